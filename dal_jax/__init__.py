@@ -1,12 +1,13 @@
 """Valid p-values for regions flagged by a diffusion model (selective inference, DAL-Test)."""
 
-from ._dal_test import TestResult as TestResult
+from ._dal_test import TestOptions as TestOptions
 from ._dal_test import dal_test as dal_test
 from ._dal_test import dal_test_batch as dal_test_batch
 from ._errors import CheckpointError as CheckpointError
 from ._errors import DalJaxError as DalJaxError
 from ._errors import InputError as InputError
 from ._errors import NotPiecewiseAffineError as NotPiecewiseAffineError
+from ._result import TestResult as TestResult
 from ._version import __version__ as __version__
 from .affine import AffinePiece as AffinePiece
 from .affine import PieceStatus as PieceStatus
@@ -16,4 +17,5 @@ from .localizers import Localizer as Localizer
 from .localizers import dal_localizer as dal_localizer
 from .localizers import from_score as from_score
 from .localizers import load_localizer as load_localizer
+from .search import AdaptiveOptions as AdaptiveOptions
 from .search import Status as Status

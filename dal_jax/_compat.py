@@ -84,3 +84,73 @@ def exact_arithmetic() -> Iterator[None]:
     """
     with enable_x64(), jax.default_matmul_precision("highest"):
         yield
+
+
+def launched_processes() -> int | None:
+    """How many processes the launcher around this one started; None if JAX knows no launcher.
+
+    Slurm, Open MPI and TPU pods, by JAX's own detection; Kubernetes is left out since JAX asks the
+    network there.
+    """
+    from jax._src.clusters import ClusterEnv
+
+    for env in ClusterEnv._cluster_types:
+        if env.name in ("ompi", "slurm", "gcetpu", "gketpu") and env.is_env_present():
+            return env.get_process_count()
+    return None
+
+
+def start_distributed(**arguments: Any) -> None:
+    """Calls `jax.distributed.initialize`, leaving SIGTERM to end the process as it always does.
+
+    JAX's preemption service would catch the signal for a checkpoint at the next step of a training.
+    """
+    former = jax.config.jax_enable_preemption_service  # pyright: ignore
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(**arguments)
+    finally:
+        jax.config.update("jax_enable_preemption_service", former)
+
+
+def wait_at_barrier(name: str, seconds: float) -> None:
+    """Waits until every process of `jax.distributed` has come to the barrier of this name.
+
+    The public barrier of JAX runs on the devices, which may all be busy for hours before it.
+    """
+    from jax._src.distributed import global_state
+
+    if global_state.client is not None:
+        global_state.client.wait_at_barrier(name, int(1000 * seconds))
+
+
+def split_known(
+    f: Callable[..., Any], fixed: Any, moving: Any
+) -> tuple[Callable[[Any], list[Any]], Callable[[list[Any], Any], Any]]:
+    """Splits `f(fixed, moving)` into what `fixed` alone decides and the rest.
+
+    Returns `(prepare, apply)` with `apply(prepare(fixed), moving) == f(fixed, moving)`; what of a
+    loop's body does not depend on `moving` is computed by `prepare`, too. The arguments here are
+    arrays or their shapes.
+    """
+    from jax._src.interpreters import partial_eval
+
+    fixed_leaves, fixed_tree = jax.tree.flatten(fixed)
+    leaves, tree = jax.tree.flatten(moving)
+
+    def flat(*args: Any) -> list[Any]:
+        first, rest = args[: len(fixed_leaves)], args[len(fixed_leaves) :]
+        return jax.tree.leaves(f(fixed_tree.unflatten(first), tree.unflatten(rest)))
+
+    closed = jax.make_jaxpr(flat)(*fixed_leaves, *leaves)
+    is_moving = [False] * len(fixed_leaves) + [True] * len(leaves)
+    known, unknown, _, _ = partial_eval.partial_eval_jaxpr_nounits(closed, is_moving, True)
+    out_tree = jax.tree.structure(jax.eval_shape(f, fixed, moving))
+
+    def prepare(values: Any) -> list[Any]:
+        return core.jaxpr_as_fun(known)(*jax.tree.leaves(values))
+
+    def apply(residuals: list[Any], values: Any) -> Any:
+        return out_tree.unflatten(core.jaxpr_as_fun(unknown)(*residuals, *jax.tree.leaves(values)))
+
+    return prepare, apply

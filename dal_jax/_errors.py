@@ -13,6 +13,10 @@ class CheckpointError(InputError):
     """A checkpoint or weights file is missing, damaged or of another shape."""
 
 
+class RunError(DalJaxError):
+    """A long run cannot go on (full disk, lost process); what is finished is kept."""
+
+
 class NotPiecewiseAffineError(DalJaxError, TypeError):
     """A function is not piecewise affine in its argument; names the primitive and the line."""
 

@@ -117,7 +117,6 @@ def test_wrong_words_are_refused(capsys: pytest.CaptureFixture[str], words: list
         ("test", {"noise": "ar1:1:1"}, "rho"),
         ("test", {"noise": "pink"}, "noise"),
         ("test", {"noise": "absent.npy"}, "noise"),
-        ("test", {"engine": "adaptive"}, "adaptive"),
         ("test", {"precision": "1"}, "precision"),
         ("test", {"alpha": "2"}, "alpha"),
     ],

@@ -16,6 +16,7 @@ from dal_jax import InputError, Status, dal_test, dal_test_batch, from_score
 from dal_jax.inference import (
     bonferroni_log10_p,
     contains,
+    intersect,
     naive_p,
     over_conditioned_p,
     selective_p,
@@ -49,40 +50,63 @@ def same(one, two, tolerance=0.0):
                 np.testing.assert_allclose(a, b, rtol=0, atol=tolerance, err_msg=name)
 
 
-@pytest.mark.parametrize("options", [{}, {"dtype": "float32"}, {"engine": "scan"}])
+SWEEP, SCAN, ADAPTIVE = ({"engine": name} for name in ("sweep", "scan", "adaptive"))
+WAYS: list[dict[str, Any]] = [
+    SWEEP,
+    {**SWEEP, "dtype": "float32"},
+    SCAN,
+    ADAPTIVE,
+    {**ADAPTIVE, "dtype": "float64"},
+]
+# A batch of images adds the terms of a score in another order than one image alone.
+BATCHED = 1e-14
+
+
+@pytest.mark.parametrize("options", WAYS)
 @pytest.mark.parametrize("alternative", ["two-sided", "greater"])
 def test_the_fields_of_a_result_fit_together(options, alternative):
     result = dal_test(LOCALIZER, X, X_REF, "iid:0.7", alternative=alternative, **options)
     region = result.region
     assert region.dtype == bool
     np.testing.assert_array_equal(region, LOCALIZER.region(X))
-    np.testing.assert_array_equal(result.score, LOCALIZER.score(X))
-    np.testing.assert_array_equal(result.reconstruction, LOCALIZER.reconstruct(X))
+    np.testing.assert_allclose(result.score, LOCALIZER.score(X), atol=BATCHED)
+    np.testing.assert_allclose(result.reconstruction, LOCALIZER.reconstruct(X), atol=BATCHED)
     assert result.score.dtype == result.reconstruction.dtype == np.float64
     mean = X[region].mean() - X_REF[region].mean()
     assert result.statistic == pytest.approx(mean, abs=1e-14)  # another order of summation
     sd = 0.7 * math.sqrt(2 / region.sum())
     assert result.sd == pytest.approx(sd, rel=1e-14)
     z_obs = result.statistic / result.sd
-    # In units of the statistic: the set holds it, and its own window besides.
     assert contains(result.truncation, result.statistic)
-    (lo, hi), window = result.window, result.window / result.sd
-    assert lo < result.statistic < hi
-    first, last = result.searched[0, 0], result.searched[-1, -1]
-    inside = np.linspace(max(lo, first), min(hi, last), 12)[1:-1]
-    assert contains(result.truncation, inside).all()
-    assert result.over_conditioned_p == over_conditioned_p(z_obs, window, alternative)
+    if options["engine"] == "adaptive":
+        assert result.num_windows == 0
+        assert np.isnan([*result.window, result.over_conditioned_p]).all()
+        assert 0 < result.spacing <= 0.5 * result.sd * (1 + 1e-12)
+        assert 0 < result.num_checks <= 8
+        assert result.num_disagreements == 0
+    else:
+        # In units of the statistic: the set holds it, and its own window besides.
+        (lo, hi), window = result.window, result.window / result.sd
+        assert lo < result.statistic < hi
+        first, last = result.searched[0, 0], result.searched[-1, -1]
+        inside = np.linspace(max(lo, first), min(hi, last), 12)[1:-1]
+        assert contains(result.truncation, inside).all()
+        assert result.over_conditioned_p == over_conditioned_p(z_obs, window, alternative)
+        assert 0 < result.num_windows <= result.num_evaluations
+        assert math.isnan(result.spacing)
+        assert result.num_checks == 0
     assert result.naive_p == naive_p(z_obs, alternative)
     assert result.bonferroni_log10_p == bonferroni_log10_p(z_obs, 16, alternative)
     again = selective_p(
         z_obs, result.truncation / result.sd, result.searched / result.sd, alternative
     )
     bounds = (result.p_value, result.p_low, result.p_high)
-    np.testing.assert_allclose(bounds, again, rtol=1e-12)  # ends multiplied and divided by sd
+    # Ends were multiplied and divided by sd; the adaptive p counts the ends' last 1e-6, too.
+    np.testing.assert_allclose(bounds, again, rtol=1e-12 if result.num_windows else 1e-5)
     assert result.p_low <= result.p_value <= result.p_high <= result.p_low + 1e-3
     assert result.status is Status.OK
-    assert result.engine == options.get("engine", "sweep")
-    assert 0 < result.num_windows <= result.num_evaluations
+    assert result.engine == options["engine"]
+    assert result.num_evaluations > 0
     assert result.seconds > 0
 
 
@@ -99,10 +123,16 @@ def test_the_truncation_is_where_the_region_stays():
 
 
 def test_engines_and_dtypes_agree():
-    ways: list[dict[str, Any]] = [{}, {"dtype": "float32"}, {"engine": "scan"}]
-    results = [dal_test(LOCALIZER, X, X_REF, "iid:1", precision=0, **way) for way in ways]
-    for other in results[1:]:
-        same(results[0], other, 1e-10)  # rounding of ends, in units of about 1
+    exact = [dal_test(LOCALIZER, X, X_REF, "iid:1", precision=0, **way) for way in WAYS[:3]]
+    for other in exact[1:]:
+        same(exact[0], other, 1e-10)  # rounding of ends, in units of about 1
+    for way in WAYS[3:]:
+        adaptive = dal_test(LOCALIZER, X, X_REF, "iid:1", precision=1e-6, **way)
+        ends = intersect(exact[0].truncation, adaptive.searched[[0, -1], [0, -1]][None])
+        # What the search was asked for; its last secant is usually better by far.
+        np.testing.assert_allclose(adaptive.truncation, ends, atol=1e-6)
+        assert adaptive.p_value == pytest.approx(exact[0].p_value, abs=1e-6)
+        assert adaptive.p_low - 1e-9 <= exact[0].p_value <= adaptive.p_high + 1e-9
 
 
 def test_several_references():
@@ -166,7 +196,8 @@ def test_without_a_region_nothing_is_searched():
     assert result.status is Status.NO_REGION
     assert not rounds
     assert not result.region.any()
-    assert result.num_evaluations == result.num_windows == 0
+    assert result.num_evaluations == 1
+    assert result.num_windows == 0
     assert result.truncation.shape == result.searched.shape == (0, 2)
     np.testing.assert_array_equal(result.score, np.abs(X).sum(-1))
     numbers = [v for v in result if isinstance(v, float)]
@@ -179,7 +210,7 @@ def test_a_score_that_is_not_finite():
         result = dal_test(from_score(brightness, SHAPE, 1.0, np.full((), bad)), X, X_REF, "iid:1")
         assert result.status is Status.NON_FINITE
         assert math.isnan(result.p_value)
-        assert result.num_evaluations == 0
+        assert result.num_evaluations == 1
 
 
 def broken_far_out(params, draws, x):
@@ -189,8 +220,7 @@ def broken_far_out(params, draws, x):
 
 def test_a_score_that_is_not_finite_elsewhere_on_the_line():
     localizer = from_score(broken_far_out, SHAPE, 0.5, np.array(X.sum() + 0.01))
-    ways: list[dict[str, Any]] = [{}, {"dtype": "float32"}, {"engine": "scan"}]
-    for way in ways:
+    for way in WAYS:
         result = dal_test(localizer, X, X_REF, "iid:1", **way)
         assert result.status is Status.NON_FINITE
         assert all(map(math.isnan, (result.p_value, result.p_low, result.p_high)))
@@ -205,9 +235,10 @@ def test_a_region_of_one_point_is_a_tie():
     # Half the pixel and half of nothing: the line comes back to the pixel's value exactly.
     x = np.zeros((1, 1, 1)) + 0.5
     localizer = from_score(one_point, (1, 1, 1), 0.5, np.array(0.5))
-    result = dal_test(localizer, x, np.zeros((1, 1, 1)), "iid:1", z_max=3.0)
-    assert result.status is Status.TIE
-    assert math.isnan(result.p_value)
+    for way in (SWEEP, SCAN, ADAPTIVE):
+        result = dal_test(localizer, x, np.zeros((1, 1, 1)), "iid:1", z_max=3.0, **way)
+        assert result.status is Status.TIE
+        assert math.isnan(result.p_value)
 
 
 def test_options_reach_the_search():
@@ -258,6 +289,8 @@ BAD = {
     "precision": ("precision", {"precision": -1e-3}),
     "alpha": ("alpha", {"alpha": 1.0}),
     "z_max": ("z_max", {"z_max": 0.0}),
+    "seed": ("seed", {"seed": -1}),
+    "option": ("options", {"tolerance": 1e-3}),
     "threshold": ("threshold", {"threshold": 0.0}),
     "threshold NaN": ("threshold", {"threshold": math.nan}),
     "draws": ("draws", {"draws": np.zeros((3, 3, 1))}),
@@ -286,8 +319,9 @@ def test_localizers_that_do_not_fit():
     with pytest.raises(InputError, match="threshold: got -1"):
         dal_test(LOCALIZER._replace(threshold=-1.0), X, X_REF, "iid:1")
     flat = from_score(lambda p, d, x: x, SHAPE, 0.1)
-    with pytest.raises(InputError, match=r"localizer .* expected"):
-        dal_test(flat, X, X_REF, "iid:1")
+    for way in (SWEEP, ADAPTIVE):
+        with pytest.raises(InputError, match=r"localizer .* expected"):
+            dal_test(flat, X, X_REF, "iid:1", **way)
 
 
 def test_a_batch_equals_its_images_one_by_one():
@@ -298,7 +332,7 @@ def test_a_batch_equals_its_images_one_by_one():
         LOCALIZER, xs, refs, "iid:1", precision=0.01, progress=lambda n, r: seen.append((n, r))
     )
     assert [n for n, _ in seen] == [1, 2, 3]
-    assert [r for _, r in seen] == batch
+    assert {id(r) for _, r in seen} == {id(r) for r in batch}
     for result, x, x_ref in zip(batch, xs, refs, strict=True):
         same(result, dal_test(LOCALIZER, x, x_ref, iid(1.0), precision=0.01))
     draws = np.random.default_rng(0).normal(size=(3, *SHAPE))
@@ -316,17 +350,33 @@ def test_bad_batches():
         ((X, refs, "iid:1"), "x and x_ref"),
         ((xs, refs[:1], "iid:1"), "x and x_ref"),
         ((xs, X_REF, "iid:1"), "x and x_ref"),
-        ((xs, np.stack([X, X + HOLE]), "iid:1"), "image 1: x_ref has 1 NaN"),
         ((xs, refs, "iid:0"), "sigma"),
     ):
         with pytest.raises(InputError, match=words):
             dal_test_batch(LOCALIZER, *arguments)
-    with pytest.raises(InputError, match="draws are 3, expected one for each of 2 images"):
-        dal_test_batch(LOCALIZER, xs, refs, "iid:1", draws=np.zeros((3, *SHAPE)))
-    with pytest.raises(InputError, match="image 0: draws: got shape"):
-        dal_test_batch(LOCALIZER, xs, refs, "iid:1", draws=np.zeros((2, 3)))
-    with pytest.raises(InputError, match="image 0: engine"):
-        dal_test_batch(LOCALIZER, xs, refs, "iid:1", engine="none")
+    for options, words in (
+        ({"draws": np.zeros((3, *SHAPE))}, "draws are 3, expected one for each of 2 images"),
+        ({"engine": "none"}, "engine"),
+        ({"batch_size": 0}, "batch_size is 0, expected 1 or more"),
+        ({"devices": 0}, "devices is 0, expected 1"),
+        ({"devices": []}, "devices is empty"),
+    ):
+        with pytest.raises(InputError, match=words):
+            dal_test_batch(LOCALIZER, xs, refs, "iid:1", **options)
+
+
+@pytest.mark.parametrize("way", [SWEEP, ADAPTIVE])
+def test_a_bad_image_of_a_batch_fails_alone(way):
+    xs, refs = np.stack([X, X + HOLE, X]), np.stack([X_REF, X_REF, X_REF + HOLE])
+    good, *bad = dal_test_batch(LOCALIZER, xs, refs, "iid:1", **way)
+    same(good, dal_test(LOCALIZER, X, X_REF, "iid:1", **way))
+    for result, name in zip(bad, ("x", "x_ref"), strict=True):
+        assert result.status is Status.INVALID_INPUT
+        assert result.message.startswith(f"{name} has 1 NaN")
+        assert math.isnan(result.p_value)
+    xs, refs = np.stack([X] * 3), np.stack([X_REF] * 3)
+    bad = dal_test_batch(LOCALIZER, xs, refs, "iid:1", draws=np.zeros((3, 2)), **way)
+    assert ["draws: got shape" in result.message for result in bad] == [True] * 3
 
 
 SCRIPT = """
@@ -340,7 +390,7 @@ import dal_jax
 before = dict(jax.config.values)
 x, x_ref = np.random.default_rng(0).normal(size=(2, 5, 5, 1))
 results = [dal_test(dense_localizer(), x, x_ref, "iid:1", **options)
-           for options in ({"dtype": "float32"}, {"engine": "scan"})]
+           for options in ({"engine": "sweep", "dtype": "float32"}, {"engine": "scan"}, {})]
 same = all(jax.config.values[name] == value for name, value in before.items())
 kept = jax.numpy.ones(3).dtype == np.float32 and not jax.config.jax_enable_x64
 print(json.dumps({"same": same and kept, "p": [r.p_value for r in results],
@@ -363,14 +413,7 @@ def test_jax_is_left_as_it_was_and_works_without_x64():
         np.testing.assert_allclose(ends, expected.truncation.ravel(), atol=1e-10)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"dtype": "float32"},
-        {"engine": "scan"},
-    ],
-)
+@pytest.mark.parametrize("options", WAYS)
 def test_the_second_test_compiles_nothing(options):
     localizer = dense_localizer(7, side=6)
     dal_test(localizer, *images(1, localizer), "iid:1", **options)
@@ -420,7 +463,7 @@ def check_uniform(p):
 
 def test_null_p_values_are_uniform():
     localizer = pooled_localizer(strength=0.1, threshold=2.0)
-    null = Null(localizer, iid(1.0), 400, dtype="float32")
+    null = Null(localizer, iid(1.0), 400, engine="sweep", dtype="float32")
     for alternative in ("two-sided", "greater", "less", "equal-tailed"):
         check_uniform(null.p(alternative))
     np.testing.assert_allclose(null.p("two-sided"), [r.p_value for r in null.rows], rtol=1e-9)

@@ -7,7 +7,6 @@ import numpy as np
 import typer
 
 from dal_jax import TestResult, dal_test
-from dal_jax._errors import InputError
 from dal_jax.cli import _options as options
 from dal_jax.cli._output import dumps, filed, listed, need_figures
 from dal_jax.images import write_text
@@ -40,7 +39,12 @@ Alternative = Annotated[
     typer.Option("--alternative", help="Which statistics count as extreme."),
 ]
 Dtype = Annotated[
-    Literal["float64", "float32"], typer.Option("--dtype", help="Computing type of the search.")
+    Literal["float64", "float32"] | None,
+    typer.Option(
+        "--dtype",
+        help="Computing type of the search; by default float32, settled in float64, for adaptive "
+        "and float64 for exact.",
+    ),
 ]
 Precision = Annotated[
     float, typer.Option("--precision", metavar="P", help="Widest bounds on p to stop at.")
@@ -58,12 +62,12 @@ def test(
     draws: options.Draws = None,
     noise: Noise = "iid:1",
     threshold: options.Threshold = 0.8,
-    engine: Engine = "exact",
+    engine: Engine = "adaptive",
     visit: Visit = "sweep",
     precision: Precision = 1e-3,
     alpha: Level = None,
     alternative: Alternative = "two-sided",
-    dtype: Dtype = "float64",
+    dtype: Dtype = None,
     out: options.Out = None,
     seed: options.Seed = 0,
     json: options.Json = False,
@@ -74,8 +78,6 @@ def test(
     flagged pixels in row-major order (with --out the maps as paths), NaN as null, infinite ends as
     "Infinity" and "-Infinity". An image in which nothing is flagged has status NO_REGION.
     """
-    if engine == "adaptive":
-        raise InputError("--engine: 'adaptive' is not available yet, expected 'exact'")
     need_figures(out)
     localizer = options.open_localizer(model, threshold, draws, seed)
     x = options.open_image(image, localizer)
@@ -86,7 +88,7 @@ def test(
         x_ref,
         noise,
         alternative=alternative,
-        engine=visit,
+        engine=visit if engine == "exact" else engine,
         dtype=dtype,
         precision=precision,
         alpha=alpha,
@@ -108,9 +110,18 @@ def _shown(result: TestResult, out: Path | None) -> dict[str, Any]:
 def _summary(result: TestResult, name: str, alpha: float, out: Path | None) -> str:
     lines = [table([result], [name], alpha=alpha), ""]
     lines.append(
-        f"status {result.status.value}, engine {result.engine}, "
-        f"{result.num_windows} windows, {result.seconds:.1f} s; decision at alpha = {alpha:g}"
+        f"status {result.status.value}, engine {result.engine}, {_effort(result)}, "
+        f"{result.seconds:.1f} s; decision at alpha = {alpha:g}"
     )
     if out is not None:
         lines.append(f"written to {out}")
     return "\n".join(lines)
+
+
+def _effort(result: TestResult) -> str:
+    if result.engine != "adaptive":
+        return f"{result.num_windows} windows"
+    checks = f"{result.num_checks} random points checked"
+    if result.num_disagreements:
+        checks += f", {result.num_disagreements} surprises followed up"
+    return f"{result.num_evaluations} evaluations, {checks}"

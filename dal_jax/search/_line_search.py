@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -39,6 +40,7 @@ class Status(StrEnum):
     NOT_CONVERGED = "NOT_CONVERGED"  # the bounds are valid but wider than asked for
     TIE = "TIE"  # the observed image lies on the boundary of its own region's set, to rounding
     NON_FINITE = "NON_FINITE"  # the score is NaN or infinite somewhere on the line
+    INVALID_INPUT = "INVALID_INPUT"  # one image of a batch was refused; the message says why
 
 
 class Searched(NamedTuple):
@@ -53,6 +55,23 @@ class Searched(NamedTuple):
 
 
 Progress = Callable[[SelectiveP, float], None]  # bounds so far, |z| reached
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """What is wanted of a search, as `search_line` takes it.
+
+    Raises:
+        InputError: an option does not fit.
+    """
+
+    alternative: str = "two-sided"
+    precision: float = 1e-3
+    alpha: float | None = None
+    z_max: float | None = None
+
+    def __post_init__(self) -> None:
+        check_options(self.alternative, self.precision, self.alpha, self.z_max)
 
 
 def search_line(
@@ -90,7 +109,7 @@ def search_line(
     arXiv 2402.11789.
     """
     check_options(alternative, precision, alpha, z_max)
-    reach_max = _reach_max(z_obs, z_max)
+    reach_max = reach_limit(z_obs, z_max)
     total = Found(as_intervals([]), as_intervals([]), 0, 0, True)
     searched = as_intervals([])
     reach = reach_max if precision == 0 else min(CORE, reach_max)
@@ -104,7 +123,7 @@ def search_line(
         bounds = selective_p(z_obs, total.inside, known, alternative)
         if progress is not None:
             progress(bounds, reach)
-        status = _status(bounds, total, precision, alpha)
+        status = search_status(bounds, precision, alpha) if total.finite else Status.NON_FINITE
         if status is not Status.NOT_CONVERGED or reach >= reach_max:
             break
         reach = _next_reach(reach, reach_max, precision, log_total_mass(total.inside))
@@ -140,7 +159,19 @@ def check_options(
         raise InputError(f"z_max is {z_max!r}, expected a positive finite number")
 
 
-def _reach_max(z_obs: float, z_max: float | None) -> float:
+def reach_limit(z_obs: float, z_max: float | None) -> float:
+    """How far from 0 a search may go.
+
+    Args:
+        z_obs: observed statistic in units of its standard deviation.
+        z_max: half the width of the range, or None for 10 + |z_obs|.
+
+    Returns:
+        The limit, standard deviations; |z_obs| + 0.5 if z_max would not hold z_obs.
+
+    Raises:
+        InputError: z_obs is not finite.
+    """
     if not math.isfinite(z_obs):
         raise InputError(f"z_obs is {z_obs!r}, expected a finite number")
     if z_max is None:
@@ -148,9 +179,17 @@ def _reach_max(z_obs: float, z_max: float | None) -> float:
     return float(z_max) if abs(z_obs) < z_max else abs(z_obs) + AROUND
 
 
-def _status(bounds: SelectiveP, total: Found, precision: float, alpha: float | None) -> Status:
-    if not total.finite:
-        return Status.NON_FINITE
+def search_status(bounds: SelectiveP, precision: float, alpha: float | None) -> Status:
+    """Whether the bounds on p are as asked for.
+
+    Args:
+        bounds: on p.
+        precision: the width asked for.
+        alpha: the level whose decision is enough, or None.
+
+    Returns:
+        OK, NOT_CONVERGED, or TIE where the bounds are NaN.
+    """
     if math.isnan(bounds.p):
         return Status.TIE
     # Exhausting the range leaves tails of less than 1e-20; do not ask for exactly nothing.

@@ -1,0 +1,122 @@
+"""What a test says of one image."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from ._typing import Bool, Float
+from .inference import Line, as_intervals, bonferroni_log10_p, naive_p, over_conditioned_p
+from .search import Searched, Status
+
+
+class TestResult(NamedTuple):
+    """What a test says of one image; numbers that are not valid are NaN."""
+
+    p_value: float  # selective; from the part of the truncation set that was found
+    p_low: float  # p_low <= p <= p_high whatever the unsearched part of the line holds
+    p_high: float
+    naive_p: float  # as if the region had been chosen beforehand: not valid
+    bonferroni_log10_p: float  # log10, over all 2^n regions
+    over_conditioned_p: float  # valid but weak: given the first window too; NaN if none was found
+    statistic: float  # difference of means inside the region, in units of the image
+    sd: float  # its standard deviation, in units of the image
+    region: Bool[np.ndarray, "H W"]  # score > threshold
+    score: Float[np.ndarray, "H W"]
+    reconstruction: Float[np.ndarray, "H W C"]
+    truncation: Float[np.ndarray, "k 2"]  # where the region is the same; units of the statistic
+    searched: Float[np.ndarray, "m 2"]  # where that is known; units of the statistic
+    window: Float[np.ndarray, " 2"]  # the first window; units of the statistic; exact engines only
+    engine: str
+    num_windows: int  # affine pieces met; exact engines only
+    num_evaluations: int  # of the score function
+    status: Status
+    seconds: float  # wall time from start to end, compilation and tests beside it included
+    spacing: float = math.nan  # widest cell not divided, units of the statistic; adaptive only
+    num_checks: int = 0  # random points at which the outcome was checked; adaptive only
+    num_disagreements: int = 0  # of any check, also those that were followed up; adaptive only
+    message: str = ""  # why, where the status is INVALID_INPUT
+
+    __test__ = False  # not a test case, whatever pytest thinks of the name
+
+
+def empty_result(
+    score: Float[np.ndarray, "H W"],
+    reconstruction: Float[np.ndarray, "H W C"],
+    threshold: float,
+    engine: str,
+    status: Status = Status.NO_REGION,
+    message: str = "",
+) -> TestResult:
+    """A result without a test.
+
+    Args:
+        score: (H, W).
+        reconstruction: (H, W, C).
+        threshold: of the score.
+        engine: as in `dal_test`.
+        status: why there is no test.
+        message: the same in words.
+
+    Returns:
+        The result, its numbers NaN.
+    """
+    none, nan = as_intervals([]), math.nan
+    return TestResult(
+        p_value=nan,
+        p_low=nan,
+        p_high=nan,
+        naive_p=nan,
+        bonferroni_log10_p=nan,
+        over_conditioned_p=nan,
+        statistic=nan,
+        sd=nan,
+        region=score > threshold,
+        score=score,
+        reconstruction=reconstruction,
+        truncation=none,
+        searched=none,
+        window=np.full(2, nan),
+        engine=engine,
+        num_windows=0,
+        num_evaluations=0,
+        status=status,
+        seconds=nan,
+        message=message,
+    )
+
+
+def with_search(
+    empty: TestResult, line: Line, searched: Searched, alternative: str, window: np.ndarray
+) -> TestResult:
+    """Fills in what the search of a line found.
+
+    Args:
+        empty: from `empty_result`.
+        line: that was searched.
+        searched: its outcome, standardized.
+        alternative: of the test.
+        window: (2,) the first window, standardized, or NaN.
+
+    Returns:
+        The result.
+    """
+    over_conditioned = math.nan  # where no window can be told
+    if not np.isnan(window).any():
+        over_conditioned = over_conditioned_p(line.z_obs, window, alternative)
+    return empty._replace(
+        p_value=searched.bounds.p,
+        p_low=searched.bounds.low,
+        p_high=searched.bounds.high,
+        naive_p=naive_p(line.z_obs, alternative),
+        bonferroni_log10_p=bonferroni_log10_p(line.z_obs, empty.region.size, alternative),
+        over_conditioned_p=over_conditioned,
+        statistic=line.statistic,
+        sd=line.sd,
+        truncation=searched.truncation * line.sd,
+        searched=searched.searched * line.sd,
+        window=window * line.sd,
+        num_windows=searched.num_windows,
+        num_evaluations=searched.num_evaluations,
+        status=searched.status,
+    )

@@ -1,0 +1,340 @@
+"""The adaptive search of a line: looks where the p-value is decided, by evaluations alone.
+
+Serves any score function, smooth or piecewise linear, continuous or with jumps. Written as a
+generator that asks for evaluations, so that many lines can share the batches of one device.
+"""
+
+import math
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import ndtri_exp
+
+from .._errors import InputError
+from .._typing import Bool, Float
+from ..inference import (
+    Intervals,
+    SelectiveP,
+    as_intervals,
+    contains,
+    log_mass,
+    log_total_mass,
+    merge,
+    selective_p,
+    subtract,
+)
+from ._cells import Nodes, classify, with_points
+from ._line_search import (
+    Progress,
+    Searched,
+    SearchOptions,
+    Status,
+    reach_limit,
+    search_status,
+)
+
+# The first look: this far on both sides of 0 and around the observed value, standard deviations.
+CORE, AROUND, NEAR = 3.5, 1.0, 0.2
+# Shares of the asked precision that undecided cells, and the tails, may use up.
+CELLS_SHARE, TAILS_SHARE = 0.2, 0.25
+# Ends are looked for in float64 once they are known this well (float32 cannot tell much more).
+WIDE_BELOW = 3e-4
+# A cell this narrow (relative to |z|, or 1) is not divided any more.
+NARROWEST = 1e-9
+# Points keep this share of a cell's width away from its nodes.
+BORDER = 1e-3
+# Further out in steps of this many standard deviations.
+STRIDE = 1.0
+# A float32 score may be this many times further from the float64 one than at the observed point.
+ROUNDING = 4.0
+# How often a search whose random checks disagree is repeated, ever more carefully.
+ATTEMPTS, MORE_CAREFUL = 3, 4.0
+
+
+@dataclass(frozen=True)
+class AdaptiveOptions:
+    """How carefully the adaptive search looks.
+
+    Raises:
+        InputError: a number is out of range.
+    """
+
+    spacing: float = 0.5  # of the first grid, standard deviations of the statistic, in (0, 1]
+    safety: float = 4.0  # factor on the estimated interpolation error, 1 or above
+    sections: int = 3  # parts into which an undecided cell is divided at a time, 2 or more
+    checks: int = 8  # random points at which the outcome is checked
+    tolerance: float = 1e-6  # of the ends, standard deviations (relative beyond 1)
+    max_evaluations: int = 4000  # of the score in one test
+
+    def __post_init__(self) -> None:
+        for name, fits, expected in (
+            ("spacing", 0 < self.spacing <= 1, "a number in (0, 1]"),
+            ("safety", 1 <= self.safety < math.inf, "a number of 1 or above"),
+            ("sections", self.sections >= 2, "2 or more"),
+            ("checks", self.checks >= 0, "0 or more"),
+            ("tolerance", 0 < self.tolerance <= 0.01, "a number in (0, 0.01]"),
+            ("max_evaluations", self.max_evaluations >= 1, "1 or more"),
+        ):
+            if not fits:
+                raise InputError(f"{name} is {getattr(self, name)!r}, expected {expected}")
+
+
+class Points(NamedTuple):
+    """Points of a line to be evaluated."""
+
+    z: Float[np.ndarray, " k"]  # standardized
+    wide: Bool[np.ndarray, " k"]  # in float64 whatever the search computes in
+
+
+class Margins(NamedTuple):
+    """What was found at them."""
+
+    margin: Float[np.ndarray, "k n"]  # of every pixel, positive where it is as observed
+    inside: Bool[np.ndarray, " k"]  # the region is the observed one
+
+
+class Adaptive(NamedTuple):
+    """A line searched adaptively."""
+
+    searched: Searched
+    spacing: float  # the widest cell that was not divided, standardized
+    num_checks: int  # random points at which the outcome was checked in the end
+    num_disagreements: int  # points of any check that were not as predicted
+
+
+def adaptive_search(
+    z_obs: float,
+    observed: Margins,
+    options: SearchOptions,
+    how: AdaptiveOptions,
+    *,
+    seed: int = 0,
+    wide_only: bool = False,
+    progress: Progress | None = None,
+) -> Generator[Points, Margins, Adaptive]:
+    """Finds where along a line the region is the observed one.
+
+    Evaluates a coarse grid, then divides the cells in which interpolation does not decide
+    membership, down to `how.tolerance` at the ends of the set; cells whose probability does not
+    matter to the precision asked for stay undecided and widen the bounds. In the end it looks at
+    `how.checks` random points; if one is not as predicted the search goes on with more safety.
+
+    Args:
+        z_obs: observed statistic in units of its standard deviation.
+        observed: the margins (1, n) there, in float64.
+        options: alternative, precision, alpha, z_max.
+        how: spacing, safety and so on.
+        seed: of the random points.
+        wide_only: True when every evaluation is in float64.
+        progress: called after every round.
+
+    Yields:
+        Points to be evaluated; expects their `Margins`.
+
+    Returns:
+        The sets, bounds, counts and status. The bounds hold if the interpolation errors do.
+
+    Source: this project.
+    """
+    search = _Search(z_obs, observed, options, how, wide_only, progress)
+    yield from search.resolve()
+    rng = np.random.default_rng([seed, *np.array([z_obs]).view(np.uint32).tolist()])
+    while how.checks and search.finite:
+        agreed = yield from search.check(rng)
+        yield from search.resolve()  # the new points may have opened cells
+        if agreed or search.attempts >= ATTEMPTS:
+            break
+    return search.outcome()
+
+
+class _Search:
+    """One line: what is known of it, and what to ask next."""
+
+    def __init__(
+        self,
+        z_obs: float,
+        observed: Margins,
+        options: SearchOptions,
+        how: AdaptiveOptions,
+        wide_only: bool,
+        progress: Progress | None,
+    ):
+        self.z_obs, self.options, self.how, self.wide_only = z_obs, options, how, wide_only
+        self.progress = progress
+        self.limit = reach_limit(z_obs, options.z_max)
+        self.nodes = Nodes(np.array([z_obs]), *observed, np.zeros(1))
+        self.noise = 0.0 if wide_only else math.nan
+        self.safety, self.asked = how.safety, 0
+        self.checks, self.disagreements, self.attempts = 0, 0, 0
+        self.finite = True
+
+    def resolve(self) -> Generator[Points, Margins, None]:
+        """Asks until the bounds are tight and the ends are known, or nothing is left to ask."""
+        points = self._first() if len(self.nodes.z) == 1 else self._next()
+        while len(points.z) and self.asked < self.how.max_evaluations:
+            yield from self._evaluate(points)
+            if not self.finite:
+                return
+            points = self._next()
+
+    def check(self, rng: np.random.Generator) -> Generator[Points, Margins, bool]:
+        """Asks at random points of what was searched; whether all are as predicted."""
+        found, undecided = self.found, self.undecided
+        z = rng.uniform(self.nodes.z[0], self.nodes.z[-1], self.how.checks)
+        z = z[~contains(undecided, z)]
+        points = self._points(z, np.zeros(len(z), bool))
+        answer = (yield from self._evaluate(points)) if len(z) else None
+        if answer is None:
+            return True
+        doubtful = np.abs(answer.margin).min(axis=1) <= self.noise
+        wrong = (answer.inside != contains(found, z)) & ~doubtful
+        self.checks, self.attempts = len(z), self.attempts + 1
+        self.disagreements += int(wrong.sum())
+        if wrong.any():
+            self.safety *= MORE_CAREFUL
+            self._assess()
+        return not wrong.any()
+
+    def outcome(self) -> Adaptive:
+        """What the search found."""
+        if self.finite:
+            bounds, status = self._bounds()
+        if not self.finite or status is Status.TIE:
+            none, nan = as_intervals([]), math.nan
+            status = Status.TIE if self.finite else Status.NON_FINITE
+            searched = Searched(none, none, SelectiveP(nan, nan, nan), 0, self.asked, status)
+            return Adaptive(searched, nan, 0, self.disagreements)
+        known = subtract(self._span(), self.undecided)
+        searched = Searched(self.found, known, bounds, 0, self.asked, status)
+        spacing = float(np.diff(self.nodes.z).max())
+        return Adaptive(searched, spacing, self.checks, self.disagreements)
+
+    def _points(self, z: np.ndarray, wide: np.ndarray) -> Points:
+        return Points(z, wide | self.wide_only)
+
+    def _evaluate(self, points: Points) -> Generator[Points, Margins, Margins | None]:
+        answer = yield points
+        self.asked += len(points.z)
+        if not np.isfinite(answer.margin).all():
+            self.finite = False
+            return None
+        if math.isnan(self.noise):  # the observed point comes first, now in float32
+            difference = np.abs(answer.margin[0] - self.nodes.margin[0]).max()
+            self.noise = ROUNDING * float(difference)
+        noise = np.where(points.wide, 0.0, self.noise)
+        self.nodes = with_points(self.nodes, points.z, *answer, noise)
+        self._assess()
+        if self.progress is not None:
+            self.progress(self._bounds()[0], float(-self.nodes.z[0]))
+        return answer
+
+    def _assess(self) -> None:
+        """Draws from the nodes what is known."""
+        nodes, cells = self.nodes, classify(self.nodes, self.safety)
+        self.cells = cells
+        open_ = cells.start < cells.stop
+        self.undecided = as_intervals(np.stack([cells.start, cells.stop], axis=1)[open_])
+        left, right = nodes.inside[:-1], nodes.inside[1:]
+        low = np.where(left, nodes.z[:-1], np.where(right, cells.root, nodes.z[1:]))
+        high = np.where(right, nodes.z[1:], np.where(left, cells.root, nodes.z[1:]))
+        self.found = merge(np.stack([low, high], axis=1))
+        self.log_found = log_total_mass(self.found)
+
+    def _bounds(self) -> tuple[SelectiveP, Status]:
+        """p from all that was found, with bounds for what is undecided or was not looked at."""
+        searched = subtract(self._span(), self.undecided)
+        bounds = selective_p(self.z_obs, self.found, searched, self.options.alternative)
+        if not math.isnan(bounds.p):
+            p = selective_p(self.z_obs, self.found, self._span(), self.options.alternative).p
+            bounds = bounds._replace(p=p)
+        return bounds, search_status(bounds, self.options.precision, self.options.alpha)
+
+    def _span(self) -> Intervals:
+        return self.nodes.z[[0, -1]][None]
+
+    def _first(self) -> Points:
+        """A grid through z_obs over what is likely to matter, and two points close to z_obs."""
+        reach = self.limit if self.options.precision == 0 else min(CORE, self.limit)
+        low = max(min(-reach, self.z_obs - AROUND), -self.limit)
+        high = min(max(reach, self.z_obs + AROUND), self.limit)
+        spacing = self.how.spacing
+        below = self.z_obs - spacing * np.arange(1, math.ceil((self.z_obs - low) / spacing))
+        above = self.z_obs + spacing * np.arange(1, math.ceil((high - self.z_obs) / spacing))
+        near = self.z_obs + NEAR * spacing * np.array([-1.0, 1.0])
+        z = np.unique(np.concatenate([[low, high], below, above, near]))
+        z = z[(z >= low) & (z <= high) & (z != self.z_obs)]
+        if not self.wide_only:  # the observed point once more, to see how float32 rounds
+            z = np.concatenate([[self.z_obs], z])
+        return self._points(z, np.zeros(len(z), bool))
+
+    def _next(self) -> Points:
+        """Points in the undecided cells that matter; further out once there are none."""
+        if self.options.alpha is not None and self._bounds()[1] is Status.OK:
+            return self._points(np.zeros(0), np.zeros(0, bool))
+        points = self._divided()
+        return points if len(points.z) else self._further()
+
+    def _divided(self) -> Points:
+        cells, nodes = self.cells, self.nodes
+        changes = nodes.inside[1:] != nodes.inside[:-1]
+        scale = np.maximum(1.0, np.abs(cells.start))
+        length = cells.stop - cells.start
+        width = np.diff(nodes.z)
+        needed = np.where(changes, length > self.how.tolerance * scale, length > 0)
+        needed &= (width > NARROWEST * scale) & (changes | ~self._negligible(length))
+        z, wide = [nodes.z[self._doubtful()]], [np.ones(int(self._doubtful().sum()), bool)]
+        for cell in np.flatnonzero(needed).tolist():
+            inner = self._inner(cell, changes[cell], length[cell] < width[cell] / 2)
+            exact = length[cell] < WIDE_BELOW or cells.error[cell] <= self.noise
+            z.append(inner)
+            wide.append(np.full(len(inner), exact))
+        return self._points(np.concatenate(z), np.concatenate(wide))
+
+    def _inner(self, cell: int, changes: bool, narrowed: bool) -> np.ndarray:
+        """Where to divide a cell: at both sides of the end in it, else evenly."""
+        low, high = self.nodes.z[cell], self.nodes.z[cell + 1]
+        start, stop = self.cells.start[cell], self.cells.stop[cell]
+        if changes and narrowed:
+            points = np.array([start, stop])
+        else:
+            parts = self.how.sections if changes else self.how.sections - 1
+            points = start + (stop - start) * np.arange(1, parts) / parts
+        border = BORDER * (high - low)
+        return np.clip(points, low + border, high - border)
+
+    def _negligible(self, length: np.ndarray) -> np.ndarray:
+        """The least probable undecided cells, as many as the precision leaves room for."""
+        zones = np.stack([self.cells.start, np.maximum(self.cells.start, self.cells.stop)], axis=1)
+        mass = np.where(length > 0, log_mass(zones), -np.inf)
+        order = np.argsort(mass)
+        allowed = _log(CELLS_SHARE * self.options.precision) + self.log_found
+        negligible = np.empty(len(length), bool)
+        negligible[order] = np.logaddexp.accumulate(mass[order]) <= allowed
+        return negligible
+
+    def _doubtful(self) -> np.ndarray:
+        """Nodes whose membership rounding may have decided."""
+        nearest = np.abs(self.nodes.margin).min(axis=1)
+        return (self.nodes.noise > 0) & (nearest <= self.nodes.noise)
+
+    def _further(self) -> Points:
+        """The tails that the precision still needs, in steps of the grid."""
+        allowed = _log(TAILS_SHARE * self.options.precision) + self.log_found
+        needed = float(-ndtri_exp(allowed)) if math.isfinite(allowed) else math.inf
+        reach = min(needed, self.limit)
+        low, high, spacing = self.nodes.z[0], self.nodes.z[-1], self.how.spacing
+        z = []
+        if low > -reach:
+            z.append(np.arange(low, max(-reach, low - STRIDE), -spacing)[1:])
+            z.append([max(-reach, low - STRIDE)])
+        if high < reach:
+            z.append(np.arange(high, min(reach, high + STRIDE), spacing)[1:])
+            z.append([min(reach, high + STRIDE)])
+        points = np.unique(np.concatenate(z)) if z else np.zeros(0)
+        return self._points(points, np.zeros(len(points), bool))
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value > 0 else -math.inf

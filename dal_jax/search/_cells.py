@@ -1,0 +1,130 @@
+"""Cells between evaluated points of a line: where interpolation decides membership, where not.
+
+A pixel's margin is `score - threshold` inside the observed region and its negative outside; a
+point belongs to the truncation set when every margin is positive. Between two evaluated points a
+margin is taken to lie within an error E of its chord, E from how the chord's slope changes at the
+cell's ends: for a function with one kink in the cell, or none and little curvature, it is a bound.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .._typing import Bool, Float
+
+
+class Nodes(NamedTuple):
+    """Evaluated points of a line, ascending."""
+
+    z: Float[np.ndarray, " N"]  # standardized
+    margin: Float[np.ndarray, "N n"]  # of every pixel, units of the score
+    inside: Bool[np.ndarray, " N"]  # the region is the observed one
+    noise: Float[np.ndarray, " N"]  # largest rounding error of a margin, units of the score
+
+
+class Cells(NamedTuple):
+    """The N - 1 cells between neighbouring nodes; start >= stop where all of a cell is decided.
+
+    Left of `start` a cell is like its left node, right of `stop` like its right node.
+    """
+
+    start: Float[np.ndarray, " N-1"]  # standardized z
+    stop: Float[np.ndarray, " N-1"]
+    root: Float[np.ndarray, " N-1"]  # where the chords place the end, if the nodes differ
+    error: Float[np.ndarray, " N-1"]  # E of the pixel that decides, without rounding
+
+
+def with_points(
+    nodes: Nodes, z: np.ndarray, margin: np.ndarray, inside: np.ndarray, noise: np.ndarray
+) -> Nodes:
+    """Adds evaluated points; of two at one place the more exact one stays.
+
+    Args:
+        nodes: so far.
+        z: (k,) standardized.
+        margin: (k, n).
+        inside: (k,) bool.
+        noise: (k,).
+
+    Returns:
+        All, ascending.
+    """
+    every = Nodes(*map(np.concatenate, zip(nodes, (z, margin, inside, noise), strict=True)))
+    order = np.lexsort((every.noise, every.z))
+    first = np.ones(len(order), bool)
+    first[1:] = np.diff(every.z[order]) > 0
+    return Nodes(*(column[order[first]] for column in every))
+
+
+def classify(nodes: Nodes, safety: float) -> Cells:
+    """Finds the part of every cell in which interpolation does not decide membership.
+
+    `E = safety (h / 4) max(d, rms of d over the pixels) + noise`, d the sum of the changes of
+    slope at both ends of a cell of width h. A part is inside when every chord - E is positive, and
+    outside when some chord + E is negative.
+
+    Args:
+        nodes: two or more.
+        safety: factor on the error, 1 or above.
+
+    Returns:
+        The cells.
+
+    Source: this project.
+    """
+    width = np.diff(nodes.z)
+    error = safety * _interpolation_error(nodes, width)
+    left, right = nodes.margin[:-1], nodes.margin[1:]
+    slack = error + np.maximum(nodes.noise[:-1], nodes.noise[1:])[:, None]
+    start = _decided_share(left, right, slack, nodes.inside[:-1])
+    stop = 1 - _decided_share(right, left, slack, nodes.inside[1:])
+    differ = nodes.inside[:-1] != nodes.inside[1:]
+    root, pixel = _exit(left, right, nodes.inside[:-1])
+    rows = np.arange(len(width))
+    low, high = nodes.z[:-1], nodes.z[1:]
+    return Cells(
+        np.where(start < stop, low + start * width, high),
+        np.where(start < stop, low + stop * width, high),
+        np.where(differ, low + np.clip(root, start, np.maximum(start, stop)) * width, np.nan),
+        error[rows, pixel],
+    )
+
+
+def _interpolation_error(nodes: Nodes, width: np.ndarray) -> np.ndarray:
+    slope = np.diff(nodes.margin, axis=0) / width[:, None]
+    change = np.abs(np.diff(slope, axis=0))
+    if not len(change):
+        return np.full_like(slope, np.inf)
+    total = np.empty_like(slope)
+    total[0], total[-1] = 2 * change[0], 2 * change[-1]  # the line goes on beyond the last node
+    total[1:-1] = change[:-1] + change[1:]
+    # No pixel is trusted to be smoother than the rest: its kinks may be where nobody looked.
+    rest = np.sqrt(np.mean(total**2, axis=1, keepdims=True))
+    return width[:, None] / 4 * np.maximum(total, rest)
+
+
+def _decided_share(
+    near: np.ndarray, far: np.ndarray, slack: np.ndarray, inside: np.ndarray
+) -> np.ndarray:
+    """Which share of each cell, from its near end on, is decided to be like that end."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # From an inside end: until the first margin may be lost.
+        until = np.where(far > slack, 1.0, (near - slack) / (near - far))
+        kept = np.where(near > slack, until, 0.0).min(axis=1)
+        # From an outside end: as long as one and the same pixel is surely lost.
+        until = np.where(far < -slack, 1.0, (near + slack) / (near - far))
+        lost = np.where(near < -slack, until, 0.0).max(axis=1)
+    return np.where(inside, kept, lost)
+
+
+def _exit(left: np.ndarray, right: np.ndarray, from_inside: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Where the chords leave the set (or, from outside, enter it), as a share; by which pixel."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        crossing = left / (left - right)
+    crosses = (left > 0) != (right > 0)
+    leaves = np.where(crosses & (right <= 0), crossing, 1.0)
+    enters = np.where(crosses & (left <= 0), crossing, 0.0)
+    first, last = leaves.argmin(axis=1), enters.argmax(axis=1)
+    rows = np.arange(len(left))
+    root = np.where(from_inside, leaves[rows, first], enters[rows, last])
+    return root, np.where(from_inside, first, last)

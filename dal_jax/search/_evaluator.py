@@ -1,0 +1,202 @@
+"""Scores of many images at a time: one compiled program a precision, on all devices given."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from .._arrays import cast_floats
+from .._compat import exact_arithmetic, split_known
+from .._errors import InputError
+from .._typing import Array, Float, PyTree
+from ._problem import described, undescribed
+
+# On a CPU a call works on about this many pixels a device: more leave the cache, fewer waste time
+# between calls.
+CPU_PIXELS, CPU_LANES = 2048, 32
+# On other devices a call may take this share of the memory, and at most this many images.
+MEMORY_SHARE, MOST_LANES = 0.25, 1024
+
+
+class Functions(NamedTuple):
+    """What a localizer computes; hashable, equal ones share their programs."""
+
+    score: Any  # (params, draws, x (H, W, C)) -> (H, W)
+    reconstruct: Any  # (params, draws, x (H, W, C)) -> (H, W, C)
+    image_shape: tuple[int, int, int]
+
+
+class Evaluated(NamedTuple):
+    """Arrays on the devices, perhaps still being computed."""
+
+    score: Array  # (capacity, H, W)
+    reconstruction: Array | None  # (capacity, H, W, C), with float64 only
+
+
+class _Program(NamedTuple):
+    prepare: Any  # parameters (and shared draws) -> what needs no image, once
+    apply: Any  # (prepared, draws of each image or (), images) -> outputs
+    lanes: int  # images a device takes at a time
+    temporary_bytes: int  # of one device
+
+
+class Evaluator:
+    """Evaluates images, `capacity` at a time, in float32 or in float64.
+
+    Every device computes the same number of images with the same program whoever they belong to,
+    so that what is found for an image does not depend on what is computed beside it.
+
+    Args:
+        functions: of the localizer.
+        params: of the functions.
+        draws: for all images, or those of any one image if `own_draws`.
+        own_draws: whether every image comes with its own draws.
+        devices: to be used; None is all of this process.
+
+    Raises:
+        InputError: no devices; when it is used, scores of another shape than the images.
+    """
+
+    @exact_arithmetic()
+    def __init__(
+        self,
+        functions: Functions,
+        params: PyTree,
+        draws: PyTree,
+        own_draws: bool = False,
+        devices: Sequence[Any] | None = None,
+    ):
+        self._devices = tuple(jax.local_devices() if devices is None else devices)
+        if not self._devices:
+            raise InputError("devices is empty, expected at least one device")
+        self._functions, self._own = functions, own_draws
+        self._fixed = (params, () if own_draws else draws)
+        self._one_draws = draws
+        self._bound: dict[str, tuple[_Program, Any]] = {}
+
+    def capacity(self, dtype: str) -> int:
+        """How many images one call takes.
+
+        Args:
+            dtype: "float32" or "float64".
+
+        Returns:
+            The number, for all devices together.
+        """
+        return self._program(dtype)[0].lanes * len(_able(self._devices, dtype))
+
+    def temporary_bytes(self, dtype: str) -> int:
+        """Memory that one call needs on a device besides its arguments and results.
+
+        Args:
+            dtype: "float32" or "float64".
+
+        Returns:
+            Bytes, as the compiler says; 0 where it does not.
+        """
+        return self._program(dtype)[0].temporary_bytes
+
+    @exact_arithmetic()
+    def __call__(
+        self, images: Float[np.ndarray, "k H W C"], draws: PyTree, dtype: str
+    ) -> Evaluated:
+        """Starts the evaluation of up to `capacity` images.
+
+        Args:
+            images: (k, H, W, C), k <= capacity.
+            draws: with a leading axis k where every image has its own, else not used.
+            dtype: "float32" or "float64".
+
+        Returns:
+            The outputs, of which the first k rows count.
+        """
+        program, prepared = self._program(dtype)
+        capacity = program.lanes * len(_able(self._devices, dtype))
+        own = cast_floats(draws, dtype) if self._own else ()
+        filled = jax.tree.map(lambda v: _padded(v, capacity), (own, images.astype(dtype)))
+        outputs = program.apply(prepared, *filled)
+        return Evaluated(outputs[0], outputs[1] if len(outputs) > 1 else None)
+
+    @exact_arithmetic()
+    def _program(self, dtype: str) -> tuple[_Program, Any]:
+        if dtype not in self._bound:
+            fixed = cast_floats(self._fixed, dtype)
+            devices = _able(self._devices, dtype)
+            draws = described(cast_floats(self._one_draws, dtype)) if self._own else None
+            program = _compiled(self._functions, described(fixed), draws, dtype, devices)
+            self._bound[dtype] = program, program.prepare(fixed)
+        return self._bound[dtype]
+
+
+def _able(devices: tuple[Any, ...], dtype: str) -> tuple[Any, ...]:
+    """The devices, or the host's processor where they have no float64."""
+    if dtype == "float64" and devices[0].platform == "tpu":
+        return tuple(jax.local_devices(backend="cpu")[:1])
+    return devices
+
+
+def _padded(values: np.ndarray, count: int) -> np.ndarray:
+    if len(values) == count:
+        return values
+    return np.concatenate(
+        [values, np.zeros((count - len(values), *values.shape[1:]), values.dtype)]
+    )
+
+
+@lru_cache(maxsize=64)
+def _compiled(
+    functions: Functions, fixed: Any, draws: Any, dtype: str, devices: tuple[Any, ...]
+) -> _Program:
+    pixels = int(np.prod(functions.image_shape[:2]))
+    if devices[0].platform == "cpu":
+        lanes = int(np.clip(CPU_PIXELS // pixels, 1, CPU_LANES))
+        return _compiled_for(functions, fixed, draws, dtype, devices, lanes)
+    trial = _compiled_for(functions, fixed, draws, dtype, devices, 8)
+    limit = (devices[0].memory_stats() or {}).get("bytes_limit", 2**33)
+    fitting = MEMORY_SHARE * limit / max(1, trial.temporary_bytes / trial.lanes)
+    lanes = 2 ** int(np.log2(np.clip(fitting, 1, MOST_LANES)))
+    return _compiled_for(functions, fixed, draws, dtype, devices, lanes)
+
+
+def _compiled_for(
+    functions: Functions, fixed: Any, draws: Any, dtype: str, devices: tuple[Any, ...], lanes: int
+) -> _Program:
+    wanted = [functions.score]
+    if dtype == "float64":  # the observed images, whose reconstructions are shown
+        wanted.append(functions.reconstruct)
+
+    def evaluate(given: Any, moving: Any) -> list[Array]:
+        params, shared = given
+        own, images = moving
+        axes = (None, None, 0) if draws is None else (None, 0, 0)
+        every = shared if draws is None else own
+        return [jax.vmap(function, axes)(params, every, images) for function in wanted]
+
+    def moving(count: int) -> Any:
+        own = () if draws is None else undescribed(draws)
+        one = (own, jax.ShapeDtypeStruct(functions.image_shape, np.dtype(dtype)))
+        return jax.tree.map(lambda v: jax.ShapeDtypeStruct((count, *v.shape), v.dtype), one)
+
+    scores = jax.eval_shape(evaluate, undescribed(fixed), moving(1))[0].shape[1:]
+    if scores != functions.image_shape[:2]:
+        raise InputError(f"localizer has scores {scores}, expected {functions.image_shape[:2]}")
+    prepare, apply = split_known(evaluate, undescribed(fixed), moving(lanes))
+    mesh = Mesh(np.array(devices), ("lanes",))
+    everywhere, apart = NamedSharding(mesh, P()), NamedSharding(mesh, P("lanes"))
+    prepare = jax.jit(prepare, out_shardings=everywhere)
+    mapped = jax.shard_map(
+        lambda known, own, images: apply(known, (own, images)),
+        mesh=mesh,
+        in_specs=(P(), P("lanes"), P("lanes")),
+        out_specs=P("lanes"),
+        check_vma=False,
+    )
+    shapes = jax.eval_shape(prepare, undescribed(fixed))
+    program = jax.jit(mapped, in_shardings=(everywhere, apart, apart), out_shardings=apart)
+    compiled = program.lower(shapes, *moving(lanes * len(devices))).compile()
+    analysis = compiled.memory_analysis()
+    return _Program(prepare, compiled, lanes, getattr(analysis, "temp_size_in_bytes", 0))

@@ -1,0 +1,131 @@
+"""Many tests side by side: the evaluations that they ask for share the batches of the devices."""
+
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+
+from .._typing import Bool, Float, PyTree
+from ._evaluator import Evaluated, Evaluator
+
+# Calls that are under way at a time: the host works on one while the device computes the other.
+CALLS = 2
+
+Result = TypeVar("Result")
+
+
+class Request(NamedTuple):
+    """Images to be scored."""
+
+    images: Float[np.ndarray, "k H W C"]
+    wide: Bool[np.ndarray, " k"]  # in float64; others in float32
+    draws: PyTree  # of these images, where each has its own
+    reconstruct: bool = False  # of the last image, which must be wide
+
+
+class Answer(NamedTuple):
+    """Their scores."""
+
+    score: Float[np.ndarray, "k H W"]  # float64
+    reconstruction: Float[np.ndarray, "H W C"] | None  # of the last image, if asked for
+
+
+Task = Generator[Request, Answer, Result]
+
+
+class _Ticket:
+    """A request that is being answered, row by row."""
+
+    def __init__(self, key: Any, task: Any, request: Request):
+        self.key, self.task, self.request = key, task, request
+        self.missing = len(request.images)
+        self.score = np.empty(request.images.shape[:3])
+        self.reconstruction: np.ndarray | None = None
+
+
+class _Call(NamedTuple):
+    rows: list[tuple[_Ticket, int]]
+    evaluated: Evaluated
+
+
+def run_side_by_side(
+    tasks: Iterable[tuple[Any, Task[Result]]], evaluator: Evaluator, in_flight: int
+) -> Iterator[tuple[Any, Result]]:
+    """Runs tasks that ask for evaluations, a number of them at a time, until all are done.
+
+    A batch is started when it is full, or when nothing else is under way; a finished task makes
+    room for the next one, so that the devices never wait for the slowest.
+
+    Args:
+        tasks: (key, generator) each; a generator yields `Request`, receives `Answer`.
+        evaluator: of the images.
+        in_flight: how many tasks at a time, 1 or more.
+
+    Yields:
+        (key, what the generator returned), in the order in which they finish.
+    """
+    queue = iter(tasks)
+    waiting: dict[str, deque[tuple[_Ticket, int]]] = {"float32": deque(), "float64": deque()}
+    calls: deque[_Call] = deque()
+    active, exhausted = 0, False
+    while True:
+        while active < in_flight and not exhausted:
+            key, task = next(queue, (None, None))
+            if task is None:
+                exhausted = True
+                break
+            finished = _advance(key, task, None, waiting)
+            if finished:
+                yield key, finished[0]
+            else:
+                active += 1
+        _start_calls(waiting, calls, evaluator)
+        if not calls:
+            return
+        for ticket in _collect(calls.popleft()):
+            answer = Answer(ticket.score, ticket.reconstruction)
+            finished = _advance(ticket.key, ticket.task, answer, waiting)
+            if finished:
+                active -= 1
+                yield ticket.key, finished[0]
+
+
+def _advance(key: Any, task: Any, answer: Answer | None, waiting: Any) -> tuple[Any, ...]:
+    """Lets a task go on until its next request; its result in a tuple if it is done."""
+    try:
+        request = next(task) if answer is None else task.send(answer)
+    except StopIteration as end:
+        return (end.value,)
+    ticket = _Ticket(key, task, request)
+    for row, wide in enumerate(request.wide):
+        waiting["float64" if wide else "float32"].append((ticket, row))
+    return ()
+
+
+def _start_calls(waiting: Any, calls: deque[_Call], evaluator: Evaluator) -> None:
+    while len(calls) < CALLS:
+        full = [d for d, rows in waiting.items() if rows and len(rows) >= evaluator.capacity(d)]
+        some = [d for d, rows in waiting.items() if rows]
+        if not full and (calls or not some):
+            return
+        dtype = max(full or some, key=lambda d: len(waiting[d]) / evaluator.capacity(d))
+        count = min(len(waiting[dtype]), evaluator.capacity(dtype))
+        rows = [waiting[dtype].popleft() for _ in range(count)]
+        images = np.stack([ticket.request.images[row] for ticket, row in rows])
+        own = [ticket.request.draws for ticket, _ in rows]
+        draws = jax.tree.map(lambda *leaves: np.stack(leaves), *own)
+        calls.append(_Call(rows, evaluator(images, draws, dtype)))
+
+
+def _collect(call: _Call) -> Iterator[_Ticket]:
+    """Waits for a call and hands its rows to their tickets; those that are complete."""
+    score = np.asarray(call.evaluated.score)
+    for number, (ticket, row) in enumerate(call.rows):
+        ticket.score[row] = score[number]
+        ticket.missing -= 1
+        if ticket.request.reconstruct and row == len(ticket.score) - 1:
+            ticket.reconstruction = np.asarray(call.evaluated.reconstruction)[number]
+        if not ticket.missing:
+            yield ticket
