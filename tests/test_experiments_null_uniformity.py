@@ -10,7 +10,8 @@ from experiments.null_uniformity import Settings, main, run, summary
 
 def _row(p: float, status: str = "OK") -> dict[str, object]:
     methods = dict.fromkeys(("selective", "over_conditioned", "naive", "bonferroni"), p)
-    return {"status": status, "windows": 3, "intervals": 1, **methods}
+    counts = dict.fromkeys(("windows", "evaluations", "intervals", "disagreements"), 1)
+    return {"status": status, **counts, **methods}
 
 
 def test_summary_counts_every_image():
@@ -46,7 +47,7 @@ def test_another_run_is_not_continued(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.study
 def test_null_p_values_are_uniform(tmp_path, monkeypatch):
-    """Half an hour: a model of this project's training, 4000 null images of size 8."""
+    """Some minutes: a model of this project's training, 5000 null images of size 8."""
     out = tmp_path / "null.json"
     monkeypatch.setattr("sys.argv", ["null_uniformity", "--out", str(out)])
     main()
