@@ -8,6 +8,8 @@ from ._errors import DalJaxError as DalJaxError
 from ._errors import InputError as InputError
 from ._errors import NotPiecewiseAffineError as NotPiecewiseAffineError
 from ._result import TestResult as TestResult
+from ._test_run import Item as Item
+from ._test_run import run_tests as run_tests
 from ._version import __version__ as __version__
 from .affine import AffinePiece as AffinePiece
 from .affine import PieceStatus as PieceStatus

@@ -1,13 +1,16 @@
 """What a test says of one image."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ._typing import Bool, Float
 from .inference import Line, as_intervals, bonferroni_log10_p, naive_p, over_conditioned_p
 from .search import Searched, Status
+
+# Fields of a result that are maps; a record holds the region as runs of pixels and no other map.
+MAPS = ("region", "score", "reconstruction")
 
 
 class TestResult(NamedTuple):
@@ -120,3 +123,44 @@ def with_search(
         num_evaluations=searched.num_evaluations,
         status=searched.status,
     )
+
+
+def as_record(result: TestResult) -> dict[str, Any]:
+    """A result without its maps, as plain Python values.
+
+    Args:
+        result: of a test.
+
+    Returns:
+        Its fields; `region` as runs [start, length] of flagged pixels in row-major order beside
+        `region_shape`, no score and no reconstruction.
+    """
+    record: dict[str, Any] = {}
+    for name, value in result._asdict().items():
+        if name not in MAPS:
+            record[name] = value.tolist() if isinstance(value, np.ndarray) else value
+    record["status"] = result.status.value
+    record["region"] = run_lengths(result.region)
+    record["region_shape"] = list(result.region.shape)
+    return record
+
+
+def run_lengths(region: np.ndarray) -> list[list[int]]:
+    """Codes a region as runs of flagged pixels in row-major order.
+
+    Args:
+        region: bool (H, W).
+
+    Returns:
+        Pairs [start, length]: pixels start, ..., start + length - 1 of the flattened region.
+
+    Example:
+        >>> run_lengths(np.array([[True, True], [False, True]]))
+        [[0, 2], [3, 1]]
+
+    Source: this project.
+    """
+    flags = np.concatenate([[0], np.asarray(region, bool).ravel(), [0]]).astype(np.int8)
+    edges = np.diff(flags)
+    starts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+    return [[int(a), int(b - a)] for a, b in zip(starts, ends, strict=True)]

@@ -10,8 +10,8 @@ import pytest
 pytest.importorskip("typer")
 pytest.importorskip("matplotlib")
 
+from dal_jax._result import run_lengths
 from dal_jax.cli import main
-from dal_jax.cli._output import run_lengths
 from dal_jax.cli._train import cut_views
 from dal_jax.localizers import load_localizer
 from dal_jax.models import UNetConfig, unet_shapes

@@ -6,6 +6,7 @@ import dal_jax
 from dal_jax.cli._demo import demo
 from dal_jax.cli._import_weights import import_weights
 from dal_jax.cli._localize import localize
+from dal_jax.cli._script import script
 from dal_jax.cli._test import test
 from dal_jax.cli._train import train
 
@@ -38,3 +39,4 @@ app.command("train")(train)
 app.command("localize")(localize)
 app.command("test")(test)
 app.command("import-weights")(import_weights)
+app.command("script")(script)

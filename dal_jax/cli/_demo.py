@@ -10,7 +10,7 @@ import numpy as np
 import typer
 from tqdm import tqdm
 
-from dal_jax import TestResult, dal_test
+from dal_jax import TestResult, dal_test_batch
 from dal_jax._errors import InputError
 from dal_jax.cli import _demo_data as data
 from dal_jax.cli import _options as options
@@ -92,8 +92,12 @@ def _model(trained: Path | None) -> Iterator[Path]:
 
 
 def _tests(localizer: Localizer, scene: data.Scene, noise: Covariance) -> list[TestResult]:
-    views = tqdm(scene.views, desc="testing", unit="view")
-    return [dal_test(localizer, view.image, scene.references, noise) for view in views]
+    images = np.stack([view.image for view in scene.views])
+    references = np.stack([scene.references] * len(images))
+    with tqdm(total=len(images), desc="testing", unit="view") as bar:
+        return dal_test_batch(
+            localizer, images, references, noise, progress=lambda *_: bar.update()
+        )
 
 
 def _titles(scene: data.Scene) -> list[str]:

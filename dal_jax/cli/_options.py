@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
+import jax
 import numpy as np
 import typer
 
@@ -36,6 +37,45 @@ Out = Annotated[
     Path | None,
     typer.Option("--out", metavar="DIR", help="Write arrays, figure.png and result.json there."),
 ]
+
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        metavar="DIR",
+        help="Keep compiled programs there for later runs; by default as the environment variable "
+        "JAX_COMPILATION_CACHE_DIR says.",
+    ),
+]
+Coordinator = Annotated[
+    str | None,
+    typer.Option("--coordinator", metavar="HOST:PORT", help="Where process 0 of several listens."),
+]
+NumProcesses = Annotated[
+    int | None, typer.Option("--num-processes", metavar="N", help="Processes that share the run.")
+]
+ProcessId = Annotated[
+    int | None, typer.Option("--process-id", metavar="I", help="Which of them this is, from 0.")
+]
+
+
+def keep_compilations(directory: Path | None) -> None:
+    """Lets JAX keep compiled programs on disk, so that a later process need not compile them.
+
+    Args:
+        directory: made if missing; None leaves JAX as it is.
+
+    Raises:
+        InputError: it is no directory and cannot be made.
+    """
+    if directory is None:
+        return
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--cache {str(directory)!r}: {error.strerror or error}") from error
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def open_localizer(model: Path, threshold: float, draws: Path | None, seed: int) -> Localizer:

@@ -10,30 +10,8 @@ from typing import Any
 import numpy as np
 
 from dal_jax._errors import InputError
+from dal_jax._result import MAPS, run_lengths
 from dal_jax.images import write_array
-
-ARRAYS = ("region", "score", "reconstruction")
-
-
-def run_lengths(region: np.ndarray) -> list[list[int]]:
-    """Codes a region as runs of flagged pixels in row-major order.
-
-    Args:
-        region: bool (H, W).
-
-    Returns:
-        Pairs [start, length]: pixels start, ..., start + length - 1 of the flattened region.
-
-    Example:
-        >>> run_lengths(np.array([[True, True], [False, True]]))
-        [[0, 2], [3, 1]]
-
-    Source: this project.
-    """
-    flags = np.concatenate([[0], np.asarray(region, bool).ravel(), [0]]).astype(np.int8)
-    edges = np.diff(flags)
-    starts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
-    return [[int(a), int(b - a)] for a, b in zip(starts, ends, strict=True)]
 
 
 def plain(value: Any) -> Any:
@@ -72,7 +50,7 @@ def filed(fields: dict[str, Any], out: Path) -> dict[str, Any]:
     """Writes the maps to `out` as .npy and puts their paths in their places.
 
     Args:
-        fields: with the arrays of `ARRAYS`.
+        fields: with the arrays of `MAPS`.
         out: folder, made if missing.
 
     Returns:
@@ -82,9 +60,9 @@ def filed(fields: dict[str, Any], out: Path) -> dict[str, Any]:
         InputError: a file cannot be written.
     """
     region = np.asarray(fields["region"])
-    for name in ARRAYS:
+    for name in MAPS:
         write_array(out / f"{name}.npy", np.asarray(fields[name]))
-    paths = {name: str(out / f"{name}.npy") for name in ARRAYS}
+    paths = {name: str(out / f"{name}.npy") for name in MAPS}
     return {**fields, **paths, "region_shape": list(region.shape)}
 
 

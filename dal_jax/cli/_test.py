@@ -1,4 +1,4 @@
-"""`dal-jax test`: a valid p-value for the region that a model flags in an image."""
+"""`dal-jax test`: valid p-values for the regions that a model flags in images."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -7,13 +7,39 @@ import numpy as np
 import typer
 
 from dal_jax import TestResult, dal_test
+from dal_jax._errors import InputError
 from dal_jax.cli import _options as options
 from dal_jax.cli._output import dumps, filed, listed, need_figures
+from dal_jax.cli._spec import TestSpec, expanded, read_spec
+from dal_jax.cli._test_many import test_many
 from dal_jax.images import write_text
 from dal_jax.report import figure, table
+from dal_jax.runs import join_hosts, leave_hosts
 
+Spec = Annotated[
+    Path | None,
+    typer.Option(
+        "--spec",
+        metavar="FILE.toml",
+        help="Take all that follows but --out, --maps, --json and the processes from a file "
+        "instead: model, images, references, noise, ...",
+    ),
+]
+Model = Annotated[
+    Path | None,
+    typer.Option("--model", metavar="DIR", help="Checkpoint of train or import-weights."),
+]
+Images = Annotated[
+    list[str],
+    typer.Option(
+        "--image",
+        metavar="FILE",
+        help="Image: .npy, .png, .jpg, .tif, .nii(.gz); may be repeated, or a quoted pattern "
+        "such as 'scans/*.png'.",
+    ),
+]
 References = Annotated[
-    list[Path],
+    list[str],
     typer.Option(
         "--reference",
         metavar="FILE",
@@ -29,7 +55,12 @@ Noise = Annotated[
     ),
 ]
 Engine = Annotated[
-    Literal["exact", "adaptive"], typer.Option("--engine", help="How the line is searched.")
+    Literal["exact", "adaptive"],
+    typer.Option(
+        "--engine",
+        help="How the line is searched: by evaluations and interpolation, checked at random "
+        "points, or through every piece of a piecewise-linear network.",
+    ),
 ]
 Visit = Annotated[
     Literal["sweep", "scan"], typer.Option("--visit", help="How the exact engine visits windows.")
@@ -53,12 +84,23 @@ Level = Annotated[
     float | None,
     typer.Option("--alpha", help="Stop as soon as the decision at this level is certain."),
 ]
+Maps = Annotated[
+    bool,
+    typer.Option("--maps", help="Several images: also write each one's maps and figure to --out."),
+]
+Count = Annotated[
+    int | None, typer.Option("--devices", metavar="N", help="Devices to use; by default all.")
+]
+BatchSize = Annotated[
+    int | None, typer.Option("--batch-size", metavar="N", help="Tests under way at a time.")
+]
 
 
 def test(
-    model: options.Model,
-    image: options.Image,
-    reference: References,
+    spec: Spec = None,
+    model: Model = None,
+    image: Images = [],  # noqa: B006 (typer copies it)
+    reference: References = [],  # noqa: B006
     draws: options.Draws = None,
     noise: Noise = "iid:1",
     threshold: options.Threshold = 0.8,
@@ -68,38 +110,76 @@ def test(
     alpha: Level = None,
     alternative: Alternative = "two-sided",
     dtype: Dtype = None,
+    devices: Count = None,
+    batch_size: BatchSize = None,
     out: options.Out = None,
+    maps: Maps = False,
     seed: options.Seed = 0,
+    cache: options.Cache = None,
+    coordinator: options.Coordinator = None,
+    num_processes: options.NumProcesses = None,
+    process_id: options.ProcessId = None,
     json: options.Json = False,
 ) -> None:
-    """Tests whether the region flagged in an image differs in mean from reference images.
+    """Tests whether the regions flagged in images differ in mean from reference images.
 
     With --json one object of the result's fields is printed: region as runs [start, length] of
     flagged pixels in row-major order (with --out the maps as paths), NaN as null, infinite ends as
     "Infinity" and "-Infinity". An image in which nothing is flagged has status NO_REGION.
+
+    Several images are tested side by side, on all devices. With --out the results are filed as
+    they come: the same command goes on after an interruption, and processes that are started
+    together (by Slurm, Open MPI, or with --coordinator, --num-processes and --process-id) share
+    the images.
     """
-    need_figures(out)
-    localizer = options.open_localizer(model, threshold, draws, seed)
-    x = options.open_image(image, localizer)
-    x_ref = np.stack([options.open_image(path, localizer) for path in reference])
-    result = dal_test(
-        localizer,
-        x,
-        x_ref,
-        noise,
-        alternative=alternative,
-        engine=visit if engine == "exact" else engine,
-        dtype=dtype,
-        precision=precision,
-        alpha=alpha,
-    )
-    level = 0.05 if alpha is None else alpha
+    options.keep_compilations(cache)
+    if spec is None:
+        if model is None:
+            raise InputError("--model: got none, expected a checkpoint (or --spec)")
+        here = Path()
+        wanted = TestSpec(
+            model,
+            expanded(image, here, "--image"),
+            expanded(reference, here, "--reference"),
+            draws,
+            noise,
+            threshold,
+            engine,
+            visit,
+            dtype,
+            precision,
+            alpha,
+            alternative,
+            seed,
+            devices,
+            batch_size,
+        )
+    else:
+        if model is not None or image or reference:
+            raise InputError("--spec: got --model, --image or --reference too, expected one way")
+        wanted = read_spec(spec)
+    need_figures(out if len(wanted.images) == 1 or maps else None)
+    if len(wanted.images) == 1 and spec is None:
+        _test_one(wanted, out, json)
+        return
+    host = join_hosts(coordinator, num_processes, process_id)
+    test_many(wanted, out, maps, json, host)
+    leave_hosts()
+
+
+def _test_one(wanted: TestSpec, out: Path | None, json: bool) -> None:
+    localizer = options.open_localizer(wanted.model, wanted.threshold, wanted.draws, wanted.seed)
+    path = wanted.images[0]
+    x = options.open_image(path, localizer)
+    x_ref = np.stack([options.open_image(file, localizer) for file in wanted.references])
+    result = dal_test(localizer, x, x_ref, wanted.noise, **vars(wanted.options))
+    level = 0.05 if wanted.alpha is None else wanted.alpha
     shown = _shown(result, out)
     if out is not None:
-        title = [image.name]
-        figure([x], [result], out / "figure.png", titles=title, alpha=level, threshold=threshold)
+        titles, threshold = [path.name], wanted.threshold
+        figure([x], [result], out / "figure.png", titles=titles, alpha=level, threshold=threshold)
         write_text(out / "result.json", dumps(shown) + "\n")
-    typer.echo(dumps(shown) if json else _summary(result, image.name, level, out))
+    typer.echo(dumps(shown) if json else _summary(result, path.name, level, out))
 
 
 def _shown(result: TestResult, out: Path | None) -> dict[str, Any]:

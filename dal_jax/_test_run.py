@@ -1,0 +1,111 @@
+"""Tests of many images as a run on disk: resumable, and shared out over processes and hosts."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ._dal_test import Case, TestOptions, covariance_of, stream_tests
+from ._result import TestResult, as_record
+from ._version import __version__
+from .inference import Noise
+from .localizers import Localizer
+from .runs import Host, RunDirectory, fingerprint, open_run, share, wait_for_hosts
+
+# What may differ between two computations of one test.
+FREE = ("seconds",)
+
+
+class Item(NamedTuple):
+    """One image of a run."""
+
+    name: str
+    identity: Any  # what tells its content from another's, for the fingerprint of the run
+    load: Callable[[], Case]
+
+
+def run_tests(
+    directory: str | Path,
+    localizer: Localizer,
+    items: Sequence[Item],
+    noise: Noise | str,
+    options: TestOptions,
+    *,
+    host: Host = Host(0, 1),  # noqa: B008 (a constant)
+    own_draws: bool = False,
+    batch_size: int | None = None,
+    devices: Any = None,
+    progress: Callable[[int, dict[str, Any]], None] | None = None,
+    keep: Callable[[Item, TestResult], None] | None = None,
+) -> RunDirectory:
+    """Tests the images that a run directory does not hold yet, and files each result at once.
+
+    The results depend neither on how many processes or devices there were, nor on interruptions.
+
+    Args:
+        directory: of the run; made, or continued if it is of the same run.
+        localizer: as in `dal_test`.
+        items: the images; the same in all processes.
+        noise: covariance of one image.
+        options: of the tests.
+        host: this process among those that share the run.
+        own_draws: whether the images bring their draws.
+        batch_size: as in `dal_test_batch`.
+        devices: as in `dal_test_batch`.
+        progress: called with the number of results that are there and the latest record; once at
+            the start with an empty record.
+        keep: called with each image and its whole result, before the record is filed.
+
+    Returns:
+        The run; its process 0 has collected the records in results.jsonl.
+
+    Raises:
+        InputError: an argument that does not fit, or the directory of another run.
+        RunError: the disk is full, or another process was lost.
+
+    Source: this project.
+    """
+    covariance = covariance_of(noise, localizer)
+    what = {"program": "dal_jax", "version": __version__, "options": repr(options)}
+    parts = (
+        "dal-test",
+        __version__,
+        localizer,
+        covariance,
+        options,
+        own_draws,
+        [(item.name, item.identity) for item in items],
+    )
+    run = open_run(directory, fingerprint(*parts), len(items), what)
+    finished = run.finished(FREE)
+    wait_for_hosts("start")  # all have read what is finished before the first one writes
+    if progress is not None:
+        progress(len(finished), {})
+    mine = share([task for task in range(len(items)) if task not in finished], host)
+    if mine:
+        cases = ((task, partial(_loaded, items[task])) for task in mine)
+        streamed = stream_tests(
+            localizer,
+            cases,
+            covariance,
+            options,
+            own_draws=own_draws,
+            batch_size=batch_size,
+            devices=devices,
+        )
+        with run.writer(host.index) as shard:
+            for done, (task, result) in enumerate(streamed, 1):
+                if keep is not None:
+                    keep(items[task], result)
+                record = {"name": items[task].name, **as_record(result)}
+                shard.append(task, record)
+                if progress is not None:
+                    progress(len(finished) + done, record)
+    wait_for_hosts("end")
+    if host.index == 0:
+        run.collect(ignore=FREE)
+    return run
+
+
+def _loaded(item: Item) -> Case:
+    return item.load()

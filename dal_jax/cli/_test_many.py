@@ -1,0 +1,169 @@
+"""Several images of `dal-jax test`: side by side in memory, or as a run on disk."""
+
+import csv
+import io
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import typer
+from tqdm import tqdm
+
+from dal_jax import Status, TestResult, run_tests
+from dal_jax._dal_test import Case, covariance_of, stream_tests
+from dal_jax._result import as_record
+from dal_jax._test_run import Item
+from dal_jax.cli import _options as options
+from dal_jax.cli._output import dumps, filed
+from dal_jax.cli._spec import TestSpec
+from dal_jax.images import write_text
+from dal_jax.localizers import Localizer
+from dal_jax.report import figure
+from dal_jax.runs import Host, RunDirectory
+
+# Columns of results.csv; the records in results.jsonl hold everything but the maps.
+COLUMNS: tuple[str, ...] = (
+    "name",
+    "status",
+    "p_value",
+    "p_low",
+    "p_high",
+    "naive_p",
+    "bonferroni_log10_p",
+    "statistic",
+    "sd",
+    "num_flagged",
+    "num_evaluations",
+    "num_windows",
+    "num_checks",
+    "num_disagreements",
+    "seconds",
+    "message",
+)
+
+
+def test_many(wanted: TestSpec, out: Path | None, maps: bool, json: bool, host: Host) -> None:
+    """Tests all images of a run; this process its share of them.
+
+    Args:
+        wanted: the run.
+        out: directory to file the results in, or None to print them.
+        maps: whether to write the maps and a figure of each image there.
+        json: whether to print one JSON object.
+        host: this process.
+
+    Raises:
+        InputError: something that all images need does not fit.
+        RunError: the disk is full, or another process was lost.
+    """
+    localizer = options.open_localizer(wanted.model, wanted.threshold, wanted.draws, wanted.seed)
+    references = np.stack([options.open_image(file, localizer) for file in wanted.references])
+    items = [
+        Item(
+            name,
+            path.stat().st_size if path.is_file() else None,
+            partial(_case, path, localizer, references),
+        )
+        for name, path in zip(_names(wanted.images), wanted.images, strict=True)
+    ]
+    bar = tqdm(total=len(items), unit="image", file=sys.stderr, disable=host.index > 0 or None)
+    with bar:
+        if out is None:
+            records = _in_memory(localizer, items, wanted, bar)
+            _say(records, None, json)
+            return
+        run = run_tests(
+            out,
+            localizer,
+            items,
+            wanted.noise,
+            wanted.options,
+            host=host,
+            batch_size=wanted.batch_size,
+            devices=wanted.devices,
+            progress=lambda done, record: _show(bar, done),
+            keep=partial(_keep, out / "maps", wanted) if maps else None,
+        )
+    if host.index == 0:
+        _say(_filed(run), out, json)
+
+
+def _names(paths: tuple[Path, ...]) -> list[str]:
+    """Short names that tell the images apart."""
+    names = [path.name for path in paths]
+    return names if len(set(names)) == len(names) else [str(path) for path in paths]
+
+
+def _case(path: Path, localizer: Localizer, references: np.ndarray) -> Case:
+    return Case(options.open_image(path, localizer), references)
+
+
+def _in_memory(
+    localizer: Localizer, items: list[Item], wanted: TestSpec, bar: Any
+) -> list[dict[str, Any]]:
+    records: dict[int, dict[str, Any]] = {}
+    for number, result in stream_tests(
+        localizer,
+        ((number, item.load) for number, item in enumerate(items)),
+        covariance_of(wanted.noise, localizer),
+        wanted.options,
+        batch_size=wanted.batch_size,
+        devices=wanted.devices,
+    ):
+        records[number] = {"name": items[number].name, **as_record(result)}
+        _show(bar, len(records))
+    return [records[number] for number in range(len(items))]
+
+
+def _show(bar: Any, done: int) -> None:
+    bar.update(done - bar.n)
+
+
+def _filed(run: RunDirectory) -> list[dict[str, Any]]:
+    return list(run.finished().values())
+
+
+def _keep(folder: Path, wanted: TestSpec, item: Item, result: TestResult) -> None:
+    if result.status is Status.INVALID_INPUT:
+        return
+    own = folder / item.name.replace("/", "_")
+    filed(result._asdict(), own)
+    figure(
+        [item.load().image],
+        [result],
+        own / "figure.png",
+        titles=[item.name],
+        alpha=0.05 if wanted.alpha is None else wanted.alpha,
+        threshold=wanted.threshold,
+    )
+
+
+def _say(records: list[dict[str, Any]], out: Path | None, json: bool) -> None:
+    if out is not None:
+        write_text(out / "results.csv", _csv(records))
+    counts = {status.value: 0 for status in Status}
+    for record in records:
+        counts[record["status"]] += 1
+        if record["message"]:
+            print(f"{record['name']}: {record['message']}", file=sys.stderr)
+    if json:
+        shown = {"counts": counts, "out": out} if out else {"counts": counts, "results": records}
+        typer.echo(dumps(shown))
+        return
+    if out is None:
+        typer.echo(_csv(records), nl=False)
+    else:
+        told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+        typer.echo(f"{len(records)} images: {told}; written to {out}")
+
+
+def _csv(records: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for record in records:
+        flagged = sum(length for _, length in record["region"])
+        writer.writerow({**record, "num_flagged": flagged})
+    return text.getvalue()

@@ -1,0 +1,18 @@
+"""Long runs of independent tasks: resumable, and spread over processes and hosts.
+
+A task is a whole number 0, ..., N - 1 and its record a dictionary that JSON can hold; what a task
+does is not known here.
+"""
+
+from dal_jax.runs._directory import RunDirectory as RunDirectory
+from dal_jax.runs._directory import open_run as open_run
+from dal_jax.runs._fingerprint import fingerprint as fingerprint
+from dal_jax.runs._hosts import Host as Host
+from dal_jax.runs._hosts import join_hosts as join_hosts
+from dal_jax.runs._hosts import leave_hosts as leave_hosts
+from dal_jax.runs._hosts import share as share
+from dal_jax.runs._hosts import wait_for_hosts as wait_for_hosts
+from dal_jax.runs._lines import decode as decode
+from dal_jax.runs._lines import encode as encode
+from dal_jax.runs._scripts import job_script as job_script
+from dal_jax.runs._shard import ShardWriter as ShardWriter

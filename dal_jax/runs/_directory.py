@@ -1,0 +1,241 @@
+"""The directory of a run: what was asked for, and what is finished."""
+
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dal_jax._errors import InputError, RunError
+from dal_jax.runs._lines import canonical, decode, dumps, encode
+from dal_jax.runs._shard import (
+    SYNC_SECONDS,
+    Entry,
+    ShardWriter,
+    create_shard,
+    failed,
+    read_shard,
+)
+
+FORMAT = 1  # of run.json and the shards; raised when an older program could not read a newer run
+RECORD, RESULTS = "run.json", "results.jsonl"
+
+
+class RunDirectory(NamedTuple):
+    """A run on disk; made by `open_run`."""
+
+    path: Path
+    fingerprint: str  # of everything that decides the records
+    num_tasks: int  # 1 or more
+    description: dict[str, Any]  # of whoever made the directory
+
+    def finished(self, ignore: Iterable[str] = ()) -> dict[int, dict[str, Any]]:
+        """Reads the records of all shards.
+
+        Args:
+            ignore: keys in which two records of one task may differ, besides "seconds".
+
+        Returns:
+            Records by task, ascending; of two equal ones that in the shard first by name.
+
+        Raises:
+            InputError: a shard is damaged or of another run, or two records of a task differ; the
+                message names file and line.
+        """
+        free = {"seconds", *ignore}
+        found: dict[int, Entry] = {}
+        for path in sorted(self.path.glob("shard-*.jsonl")):
+            for entry in read_shard(path, self.fingerprint, self.num_tasks):
+                former = found.setdefault(entry.task, entry)
+                if former is not entry:
+                    _check_same(former, entry, free)
+        return {task: found[task].record for task in sorted(found)}
+
+    def writer(self, process: int, sync_seconds: float = SYNC_SECONDS) -> ShardWriter:
+        """Makes a new shard for this process; other files are never written to.
+
+        Args:
+            process: its index, 0 or more; two writers of one index do not disturb each other.
+            sync_seconds: the disk is asked to keep what was appended at most this often (fsync).
+
+        Returns:
+            A context manager with `append`.
+
+        Raises:
+            InputError: a negative index.
+            RunError: the file cannot be made.
+        """
+        return create_shard(self.path, process, self.fingerprint, self.num_tasks, sync_seconds)
+
+    def collect(
+        self,
+        path: str | Path | None = None,
+        *,
+        partial: bool = False,
+        ignore: Iterable[str] = (),
+    ) -> Path:
+        """Writes all records in the order of their tasks to one file, whole or not at all.
+
+        A line is the record with the key "task" put first, floats as `encode` writes them.
+
+        Args:
+            path: by default results.jsonl in the directory.
+            partial: take what there is if tasks are missing.
+            ignore: as for `finished`.
+
+        Returns:
+            The path.
+
+        Raises:
+            InputError: as for `finished`, or a record with a key "task".
+            RunError: tasks are missing, or the file cannot be written.
+        """
+        records = self.finished(ignore)
+        missing = self.num_tasks - len(records)
+        if missing and not partial:
+            first = next(task for task in range(self.num_tasks) if task not in records)
+            raise RunError(
+                f"{self.path}: {missing} of {self.num_tasks} tasks are not finished (the first is "
+                f"{first}); the same command goes on with them"
+            )
+        target = self.path / RESULTS if path is None else Path(path)
+        try:
+            with _temporary(target) as temporary:
+                _write(temporary, (_result(task, record) for task, record in records.items()))
+                os.replace(temporary, target)
+        except OSError as error:
+            raise failed(target, error) from error
+        return target
+
+
+def open_run(
+    path: str | Path, run_fingerprint: str, num_tasks: int, description: dict[str, Any]
+) -> RunDirectory:
+    """Makes the directory of a run, or opens it if it is of the same run.
+
+    Several processes may do so at the same moment; the first one's description stays.
+
+    Args:
+        path: an empty or a new directory, or one that this function made.
+        run_fingerprint: of everything that decides the records, see `fingerprint`.
+        num_tasks: 1 or more.
+        description: of the run, for readers; what `encode` takes.
+
+    Returns:
+        The run.
+
+    Raises:
+        InputError: the directory holds another run or other things, cannot be made or read; no
+            tasks.
+
+    Example:
+        >>> run = open_run("out", fingerprint("squares"), 3, {})  # doctest: +SKIP
+        >>> with run.writer(process=0) as shard:  # doctest: +SKIP
+        ...     for task in sorted(set(range(3)) - run.finished().keys()):
+        ...         shard.append(task, {"square": task**2})
+        >>> run.collect()  # doctest: +SKIP
+
+    Source: this project.
+    """
+    if num_tasks < 1:
+        raise InputError(f"num_tasks: got {num_tasks}, expected 1 or more")
+    path = Path(path)
+    entries = {
+        "format": FORMAT,
+        "fingerprint": run_fingerprint,
+        "num_tasks": int(num_tasks),
+        "description": encode(description),
+    }
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not (path / RECORD).exists():
+            _check_empty(path)
+            _publish(path / RECORD, json.dumps(entries, indent=1, allow_nan=False))
+        text = (path / RECORD).read_text()
+    except OSError as error:
+        raise InputError(
+            f"run directory {str(path)!r}: cannot be used: {error.strerror or error}"
+        ) from error
+    run = _parse(path, text)
+    for name in ("num_tasks", "fingerprint"):
+        held, expected = getattr(run, name), entries[name]
+        if held != expected:
+            raise InputError(
+                f"run directory {str(path)!r}: holds another run: {name} {held}, expected "
+                f"{expected}"
+            )
+    return run
+
+
+def _check_empty(path: Path) -> None:
+    # Hidden files may be another process's run.json in the making, or a file system's own.
+    others = sorted(p.name for p in path.iterdir() if not p.name.startswith("."))
+    # That process may have finished between the two looks.
+    if others and not (path / RECORD).exists():
+        raise InputError(
+            f"run directory {str(path)!r}: holds {others[0]!r} and no {RECORD}, expected an empty "
+            "directory or one of this run"
+        )
+
+
+def _publish(path: Path, text: str) -> None:
+    """Puts a file in its place if there is none; of several processes the first wins."""
+    with _temporary(path) as temporary:
+        _write(temporary, [text])
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return
+        except OSError:  # a file system without hard links
+            os.replace(temporary, path)
+
+
+def _parse(path: Path, text: str) -> RunDirectory:
+    try:
+        entries = json.loads(text)
+        if entries["format"] != FORMAT:
+            raise InputError(
+                f"run directory {str(path)!r}: format {entries['format']}, expected {FORMAT}"
+            )
+        facts = (str(entries["fingerprint"]), int(entries["num_tasks"]))
+        return RunDirectory(path, *facts, decode(dict(entries["description"])))
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"run directory {str(path)!r}: {RECORD} is damaged") from error
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A hidden name beside a file, which no process on any host shares."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    try:
+        yield temporary
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _write(path: Path, lines: Iterable[str]) -> None:
+    with open(path, "x", encoding="utf-8") as file:
+        file.writelines(line + "\n" for line in lines)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _result(task: int, record: dict[str, Any]) -> str:
+    if "task" in record:
+        raise InputError(f'record: task {task} has a key "task", which results have already')
+    return dumps({"task": task, **record})
+
+
+def _check_same(former: Entry, entry: Entry, free: set[str]) -> None:
+    for key in sorted((former.record.keys() | entry.record.keys()) - free):
+        one, other = (e.record.get(key) for e in (former, entry))
+        if canonical(one) != canonical(other) or (key in former.record) != (key in entry.record):
+            raise InputError(
+                f"{entry.place}: another record of task {entry.task} than {former.place}: "
+                f"{key} is {other!r} and {one!r}"
+            )

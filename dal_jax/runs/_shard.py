@@ -1,0 +1,211 @@
+"""Shards: files to which one process appends finished tasks, safe to lose power at any byte."""
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from dal_jax._errors import InputError, RunError
+from dal_jax.runs._lines import from_line, to_line
+
+SYNC_SECONDS = 5.0
+
+
+class ShardWriter:
+    """Appends records to a file that belongs to this writer alone; a context manager.
+
+    A line goes out in one `os.write`, so that a killed process leaves at most its last line torn,
+    which the reader drops.
+
+    Source: this project.
+    """
+
+    def __init__(
+        self, path: Path, descriptor: int, num_tasks: int, sync_seconds: float = SYNC_SECONDS
+    ):
+        self.path = path
+        self._descriptor: int | None = descriptor
+        self._num_tasks, self._sync_seconds = num_tasks, sync_seconds
+        self._size, self._synced = 0, time.monotonic()
+
+    def append(self, task: int, record: dict[str, Any]) -> None:
+        """Writes the record of a finished task.
+
+        Args:
+            task: 0, ..., num_tasks - 1.
+            record: what `encode` takes.
+
+        Raises:
+            InputError: no such task, or a record that JSON cannot hold; nothing is written.
+            RunError: the disk is full or fails; the lines before this one are kept.
+        """
+        if not 0 <= task < self._num_tasks:
+            raise InputError(f"task: got {task}, expected 0 to {self._num_tasks - 1}")
+        if not isinstance(record, dict):
+            raise InputError(f"record: got a {type(record).__name__}, expected a dictionary")
+        self.write({"task": int(task), "record": record})
+
+    def write(self, fields: dict[str, Any]) -> None:
+        """Writes one line, and has the disk keep it if the last time is long enough ago."""
+        line = to_line(fields)
+        if self._descriptor is None:
+            raise RunError(f"{self.path}: closed, cannot take another record")
+        try:
+            written = os.write(self._descriptor, line)
+            if written < len(line):  # what a disk does with its last free bytes
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._size += written
+            if time.monotonic() - self._synced >= self._sync_seconds:
+                os.fsync(self._descriptor)
+                self._synced = time.monotonic()
+        except OSError as error:
+            self._abandon()
+            raise failed(self.path, error) from error
+
+    def close(self) -> None:
+        """Has the disk keep everything and closes the file; a second call does nothing.
+
+        Raises:
+            RunError: the disk is full or fails.
+        """
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is None:
+            return
+        try:
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise failed(self.path, error) from error
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _abandon(self) -> None:
+        """Cuts off a torn line and closes: a further line behind it would read as damage."""
+        descriptor, self._descriptor = self._descriptor, None
+        assert descriptor is not None
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, self._size)
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+
+
+def failed(path: Path, error: OSError) -> RunError:
+    """The one line that a failing disk gives."""
+    return RunError(
+        f"cannot write {str(path)!r}: {error.strerror or error}; finished tasks are kept, "
+        "the same command goes on from them"
+    )
+
+
+def create_shard(
+    directory: Path, process: int, run: str, num_tasks: int, sync_seconds: float
+) -> ShardWriter:
+    """Makes a new shard `shard-PROCESS-ATTEMPT.jsonl`, whoever else is doing so.
+
+    Args:
+        directory: of the run.
+        process: index of this process, 0 or more.
+        run: fingerprint, written on the first line.
+        num_tasks: of the run.
+        sync_seconds: least time between two fsyncs.
+
+    Returns:
+        The writer.
+
+    Raises:
+        InputError: a negative process.
+        RunError: the file cannot be made.
+
+    Source: this project.
+    """
+    if process < 0:
+        raise InputError(f"process: got {process}, expected 0 or more")
+    attempt, flags = 0, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
+    while True:
+        path = directory / f"shard-{process:05d}-{attempt:03d}.jsonl"
+        try:
+            descriptor = os.open(path, flags, 0o666)
+        except FileExistsError:
+            attempt += 1
+        except OSError as error:
+            raise failed(path, error) from error
+        else:
+            writer = ShardWriter(path, descriptor, num_tasks, sync_seconds)
+            writer.write({"run": run, "process": process, "attempt": attempt})
+            return writer
+
+
+class Entry(NamedTuple):
+    """A record and where it was found."""
+
+    task: int
+    record: dict[str, Any]
+    place: str  # file:line
+
+
+def read_shard(path: Path, run: str, num_tasks: int) -> Iterator[Entry]:
+    """Reads the whole lines of a shard.
+
+    The last line is dropped unless it is whole: its process was killed, or the machine lost power,
+    while it was written.
+
+    Args:
+        path: the file.
+        run: fingerprint that its first line must bear.
+        num_tasks: of the run.
+
+    Yields:
+        One entry for each line behind the first.
+
+    Raises:
+        InputError: unreadable, of another run, damaged before its last line, or with a task that
+            the run does not have; the message names file and line.
+
+    Source: this project.
+    """
+    damaged = ""
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                place = f"{path}:{number}"
+                if damaged:
+                    raise InputError(
+                        f"{damaged}: damaged line; cut the file before it (tasks from there on "
+                        "run again) or restore it"
+                    )
+                fields = from_line(line)
+                if fields is None:
+                    damaged = place
+                elif number == 1:
+                    _check_owner(fields, run, place)
+                else:
+                    yield _entry(fields, num_tasks, place)
+    except OSError as error:
+        raise InputError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+
+
+def _check_owner(fields: dict[str, Any], run: str, place: str) -> None:
+    if fields.get("run") != run:
+        raise InputError(f"{place}: shard of the run {fields.get('run')}, expected {run}")
+
+
+def _entry(fields: dict[str, Any], num_tasks: int, place: str) -> Entry:
+    task, record = fields.get("task"), fields.get("record")
+    if not isinstance(task, int) or not 0 <= task < num_tasks or not isinstance(record, dict):
+        raise InputError(f"{place}: record of task {task}, expected 0 to {num_tasks - 1}")
+    return Entry(task, record, place)

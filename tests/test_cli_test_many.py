@@ -1,0 +1,130 @@
+"""`dal-jax test` on several images: patterns, specifications, runs on disk."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("typer")
+pytest.importorskip("matplotlib")
+
+from dal_jax import DalConfig
+from dal_jax.cli import main
+from dal_jax.diffusion import save_checkpoint
+from dal_jax.models import UNetConfig, init_unet
+
+SPEC = """
+model = "model"
+images = ["x*.npy"]
+references = ["y.npy", "z.npy"]
+noise = "ar1:0.5:1"
+threshold = 0.4
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("many")
+    rng = np.random.default_rng(0)
+    unet = UNetConfig(channels=(2, 3))
+    save_checkpoint(folder / "model", init_unet(unet, 0), DalConfig(unet, image_size=8))
+    for name in ("x0", "x1", "x2", "y", "z"):
+        np.save(folder / f"{name}.npy", rng.normal(size=(8, 8)))
+    np.save(folder / "x3.npy", np.full((8, 8), np.nan))
+    (folder / "spec.toml").write_text(SPEC)
+    return folder
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: Any) -> tuple[int, str, str]:
+    code = main([str(word) for word in words])
+    return code, *capsys.readouterr()
+
+
+def test_options_and_specification_are_the_same(capsys, folder, tmp_path):
+    code, out, err = run(capsys, "test", "--spec", folder / "spec.toml", "--json")
+    assert code == 0
+    assert "x3.npy: image" in err
+    found = json.loads(out)
+    assert found["counts"]["INVALID_INPUT"] == 1
+    assert [r["name"] for r in found["results"]] == [f"x{k}.npy" for k in range(4)]
+    words = ["test", "--model", folder / "model", "--image", folder / "x[01].npy"]
+    words += ["--image", folder / "x2.npy", "--image", folder / "x3.npy"]
+    words += ["--reference", folder / "[yz].npy", "--noise", "ar1:0.5:1", "--threshold", 0.4]
+    same = json.loads(run(capsys, *words, "--json")[1])
+    for one, two in zip(found["results"], same["results"], strict=True):
+        assert {**one, "seconds": 0} == {**two, "seconds": 0}
+    alone = run(capsys, *words[:3], "--image", folder / "x1.npy", *words[9:], "--json")
+    alone = json.loads(alone[1])
+    assert alone["p_value"] == found["results"][1]["p_value"]
+    table = run(capsys, *words)[1]
+    assert [row["name"] for row in csv.DictReader(table.splitlines())] == [
+        f"x{k}.npy" for k in range(4)
+    ]
+
+
+def test_a_run_on_disk(capsys, folder, tmp_path):
+    words = ["test", "--spec", folder / "spec.toml", "--out", tmp_path / "run", "--maps"]
+    code, out, _ = run(capsys, *words)
+    assert code == 0
+    assert "4 images:" in out
+    rows = list(csv.DictReader((tmp_path / "run" / "results.csv").read_text().splitlines()))
+    assert [row["status"] for row in rows][3] == "INVALID_INPUT"
+    lines = (tmp_path / "run" / "results.jsonl").read_text().splitlines()
+    for row, line in zip(rows, map(json.loads, lines), strict=True):
+        if line["status"] == "OK":
+            assert float(row["p_value"]) == line["p_value"]
+            region = np.load(tmp_path / "run" / "maps" / row["name"] / "region.npy")
+            assert region.sum() == int(row["num_flagged"])
+            assert (tmp_path / "run" / "maps" / row["name"] / "figure.png").stat().st_size > 0
+    before = (tmp_path / "run" / "results.jsonl").read_bytes()
+    assert run(capsys, *words)[0] == 0  # nothing is left to do
+    assert (tmp_path / "run" / "results.jsonl").read_bytes() == before
+    (folder / "other.toml").write_text(SPEC.replace("0.4", "0.5"))
+    words[2] = folder / "other.toml"
+    code, _, err = run(capsys, *words)
+    assert code == 2
+    assert "holds another run" in err
+
+
+def test_compiled_programs_are_kept(capsys, folder, tmp_path):
+    words = ["test", "--model", folder / "model", "--image", folder / "x0.npy"]
+    words += ["--reference", folder / "y.npy", "--cache", tmp_path / "cache"]
+    assert run(capsys, *words)[0] == 0
+    assert (tmp_path / "cache").is_dir()
+
+
+BAD = {
+    "unknown key": ("thresholds = 1\n", "unknown key 'thresholds'"),
+    "no images": (SPEC.replace("images", "seed = 1 #"), "'images' is missing"),
+    "no fitting file": (SPEC.replace("x*", "w*"), "no file fits"),
+    "type": (SPEC + "precision = 'high'\n", "precision is 'high', expected a number"),
+    "zero devices": (SPEC + "devices = 0\n", "devices is 0, expected 1"),
+    "batch size": (SPEC + "batch_size = 0\n", "batch_size is 0"),
+    "engine": (SPEC + "engine = 'sweep'\n", "expected 'exact' or 'adaptive'"),
+    "no TOML": ("model = \n", "spec"),
+    "model": (SPEC.replace('"model"', '"nowhere"'), "nowhere"),
+    "reference": (SPEC.replace("y.npy", "missing.npy"), "missing.npy"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_specifications(capsys, folder, case):
+    text, words = BAD[case]
+    (folder / "bad.toml").write_text(text)
+    code, out, err = run(capsys, "test", "--spec", folder / "bad.toml")
+    assert code == 2
+    assert not out
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_one_way_to_say_it(capsys, folder):
+    code, _, err = run(capsys, "test", "--spec", folder / "spec.toml", "--model", folder)
+    assert code == 2
+    assert "one way" in err
+    code, _, err = run(capsys, "test", "--image", folder / "x0.npy")
+    assert code == 2
+    assert "--model" in err
