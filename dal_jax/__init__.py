@@ -1,12 +1,12 @@
 """Valid p-values for regions flagged by a diffusion model (selective inference, DAL-Test)."""
 
-from ._dal_test import TestOptions as TestOptions
 from ._dal_test import dal_test as dal_test
 from ._dal_test import dal_test_batch as dal_test_batch
 from ._errors import CheckpointError as CheckpointError
 from ._errors import DalJaxError as DalJaxError
 from ._errors import InputError as InputError
 from ._errors import NotPiecewiseAffineError as NotPiecewiseAffineError
+from ._options import TestOptions as TestOptions
 from ._result import TestResult as TestResult
 from ._test_run import Item as Item
 from ._test_run import run_tests as run_tests

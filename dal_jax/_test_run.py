@@ -5,7 +5,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ._dal_test import Case, TestOptions, covariance_of, stream_tests
+from ._dal_test import covariance_of, stream_tests
+from ._one_test import Case
+from ._options import TestOptions
 from ._result import TestResult, as_record
 from ._version import __version__
 from .inference import Noise

@@ -16,8 +16,8 @@ import pytest
 from search_cases import pooled_localizer
 
 from dal_jax import InputError, Item, TestOptions, dal_test_batch, run_tests
-from dal_jax._dal_test import Case
 from dal_jax._errors import RunError
+from dal_jax._one_test import Case
 from dal_jax._result import as_record
 from dal_jax.runs import Host
 

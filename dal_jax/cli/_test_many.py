@@ -12,7 +12,8 @@ import typer
 from tqdm import tqdm
 
 from dal_jax import Status, TestResult, run_tests
-from dal_jax._dal_test import Case, covariance_of, stream_tests
+from dal_jax._dal_test import covariance_of, stream_tests
+from dal_jax._one_test import Case
 from dal_jax._result import as_record
 from dal_jax._test_run import Item
 from dal_jax.cli import _options as options

@@ -1,0 +1,185 @@
+"""The test of one image: what to ask of the localizer, the line, the search, the result."""
+
+import time
+from collections.abc import Generator
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ._compat import exact_arithmetic
+from ._errors import InputError
+from ._options import TestOptions
+from ._result import TestResult, empty_result, with_search
+from ._typing import Float
+from .affine import AffinePiece, affine_piece
+from .inference import Line, Noise, region_line
+from .localizers import Localizer
+from .localizers._localizer import check_draws, check_threshold
+from .search import (
+    Adaptive,
+    Answer,
+    LineProblem,
+    Margins,
+    Membership,
+    Request,
+    ScanEngine,
+    Status,
+    SweepEngine,
+    adaptive_search,
+    operands,
+    search_line,
+)
+
+
+class Case(NamedTuple):
+    """One image to be tested."""
+
+    image: Float[np.ndarray, "H W C"]
+    references: Float[np.ndarray, "*K H W C"]
+    draws: Any = None  # those of this image; None: the localizer's
+
+
+def checked(localizer: Localizer, case: Case) -> Case:
+    check_threshold(localizer.threshold)
+    shape = tuple(localizer.image_shape)
+    image = np.asarray(case.image, np.float64)
+    references = np.asarray(case.references, np.float64)
+    if image.shape != shape:
+        raise InputError(f"x has shape {image.shape}, expected {shape} (H, W, C)")
+    if references.shape[-3:] != shape or references.ndim not in (3, 4) or not references.size:
+        raise InputError(f"x_ref has shape {references.shape}, expected {shape} or (K, *{shape})")
+    for name, array in (("x", image), ("x_ref", references)):
+        if not np.isfinite(array).all():
+            count = int((~np.isfinite(array)).sum())
+            raise InputError(f"{name} has {count} NaN or infinite values, expected finite pixels")
+    draws = case.draws
+    if draws is not None:
+        draws = check_draws(draws, np.shape(localizer.draws))
+    return Case(image, references, draws)
+
+
+def refused(localizer: Localizer, options: TestOptions, error: InputError) -> TestResult:
+    nothing = np.full(localizer.image_shape, np.nan)
+    return empty_result(
+        nothing[..., 0],
+        nothing,
+        localizer.threshold,
+        options.engine,
+        Status.INVALID_INPUT,
+        str(error),
+    )
+
+
+@lru_cache(maxsize=32)
+def _window_fn(score_fn: Any) -> Any:
+    def piece(values: Any, z: Any) -> AffinePiece:
+        return affine_piece(partial(Membership(score_fn), values), z)
+
+    return jax.jit(piece)
+
+
+def exact_test(
+    localizer: Localizer, case: Case, noise: Noise, options: TestOptions, progress: Any
+) -> TestResult:
+    started = time.perf_counter()
+    with exact_arithmetic():
+        maps = localizer.evaluate(case.image)
+        empty, line = _hypothesis(localizer, case, noise, options.engine, *maps)
+        if line is None:
+            return _timed(empty, started)
+        problem = LineProblem(
+            localizer.score_fn,
+            localizer.params,
+            localizer.draws,
+            localizer.threshold,
+            line.base,
+            line.direction,
+            empty.region,
+            line.z_obs,
+        )
+        window = _first_window(problem)
+        scan = options.engine == "scan"
+        engine = ScanEngine(problem) if scan else SweepEngine(problem, options.dtype or "float64")
+        searched = search_line(engine, line.z_obs, progress=progress, **vars(options.search))
+    return _timed(with_search(empty, line, searched, options.alternative, window), started)
+
+
+def _first_window(problem: LineProblem) -> np.ndarray:
+    """The window of the observed image, in standardized z."""
+    values = operands(problem, "float64")
+    piece = _window_fn(problem.score_fn)(values, np.float64(problem.z_obs))
+    return np.array([float(piece.lo), float(piece.hi)])
+
+
+def adaptive_test(
+    localizer: Localizer, case: Case, noise: Noise, options: TestOptions, progress: Any = None
+) -> Generator[Request, Answer, TestResult]:
+    started = time.perf_counter()
+    seen = yield Request(case.image[None], np.array([True]), case.draws, True)
+    assert seen.reconstruction is not None
+    empty, line = _hypothesis(
+        localizer, case, noise, options.engine, seen.score[0], seen.reconstruction
+    )
+    empty = empty._replace(num_evaluations=1)
+    if line is None:
+        return _timed(empty, started)
+
+    def margins(score: np.ndarray) -> Margins:
+        over = score.reshape(len(score), -1) - localizer.threshold
+        region = empty.region.reshape(-1)
+        return Margins(np.where(region, over, -over), ((over > 0) == region).all(axis=1))
+
+    search = adaptive_search(
+        line.z_obs,
+        margins(seen.score),
+        options.search,
+        options.adaptive,
+        seed=options.seed,
+        wide_only=options.dtype == "float64",
+        progress=progress,
+    )
+    points = next(search)
+    while True:
+        images = line.base + line.direction * points.z[:, None, None, None]
+        answer = yield Request(images, points.wide, case.draws)
+        try:
+            points = search.send(margins(answer.score))
+        except StopIteration as end:
+            return _timed(_with_adaptive(empty, line, end.value, options), started)
+
+
+def _with_adaptive(
+    empty: TestResult, line: Line, found: Adaptive, options: TestOptions
+) -> TestResult:
+    result = with_search(empty, line, found.searched, options.alternative, np.full(2, np.nan))
+    return result._replace(
+        num_evaluations=empty.num_evaluations + result.num_evaluations,
+        spacing=found.spacing * line.sd,
+        num_checks=found.num_checks,
+        num_disagreements=found.num_disagreements,
+    )
+
+
+def _hypothesis(
+    localizer: Localizer,
+    case: Case,
+    noise: Noise,
+    engine: str,
+    score: np.ndarray,
+    reconstruction: np.ndarray,
+) -> tuple[TestResult, Line | None]:
+    """The result so far, and the line to be searched unless there is nothing to test."""
+    if score.shape != case.image.shape[:2]:
+        raise InputError(f"localizer has scores {score.shape}, expected {case.image.shape[:2]}")
+    empty = empty_result(score, reconstruction, localizer.threshold, engine)
+    if not np.isfinite(score).all():
+        return empty._replace(status=Status.NON_FINITE), None
+    if not empty.region.any():
+        return empty, None
+    return empty, region_line(case.image, case.references, empty.region, noise)
+
+
+def _timed(result: TestResult, started: float) -> TestResult:
+    return result._replace(seconds=time.perf_counter() - started)

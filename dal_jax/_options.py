@@ -1,0 +1,74 @@
+"""How images are tested: the options, checked once."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ._errors import InputError
+from .search import AdaptiveOptions, SearchOptions
+
+ENGINES = ("adaptive", "sweep", "scan")
+DTYPES = ("float64", "float32")
+
+
+@dataclass(frozen=True)
+class TestOptions:
+    """How images are tested; `dal_test` says what each field means.
+
+    Raises:
+        InputError: an option does not fit.
+    """
+
+    alternative: str = "two-sided"
+    engine: str = "adaptive"
+    dtype: str | None = None
+    precision: float = 1e-3
+    alpha: float | None = None
+    z_max: float | None = None
+    adaptive: AdaptiveOptions = field(default_factory=AdaptiveOptions)
+    seed: int = 0
+
+    __test__ = False  # not a test case, whatever pytest thinks of the name
+
+    def __post_init__(self) -> None:
+        _one_of("engine", self.engine, ENGINES)
+        if self.dtype is None:
+            narrow = self.engine == "adaptive"
+            object.__setattr__(self, "dtype", "float32" if narrow else "float64")
+        _one_of("dtype", self.dtype, DTYPES)
+        if self.engine == "scan" and self.dtype == "float32":
+            raise InputError("dtype is 'float32', expected 'float64' with engine 'scan'")
+        if self.seed < 0:
+            raise InputError(f"seed is {self.seed}, expected 0 or above")
+        _ = self.search
+
+    @property
+    def search(self) -> SearchOptions:
+        """What the search of the line is told."""
+        return SearchOptions(self.alternative, self.precision, self.alpha, self.z_max)
+
+
+def test_options(options: dict[str, Any]) -> TestOptions:
+    """Makes options of keyword arguments.
+
+    Args:
+        options: fields of `TestOptions` by name.
+
+    Returns:
+        The options.
+
+    Raises:
+        InputError: an unknown name, or a value that does not fit.
+    """
+    unknown = sorted(set(options) - set(TestOptions.__dataclass_fields__))
+    if unknown:
+        known = ", ".join(TestOptions.__dataclass_fields__)
+        raise InputError(f"options hold {unknown[0]!r}, expected only {known}")
+    return TestOptions(**options)
+
+
+test_options.__test__ = False  # type: ignore[attr-defined]
+
+
+def _one_of(name: str, value: str | None, options: tuple[str, ...]) -> None:
+    if value not in options:
+        raise InputError(f"{name} is {value!r}, expected one of {', '.join(options)}")
