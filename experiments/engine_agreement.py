@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dal_jax import Localizer, Status, TestResult, dal_test_batch
-from dal_jax.inference import intersect
+from dal_jax.inference import intersect, merge
 from dal_jax.noise import parse_noise
 
 from ._study import study, trained
@@ -125,10 +125,13 @@ def _compared(results: dict[str, TestResult]) -> dict[str, Any]:
 
 
 def _end_difference(one: TestResult, two: TestResult) -> float | None:
-    """Largest distance of ends in standard deviations, where both looked; None: other intervals."""
-    low = max(one.searched[0, 0], two.searched[0, 0])
-    high = min(one.searched[-1, 1], two.searched[-1, 1])
-    both = np.array([[low, high]])
+    """Largest distance of ends in standard deviations, where both know; None: other intervals.
+
+    The adaptive search leaves cells undecided that cannot matter to the precision: it does not
+    know there, and its bounds say so. The last 1e-6 around an end is no such cell.
+    """
+    slack = 1e-5 * one.sd
+    both = intersect(merge(one.searched, slack), merge(two.searched, slack))
     ends = intersect(one.truncation, both), intersect(two.truncation, both)
     if len(ends[0]) != len(ends[1]):
         return None
@@ -158,8 +161,9 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
             "end_difference_max": max((end for end in ends if end is not None), default=0.0),
             "p_difference_max": max((row["p_difference"] for row in both), default=0.0),
             "p_difference_median": float(np.median([row["p_difference"] for row in both])),
-            "outside_bounds": sum(
-                not row[way]["low"] - 1e-9 <= row[judge]["p"] <= row[way]["high"] + 1e-9
+            "bounds_apart": sum(
+                row[way]["low"] > row[judge]["high"] + 1e-9
+                or row[way]["high"] < row[judge]["low"] - 1e-9
                 for row in tested
                 if "p_difference" in row[way]
             ),
