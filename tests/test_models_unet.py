@@ -10,6 +10,8 @@ from dal_jax._errors import InputError
 from dal_jax.models import (
     UNet,
     UNetConfig,
+    _convolve,
+    _fold,
     denoiser,
     fold_norm,
     import_state_dict,
@@ -34,6 +36,7 @@ def imported(tmp_path, config, seed=0):
         (UNetConfig(3, (4, 6), 7), (6, 10)),
         (UNetConfig(2, (5,), 8), (3, 4)),
         (UNetConfig(1, (3, 4), 9), (2, 4)),  # 1 x 2 at the bottom
+        (UNetConfig(1, (32, 33, 34), 10), (8, 16)),  # few products on 4 x 8 and 2 x 4 maps
     ],
 )
 def test_equals_numpy_reference(tmp_path, config, size):
@@ -47,7 +50,7 @@ def test_equals_numpy_reference(tmp_path, config, size):
     wide = jax.tree.map(np.float64, variables)
     plain = jax.jit(UNet(config).apply)(wide, jnp.asarray(x), levels)
     scale = np.abs(expected).max()
-    # Rounding of sums of up to 9 x 11 products through seven layers.
+    # Rounding of sums of up to 9 x 67 products through seven layers.
     np.testing.assert_allclose(folded(jnp.asarray(x), 230.0), expected, atol=1e-13 * scale)
     np.testing.assert_allclose(plain, expected, atol=1e-13 * scale)
 
@@ -56,12 +59,29 @@ def test_float32_and_levels_that_differ_within_a_batch(tmp_path):
     config = UNetConfig(1, (3, 4), 6)
     arrays, variables = imported(tmp_path, config)
     x = np.random.default_rng(2).standard_normal((2, 4, 4, 1)).astype(np.float32)
-    y = jax.jit(denoiser(variables, config, (4, 4), np.float32))(x, np.float32([3.0, 700.0]))
+    y = jax.jit(denoiser(variables, config, (4, 4), np.float32))(x, np.array([3, 700], np.float32))
     assert y.dtype == np.float32
     expected = [reference_unet.unet(arrays, x[k, None, :, :, 0], t) for k, t in ((0, 3), (1, 700))]
     scale = np.abs(expected).max()
     # Float32 rounding through five layers; that of the angle 700 in the time code.
     np.testing.assert_allclose(y[..., 0], np.stack(expected)[:, 0], atol=2e-5 * scale)
+
+
+@pytest.mark.parametrize("cpu", [True, False])
+def test_conditions_once_for_all_levels_on_any_platform(monkeypatch, cpu):
+    for module in (_convolve, _fold):
+        monkeypatch.setattr(module, "on_cpu", lambda: cpu)
+    config = UNetConfig(1, (32, 33, 34), 6)
+    variables = init_unet(config, 0)
+    x = jnp.asarray(np.random.default_rng(2).standard_normal((2, 8, 8, 1)))
+    denoise = denoiser(variables, config, (8, 8), np.float64)
+    rows = jax.jit(denoise.conditions)(np.array([460.0, 230.0]))
+    wide = jax.tree.map(np.float64, variables)
+    for k, level in enumerate([460.0, 230.0]):
+        found = jax.jit(denoise.given)(x, jax.tree.map(lambda rows, k=k: rows[k], rows))
+        expected = jnp.asarray(jax.jit(UNet(config).apply)(wide, x, np.array([level])))
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(found, expected, atol=1e-13 * scale)  # rounding
 
 
 def test_under_vmap_and_one_compilation():
@@ -82,7 +102,7 @@ def test_under_vmap_and_one_compilation():
 
 
 def test_only_linear_primitives_and_max_move_with_the_image():
-    config = UNetConfig(1, (3, 4, 5), 6)
+    config = UNetConfig(1, (32, 33, 34), 6)
     variables = init_unet(config, 0)
     predict = denoiser(variables, config, (8, 8), np.float64)
     jaxpr = jax.make_jaxpr(lambda x: predict(x, 10.0))(jnp.ones((1, 8, 8, 1)))
@@ -91,8 +111,9 @@ def test_only_linear_primitives_and_max_move_with_the_image():
         if any(not hasattr(v, "val") and v in moving for v in eqn.invars):
             moving.update(eqn.outvars)
             seen.add(eqn.primitive.name)
-    linear = {"add", "mul", "reshape", "slice", "concatenate", "reduce_sum", "dot_general"}
-    assert seen <= linear | {"conv_general_dilated", "max", "broadcast_in_dim"}
+    shapes = {"reshape", "slice", "concatenate", "stack", "squeeze", "transpose", "pad"}
+    linear = {"add", "mul", "reduce_sum", "dot_general", "conv_general_dilated"}
+    assert seen <= shapes | linear | {"broadcast_in_dim", "max"}
 
 
 def test_training_mode_uses_and_updates_statistics():
@@ -138,9 +159,10 @@ def test_initial_variables_are_float32_and_repeatable():
 
 def test_fold_keeps_no_statistics():
     config = UNetConfig(1, (3, 4), 6)
-    folded = fold_norm(init_unet(config, 0), (4, 4), np.float32)
-    assert set(folded) == {"params"}
-    assert folded["params"]["bot1"]["conv"]["kernel"].shape == (4 * 3, 4 * 4)
+    folded = fold_norm(init_unet(config, 0), np.float32)
+    assert set(folded) == {"down1", "bot1", "up1", "out"}
+    assert set(folded["bot1"]) == {"kernel", "bias", "mlp_0", "mlp_2"}
+    assert folded["bot1"]["kernel"].shape == (3, 3, 3, 4)
 
 
 @pytest.mark.parametrize(

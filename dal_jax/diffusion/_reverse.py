@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 
 from dal_jax._errors import InputError
-from dal_jax._typing import Array, Float
+from dal_jax._typing import Array, Float, PyTree
 from dal_jax.diffusion._schedule import ReverseConfig, Schedule
 
 
@@ -18,6 +18,7 @@ def reverse_process(
     draws: Array | np.ndarray,
     schedule: Schedule,
     reverse: ReverseConfig,
+    conditions: PyTree = None,
 ) -> Float[Array, "*B H W C"]:
     """Noises an image to level `start` and denoises it step by step.
 
@@ -29,6 +30,8 @@ def reverse_process(
         draws: (1 + steps, H, W, C) standard normal; row 0 noises the input, row k feeds step k.
         schedule: the noise schedule.
         reverse: start, steps and eta.
+        conditions: arrays (steps, ...) a row of which `denoise` takes in place of the level, so
+            that what depends on the level alone is not computed in every step; None: the levels.
 
     Returns:
         The reconstruction, of the shape and dtype of x.
@@ -45,12 +48,13 @@ def reverse_process(
     number = x.dtype.type
     draws = jnp.asarray(draws, x.dtype)
 
-    def step(y: Array, row: tuple[Array, ...]) -> tuple[Array, None]:
-        level, keep, factor, noise = row
-        return keep * y + factor * denoise(y, level) + noise, None
+    def step(y: Array, row: tuple[Any, ...]) -> tuple[Array, None]:
+        condition, keep, factor, noise = row
+        return keep * y + factor * denoise(y, condition) + noise, None
 
     # The products with the draws do not move with x, so they are taken outside of the loop.
     noise = jnp.asarray(c.draw, x.dtype)[:, None, None, None] * draws[1:]
-    rows = (*(jnp.asarray(a, x.dtype) for a in (c.levels, c.keep, c.denoise)), noise)
+    conditions = jnp.asarray(c.levels, x.dtype) if conditions is None else conditions
+    rows = (conditions, jnp.asarray(c.keep, x.dtype), jnp.asarray(c.denoise, x.dtype), noise)
     start = number(c.start_keep) * x + number(c.start_draw) * draws[0]
     return lax.scan(step, start, rows)[0]

@@ -24,8 +24,10 @@ class DalReconstruct:
     def __call__(self, params: PyTree, draws: Any, x: Array) -> Array:
         """Reconstructs one image in its dtype."""
         denoise = denoiser(params, self.config.unet, self.config.sides, x.dtype)
-        reverse = (self.config.schedule, self.config.reverse)
-        return reverse_process(denoise, x[None], draws, *reverse)[0]
+        reverse = self.config.reverse
+        conditions = denoise.conditions(reverse.coefficients(self.config.schedule).levels)
+        steps = (draws, self.config.schedule, reverse, conditions)
+        return reverse_process(denoise.given, x[None], *steps)[0]
 
 
 @dataclass(frozen=True)

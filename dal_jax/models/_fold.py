@@ -1,6 +1,6 @@
-"""Inference mode: batch norms folded into the convolutions, small convolutions as matrices."""
+"""Inference mode: batch norms folded into the convolutions, and all laid out to be fast."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -8,52 +8,117 @@ import jax.numpy as jnp
 import numpy as np
 
 from dal_jax._typing import Array, PyTree
-from dal_jax.models._unet import NORM_EPSILON, UNet, UNetConfig, dense_kernel, fits_dense
+from dal_jax.models._activations import activation
+from dal_jax.models._convolve import (
+    border_kernel,
+    convolve,
+    convolve_doubled,
+    lay_out,
+    lay_out_doubled,
+    on_cpu,
+    spread,
+)
+from dal_jax.models._resample import mean_pool, upsample
+from dal_jax.models._unet import NORM_EPSILON, UNetConfig, level_code
 
 
-def fold_norm(variables: PyTree, image_size: tuple[int, int], dtype: Any) -> PyTree:
+def fold_norm(variables: PyTree, dtype: Any) -> dict[str, dict[str, Any]]:
     """Merges the batch norms into the convolutions before them, in a given dtype.
 
     `scale (w * x + b - mean) / sqrt(var + eps) + bias = (g w) * x + (g (b - mean) + bias)`,
-    `g = scale / sqrt(var + eps)`. Convolutions on maps of up to 2 x 2 pixels become matrices.
+    `g = scale / sqrt(var + eps)`.
 
     Args:
         variables: {"params": ..., "batch_stats": ...} of `UNet(config)`.
-        image_size: (H, W) of the images to come, in pixels.
         dtype: floating dtype of the result.
 
     Returns:
-        {"params": ...} of `UNet(config, folded=True)` for images of this size.
+        {block: {"kernel": (3, 3, C, D), "bias": (D,), "mlp_0": ..., "mlp_2": ...}}, and "out" with
+        its 1 x 1 kernel.
 
-    Source: Jacob et al., arXiv 1712.05877, section 3.2; the matrices: this project.
+    Source: Jacob et al., arXiv 1712.05877, section 3.2.
     """
     params, stats = jax.tree.map(
         lambda a: jnp.asarray(a, dtype), (variables["params"], variables["batch_stats"])
     )
     epsilon = np.dtype(dtype).type(NORM_EPSILON)
-    bottom = sum(name.startswith("down") for name in params)
     folded = {"out": params["out"]}
     for name, running in stats.items():
         block, running = params[name], running["norm"]
         gain = block["norm"]["scale"] / jnp.sqrt(running["var"] + epsilon)
         kernel = block["conv"]["kernel"] * gain
         bias = gain * (block["conv"]["bias"] - running["mean"]) + block["norm"]["bias"]
-        halvings = bottom if name == "bot1" else int(name.lstrip("downup")) - 1
-        height, width = (side >> halvings for side in image_size)
-        if fits_dense(height, width):
-            kernel, bias = (
-                dense_kernel(kernel, height, width),
-                jnp.concatenate([bias] * (height * width)),
-            )
-        conv = {"kernel": kernel, "bias": bias}
-        folded[name] = {"mlp_0": block["mlp_0"], "mlp_2": block["mlp_2"], "conv": conv}
-    return {"params": folded}
+        mlps = {key: block[key] for key in ("mlp_0", "mlp_2")}
+        folded[name] = {"kernel": kernel, "bias": bias, **mlps}
+    return folded
+
+
+@dataclass(frozen=True, eq=False)  # compared by identity: arrays have no hash
+class Denoiser:
+    """A network in inference mode: `denoise(x, level)`, in the dtype of its parameters."""
+
+    config: UNetConfig
+    sides: tuple[int, int]  # (H, W) of the images, pixels
+    folded: PyTree  # from `fold_norm`
+    kernels: PyTree  # {block: kernels laid out}
+
+    def __call__(self, x: Array, level: Any) -> Array:
+        """Predicts the noise in images (B, H, W, C) at a level, scalar or (B,): (B, H, W, C)."""
+        return self.given(x, self.conditions(level))
+
+    def conditions(self, levels: Any) -> dict[str, Array]:
+        """What levels (L,) do to the network, for `given`; taken once for many images.
+
+        The shift that a level gives to the input of a convolution is taken to its output.
+        """
+        code = level_code(levels, self.config.time_dim, self.folded["out"]["bias"].dtype)
+        found = {}
+        for name, block in self.folded.items():
+            if name == "out":
+                continue
+            hidden = activation("relu")(_dense(code, block["mlp_0"]))
+            shift = _dense(hidden, block["mlp_2"])
+            borders = border_kernel(block["kernel"], *_map_sides(name, self.config, self.sides))
+            met = jnp.einsum("lc,ijcd->lijd", shift, borders, precision="highest")
+            found[name] = met + block["bias"]
+        return found
+
+    def given(self, x: Array, conditions: dict[str, Array]) -> Array:
+        """Predicts the noise in images (B, H, W, C).
+
+        Args:
+            x: (B, H, W, C).
+            conditions: from `conditions` for B levels or one, or one row of them.
+
+        Returns:
+            (B, H, W, C).
+
+        Raises:
+            InputError: x does not fit the network.
+        """
+        self.config.check_image(x.shape)
+        act = activation(self.config.activation)
+        depth, skips = len(self.config.channels), {}
+
+        def finish(y: Array, name: str) -> Array:
+            return act(y + spread(conditions[name], *y.shape[1:3]))
+
+        for i in range(1, depth):
+            name = f"down{i}"
+            skips[i] = finish(convolve(x, self.kernels[name]["kernel"]), name)
+            x = mean_pool(skips[i])
+        x = finish(convolve(x, self.kernels["bot1"]["kernel"]), "bot1")
+        for i in range(depth - 1, 0, -1):
+            name = f"up{i}"
+            x = finish(_convolve_joined(x, skips[i], self.kernels[name]), name)
+        out = self.folded["out"]
+        return jnp.matmul(x, out["kernel"][0, 0], precision="highest") + out["bias"]
 
 
 def denoiser(
     variables: PyTree, config: UNetConfig, image_size: tuple[int, int], dtype: Any
-) -> Callable[[Array, Any], Array]:
-    """Binds variables to the network in inference mode, batch norms folded once.
+) -> Denoiser:
+    """Binds variables to the network in inference mode, folded and laid out once.
 
     Args:
         variables: {"params": ..., "batch_stats": ...}.
@@ -64,9 +129,39 @@ def denoiser(
     Returns:
         A function of images (B, H, W, C) in that dtype and a level, giving the noise (B, H, W, C).
     """
-    folded = fold_norm(variables, image_size, dtype)
+    folded = fold_norm(variables, dtype)
+    kernels = {}
+    for name, block in folded.items():
+        if name != "out":
+            height, width = _map_sides(name, config, image_size)
+            kernels[name] = _laid_out(block["kernel"], height, width, name.startswith("up"))
+    return Denoiser(config, image_size, folded, kernels)
 
-    def denoise(x: Array, level: Any) -> Array:
-        return jnp.asarray(UNet(config, folded=True).apply(folded, x, level))
 
-    return denoise
+def _map_sides(name: str, config: UNetConfig, sides: tuple[int, int]) -> tuple[int, int]:
+    """The sides of the maps that a block makes of images of given sides."""
+    halvings = len(config.channels) - 1 if name == "bot1" else int(name.lstrip("downup")) - 1
+    return sides[0] >> halvings, sides[1] >> halvings
+
+
+def _laid_out(kernel: Array, height: int, width: int, joins: bool) -> dict[str, Array]:
+    """The kernel of a block; on a CPU that of a joining one in two, for what it joins."""
+    if not joins or not on_cpu():
+        return {"kernel": lay_out(kernel, height, width)}
+    skipped = kernel.shape[-1]  # a block makes as many channels as the map that it is joined with
+    below, skip = kernel[:, :, :-skipped], kernel[:, :, -skipped:]
+    return {
+        "below": lay_out_doubled(below, height // 2, width // 2),
+        "skip": lay_out(skip, height, width),
+    }
+
+
+def _convolve_joined(x: Array, skip: Array, kernels: dict[str, Array]) -> Array:
+    """Convolves the map from below, doubled, joined with the one from across."""
+    if "kernel" in kernels:
+        return convolve(jnp.concatenate([upsample(x), skip], axis=-1), kernels["kernel"])
+    return convolve_doubled(x, kernels["below"]) + convolve(skip, kernels["skip"])
+
+
+def _dense(x: Array, layer: dict[str, Array]) -> Array:
+    return jnp.matmul(x, layer["kernel"], precision="highest") + layer["bias"]

@@ -36,10 +36,21 @@ def upsample(x: Float[Array, "B H W C"]) -> Float[Array, "B 2*H 2*W C"]:
 
     Source: this project.
     """
-    return _double(_double(x, 1), 2)
+    return double(double(x, 1), 2)
 
 
-def _double(x: Array, axis: int) -> Array:
+def double(x: Array, axis: int) -> Array:
+    """Doubles one side of an array, as `upsample` does two.
+
+    Args:
+        x: of any shape.
+        axis: of the side.
+
+    Returns:
+        The array with twice as many entries along the axis.
+
+    Source: this project.
+    """
     size = x.shape[axis]
     first = lax.slice_in_dim(x, 0, 1, axis=axis)
     last = lax.slice_in_dim(x, size - 1, size, axis=axis)

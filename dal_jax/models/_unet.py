@@ -12,6 +12,7 @@ import numpy as np
 from dal_jax._errors import InputError
 from dal_jax._typing import Array, Float, PyTree
 from dal_jax.models._activations import activation
+from dal_jax.models._convolve import convolve, lay_out
 from dal_jax.models._resample import mean_pool, upsample
 
 NORM_EPSILON = 1e-5
@@ -87,47 +88,25 @@ def time_code(level: Float[Array, " B"], length: int) -> Float[Array, "B length"
     return jnp.sin(angle) * even + jnp.cos(angle) * odd
 
 
-def fits_dense(height: int, width: int) -> bool:
-    """Tells whether a convolution on a map of this size is done as one matrix product.
-
-    XLA's convolution of many 2 x 2 maps on a CPU is some twenty times slower than the product.
+def level_code(level: Any, length: int, dtype: Any) -> Array:
+    """Codes levels in a dtype that may be too narrow to hold them.
 
     Args:
-        height: of the map, pixels.
-        width: of the map, pixels.
+        level: scalar or (B,), levels of the diffusion, 0 and above.
+        length: number of entries of the code.
+        dtype: of the result.
 
     Returns:
-        True up to 2 x 2, where every output pixel sees every input pixel.
+        (1, length) or (B, length).
     """
-    return max(height, width) <= 2
+    # The code is taken in float32 or better: bfloat16 cannot hold levels above 256.
+    wide = jnp.float32 if np.dtype(dtype).itemsize < 4 else dtype
+    return time_code(jnp.atleast_1d(jnp.asarray(level, wide)), length).astype(dtype)
 
 
-def dense_kernel(kernel: Array, height: int, width: int) -> Array:
-    """Lays out a 3 x 3 kernel as the matrix that it is on a map of up to 2 x 2 pixels.
-
-    Args:
-        kernel: (3, 3, C, D).
-        height: of the map, 1 or 2 pixels.
-        width: of the map, 1 or 2 pixels.
-
-    Returns:
-        (H W C, H W D), for padding with zeros.
-
-    Source: this project.
-    """
-    seen = [
-        kernel[1 - i : 1 - i + height, 1 - j : 1 - j + width].reshape(-1, kernel.shape[-1])
-        for i in range(height)
-        for j in range(width)
-    ]
-    return jnp.concatenate(seen, axis=1)
-
-
-def _convolve_small(x: Array, kernel: Array, *_: Any, precision: Any, **__: Any) -> Array:
-    """Stands in for `lax.conv_general_dilated` where `fits_dense`."""
-    matrix = dense_kernel(kernel, x.shape[1], x.shape[2])
-    y = jnp.matmul(x.reshape(x.shape[0], -1), matrix, precision=precision)
-    return y.reshape(*x.shape[:3], kernel.shape[-1])
+def _convolve(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
+    """Stands in for `lax.conv_general_dilated` on small maps, where the library is slow."""
+    return convolve(x, lay_out(kernel, *x.shape[1:3]))
 
 
 class _Block(nn.Module):
@@ -135,7 +114,6 @@ class _Block(nn.Module):
 
     width: int
     act: Callable[[Array], Array]
-    folded: bool
 
     @nn.compact
     def __call__(self, x: Array, code: Array, train: bool) -> Array:
@@ -143,21 +121,15 @@ class _Block(nn.Module):
         shift = nn.Dense(x.shape[-1], name="mlp_0", **linear)(code)
         shift = nn.Dense(x.shape[-1], name="mlp_2", **linear)(activation("relu")(shift))
         x = x + shift[:, None, None, :]
-        small = fits_dense(x.shape[1], x.shape[2])
-        if self.folded and small:
-            flat = nn.Dense(x.shape[1] * x.shape[2] * self.width, name="conv", **linear)(
-                x.reshape(x.shape[0], -1)
-            )
-            return self.act(flat.reshape(*x.shape[:3], self.width))
-        linear["conv_general_dilated"] = _convolve_small if small else None
+        small = max(x.shape[1:3]) <= 2
+        linear["conv_general_dilated"] = _convolve if small else None
         x = nn.Conv(self.width, (3, 3), padding=((1, 1), (1, 1)), name="conv", **linear)(x)
-        if not self.folded:
-            norm = nn.BatchNorm(
-                not train, momentum=0.9, epsilon=NORM_EPSILON, dtype=x.dtype, name="norm"
-            )
-            # Flax mixes float32 statistics with another dtype: allowed here, whatever is global.
-            with jax.numpy_dtype_promotion("standard"):
-                x = norm(x)
+        norm = nn.BatchNorm(
+            not train, momentum=0.9, epsilon=NORM_EPSILON, dtype=x.dtype, name="norm"
+        )
+        # Flax mixes float32 statistics with another dtype: allowed here, whatever is global.
+        with jax.numpy_dtype_promotion("standard"):
+            x = norm(x)
         return self.act(x)
 
 
@@ -166,15 +138,12 @@ class UNet(nn.Module):
 
     Args:
         config: widths, depth, activation.
-        folded: True for parameters from `fold_norm`, which has merged the batch norms into the
-            convolutions; there are no `batch_stats` then.
 
     Source: Katsuoka et al., arXiv 2402.11789, appendix on the network, after Ronneberger et al.,
     arXiv 1505.04597.
     """
 
     config: UNetConfig
-    folded: bool = False
 
     @nn.compact
     def __call__(self, x: Array, level: Any, train: bool = False) -> Array:
@@ -196,13 +165,10 @@ class UNet(nn.Module):
         """
         self.config.check_image(x.shape)
         act = activation(self.config.activation)
-        # The code is taken in float32 or better: bfloat16 cannot hold levels above 256.
-        wide = jnp.float32 if x.dtype.itemsize < 4 else x.dtype
-        code = time_code(jnp.atleast_1d(jnp.asarray(level, wide)), self.config.time_dim)
-        code = code.astype(x.dtype)
+        code = level_code(level, self.config.time_dim, x.dtype)
 
         def block(name: str, width: int, y: Array) -> Array:
-            return _Block(width, act, self.folded, name=name)(y, code, train)
+            return _Block(width, act, name=name)(y, code, train)
 
         *widths, bottom = self.config.channels
         skips = []

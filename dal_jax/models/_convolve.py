@@ -1,0 +1,273 @@
+"""How a 3 x 3 convolution is computed in inference mode: by the library, or with fewer products.
+
+On a CPU the multiplications are what costs. Toom and Cook's way takes 9 for a 2 x 2 map and 36
+for each 4 x 4 tile, in place of 36 and 144; after a bilinear doubling of the sides, 9 for each
+pixel before it are enough, in place of 36. All is sums, products with constants and one batched
+matrix product.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from dal_jax._typing import Array, Float
+from dal_jax.models._resample import double
+
+# Where a tile's signal is evaluated, besides infinity. Their squares are exact, and this choice
+# rounds five times less than the customary 0, +-1, +-2: about as a plain sum in float32.
+_POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
+# Fewer channels than this do not pay for the sums.
+_MIN_CHANNELS = 32
+# Nor do maps with more bytes in a channel, which leave the cache with all the sums.
+_MAX_BYTES = 1 << 14
+# Which taps meet the map, at its first pixel, any between, and its last; by the side, up to 3.
+_TAPS_MET = {
+    1: np.array([[0.0, 1.0, 0.0]]),
+    2: np.array([[0.0, 1.0, 1.0], [1.0, 1.0, 0.0]]),
+    3: np.array([[0.0, 1.0, 1.0], [1.0, 1.0, 1.0], [1.0, 1.0, 0.0]]),
+}
+
+
+class Scheme(NamedTuple):
+    """Three-tap convolution of a tile of a row: `y = output ((kernel w) * (image x))`."""
+
+    halo: int  # pixels read beyond either end of the tile
+    image: Float[np.ndarray, "P tile_and_halo"]
+    kernel: Float[np.ndarray, "P 3"]
+    output: Float[np.ndarray, "tile P"]
+
+
+@lru_cache(maxsize=64)
+def scheme(side: int) -> Scheme | None:
+    """Gives the products that convolve a row of pixels, padded with one zero at either end.
+
+    Args:
+        side: pixels in the row.
+
+    Returns:
+        One product for 1 pixel, three for 2, six for every 4; None for other lengths.
+
+    Source: for 2 pixels, Karatsuba and Ofman, 1962; for 4, Winograd, Arithmetic Complexity of
+    Computations, 1980, and Lavin and Gray, arXiv 1509.09308, with points of our own.
+    """
+    if side == 1:
+        return Scheme(0, np.ones((1, 1)), np.array([[0.0, 1.0, 0.0]]), np.ones((1, 1)))
+    if side == 2:
+        return Scheme(
+            0,
+            np.array([[1.0, 1.0], [0.0, 1.0], [1.0, 0.0]]),
+            np.array([[0.0, 1.0, 0.0], [0.0, -1.0, 1.0], [1.0, -1.0, 0.0]]),
+            np.array([[1.0, 1.0, 0.0], [1.0, 0.0, 1.0]]),
+        )
+    if side % 4:
+        return None
+    points = np.array(_POINTS)
+    others = [np.delete(points, k) for k in range(5)]
+    image = np.zeros((6, 6))
+    image[:5, :5] = [np.poly(other)[::-1] for other in others]
+    image[5] = np.poly(points)[::-1]
+    weight = [np.prod(point - other) for point, other in zip(points, others, strict=True)]
+    kernel = np.vstack([np.vander(points, 3, True) / np.array(weight)[:, None], [0.0, 0.0, 1.0]])
+    output = np.hstack([np.vander(points, 4, True).T, [[0.0], [0.0], [0.0], [1.0]]])
+    if side == 4:  # all the padding of a row of one tile is known to be zero
+        return Scheme(0, image[:, 1:5], kernel, output)
+    return Scheme(1, image, kernel, output)
+
+
+def on_cpu() -> bool:
+    """Tells whether JAX computes on a CPU unless told otherwise."""
+    return jax.default_backend() == "cpu"
+
+
+def by_products(height: int, width: int, kernel: Any) -> bool:
+    """Tells whether `convolve` takes few products or the library: a matter of speed alone.
+
+    The library is faster on a GPU, with few channels, for large maps and for sides without a
+    `scheme`; on many maps of up to 2 x 2 pixels it is some twenty times slower on a CPU.
+
+    Args:
+        height: of the maps, pixels.
+        width: of the maps, pixels.
+        kernel: (..., C, D), laid out or not; tiles of 4 round too much below float32.
+
+    Returns:
+        True for products.
+    """
+    itemsize = kernel.dtype.itemsize
+    if not on_cpu() or None in (scheme(height), scheme(width)):
+        return False
+    fits = height * width * itemsize <= _MAX_BYTES and min(kernel.shape[-2:]) >= _MIN_CHANNELS
+    return max(height, width) <= 2 or (fits and itemsize >= 4)
+
+
+def lay_out(kernel: Float[Array, "3 3 C D"], height: int, width: int) -> Float[Array, "P Q C D"]:
+    """Lays out a kernel for `convolve` on maps of one size.
+
+    Args:
+        kernel: (3, 3, C, D).
+        height: of the maps, pixels.
+        width: of the maps, pixels.
+
+    Returns:
+        (P, Q, C, D) for P products down and Q across, or the kernel itself for the library.
+
+    Source: as `scheme`.
+    """
+    if not by_products(height, width, kernel):
+        return kernel
+    return _evaluated_kernel(kernel, _known(height).kernel, _known(width).kernel)
+
+
+def convolve(x: Float[Array, "B H W C"], kernel: Array) -> Float[Array, "B H W D"]:
+    """Convolves maps with a 3 x 3 kernel, padding with zeros.
+
+    Args:
+        x: (B, H, W, C).
+        kernel: from `lay_out` for maps of this size.
+
+    Returns:
+        (B, H, W, D).
+
+    Source: as `scheme`.
+    """
+    if by_products(x.shape[1], x.shape[2], kernel):
+        return _convolve_by_products(x, kernel)
+    padding, names = ((1, 1), (1, 1)), ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(
+        x, kernel, (1, 1), padding, dimension_numbers=names, precision="highest"
+    )
+
+
+def _convolve_by_products(x: Array, kernel: Array) -> Array:
+    rows, columns = _known(x.shape[1]), _known(x.shape[2])
+    tiles = _evaluated(_evaluated(x, rows, 1, 0), columns, 3, 1)
+    products = jnp.einsum("pqbhwc,pqcd->pqbhwd", tiles, kernel, precision="highest")
+    # As one product with a small matrix: XLA is slow at sums that it has to interleave.
+    output = np.kron(rows.output, columns.output).astype(x.dtype)
+    sums = jnp.matmul(output, products.reshape(output.shape[1], -1), precision="highest")
+    sums = sums.reshape(len(rows.output), len(columns.output), *products.shape[2:])
+    return sums.transpose(2, 3, 0, 4, 1, 5).reshape(*x.shape[:3], -1)
+
+
+def lay_out_doubled(kernel: Float[Array, "3 3 C D"], height: int, width: int) -> Array:
+    """Lays out a kernel for `convolve_doubled`.
+
+    Args:
+        kernel: (3, 3, C, D).
+        height: of the maps before doubling, pixels.
+        width: likewise.
+
+    Returns:
+        (C, P, Q, D) for P products down and Q across: one for each tap, or for each of the two
+        pixels that a single one is doubled to.
+
+    Source: this project.
+    """
+    down, across = (_TAPS_MET[2] if side == 1 else np.eye(3) for side in (height, width))
+    return jnp.moveaxis(_evaluated_kernel(kernel, down, across), 2, 0)
+
+
+def convolve_doubled(
+    x: Float[Array, "B H W C"], kernel: Float[Array, "C P Q D"]
+) -> Float[Array, "B 2*H 2*W D"]:
+    """Doubles the sides of maps by bilinear interpolation and convolves, padding with zeros.
+
+    Mixing channels commutes with interpolation: the channels are mixed before, once per tap.
+
+    Args:
+        x: (B, H, W, C).
+        kernel: from `lay_out_doubled` for maps of this size.
+
+    Returns:
+        (B, 2H, 2W, D), equal to `convolve(upsample(x), ...)` but for rounding.
+
+    Source: this project.
+    """
+    mixed = jnp.einsum("bhwc,cpqd->bhwpqd", x, kernel, precision="highest")
+    rows = _doubled_sum([mixed[:, :, :, k] for k in range(kernel.shape[1])], 1)
+    return _doubled_sum([rows[:, :, :, k] for k in range(kernel.shape[2])], 2)
+
+
+def border_kernel(kernel: Float[Array, "3 3 C D"], height: int, width: int) -> Array:
+    """Sums the taps that meet a map, for constant maps: those are padded with zeros as well.
+
+    Args:
+        kernel: (3, 3, C, D).
+        height: of the maps, pixels.
+        width: of the maps, pixels.
+
+    Returns:
+        (I, J, C, D), I and J at most 3: for the first row, those between, the last; so across.
+
+    Source: this project.
+    """
+    return _evaluated_kernel(kernel, _TAPS_MET[min(height, 3)], _TAPS_MET[min(width, 3)])
+
+
+def spread(borders: Float[Array, "... I J D"], height: int, width: int) -> Array:
+    """Repeats the middle row and column of what `border_kernel` gave.
+
+    Args:
+        borders: (..., I, J, D).
+        height: of the maps, pixels.
+        width: of the maps, pixels.
+
+    Returns:
+        (..., H, W, D).
+    """
+    for axis, side in ((borders.ndim - 3, height), (borders.ndim - 2, width)):
+        if side > 3:
+            first, middle, last = (lax.slice_in_dim(borders, k, k + 1, axis=axis) for k in range(3))
+            many = (*borders.shape[:axis], side - 2, *borders.shape[axis + 1 :])
+            borders = jnp.concatenate([first, jnp.broadcast_to(middle, many), last], axis)
+    return borders
+
+
+def _known(side: int) -> Scheme:
+    found = scheme(side)
+    assert found is not None, side  # `by_products` is asked before
+    return found
+
+
+def _combination(weights: np.ndarray, parts: Any) -> Array:
+    """`sum_k weights[k] parts[k]`, without the terms of weight zero."""
+    terms = []
+    for weight, part in zip(weights, parts, strict=True):
+        if weight:
+            terms.append(part if weight == 1.0 else part.dtype.type(weight) * part)
+    return sum(terms[1:], start=terms[0])
+
+
+def _evaluated_kernel(kernel: Array, down: np.ndarray, across: np.ndarray) -> Array:
+    """(3, 3, C, D) -> (P, Q, C, D)."""
+    rows = jnp.stack([_combination(w, kernel) for w in down], axis=1)  # (3 across, P, C, D)
+    return jnp.stack([_combination(w, rows) for w in across], axis=1)
+
+
+def _evaluated(x: Array, rule: Scheme, axis: int, front: int) -> Array:
+    """The tiles of an axis in its place, what is multiplied of each along a new axis `front`."""
+    tile, taps = rule.output.shape[0], rule.image.shape[1]
+    count = x.shape[axis] // tile
+    padding = [(rule.halo, rule.halo, 0) if k == axis else (0, 0, 0) for k in range(x.ndim)]
+    x = lax.pad(x, x.dtype.type(0), padding)
+    span = (count - 1) * tile + 1
+    parts = [lax.slice_in_dim(x, k, k + span, tile, axis) for k in range(taps)]
+    return jnp.stack([_combination(w, parts) for w in rule.image], axis=front)
+
+
+def _doubled_sum(products: Sequence[Array], axis: int) -> Array:
+    """Doubles the products with each tap along an axis, and adds them where the taps lie."""
+    if len(products) == 2:
+        return jnp.concatenate(products, axis=axis)
+    before, here, after = (double(v, axis) for v in products)
+
+    def moved(v: Array, by: int) -> Array:
+        padding = [(by, -by, 0) if k == axis else (0, 0, 0) for k in range(v.ndim)]
+        return lax.pad(v, v.dtype.type(0), padding)
+
+    return moved(before, 1) + here + moved(after, -1)
