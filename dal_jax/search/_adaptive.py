@@ -45,12 +45,15 @@ WIDE_BELOW = 3e-4
 NARROWEST = 1e-9
 # Points keep this share of a cell's width away from its nodes.
 BORDER = 1e-3
-# Further out in steps of this many standard deviations.
-STRIDE = 1.0
-# A float32 score may be this many times further from the float64 one than at the observed point.
+# Further out by this many standard deviations at a time, or by this share of what was searched.
+STRIDE, GROWTH = 1.0, 0.2
+# Cells that are not divided any more leave about this much of p open.
+FINEST = 1e-7
+# A float32 score may be this many times further from the float64 one than at the observed point,
+# or than one rounding of a number of its size.
 ROUNDING = 4.0
-# How often a search whose random checks disagree is repeated, ever more carefully.
-ATTEMPTS, MORE_CAREFUL = 3, 4.0
+# Each time that random checks disagree the error is taken to be this many times larger.
+MORE_CAREFUL = 4.0
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class AdaptiveOptions:
     sections: int = 3  # parts into which an undecided cell is divided at a time, 2 or more
     checks: int = 8  # random points at which the outcome is checked
     tolerance: float = 1e-6  # of the ends, standard deviations (relative beyond 1)
-    max_evaluations: int = 4000  # of the score in one test
+    max_evaluations: int = 4000  # of the score in one test; the last round may exceed it
 
     def __post_init__(self) -> None:
         for name, fits, expected in (
@@ -101,7 +104,7 @@ class Adaptive(NamedTuple):
     searched: Searched
     spacing: float  # the widest cell that was not divided, standardized
     num_checks: int  # random points at which the outcome was checked in the end
-    num_disagreements: int  # points of any check that were not as predicted
+    num_disagreements: int  # points of any check that were not as predicted, followed up or not
 
 
 def adaptive_search(
@@ -119,7 +122,8 @@ def adaptive_search(
     Evaluates a coarse grid, then divides the cells in which interpolation does not decide
     membership, down to `how.tolerance` at the ends of the set; cells whose probability does not
     matter to the precision asked for stay undecided and widen the bounds. In the end it looks at
-    `how.checks` random points; if one is not as predicted the search goes on with more safety.
+    `how.checks` random points; if one is not as predicted the search goes on with more safety,
+    until all are, or until `how.max_evaluations` leave it with NOT_CONVERGED.
 
     Args:
         z_obs: observed statistic in units of its standard deviation.
@@ -144,7 +148,7 @@ def adaptive_search(
     while how.checks and search.finite:
         agreed = yield from search.check(rng)
         yield from search.resolve()  # the new points may have opened cells
-        if agreed or search.attempts >= ATTEMPTS:
+        if agreed or search.asked >= how.max_evaluations:
             break
     return search.outcome()
 
@@ -167,8 +171,8 @@ class _Search:
         self.nodes = Nodes(np.array([z_obs]), *observed, np.zeros(1))
         self.noise = 0.0 if wide_only else math.nan
         self.safety, self.asked = how.safety, 0
-        self.checks, self.disagreements, self.attempts = 0, 0, 0
-        self.finite = True
+        self.checks, self.disagreements = 0, 0
+        self.finite, self.agreed = True, True
 
     def resolve(self) -> Generator[Points, Margins, None]:
         """Asks until the bounds are tight and the ends are known, or nothing is left to ask."""
@@ -188,19 +192,20 @@ class _Search:
         answer = (yield from self._evaluate(points)) if len(z) else None
         if answer is None:
             return True
-        doubtful = np.abs(answer.margin).min(axis=1) <= self.noise
-        wrong = (answer.inside != contains(found, z)) & ~doubtful
-        self.checks, self.attempts = len(z), self.attempts + 1
+        wrong = (answer.inside != contains(found, z)) & ~_doubtful(answer.margin, self.noise)
+        self.checks, self.agreed = len(z), not wrong.any()
         self.disagreements += int(wrong.sum())
-        if wrong.any():
+        if not self.agreed:
             self.safety *= MORE_CAREFUL
             self._assess()
-        return not wrong.any()
+        return self.agreed
 
     def outcome(self) -> Adaptive:
         """What the search found."""
         if self.finite:
             bounds, status = self._bounds()
+            if status is Status.OK and not self.agreed:
+                status = Status.NOT_CONVERGED
         if not self.finite or status is Status.TIE:
             none, nan = as_intervals([]), math.nan
             status = Status.TIE if self.finite else Status.NON_FINITE
@@ -222,12 +227,13 @@ class _Search:
             return None
         if math.isnan(self.noise):  # the observed point comes first, now in float32
             difference = np.abs(answer.margin[0] - self.nodes.margin[0]).max()
-            self.noise = ROUNDING * float(difference)
+            least = np.finfo(np.float32).eps * np.abs(answer.margin[0]).max()
+            self.noise = ROUNDING * float(max(difference, least))
         noise = np.where(points.wide, 0.0, self.noise)
         self.nodes = with_points(self.nodes, points.z, *answer, noise)
         self._assess()
         if self.progress is not None:
-            self.progress(self._bounds()[0], float(-self.nodes.z[0]))
+            self.progress(self._bounds()[0], float(min(-self.nodes.z[0], self.nodes.z[-1])))
         return answer
 
     def _assess(self) -> None:
@@ -246,10 +252,13 @@ class _Search:
         """p from all that was found, with bounds for what is undecided or was not looked at."""
         searched = subtract(self._span(), self.undecided)
         bounds = selective_p(self.z_obs, self.found, searched, self.options.alternative)
+        if math.isnan(bounds.p) and self.asked >= self.how.max_evaluations:
+            bounds = SelectiveP(0.0, 0.0, 1.0)  # not a tie yet: nothing is decided at z_obs
         if not math.isnan(bounds.p):
             p = selective_p(self.z_obs, self.found, self._span(), self.options.alternative).p
             bounds = bounds._replace(p=p)
-        return bounds, search_status(bounds, self.options.precision, self.options.alpha)
+        precision = max(self.options.precision, FINEST)
+        return bounds, search_status(bounds, precision, self.options.alpha)
 
     def _span(self) -> Intervals:
         return self.nodes.z[[0, -1]][None]
@@ -282,15 +291,26 @@ class _Search:
         scale = np.maximum(1.0, np.abs(cells.start))
         length = cells.stop - cells.start
         width = np.diff(nodes.z)
-        needed = np.where(changes, length > self.how.tolerance * scale, length > 0)
-        needed &= (width > NARROWEST * scale) & (changes | ~self._negligible(length))
-        z, wide = [nodes.z[self._doubtful()]], [np.ones(int(self._doubtful().sum()), bool)]
+        needed = (length > 0) & (~self._negligible(length) | self._beside())
+        needed |= changes & (length > self.how.tolerance * scale)
+        needed &= width > NARROWEST * scale
+        doubtful = (nodes.noise > 0) & _doubtful(nodes.margin, nodes.noise)
+        # Interpolation errors below this are what rounding makes of the slopes.
+        rounding = 4 * self.safety * self.noise
+        z, wide = [nodes.z[doubtful]], [np.ones(int(doubtful.sum()), bool)]
         for cell in np.flatnonzero(needed).tolist():
             inner = self._inner(cell, changes[cell], length[cell] < width[cell] / 2)
-            exact = length[cell] < WIDE_BELOW or cells.error[cell] <= self.noise
+            exact = length[cell] < WIDE_BELOW or cells.error[cell] <= rounding
             z.append(inner)
             wide.append(np.full(len(inner), exact))
         return self._points(np.concatenate(z), np.concatenate(wide))
+
+    def _beside(self) -> Bool[np.ndarray, " N-1"]:
+        """The two cells at the observed point, as long as nothing is decided on either side."""
+        hidden = ((self.undecided - self.z_obs) * [-1, 1] > 0).all(axis=1).any()
+        at = np.searchsorted(self.nodes.z, self.z_obs)
+        cells = np.arange(len(self.nodes.z) - 1)
+        return hidden & ((cells == at - 1) | (cells == at))
 
     def _inner(self, cell: int, changes: bool, narrowed: bool) -> np.ndarray:
         """Where to divide a cell: at both sides of the end in it, else evenly."""
@@ -314,26 +334,29 @@ class _Search:
         negligible[order] = np.logaddexp.accumulate(mass[order]) <= allowed
         return negligible
 
-    def _doubtful(self) -> np.ndarray:
-        """Nodes whose membership rounding may have decided."""
-        nearest = np.abs(self.nodes.margin).min(axis=1)
-        return (self.nodes.noise > 0) & (nearest <= self.nodes.noise)
-
     def _further(self) -> Points:
         """The tails that the precision still needs, in steps of the grid."""
         allowed = _log(TAILS_SHARE * self.options.precision) + self.log_found
         needed = float(-ndtri_exp(allowed)) if math.isfinite(allowed) else math.inf
         reach = min(needed, self.limit)
         low, high, spacing = self.nodes.z[0], self.nodes.z[-1], self.how.spacing
+        stride = max(STRIDE, GROWTH * (high - low) / 2)
         z = []
         if low > -reach:
-            z.append(np.arange(low, max(-reach, low - STRIDE), -spacing)[1:])
-            z.append([max(-reach, low - STRIDE)])
+            z.append(np.arange(low, max(-reach, low - stride), -spacing)[1:])
+            z.append([max(-reach, low - stride)])
         if high < reach:
-            z.append(np.arange(high, min(reach, high + STRIDE), spacing)[1:])
-            z.append([min(reach, high + STRIDE)])
+            z.append(np.arange(high, min(reach, high + stride), spacing)[1:])
+            z.append([min(reach, high + stride)])
         points = np.unique(np.concatenate(z)) if z else np.zeros(0)
         return self._points(points, np.zeros(len(points), bool))
+
+
+def _doubtful(
+    margin: Float[np.ndarray, "k n"], noise: float | Float[np.ndarray, " k"]
+) -> Bool[np.ndarray, " k"]:
+    """Points whose membership rounding may have decided: the lowest pixel is that close."""
+    return np.abs(margin.min(axis=1)) <= noise
 
 
 def _log(value: float) -> float:

@@ -30,8 +30,8 @@ class Cells(NamedTuple):
 
     start: Float[np.ndarray, " N-1"]  # standardized z
     stop: Float[np.ndarray, " N-1"]
-    root: Float[np.ndarray, " N-1"]  # where the chords place the end, if the nodes differ
-    error: Float[np.ndarray, " N-1"]  # E of the pixel that decides, without rounding
+    root: Float[np.ndarray, " N-1"]  # where the chords place the end; NaN if the nodes are alike
+    error: Float[np.ndarray, " N-1"]  # E of the pixel that does it, or that is the lowest
 
 
 def with_points(
@@ -78,16 +78,19 @@ def classify(nodes: Nodes, safety: float) -> Cells:
     slack = error + np.maximum(nodes.noise[:-1], nodes.noise[1:])[:, None]
     start = _decided_share(left, right, slack, nodes.inside[:-1])
     stop = 1 - _decided_share(right, left, slack, nodes.inside[1:])
-    differ = nodes.inside[:-1] != nodes.inside[1:]
-    root, pixel = _exit(left, right, nodes.inside[:-1])
-    rows = np.arange(len(width))
+    differ = np.flatnonzero(nodes.inside[:-1] != nodes.inside[1:])
+    pixel = np.minimum(left, right).argmin(axis=1)
+    share, pixel[differ] = _exit(left[differ], right[differ], nodes.inside[differ])
     low, high = nodes.z[:-1], nodes.z[1:]
-    return Cells(
+    cells = Cells(
         np.where(start < stop, low + start * width, high),
         np.where(start < stop, low + stop * width, high),
-        np.where(differ, low + np.clip(root, start, np.maximum(start, stop)) * width, np.nan),
-        error[rows, pixel],
+        np.full(len(width), np.nan),
+        np.take_along_axis(error, pixel[:, None], axis=1)[:, 0],
     )
+    share = np.clip(share, start[differ], np.maximum(start, stop)[differ])
+    cells.root[differ] = low[differ] + share * width[differ]
+    return cells
 
 
 def _interpolation_error(nodes: Nodes, width: np.ndarray) -> np.ndarray:
@@ -95,11 +98,10 @@ def _interpolation_error(nodes: Nodes, width: np.ndarray) -> np.ndarray:
     change = np.abs(np.diff(slope, axis=0))
     if not len(change):
         return np.full_like(slope, np.inf)
-    total = np.empty_like(slope)
-    total[0], total[-1] = 2 * change[0], 2 * change[-1]  # the line goes on beyond the last node
-    total[1:-1] = change[:-1] + change[1:]
+    # The line goes on beyond its last nodes: what is not seen there counts like what is.
+    total = np.concatenate([2 * change[:1], change[:-1] + change[1:], 2 * change[-1:]])
     # No pixel is trusted to be smoother than the rest: its kinks may be where nobody looked.
-    rest = np.sqrt(np.mean(total**2, axis=1, keepdims=True))
+    rest = np.sqrt(np.einsum("cp,cp->c", total, total) / total.shape[1])[:, None]
     return width[:, None] / 4 * np.maximum(total, rest)
 
 
@@ -107,24 +109,29 @@ def _decided_share(
     near: np.ndarray, far: np.ndarray, slack: np.ndarray, inside: np.ndarray
 ) -> np.ndarray:
     """Which share of each cell, from its near end on, is decided to be like that end."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        # From an inside end: until the first margin may be lost.
-        until = np.where(far > slack, 1.0, (near - slack) / (near - far))
-        kept = np.where(near > slack, until, 0.0).min(axis=1)
-        # From an outside end: as long as one and the same pixel is surely lost.
-        until = np.where(far < -slack, 1.0, (near + slack) / (near - far))
-        lost = np.where(near < -slack, until, 0.0).max(axis=1)
-    return np.where(inside, kept, lost)
+    share = np.empty(len(near))
+    # From an inside end: until the first margin may be lost.
+    share[inside] = _until(near[inside], far[inside], slack[inside]).min(axis=1)
+    # From an outside end: as long as one and the same pixel is surely lost.
+    share[~inside] = _until(-near[~inside], -far[~inside], slack[~inside]).max(axis=1)
+    return share
+
+
+def _until(near: np.ndarray, far: np.ndarray, slack: np.ndarray) -> np.ndarray:
+    """Up to which share of each cell a chord stays above the slack."""
+    until = np.ones_like(near)
+    falls = (far <= slack) & (near > slack)
+    np.divide(near - slack, near - far, out=until, where=falls)
+    until[near <= slack] = 0.0
+    return until
 
 
 def _exit(left: np.ndarray, right: np.ndarray, from_inside: np.ndarray) -> tuple[np.ndarray, ...]:
     """Where the chords leave the set (or, from outside, enter it), as a share; by which pixel."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        crossing = left / (left - right)
     crosses = (left > 0) != (right > 0)
+    crossing = np.divide(left, left - right, out=np.full_like(left, np.nan), where=crosses)
     leaves = np.where(crosses & (right <= 0), crossing, 1.0)
     enters = np.where(crosses & (left <= 0), crossing, 0.0)
-    first, last = leaves.argmin(axis=1), enters.argmax(axis=1)
+    pixel = np.where(from_inside, leaves.argmin(axis=1), enters.argmax(axis=1))
     rows = np.arange(len(left))
-    root = np.where(from_inside, leaves[rows, first], enters[rows, last])
-    return root, np.where(from_inside, first, last)
+    return np.where(from_inside, leaves[rows, pixel], enters[rows, pixel]), pixel

@@ -18,8 +18,9 @@ from ._problem import described, undescribed
 # On a CPU a call works on about this many pixels a device: more leave the cache, fewer waste time
 # between calls.
 CPU_PIXELS, CPU_LANES = 2048, 32
-# On other devices a call may take this share of the memory, and at most this many images.
-MEMORY_SHARE, MOST_LANES = 0.25, 1024
+# On other devices about this many pixels and at most this many images keep all of a device busy
+# (more would be filled with padding); a call may take this share of the memory.
+DEVICE_PIXELS, DEVICE_LANES, MEMORY_SHARE = 2**20, 1024, 0.25
 
 
 class Functions(NamedTuple):
@@ -158,7 +159,8 @@ def _compiled(
     trial = _compiled_for(functions, fixed, draws, dtype, devices, 8)
     limit = (devices[0].memory_stats() or {}).get("bytes_limit", 2**33)
     fitting = MEMORY_SHARE * limit / max(1, trial.temporary_bytes / trial.lanes)
-    lanes = 2 ** int(np.log2(np.clip(fitting, 1, MOST_LANES)))
+    wanted = min(DEVICE_PIXELS // pixels, DEVICE_LANES)
+    lanes = 2 ** int(np.log2(np.clip(min(fitting, wanted), 1, DEVICE_LANES)))
     return _compiled_for(functions, fixed, draws, dtype, devices, lanes)
 
 

@@ -17,11 +17,11 @@ Result = TypeVar("Result")
 
 
 class Request(NamedTuple):
-    """Images to be scored."""
+    """Images to be scored, one or more."""
 
     images: Float[np.ndarray, "k H W C"]
     wide: Bool[np.ndarray, " k"]  # in float64; others in float32
-    draws: PyTree  # of these images, where each has its own
+    draws: PyTree  # for all of these images, where every task has its own
     reconstruct: bool = False  # of the last image, which must be wide
 
 
@@ -98,6 +98,7 @@ def _advance(key: Any, task: Any, answer: Answer | None, waiting: Any) -> tuple[
         request = next(task) if answer is None else task.send(answer)
     except StopIteration as end:
         return (end.value,)
+    assert len(request.images)  # nothing would wake the task again
     ticket = _Ticket(key, task, request)
     for row, wide in enumerate(request.wide):
         waiting["float64" if wide else "float32"].append((ticket, row))

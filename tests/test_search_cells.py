@@ -1,0 +1,180 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dal_jax.search._cells import Nodes, classify, with_points
+
+# Shares of a cell are quotients of numbers of about 1 in float64.
+ROUNDING = 1e-12
+
+
+def nodes_of(z, margin, noise=0.0):
+    """Nodes with exact membership."""
+    z, margin = np.asarray(z, float), np.asarray(margin, float)
+    inside = np.asarray((margin > 0).all(axis=1))
+    return Nodes(z, margin, inside, np.full(len(z), float(noise)))
+
+
+def undecided(cells):
+    """The open parts, by cell."""
+    return [(a, b) if a < b else None for a, b in zip(cells.start, cells.stop, strict=True)]
+
+
+def errors(nodes, safety):
+    """E by its definition, one cell and one pixel after the other."""
+    count, pixels = len(nodes.z) - 1, nodes.margin.shape[1]
+    width = np.diff(nodes.z)
+    slope = np.diff(nodes.margin, axis=0) / width[:, None]
+    change = np.zeros((count, pixels))
+    for c in range(count):
+        for p in range(pixels):
+            sides = [abs(slope[c, p] - slope[o, p]) for o in (c - 1, c + 1) if 0 <= o < count]
+            change[c, p] = sum(sides) * 2 / len(sides)
+    rest = np.sqrt((change**2).mean(axis=1))
+    return safety * width[:, None] / 4 * np.maximum(change, rest[:, None])
+
+
+@st.composite
+def random_nodes(draw):
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    count, pixels = draw(st.integers(3, 7)), draw(st.integers(1, 5))
+    z = np.cumsum(rng.uniform(0.1, 1.0, count))
+    # Around a slanted plane, so that errors are smaller than margins here and larger there.
+    bend = draw(st.sampled_from([0.0, 0.01, 0.1, 1.0]))
+    margin = rng.normal(size=pixels) * z[:, None] + 3 * rng.normal(size=pixels)
+    margin = margin + bend * rng.normal(size=(count, pixels))
+    return nodes_of(z, margin, draw(st.sampled_from([0.0, 0.05])))
+
+
+@settings(max_examples=150, deadline=None)
+@given(random_nodes(), st.sampled_from([1.0, 4.0]))
+def test_decided_parts_by_brute_force(nodes, safety):
+    cells, error = classify(nodes, safety), errors(nodes, safety)
+    shares = np.linspace(0, 1, 401)[1:-1]
+    for c, part in enumerate(undecided(cells)):
+        z = nodes.z[c] + shares * (nodes.z[c + 1] - nodes.z[c])
+        chord = nodes.margin[c] + shares[:, None] * (nodes.margin[c + 1] - nodes.margin[c])
+        slack = error[c] + nodes.noise[0]
+        sure_in, sure_out = (chord > slack).all(axis=1), (chord < -slack).any(axis=1)
+        decided = np.ones(len(z), bool) if part is None else (z < part[0]) | (z > part[1])
+        # Whatever is called decided is beyond the error, on the side of its end.
+        like_left = z < (cells.start[c] if part else np.nan)
+        clear = np.abs(chord).min(axis=1) > ROUNDING
+        for end, mask in ((c, like_left), (c + 1, decided & ~like_left)):
+            if part is None and nodes.inside[c] != nodes.inside[c + 1]:
+                continue  # decided up to the root from one side, from there on from the other
+            right = sure_in if nodes.inside[end] else sure_out
+            assert right[mask & clear].all()
+        # And what is open cannot be told from its nearest end.
+        if part:
+            assert nodes.z[c] <= part[0] < part[1] <= nodes.z[c + 1]
+            first = np.flatnonzero(z > part[0] + ROUNDING)[:1]
+            same = sure_in if nodes.inside[c] else sure_out
+            near = shares[first] - (part[0] - nodes.z[c]) / (nodes.z[c + 1] - nodes.z[c]) < 3e-3
+            if nodes.inside[c] and near.all():
+                assert not same[first].any()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_affine_margins_leave_nothing_open(seed):
+    rng = np.random.default_rng(seed)
+    z = np.cumsum(rng.uniform(0.1, 1.0, 6))
+    slope, root = rng.normal(size=4), rng.uniform(-1, 5, 4)
+    nodes = nodes_of(z, slope * (z[:, None] - root))
+    cells = classify(nodes, 4.0)
+    close = 1e-11 / np.abs(slope).min()  # margins of 1 and widths of 0.1, divided by slopes
+    for part in filter(None, undecided(cells)):
+        # Only the set itself, where it lies between two nodes, is left to be looked at.
+        middle = slope * (np.mean(part) - root)
+        assert part[1] - part[0] < close or (middle > 0).all()
+    # The one interval that such a set is ends where the limiting pixel does.
+    above, below = root[slope > 0].max(initial=-np.inf), root[slope < 0].min(initial=np.inf)
+    for c in np.flatnonzero(np.diff(nodes.inside.astype(int))):
+        expected = below if nodes.inside[c] else above
+        assert cells.root[c] == pytest.approx(expected, abs=close)
+    alike = nodes.inside[1:] == nodes.inside[:-1]
+    assert np.isnan(cells.root[alike]).all()
+    assert (cells.error < 1e-10).all()  # slopes of 1, from values of 1 and widths of 0.1
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_the_error_bounds_a_function_of_one_kink(seed):
+    rng = np.random.default_rng(seed)
+    z = np.cumsum(rng.uniform(0.1, 1.0, 6))
+    kink, slope, jump = rng.uniform(z[1], z[-2]), rng.normal(), rng.normal()
+
+    def function(t):
+        return slope * t + jump * np.abs(t - kink) + 0.3
+
+    nodes = nodes_of(z, function(z)[:, None])
+    cells = classify(nodes, 1.0)
+    for c, part in enumerate(undecided(cells)):
+        t = np.linspace(z[c], z[c + 1], 500)
+        inside = function(t) > 0
+        lo, hi = part or (cells.root[c],) * 2
+        same = nodes.inside[c] == nodes.inside[c + 1]
+        if part is None and same:
+            lo = hi = z[c + 1]
+        clear = np.abs(function(t)) > ROUNDING
+        assert (inside[(t < lo) & clear] == nodes.inside[c]).all()
+        assert (inside[(t > hi) & clear] == nodes.inside[c + 1]).all()
+
+
+def test_an_excursion_opens_the_cells_at_the_node_that_sees_it():
+    z = np.arange(6.0)
+    dips = np.maximum(0, 1 - 2 * np.abs(z - 3)) * 0.8
+    cells = classify(nodes_of(z, (1 - dips)[:, None]), 1.0)
+    assert [part is not None for part in undecided(cells)] == [False, False, True, True, False]
+    hidden = classify(nodes_of(z, np.ones((6, 1))), 4.0)  # between nodes nothing can be seen
+    assert undecided(hidden) == [None] * 5
+
+
+def test_no_pixel_is_trusted_more_than_the_rest():
+    z = np.arange(6.0)
+    margin = np.full((6, 9), 0.5)
+    margin[:, 1:] = 20 + 3 * np.abs(z[:, None] - 2.5)  # far from mattering, but with kinks
+    quiet = undecided(classify(nodes_of(z, margin[:, :1]), 4.0))
+    assert quiet == [None] * 5
+    assert undecided(classify(nodes_of(z, margin), 4.0))[2] is not None
+
+
+def test_a_jump_is_never_decided_by_its_cell():
+    for width in (1.0, 1e-2, 1e-4, 1e-6):
+        z = np.array([-2.0, -1.0, 0.0, width, 1 + width, 2 + width])
+        nodes = nodes_of(z, np.where(z <= 0, 1.0, -1.0)[:, None])
+        cells = classify(nodes, 2.0)
+        assert cells.start[2] == 0
+        assert cells.stop[2] == pytest.approx(width, rel=1e-9)
+
+
+def test_two_nodes_decide_nothing():
+    cells = classify(nodes_of([0.0, 1.0], [[5.0], [-5.0]]), 1.0)
+    assert undecided(cells) == [(0.0, 1.0)]
+    assert cells.root == 0.5
+
+
+def test_noise_keeps_a_part_open():
+    z, slope = np.arange(4.0), -1.0
+    nodes = nodes_of(z, (1.5 + slope * z)[:, None], noise=0.1)
+    cells = classify(nodes, 1.0)
+    assert [part is not None for part in undecided(cells)] == [False, True, False]
+    # The chord is known to 0.1, and it falls by 1 a unit.
+    np.testing.assert_allclose([cells.start[1], cells.stop[1]], (1.4, 1.6), rtol=1e-12)
+
+
+def test_of_two_nodes_at_one_place_the_exact_one_stays():
+    nodes = nodes_of([0.0, 1.0], [[1.0], [2.0]], noise=0.1)
+    more = with_points(
+        nodes,
+        np.array([1.0, 0.5, 0.0]),
+        np.array([[-7.0], [3.0], [9.0]]),
+        np.array([False, True, True]),
+        np.array([0.0, 0.1, 0.2]),
+    )
+    np.testing.assert_array_equal(more.z, [0.0, 0.5, 1.0])
+    np.testing.assert_array_equal(more.margin[:, 0], [1.0, 3.0, -7.0])
+    np.testing.assert_array_equal(more.inside, [True, True, False])
+    np.testing.assert_array_equal(more.noise, [0.1, 0.1, 0.0])
