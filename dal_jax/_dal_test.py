@@ -54,7 +54,7 @@ def dal_test(
                 None is float32 for the adaptive engine and float64 for the exact ones. Region,
                 score and reconstruction are float64 in any case.
             precision: width of the bounds on p to be reached, in [0, 1); 0 searches the whole
-                range.
+                range. (The adaptive engine takes what is below 1e-7 for 1e-7.)
             alpha: level in (0, 1): the search may end as soon as the decision at alpha is certain.
             z_max: half the range searched, standard deviations, widened if it would not hold the
                 observed statistic; None is 10 + |z_obs|.
@@ -80,7 +80,7 @@ def dal_test(
     covariance = covariance_of(noise, localizer)
     if chosen.engine != "adaptive":
         return exact_test(localizer, case, covariance, chosen, progress)
-    evaluator = _evaluator(localizer, False, None)
+    evaluator = _evaluator(localizer, False, _devices(1))  # too little work for more
     task = adaptive_test(localizer, case, covariance, chosen, progress)
     return next(run_side_by_side([(0, task)], evaluator, 1))[1]
 
@@ -198,6 +198,9 @@ def stream_tests(
     def task(load: Callable[[], Case]) -> Generator[Request, Answer, TestResult]:
         try:
             case = checked(localizer, load())
+            if (case.draws is not None) != own_draws:
+                there, expected = ("none", "its own") if own_draws else ("its own", "none")
+                raise InputError(f"draws: the image has {there}, expected {expected}")
         except InputError as error:
             return refused(localizer, options, error)
         return (yield from adaptive_test(localizer, case, noise, options))

@@ -28,6 +28,7 @@ from .search import (
     Status,
     SweepEngine,
     adaptive_search,
+    misjudged_share,
     operands,
     search_line,
 )
@@ -159,6 +160,7 @@ def _with_adaptive(
         spacing=found.spacing * line.sd,
         num_checks=found.num_checks,
         num_disagreements=found.num_disagreements,
+        misjudged_share=misjudged_share(found.num_checks),
     )
 
 

@@ -38,6 +38,7 @@ class TestResult(NamedTuple):
     spacing: float = math.nan  # widest cell not divided, units of the statistic; adaptive only
     num_checks: int = 0  # random points at which the outcome was checked; adaptive only
     num_disagreements: int = 0  # of any check, also those that were followed up; adaptive only
+    misjudged_share: float = math.nan  # of the searched line, at most, at 95%, by the checks alone
     message: str = ""  # why, where the status is INVALID_INPUT
 
     __test__ = False  # not a test case, whatever pytest thinks of the name

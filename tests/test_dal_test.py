@@ -12,7 +12,9 @@ from helpers import num_compilations
 from scipy import stats
 from search_cases import dense_localizer, jumping_localizer, pooled_localizer
 
-from dal_jax import InputError, Status, dal_test, dal_test_batch, from_score
+from dal_jax import InputError, Status, TestOptions, dal_test, dal_test_batch, from_score
+from dal_jax._dal_test import stream_tests
+from dal_jax._one_test import Case
 from dal_jax.inference import (
     bonferroni_log10_p,
     contains,
@@ -83,6 +85,7 @@ def test_the_fields_of_a_result_fit_together(options, alternative):
         assert np.isnan([*result.window, result.over_conditioned_p]).all()
         assert 0 < result.spacing <= 0.5 * result.sd * (1 + 1e-12)
         assert 0 < result.num_checks <= 8
+        assert result.misjudged_share == pytest.approx(1 - 0.05 ** (1 / result.num_checks))
         assert result.num_disagreements == 0
     else:
         # In units of the statistic: the set holds it, and its own window besides.
@@ -377,6 +380,16 @@ def test_a_bad_image_of_a_batch_fails_alone(way):
     xs, refs = np.stack([X] * 3), np.stack([X_REF] * 3)
     bad = dal_test_batch(LOCALIZER, xs, refs, "iid:1", draws=np.zeros((3, 2)), **way)
     assert ["draws: got shape" in result.message for result in bad] == [True] * 3
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_draws_must_come_as_announced(own):
+    draws = None if own else np.zeros(np.shape(LOCALIZER.draws))
+    cases = [(0, lambda: Case(X, X_REF, draws))]
+    streamed = stream_tests(LOCALIZER, cases, iid(1.0), TestOptions(), own_draws=own)
+    [(_, result)] = streamed
+    assert result.status is Status.INVALID_INPUT
+    assert result.message.startswith("draws: the image has")
 
 
 SCRIPT = """

@@ -23,6 +23,7 @@ from dal_jax.images import write_text
 from dal_jax.localizers import Localizer
 from dal_jax.report import figure
 from dal_jax.runs import Host, RunDirectory
+from dal_jax.search import misjudged_share
 
 # Columns of results.csv; the records in results.jsonl hold everything but the maps.
 COLUMNS: tuple[str, ...] = (
@@ -158,6 +159,12 @@ def _say(records: list[dict[str, Any]], out: Path | None, json: bool) -> None:
     else:
         told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
         typer.echo(f"{len(records)} images: {told}; written to {out}")
+        checks = sum(record["num_checks"] for record in records)
+        if checks:
+            typer.echo(
+                f"{checks} random points checked: with 95% confidence at most "
+                f"{misjudged_share(checks):.2g} of the searched lines is misjudged"
+            )
 
 
 def _csv(records: list[dict[str, Any]]) -> str:

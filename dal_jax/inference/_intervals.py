@@ -59,10 +59,11 @@ def merge(intervals: Intervals, tolerance: float = 0.0) -> Intervals:
     pairs = intervals[intervals[:, 0] < intervals[:, 1]]
     pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
     reach = np.maximum.accumulate(pairs[:, 1])
-    first = np.ones(len(pairs), dtype=bool)
-    first[1:] = pairs[1:, 0] > reach[:-1] + tolerance
-    last = np.roll(first, -1)  # each group ends just before the next one's first
-    return np.stack([pairs[first, 0], reach[last]], axis=1)
+    # Each group ends just before the next one's first.
+    border = np.ones(len(pairs) + 1, dtype=bool)
+    border[1:-1] = pairs[1:, 0] > reach[:-1] + tolerance
+    border[0] &= len(pairs) > 0
+    return np.stack([pairs[border[:-1], 0], reach[border[1:]]], axis=1)
 
 
 def union(a: Intervals, b: Intervals) -> Intervals:
