@@ -8,24 +8,19 @@ programs, so that a machine whose speed drifts slows both; the ratio is taken ro
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from dal_jax.bench import in_process, thread_limits
+
+from .peer_rounds import run_peer
+
 CASES = {8: 3, 16: 2, 32: 0}
 OURS = (("sweep", "float64"), ("sweep", "float32"), ("scan", "float64"))
-ONE_THREAD = {
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
-}
+ONE_THREAD = {**thread_limits(1), "JAX_PLATFORMS": "cpu"}
 
 
 def measure_ours(folder: Path, size: int, engine: str, dtype: str, precision: float) -> Any:
@@ -78,29 +73,9 @@ def measure_ours(folder: Path, size: int, engine: str, dtype: str, precision: fl
     }
 
 
-def _in_process(command: list[str]) -> Any:
-    """Runs one measurement in a process of its own, on one thread."""
-    done = subprocess.run(
-        command, env={**os.environ, **ONE_THREAD}, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        return {"failure": done.stderr.strip().splitlines()[-1:]}
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
 def _peer(python: str, folder: Path, size: int, limit: float) -> Any:
-    script = Path(__file__).with_name("peer_si4onnx.py")
-    inputs = [str(folder / f"{kind}{size}.npz") for kind in ("weights", "cases")]
-    with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) / "peer.json"
-        options = ["--case", str(CASES[size]), "--max-seconds", str(limit), "--output", str(out)]
-        subprocess.run(
-            [python, str(script), *inputs, *options],
-            env={**os.environ, **ONE_THREAD},
-            capture_output=True,
-            check=True,
-        )
-        return json.loads(out.read_text())
+    inputs = [folder / f"{kind}{size}.npz" for kind in ("weights", "cases")]
+    return run_peer(python, inputs, case=CASES[size], max_seconds=limit)
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
@@ -125,14 +100,14 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
                     continue  # the scan is there to check, once is enough
                 worker = ["--worker", str(size), engine, dtype]
                 command = [sys.executable, "-m", "benchmarks.windows", str(options.folder), *worker]
-                ours = _in_process([*command, "--precision", str(options.precision)])
+                ours = in_process([*command, "--precision", str(options.precision)], ONE_THREAD)
                 records.append({"round": number, "program": "dal_jax", **ours})
                 line = f"size {size} round {number} {engine} {dtype}: "
                 if "failure" in ours:
                     print(line + str(ours["failure"]), file=sys.stderr, flush=True)
                     continue
                 line += f"{1e3 * ours['seconds_per_window']:.3f} ms a window"
-                if peer:
+                if peer and not peer.get("failure"):
                     kinds = ("seconds_per_window", "cpu_seconds_per_window")
                     ratio = {kind: peer[kind] / ours[kind] for kind in kinds}
                     rounds[engine, dtype].append(ratio)

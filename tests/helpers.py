@@ -6,13 +6,12 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dal_jax.affine import AffinePiece, Swept, _batches, affine_piece, sweep
+from dal_jax.affine import AffinePiece, Swept, affine_piece, sweep
 from dal_jax.models import UNet, UNetConfig, init_unet
 
 # Cases of the independent implementation: where this variable says, or beside the repository.
@@ -145,8 +144,7 @@ def swept_parts(
 ) -> list[Swept]:
     """All that a sweep of f yields."""
     prepared = sweep(lambda _, z: f(z), (), np.zeros((), dtype)[()])
-    with patch.object(_batches, "NUM_SIZES", 1):  # mini-batches of one size: less to compile
-        return list(prepared.run(prepared.bind(()), parts))
+    return list(prepared.run(prepared.bind(()), parts))
 
 
 def check_swept(swept: Sequence[Swept], direct: Direct) -> None:

@@ -1,8 +1,8 @@
-"""Runs a segment on any number of nodes with programs compiled beforehand for a few sizes."""
+"""Runs a segment on any number of nodes with one program, compiled beforehand."""
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,32 +14,29 @@ from ._program import Slot
 
 # Bytes of one array of a mini-batch: what stays in a core's cache.
 CACHE_BYTES = 1 << 18
-MIN_BATCH, MAX_BATCH = 4, 64
-NUM_SIZES = 4  # of mini-batch: the largest, its half, its quarter, its eighth
+MIN_BATCH, MAX_BATCH = 4, 32
 
 
-def compile_segments(
-    segments: Sequence[Segment], statics: dict[int, Any]
-) -> dict[tuple[int, int], Any]:
-    """Compiles every segment for every size of its mini-batches, side by side.
+def compile_segments(segments: Sequence[Segment], statics: dict[int, Any]) -> dict[int, Any]:
+    """Compiles every segment for its mini-batches, side by side.
 
     Args:
         segments: those of a plan; equal functions are compiled once.
         statics: slot number -> array, for its shape.
 
     Returns:
-        {(identity of the segment's function, size): the compiled function}.
+        {identity of the segment's function: the compiled function}.
 
     Source: this project.
     """
     lowered = {}
     for segment in segments:
-        static = tuple(_described(statics[s.number]) for s in segment.statics)
-        for size in batch_sizes(segment):
-            key = (id(segment.fn), size)
-            if key not in lowered:
-                shapes = [jax.ShapeDtypeStruct((size, *s.shape), s.dtype) for s in segment.inputs]
-                lowered[key] = segment.fn.lower(static, tuple(shapes))
+        key = id(segment.fn)
+        if key not in lowered:
+            static = tuple(_described(statics[s.number]) for s in segment.statics)
+            size = batch_size(segment)
+            shapes = [jax.ShapeDtypeStruct((size, *s.shape), s.dtype) for s in segment.inputs]
+            lowered[key] = segment.fn.lower(static, tuple(shapes))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return dict(
             zip(lowered, pool.map(lambda job: job.compile(), lowered.values()), strict=True)
@@ -50,21 +47,20 @@ def _described(array: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(np.shape(array), array.dtype)
 
 
-def batch_sizes(segment: Segment) -> tuple[int, ...]:
-    """Nodes in a mini-batch, descending: few enough to stay in cache, enough to use the weights.
+def batch_size(segment: Segment) -> int:
+    """Nodes in a mini-batch: few enough to stay in cache, enough to use the weights.
 
     Args:
         segment: of a plan.
 
     Returns:
-        At most `NUM_SIZES` powers of two.
+        A power of two.
 
     Source: this project.
     """
     widest = max(map(_num_bytes, (*segment.inputs, *segment.outputs)))
     room = max(CACHE_BYTES, sum(map(_num_bytes, segment.statics)) // 2)
-    largest = min(max(1 << (room // widest).bit_length() - 1, MIN_BATCH), MAX_BATCH)
-    return tuple(largest >> k for k in range(NUM_SIZES) if largest >> k)
+    return min(max(1 << (room // widest).bit_length() - 1, MIN_BATCH), MAX_BATCH)
 
 
 def _num_bytes(slot: Slot) -> int:
@@ -74,7 +70,7 @@ def _num_bytes(slot: Slot) -> int:
 
 def apply(
     segment: Segment,
-    compiled: dict[tuple[int, int], Any],
+    compiled: dict[int, Any],
     statics: dict[int, Any],
     values: dict[int, np.ndarray],
 ) -> dict[int, np.ndarray]:
@@ -95,35 +91,14 @@ def apply(
     arrays = [values[s.number] for s in segment.inputs]
     count = len(arrays[0])
     outs = {o.number: np.empty((count, *o.shape), o.dtype) for o in segment.outputs}
-    pending = []
-    for start, stop, size in split_batches(count, batch_sizes(segment)):
-        inputs = tuple(_padded(a[start:stop], size) for a in arrays)
-        pending.append((start, stop, compiled[id(segment.fn), size](static, inputs)))
-    for start, stop, results in pending:
+    program, size, pending = compiled[id(segment.fn)], batch_size(segment), []
+    for start in range(0, count, size):
+        inputs = tuple(_padded(a[start : start + size], size) for a in arrays)
+        pending.append(program(static, inputs))
+    for start, results in zip(range(0, count, size), pending, strict=True):
         for out, result in zip(outs.values(), results, strict=True):
-            out[start:stop] = np.asarray(result)[: stop - start]
+            out[start : start + size] = np.asarray(result)[: count - start]
     return outs
-
-
-def split_batches(count: int, sizes: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Covers `count` nodes greedily; only the last batch may need padding.
-
-    A batch that would be filled by more than three quarters is padded rather than divided further.
-
-    Args:
-        count: number of nodes.
-        sizes: of batches, descending.
-
-    Yields:
-        (start, stop, size), with stop - start <= size.
-
-    Source: this project.
-    """
-    start = 0
-    while start < count:
-        size = next((s for s in sizes if 4 * (count - start) > 3 * s), sizes[-1])
-        yield start, min(start + size, count), size
-        start += size
 
 
 def _padded(rows: np.ndarray, size: int) -> np.ndarray:

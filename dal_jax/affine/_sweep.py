@@ -13,7 +13,7 @@ from ._plan import plan as make_plan
 from ._program import Program, Slot, record
 
 # A part of the line with more nodes than twice this is halved and done one half after the other.
-MIN_CHUNK = 96
+MIN_CHUNK = 192
 
 
 class Swept(NamedTuple):

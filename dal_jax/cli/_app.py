@@ -3,6 +3,7 @@
 import typer
 
 import dal_jax
+from dal_jax.cli._bench import bench
 from dal_jax.cli._demo import demo
 from dal_jax.cli._import_weights import import_weights
 from dal_jax.cli._localize import localize
@@ -40,3 +41,4 @@ app.command("localize")(localize)
 app.command("test")(test)
 app.command("import-weights")(import_weights)
 app.command("script")(script)
+app.command("bench")(bench)

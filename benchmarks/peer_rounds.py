@@ -1,0 +1,219 @@
+"""Rounds that alternate between dal_jax and the peer, on the same weights, draws and images.
+
+Used by `dal-jax bench --peer-python PEER_ENV/bin/python`; the peer's own side is
+`peer_si4onnx.py`, which runs in its environment on one thread. Where dal_jax uses all cores, as
+many images are tested by the peer at a time, each test counting for its share of the machine.
+"""
+
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dal_jax import InputError, Localizer
+from dal_jax.bench import (
+    Plan,
+    Prepared,
+    in_process,
+    load_inputs,
+    open_subject,
+    thread_limits,
+    work,
+)
+from dal_jax.bench._machine import machine
+from dal_jax.bench._plan import Beside
+from dal_jax.localizers._dal import DalScore
+from dal_jax.models._import_weights import _layout
+from dal_jax.models._unet import NORM_EPSILON
+
+SCRIPT = Path(__file__).with_name("peer_si4onnx.py")
+
+
+def beside(python: str, *, tests: int = 2, seconds: float = 60.0, rounds: int = 2) -> Beside:
+    """Makes what `dal_jax.bench.measure` calls at each size.
+
+    Args:
+        python: interpreter of the peer's environment.
+        tests: images that the peer tests in a round.
+        seconds: limit of its search of one image; one that is cut off is extrapolated.
+        rounds: how many.
+
+    Returns:
+        A function that yields the record of a size.
+
+    Raises:
+        InputError: the peer cannot be imported there, or a number does not fit.
+    """
+    if tests < 1 or rounds < 1 or not seconds > 0:
+        raise InputError(
+            f"peer: got {tests} tests, {seconds:g} s, {rounds} rounds, expected more than 0 of each"
+        )
+    try:
+        command = [python, "-c", "import si4onnx, torch"]
+        found = subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except OSError:
+        found = False
+    if not found:
+        raise InputError(
+            f"--peer-python: got {python!r}, which cannot import si4onnx; expected an environment "
+            "with benchmarks/peer_requirements.txt"
+        )
+    return partial(_compared, python, tests, seconds, rounds)
+
+
+def run_peer(
+    python: str, inputs: Sequence[str | Path], *, case: int | None = None, max_seconds: float
+) -> Any:
+    """Runs the peer on one image, on one thread.
+
+    Args:
+        python: interpreter of its environment.
+        inputs: files as of `peer_si4onnx.py`.
+        case: number of the case in them, or None.
+        max_seconds: limit of the search.
+
+    Returns:
+        The peer's record, or {"failure": why}.
+    """
+    command = [python, str(SCRIPT), *map(str, inputs), "--max-seconds", str(max_seconds)]
+    command += [] if case is None else ["--case", str(case)]
+    return in_process(command, thread_limits(1), None)
+
+
+def peer_arrays(localizer: Localizer) -> dict[str, np.ndarray]:
+    """Weights and schedule of a localizer under the names that the peer's script reads.
+
+    Args:
+        localizer: from `dal_localizer` with a ReLU network.
+
+    Returns:
+        Arrays by name; all but the image and its reference.
+
+    Raises:
+        InputError: another kind of localizer.
+    """
+    score = localizer.score_fn
+    if not isinstance(score, DalScore) or score.config.unet.activation != "relu":
+        raise InputError("localizer: got another than the diffusion localizer with ReLU")
+    config = score.config
+    levels = np.asarray(config.reverse.coefficients(config.schedule).levels)
+    arrays = {
+        "lam": np.asarray(localizer.threshold),
+        "alpha_bar": config.schedule.alpha_bar,
+        "t_seq": levels,
+        "t_next": np.append(levels[1:], -1),
+        "eta": np.asarray(config.reverse.eta),
+        "bn_eps": np.asarray(NORM_EPSILON),
+        "noise": np.asarray(localizer.draws),
+    }
+    for source, target, _, axes in _layout(config.unet):
+        value: Any = localizer.params
+        for part in target:
+            value = value[part]
+        arrays[source] = np.transpose(np.asarray(value), np.argsort(axes))
+    return arrays
+
+
+def _compared(
+    python: str, tests: int, seconds: float, rounds: int, prepared: Prepared
+) -> Iterator[dict[str, Any]]:
+    """One record: all rounds of a size, and the median of their ratios."""
+    told = {
+        "kind": "peer",
+        "size": prepared.subject.size,
+        "engine": "adaptive",
+        "dtype": "float32",
+        "threads": _jobs(prepared.plan),
+        "precision": prepared.plan.precision,
+    }
+    inputs = load_inputs(prepared.inputs)
+    localizer = open_subject(prepared.subject)[0].with_threshold(inputs.threshold)
+    total = len(inputs.images)
+    found: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        arrays = peer_arrays(localizer)
+        for number in range(rounds):
+            picked = [(number * tests + k) % total for k in range(min(tests, total))]
+            files = [Path(folder, f"{k}.npz") for k in picked]
+            for k, file in zip(picked, files, strict=True):
+                own = {"x": inputs.images[k], "x_ref": inputs.references[k]}
+                np.savez(file, **arrays, **own)  # type: ignore[arg-type]
+            found.append(_round(python, prepared, picked, files, seconds))
+    failure = next((row["failure"] for row in found if "failure" in row), None)
+    if failure is not None:
+        yield {**told, "rounds": found, "failure": failure}
+        return
+    theirs = [peer["seconds_per_test"] for row in found for peer in row["peer"]]
+    yield {
+        **told,
+        "tests": total,
+        "seconds_per_test": statistics.median(row["seconds_per_test"] for row in found),
+        "peer_seconds_per_test": statistics.fmean(theirs),
+        "peer_tests": len(theirs),
+        "extrapolated": sum(peer["extrapolated"] for row in found for peer in row["peer"]),
+        "ratio": statistics.median(row["ratio"] for row in found),
+        "rounds": found,
+    }
+
+
+def _round(
+    python: str, prepared: Prepared, picked: list[int], files: list[Path], seconds: float
+) -> dict[str, Any]:
+    """All images by dal_jax, then some of them by the peer."""
+    plan = prepared.plan
+    jobs = _jobs(plan)
+    task = {"subject": asdict(prepared.subject), "inputs": str(prepared.inputs)}
+    options = {"precision": plan.precision, "repeats": 1}
+    limits: Any = {"threads": plan.threads, "seconds": plan.limit_seconds}
+    ours = work({"do": "adaptive", **task, "options": options}, **limits)
+    if not isinstance(ours, list):
+        return ours
+    with ThreadPoolExecutor(jobs) as pool:
+        theirs = list(pool.map(lambda f: run_peer(python, [f], max_seconds=seconds), files))
+    for record in theirs:
+        if record.get("failure"):
+            return {"failure": f"peer: {record['failure']}"}
+    windows: dict[int, int] = {}
+    cut = [k for k, record in zip(picked, theirs, strict=True) if record["stopped_by"] == "time"]
+    if cut:
+        options = {"precision": plan.precision, "dtype": "float32", "repeat_first": False}
+        exact = work({"do": "exact", **task, "images": cut, "options": options}, **limits)
+        if "failure" in exact:
+            return {"failure": f"windows of the images that the peer did not finish: {exact}"}
+        windows = dict(zip(cut, exact["windows"], strict=True))
+    peer = [
+        _peer_test(k, record, windows.get(k), jobs)
+        for k, record in zip(picked, theirs, strict=True)
+    ]
+    own = ours[0]["seconds_per_test"]
+    mean = statistics.fmean(row["seconds_per_test"] for row in peer)
+    return {"seconds_per_test": own, "peer": peer, "ratio": mean / own}
+
+
+def _jobs(plan: Plan) -> int:
+    """How many tests the peer has under way at a time."""
+    return plan.threads or machine()["cores"]
+
+
+def _peer_test(
+    number: int, record: dict[str, Any], windows: int | None, jobs: int
+) -> dict[str, Any]:
+    """What one test took the peer, or would have taken: its time per window times all windows."""
+    out = {
+        "image": number,
+        "extrapolated": windows is not None,
+        "windows": record["num_windows"] if windows is None else windows,
+        "searched_windows": record["num_windows"],
+        "searched_seconds": record["seconds"],
+        "seconds_per_window": record["seconds_per_window"],
+        "p_value": record["p_value"],
+    }
+    seconds = record["seconds"] if windows is None else windows * record["seconds_per_window"]
+    return {**out, "seconds_per_test": seconds / jobs}

@@ -1,0 +1,9 @@
+"""Does one measurement, given as JSON, and prints its outcome as JSON."""
+
+import json
+import sys
+
+from dal_jax.bench._process import do
+
+if __name__ == "__main__":
+    print(json.dumps(do(json.loads(sys.argv[1]))))

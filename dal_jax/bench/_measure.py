@@ -1,0 +1,211 @@
+"""Measurements in this process: whole searches, and how far above their floor they are."""
+
+import math
+import statistics
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from dal_jax._dal_test import dal_test, dal_test_batch
+from dal_jax._errors import InputError
+from dal_jax._result import TestResult
+from dal_jax.bench._floor import bare_seconds, counted_calls
+from dal_jax.bench._machine import memory
+from dal_jax.bench._subject import Inputs
+from dal_jax.localizers import Localizer
+from dal_jax.search import Evaluator, Functions
+
+NOISE = "iid:1.0"
+
+
+def adaptive_records(
+    localizer: Localizer,
+    inputs: Inputs,
+    *,
+    dtype: str = "float32",
+    batch_sizes: Sequence[int | None] = (None,),
+    devices: int | None = None,
+    repeats: int = 3,
+    precision: float = 1e-3,
+) -> list[dict[str, Any]]:
+    """Times runs of many tests by the adaptive engine, and their floor in turn with them.
+
+    Args:
+        localizer: to be measured.
+        inputs: images, references and threshold.
+        dtype: of the search.
+        batch_sizes: tests under way at a time; None is what `dal_test_batch` takes by itself.
+        devices: how many; None is all.
+        repeats: of which the medians are given.
+        precision: of the tests.
+
+    Returns:
+        A record for each batch size; `benchmarks/README.md` says what the fields mean.
+
+    Raises:
+        InputError: fewer devices than asked for.
+    """
+    used = jax.local_devices()
+    if devices is not None:
+        if not 1 <= devices <= len(used):
+            raise InputError(f"devices: got {devices}, expected 1 to {len(used)}")
+        used = used[:devices]
+    localizer = localizer.with_threshold(inputs.threshold)
+    height, width, channels = localizer.image_shape
+    functions = Functions(localizer.score_fn, localizer.reconstruct_fn, (height, width, channels))
+    evaluator = Evaluator(functions, localizer.params, localizer.draws, devices=used)
+    compiled = {}
+    for name in dict.fromkeys([dtype, "float64"]):
+        started = time.perf_counter()
+        evaluator.capacity(name)
+        compiled[name] = time.perf_counter() - started
+    common = {
+        "engine": "adaptive",
+        "dtype": dtype,
+        "tests": len(inputs.images),
+        "devices": len(used),
+        "capacity": {name: evaluator.capacity(name) for name in compiled},
+        "compile_seconds": sum(compiled.values()),
+    }
+
+    def run(count: int, batch_size: int | None) -> list[TestResult]:
+        return dal_test_batch(
+            localizer,
+            inputs.images[:count],
+            inputs.references[:count],
+            NOISE,
+            batch_size=batch_size,
+            devices=used,
+            dtype=dtype,
+            precision=precision,
+        )
+
+    run(1, None)
+    records = []
+    for batch_size in batch_sizes:
+        rows = [_repeat(evaluator, compiled, run, len(inputs.images), batch_size, inputs.images)]
+        while len(rows) < repeats:
+            rows.append(
+                _repeat(evaluator, compiled, run, len(inputs.images), batch_size, inputs.images)
+            )
+        records.append({**common, "batch_size": batch_size, **_summary(rows), **memory()})
+    return records
+
+
+def exact_record(
+    localizer: Localizer,
+    inputs: Inputs,
+    *,
+    dtype: str = "float64",
+    repeat_first: bool = True,
+    precision: float = 1e-3,
+) -> dict[str, Any]:
+    """Times tests by the exact engine, one after the other.
+
+    Args:
+        localizer: to be measured.
+        inputs: images, references and threshold.
+        dtype: of the sweep.
+        repeat_first: whether the first image, whose test compiles, is tested once more.
+        precision: of the tests.
+
+    Returns:
+        A record as of `adaptive_records`, with windows; its compile time is that by which the
+        first test takes longer than its repetition.
+    """
+    localizer = localizer.with_threshold(inputs.threshold)
+    order = [0, *range(len(inputs.images))] if repeat_first else [*range(len(inputs.images))]
+    rows = [
+        dal_test(
+            localizer,
+            inputs.images[number],
+            inputs.references[number],
+            NOISE,
+            engine="sweep",
+            dtype=dtype,
+            precision=precision,
+        )
+        for number in order
+    ]
+    kept = rows[1:] if repeat_first else rows
+    windows = [row.num_windows for row in kept]
+    seconds = [row.seconds for row in kept]
+    return {
+        "engine": "exact",
+        "dtype": dtype,
+        "tests": len(kept),
+        "devices": 1,
+        "status": dict(Counter(row.status.value for row in kept)),
+        "seconds_per_test": statistics.fmean(seconds),
+        "tests_per_second": len(kept) / sum(seconds),
+        "evaluations_per_test": spread([row.num_evaluations for row in kept]),
+        "windows_per_test": spread(windows),
+        "windows": windows,
+        "windows_per_second": sum(windows) / sum(seconds),
+        "overhead_over_forward": None,
+        "compile_seconds": rows[0].seconds - rows[1].seconds if repeat_first else None,
+        "precision": precision,
+        **memory(),
+    }
+
+
+def spread(values: Sequence[int]) -> dict[str, float]:
+    """Median, mean and maximum."""
+    return {
+        "median": float(np.median(values)),
+        "mean": float(np.mean(values)),
+        "max": float(np.max(values)),
+    }
+
+
+def _repeat(
+    evaluator: Evaluator,
+    dtypes: Any,
+    run: Any,
+    tests: int,
+    batch_size: int | None,
+    images: np.ndarray,
+) -> dict[str, Any]:
+    """The floor of each dtype, then the run."""
+    floor = {d: bare_seconds(evaluator, d, images) for d in dtypes}
+    with counted_calls() as counts:
+        started = time.perf_counter()
+        results = run(tests, batch_size)
+        seconds = time.perf_counter() - started
+    room = {d: evaluator.capacity(d) for d in dtypes}
+    least = math.fsum(counts[f"images {d}"] * floor[d] / room[d] for d in dtypes)
+    full = sum(counts[f"calls {d}"] * room[d] for d in dtypes)
+    return {
+        "seconds": seconds,
+        "floor": floor,
+        "least": least,
+        "overhead": seconds / least,
+        "fill": sum(counts[f"images {d}"] for d in dtypes) / full,
+        "wide": counts["images float64"] / sum(counts[f"images {d}"] for d in dtypes),
+        "results": results,
+    }
+
+
+def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    results = rows[0]["results"]
+    seconds = statistics.median(row["seconds"] for row in rows)
+    return {
+        "status": dict(Counter(result.status.value for result in results)),
+        "seconds_per_test": seconds / len(results),
+        "tests_per_second": len(results) / seconds,
+        "evaluations_per_test": spread([result.num_evaluations for result in results]),
+        "windows_per_second": None,
+        "overhead_over_forward": statistics.median(row["overhead"] for row in rows),
+        "forward_seconds_per_batch": {
+            dtype: statistics.median(row["floor"][dtype] for row in rows)
+            for dtype in rows[0]["floor"]
+        },
+        "forward_inputs": "on the devices",
+        "batch_fill": rows[0]["fill"],
+        "float64_share": rows[0]["wide"],
+        "repeats": [row["seconds"] for row in rows],
+    }

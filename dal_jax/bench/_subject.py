@@ -1,0 +1,165 @@
+"""What is measured: a localizer, and null images in which it flags something."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from dal_jax._errors import InputError
+from dal_jax._typing import Float
+from dal_jax.diffusion import DalConfig, load_checkpoint
+from dal_jax.images import atomic_path
+from dal_jax.localizers import Localizer, dal_localizer
+from dal_jax.models import import_state_dict, infer_unet_config, init_unet
+from dal_jax.search import Evaluator, Functions
+
+# Without a threshold: half of this many null images are flagged.
+CALIBRATION = 32
+# Gives up when fewer than one null image in this many is flagged.
+PATIENCE = 64
+# A highest score closer to the threshold than this might be above it in one precision only.
+CLEAR = 1e-3
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The localizer and the images of a measurement; plain values, so that they pass as JSON.
+
+    Raises:
+        InputError: a value does not fit.
+    """
+
+    size: int  # side of the images, pixels
+    tests: int = 64  # images with a region
+    weights: str | None = None  # state dict file of the network
+    model: str | None = None  # or checkpoint; without either an untrained network
+    threshold: float | None = None  # of the score; None: half of the null images are flagged
+    seed: int = 0  # of the images, the draws and an untrained network
+
+    def __post_init__(self) -> None:
+        for name, low in (("size", 1), ("tests", 1), ("seed", 0)):
+            if getattr(self, name) < low:
+                raise InputError(f"{name}: got {getattr(self, name)}, expected {low} or more")
+        if self.weights is not None and self.model is not None:
+            raise InputError("weights, model: got both, expected one at most")
+
+
+class Inputs(NamedTuple):
+    """Images of the null hypothesis, all of them flagged somewhere."""
+
+    images: Float[np.ndarray, "N H W C"]
+    references: Float[np.ndarray, "N H W C"]
+    threshold: float
+    flagged: int  # images that were flagged ...
+    looked: int  # ... among as many
+
+
+def open_subject(subject: Subject) -> tuple[Localizer, str]:
+    """Loads or makes the localizer.
+
+    Args:
+        subject: which; a threshold of None is left at 1.
+
+    Returns:
+        The localizer, and in words where its weights are from.
+
+    Raises:
+        InputError: a file that does not fit, or a size that the network cannot take.
+    """
+    if subject.model is not None:
+        variables, config = load_checkpoint(subject.model)
+        config, source = replace(config, image_size=subject.size), "a checkpoint"
+    elif subject.weights is not None:
+        unet = infer_unet_config(subject.weights)
+        config = DalConfig(unet=unet, image_size=subject.size)
+        variables, source = import_state_dict(subject.weights, unet), "a weights file"
+    else:
+        config = DalConfig(image_size=subject.size)
+        variables = init_unet(config.unet, subject.seed)
+        source = f"untrained, seed {subject.seed}"
+    threshold = 1.0 if subject.threshold is None else subject.threshold
+    return dal_localizer(variables, config, threshold, subject.seed), source
+
+
+def choose_inputs(subject: Subject, localizer: Localizer) -> Inputs:
+    """Draws standard normal images until enough of them are flagged.
+
+    Args:
+        subject: how many, and the threshold.
+        localizer: from `open_subject`.
+
+    Returns:
+        The images, a reference for each, and the threshold (a float32, as the peer keeps it).
+
+    Raises:
+        InputError: almost nothing is flagged at the threshold.
+    """
+    height, width, channels = localizer.image_shape
+    shape = (height, width, channels)
+    functions = Functions(localizer.score_fn, localizer.reconstruct_fn, shape)
+    devices = jax.local_devices()[:1]
+    evaluator = Evaluator(functions, localizer.params, localizer.draws, devices=devices)
+    highest = _highest(evaluator, shape, subject.seed)
+    seen: list[float] = []
+    threshold = subject.threshold
+    if threshold is None:
+        seen = [next(highest) for _ in range(CALIBRATION)]
+        threshold = float(np.median(seen))
+    threshold = float(np.float32(threshold))
+    chosen: list[int] = []
+    flagged = looked = 0
+    while len(chosen) < subject.tests:
+        if looked >= PATIENCE * subject.tests:
+            raise InputError(
+                f"threshold: got {threshold:g}, at which {flagged} of {looked} null images are "
+                "flagged, expected a lower one"
+            )
+        if looked == len(seen):
+            seen.append(next(highest))
+        flagged += seen[looked] > threshold
+        if seen[looked] > threshold * (1 + CLEAR):
+            chosen.append(looked)
+        looked += 1
+    flagged += sum(value > threshold for value in seen[looked:])
+    pairs = np.stack([_pair(subject.seed, number, shape) for number in chosen])
+    return Inputs(pairs[:, 0], pairs[:, 1], threshold, int(flagged), len(seen))
+
+
+def save_inputs(path: str | Path, inputs: Inputs) -> None:
+    """Writes inputs to an .npz file, whole or not at all."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **inputs._asdict())
+
+
+def load_inputs(path: str | Path) -> Inputs:
+    """Reads what `save_inputs` wrote."""
+    with np.load(path, allow_pickle=False) as file:
+        return Inputs(
+            file["images"],
+            file["references"],
+            float(file["threshold"]),
+            int(file["flagged"]),
+            int(file["looked"]),
+        )
+
+
+def _pair(seed: int, number: int, shape: tuple[int, int, int]) -> np.ndarray:
+    """Image and reference; they depend on the seed and the number alone."""
+    return np.random.default_rng((seed, 1, number)).standard_normal((2, *shape))
+
+
+def _highest(evaluator: Evaluator, shape: tuple[int, int, int], seed: int) -> Iterator[float]:
+    """The highest score of one null image after the other."""
+    count = evaluator.capacity("float32")
+    first = 0
+    while True:
+        images = np.stack([_pair(seed, first + k, shape)[0] for k in range(count)])
+        scores = np.asarray(evaluator(images, (), "float32").score, np.float64)
+        if not np.isfinite(scores).all():
+            raise InputError("weights: the network gives NaN or infinite scores on null images")
+        yield from scores.reshape(count, math.prod(shape[:2])).max(axis=1).tolist()
+        first += count
