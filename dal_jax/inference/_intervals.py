@@ -57,12 +57,13 @@ def merge(intervals: Intervals, tolerance: float = 0.0) -> Intervals:
     Source: this project.
     """
     pairs = intervals[intervals[:, 0] < intervals[:, 1]]
+    if len(pairs) < 2:  # most of the sets of a search
+        return pairs
     pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
     reach = np.maximum.accumulate(pairs[:, 1])
     # Each group ends just before the next one's first.
     border = np.ones(len(pairs) + 1, dtype=bool)
     border[1:-1] = pairs[1:, 0] > reach[:-1] + tolerance
-    border[0] &= len(pairs) > 0
     return np.stack([pairs[border[:-1], 0], reach[border[1:]]], axis=1)
 
 
