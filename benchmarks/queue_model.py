@@ -30,7 +30,6 @@ class Costs(NamedTuple):
     append: float = 64e-6  # of a record to the shard
     read: float = 74e-6  # of a record at the start
     collect: float = 146e-6  # of a record, by process 0 at the end
-    look: float = 5e-6  # at the file of an image, before the start
     detect: float = 100.0  # until the processes notice that one is lost
     requeue: float = 60.0  # until the job runs again (assumed)
     claim: float = 0.005  # of a chunk of work from a shared queue (assumed)
@@ -193,7 +192,7 @@ def simulate_run(
     total = started = lost = 0.0
     failures = 0
     while True:
-        before = costs.start * slow.max() + images * costs.look
+        before = costs.start * slow.max()
         before += (images - len(left)) * costs.read
         strikes = float(rng.exponential(mtbf / devices)) if np.isfinite(mtbf) else np.inf
         started += before + costs.compile * float(slow.max())

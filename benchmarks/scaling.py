@@ -24,8 +24,8 @@ INPUTS = Path(__file__).with_name("data") / "queue.json"
 DAY, GIB = 86400.0, 2**30
 # A record in a shard, and in the memory of a process that has read it; measured.
 RECORD_BYTES, RECORD_MEMORY = 600, 4.2 * 1024
-# Assumed of a shared file system, all processes together: bytes and looks at files a second.
-FILE_BYTES, FILE_LOOKS = 1e9, 2e4
+# Assumed of a shared file system, all processes together: bytes a second.
+FILE_BYTES = 1e9
 STEAL = 64  # tests at a time
 
 
@@ -152,17 +152,15 @@ def losses(
 
 def limits(images: int, devices: list[int], costs: Costs) -> str:
     """Table of what every process does for all images, and the files it touches."""
-    titles = ["devices", "looks at files", "they take", "resuming: bytes read", "they take"]
+    titles = ["devices", "resuming: bytes read", "they take"]
     titles += ["a process reads for", "and keeps", "collecting", "device-hours waiting"]
     rows = [titles]
     for count in devices:
-        looks, read = 2 * images * count, RECORD_BYTES * images * count
+        read = RECORD_BYTES * images * count
         collect = costs.collect * images
         rows.append(
             [
                 str(count),
-                f"{looks:.1e}",
-                duration(max(looks / FILE_LOOKS, costs.look * images)),
                 f"{read / GIB:.1f} GiB",
                 duration(read / FILE_BYTES),
                 duration(costs.read * images),
