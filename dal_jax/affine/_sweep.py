@@ -29,7 +29,7 @@ class Sweep(NamedTuple):
 
     program: Program
     plan: Plan
-    compiled: dict[tuple[int, int], Any]  # of `compile_segments`; empty until the first `bind`
+    compiled: dict[int, Any]  # of `compile_segments`; empty until the first `bind`
 
     def bind(self, operands: Any) -> dict[int, Any]:
         """Computes all that does not move with z; the first time, compiles everything."""
