@@ -17,34 +17,28 @@ from dal_jax.images import write_text
 CHUNK = 100
 
 
-def trained(
-    size: int, train_images: int, train_steps: int, threshold: float, seed: int, model: str = ""
-) -> Localizer:
-    """Trains the localizer of a study on normal images of pure noise N(0, I).
+def trained(settings: Any) -> Localizer:
+    """Trains the localizer of a study on normal images of pure noise N(0, I), or loads one.
 
     Args:
-        size: side of the images, pixels.
-        train_images: how many.
-        train_steps: of the optimizer.
-        threshold: of the score.
-        seed: of images and training.
-        model: a checkpoint to be used instead, if not empty.
+        settings: with `size` (side, pixels), `train_images`, `train_steps`, `threshold`, `seed`,
+            and perhaps `model`, a checkpoint to be used instead unless it is empty.
 
     Returns:
         The localizer; its draws are replaced for each test.
     """
+    model = getattr(settings, "model", "")
     if model:
-        return load_localizer(model, threshold)
-    config = DalConfig(image_size=size)
-    rng = np.random.default_rng((seed, 0))
-    images = rng.standard_normal((train_images, *config.image_shape), np.float32)
-    plan = TrainConfig(steps=train_steps, seed=seed)
-    return dal_localizer(train(images, config, plan), config, threshold)
+        return load_localizer(model, settings.threshold)
+    config = DalConfig(image_size=settings.size)
+    rng = np.random.default_rng((settings.seed, 0))
+    images = rng.standard_normal((settings.train_images, *config.image_shape), np.float32)
+    plan = TrainConfig(steps=settings.train_steps, seed=settings.seed)
+    return dal_localizer(train(images, config, plan), config, settings.threshold)
 
 
 def study(
     settings_type: Any,
-    localizer_of: Callable[[Any], Localizer],
     run: Callable[[Localizer, Any, list[dict[str, Any]]], None],
     summary: Callable[[list[dict[str, Any]]], dict[str, Any]],
     description: str,
@@ -52,8 +46,8 @@ def study(
     """Runs a study from the command line: options from the settings, rows kept as they come.
 
     Args:
-        settings_type: NamedTuple with defaults; `images` is how many rows there will be.
-        localizer_of: makes the localizer.
+        settings_type: NamedTuple with defaults, as `trained` takes it; `images` is how many rows
+            there will be.
         run: appends the rows that are missing up to `settings.images`; row k must depend on the
             settings and k alone.
         summary: of the rows.
@@ -72,7 +66,7 @@ def study(
         if {**earlier["settings"], "images": settings.images} != settings._asdict():
             parser.error(f"--out {out} holds a run with other settings: {earlier['settings']}")
         rows = earlier["rows"]
-    localizer, started, before = localizer_of(settings), time.perf_counter(), len(rows)
+    localizer, started, before = trained(settings), time.perf_counter(), len(rows)
     while len(rows) < settings.images:
         goal = min(len(rows) + CHUNK, settings.images)
         run(localizer, settings._replace(images=goal), rows)

@@ -12,7 +12,7 @@ from dal_jax import Localizer, Status, TestResult, dal_test_batch
 from dal_jax.inference import intersect, merge
 from dal_jax.noise import parse_noise
 
-from ._study import study, trained
+from ._study import study
 
 SIGNALS = (0.0, 0.0, 1.0, 2.0, 3.0, 4.0)
 NOISES = ("iid:1.0", "ar1:0.5:1.0")
@@ -35,25 +35,6 @@ class Settings(NamedTuple):
     exact: int = 1  # 0 leaves the exact engine out
     model: str = ""  # a checkpoint instead of training
     seed: int = 0
-
-
-def localizer_of(settings: Settings) -> Localizer:
-    """Trains or loads the localizer of the study.
-
-    Args:
-        settings: sizes and seeds.
-
-    Returns:
-        The localizer.
-    """
-    return trained(
-        settings.size,
-        settings.train_images,
-        settings.train_steps,
-        settings.threshold,
-        settings.seed,
-        settings.model,
-    )
 
 
 def run(localizer: Localizer, settings: Settings, done: list[dict[str, Any]]) -> None:
@@ -175,7 +156,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     """Runs the study from the command line; writes rows and summary as JSON."""
-    study(Settings, localizer_of, run, summary, "The engines beside one another.")
+    study(Settings, run, summary, "The engines beside one another.")
 
 
 if __name__ == "__main__":

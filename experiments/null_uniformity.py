@@ -11,7 +11,7 @@ from scipy import stats
 
 from dal_jax import Localizer, Status, dal_test_batch
 
-from ._study import study, trained
+from ._study import study
 
 LEVELS = (0.01, 0.05, 0.10)
 
@@ -28,24 +28,6 @@ class Settings(NamedTuple):
     dtype: str = "float32"
     precision: float = 1e-3
     seed: int = 0
-
-
-def localizer_of(settings: Settings) -> Localizer:
-    """Trains the localizer of the study.
-
-    Args:
-        settings: sizes and seeds.
-
-    Returns:
-        The localizer.
-    """
-    return trained(
-        settings.size,
-        settings.train_images,
-        settings.train_steps,
-        settings.threshold,
-        settings.seed,
-    )
 
 
 def run(localizer: Localizer, settings: Settings, done: list[dict[str, Any]]) -> None:
@@ -130,7 +112,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     """Runs the study from the command line; writes rows and summary as JSON."""
-    study(Settings, localizer_of, run, summary, "Null p-values of a model trained on noise.")
+    study(Settings, run, summary, "Null p-values of a model trained on noise.")
 
 
 if __name__ == "__main__":
