@@ -22,7 +22,7 @@ class Item(NamedTuple):
     """One image of a run."""
 
     name: str
-    identity: Any  # what tells its content from another's, for the fingerprint of the run
+    identity: Any  # what tells its content from another's; None: its name alone does
     load: Callable[[], Case]
 
 
@@ -34,6 +34,7 @@ def run_tests(
     options: TestOptions,
     *,
     host: Host = Host(0, 1),  # noqa: B008 (a constant)
+    shared: Any = None,
     own_draws: bool = False,
     batch_size: int | None = None,
     devices: Any = None,
@@ -51,6 +52,7 @@ def run_tests(
         noise: covariance of one image.
         options: of the tests.
         host: this process among those that share the run.
+        shared: what else decides the results, for the fingerprint: references, for instance.
         own_draws: whether the images bring their draws.
         batch_size: as in `dal_test_batch`.
         devices: as in `dal_test_batch`.
@@ -75,6 +77,7 @@ def run_tests(
         localizer,
         covariance,
         options,
+        shared,
         own_draws,
         [(item.name, item.identity) for item in items],
     )

@@ -82,11 +82,12 @@ def test_a_run_on_disk(capsys, folder, tmp_path):
     before = (tmp_path / "run" / "results.jsonl").read_bytes()
     assert run(capsys, *words)[0] == 0  # nothing is left to do
     assert (tmp_path / "run" / "results.jsonl").read_bytes() == before
-    (folder / "other.toml").write_text(SPEC.replace("0.4", "0.5"))
-    words[2] = folder / "other.toml"
-    code, _, err = run(capsys, *words)
-    assert code == 2
-    assert "holds another run" in err
+    for one, other in (("0.4", "0.5"), ('"z.npy"', '"x0.npy"')):
+        (folder / "other.toml").write_text(SPEC.replace(one, other))
+        words[2] = folder / "other.toml"
+        code, _, err = run(capsys, *words)
+        assert code == 2
+        assert "holds another run" in err
 
 
 def test_compiled_programs_are_kept(capsys, folder, tmp_path):

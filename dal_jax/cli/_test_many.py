@@ -80,6 +80,7 @@ def test_many(wanted: TestSpec, out: Path | None, maps: bool, json: bool, host: 
             wanted.noise,
             wanted.options,
             host=host,
+            shared=references,
             batch_size=wanted.batch_size,
             devices=wanted.devices,
             progress=lambda done, record: _show(bar, done),
