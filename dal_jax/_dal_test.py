@@ -80,7 +80,7 @@ def dal_test(
     covariance = covariance_of(noise, localizer)
     if chosen.engine != "adaptive":
         return exact_test(localizer, case, covariance, chosen, progress)
-    evaluator = _evaluator(localizer, False, _devices(1))  # too little work for more
+    evaluator = evaluator_of(localizer, False, _devices(1))  # too little work for more
     task = adaptive_test(localizer, case, covariance, chosen, progress)
     return next(run_side_by_side([(0, task)], evaluator, 1))[1]
 
@@ -190,7 +190,7 @@ def stream_tests(
         for key, load in cases:
             yield key, _each(localizer, load, noise, options)
         return
-    evaluator = _evaluator(localizer, own_draws, used)
+    evaluator = evaluator_of(localizer, own_draws, used)
     if batch_size is None:
         room = HOST_BYTES // (KEPT * math.prod(localizer.image_shape))
         batch_size = max(1, min(2 * evaluator.capacity("float32"), room))
@@ -245,7 +245,22 @@ def _each(
     return exact_test(own, case, noise, options, None)
 
 
-def _evaluator(localizer: Localizer, own_draws: bool, devices: Any) -> Evaluator:
+def evaluator_of(
+    localizer: Localizer, own_draws: bool = False, devices: Sequence[Any] | None = None
+) -> Evaluator:
+    """The evaluator of a localizer's images.
+
+    Args:
+        localizer: as in `dal_test`.
+        own_draws: whether every image comes with its own draws.
+        devices: to be used; None is all of this process.
+
+    Returns:
+        The evaluator.
+
+    Raises:
+        InputError: no devices.
+    """
     height, width, channels = localizer.image_shape
     shape = (height, width, channels)
     functions = Functions(localizer.score_fn, localizer.reconstruct_fn, shape)

@@ -43,6 +43,7 @@ class Case(NamedTuple):
 
 
 def checked(localizer: Localizer, case: Case) -> Case:
+    """The case in float64; an `InputError` names what of it does not fit the localizer."""
     check_threshold(localizer.threshold)
     shape = tuple(localizer.image_shape)
     image = np.asarray(case.image, np.float64)
@@ -62,6 +63,7 @@ def checked(localizer: Localizer, case: Case) -> Case:
 
 
 def refused(localizer: Localizer, options: TestOptions, error: InputError) -> TestResult:
+    """The result of an image that cannot be tested."""
     nothing = np.full(localizer.image_shape, np.nan)
     return empty_result(
         nothing[..., 0],
@@ -84,6 +86,7 @@ def _window_fn(score_fn: Any) -> Any:
 def exact_test(
     localizer: Localizer, case: Case, noise: Noise, options: TestOptions, progress: Any
 ) -> TestResult:
+    """Tests a checked case by an exact engine."""
     started = time.perf_counter()
     with exact_arithmetic():
         maps = localizer.evaluate(case.image)
@@ -117,6 +120,7 @@ def _first_window(problem: LineProblem) -> np.ndarray:
 def adaptive_test(
     localizer: Localizer, case: Case, noise: Noise, options: TestOptions, progress: Any = None
 ) -> Generator[Request, Answer, TestResult]:
+    """Tests a checked case adaptively; yields what is to be scored, returns the result."""
     started = time.perf_counter()
     seen = yield Request(case.image[None], np.array([True]), case.draws, True)
     assert seen.reconstruction is not None

@@ -1,7 +1,6 @@
 """Tests of many images as a run on disk: resumable, and shared out over processes and hosts."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,7 +87,7 @@ def run_tests(
         progress(len(finished), {})
     mine = share([task for task in range(len(items)) if task not in finished], host)
     if mine:
-        cases = ((task, partial(_loaded, items[task])) for task in mine)
+        cases = ((task, items[task].load) for task in mine)
         streamed = stream_tests(
             localizer,
             cases,
@@ -110,7 +109,3 @@ def run_tests(
     if host.index == 0:
         run.collect(ignore=FREE)
     return run
-
-
-def _loaded(item: Item) -> Case:
-    return item.load()

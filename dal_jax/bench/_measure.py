@@ -10,14 +10,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from dal_jax._dal_test import dal_test, dal_test_batch
+from dal_jax._dal_test import dal_test, dal_test_batch, evaluator_of
 from dal_jax._errors import InputError
 from dal_jax._result import TestResult
 from dal_jax.bench._floor import bare_seconds, counted_calls
 from dal_jax.bench._machine import memory
 from dal_jax.bench._subject import Inputs
 from dal_jax.localizers import Localizer
-from dal_jax.search import Evaluator, Functions
+from dal_jax.search import Evaluator
 
 NOISE = "iid:1.0"
 
@@ -55,9 +55,7 @@ def adaptive_records(
             raise InputError(f"devices: got {devices}, expected 1 to {len(used)}")
         used = used[:devices]
     localizer = localizer.with_threshold(inputs.threshold)
-    height, width, channels = localizer.image_shape
-    functions = Functions(localizer.score_fn, localizer.reconstruct_fn, (height, width, channels))
-    evaluator = Evaluator(functions, localizer.params, localizer.draws, devices=used)
+    evaluator = evaluator_of(localizer, devices=used)
     compiled = {}
     for name in dict.fromkeys([dtype, "float64"]):
         started = time.perf_counter()
@@ -87,11 +85,10 @@ def adaptive_records(
     run(1, None)
     records = []
     for batch_size in batch_sizes:
-        rows = [_repeat(evaluator, compiled, run, len(inputs.images), batch_size, inputs.images)]
-        while len(rows) < repeats:
-            rows.append(
-                _repeat(evaluator, compiled, run, len(inputs.images), batch_size, inputs.images)
-            )
+        rows = [
+            _repeat(evaluator, compiled, run, len(inputs.images), batch_size, inputs.images)
+            for _ in range(max(1, repeats))
+        ]
         records.append({**common, "batch_size": batch_size, **_summary(rows), **memory()})
     return records
 

@@ -9,13 +9,14 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from dal_jax._dal_test import evaluator_of
 from dal_jax._errors import InputError
 from dal_jax._typing import Float
 from dal_jax.diffusion import DalConfig, load_checkpoint
 from dal_jax.images import atomic_path
 from dal_jax.localizers import Localizer, dal_localizer
 from dal_jax.models import import_state_dict, infer_unet_config, init_unet
-from dal_jax.search import Evaluator, Functions
+from dal_jax.search import Evaluator
 
 # Without a threshold: half of this many null images are flagged.
 CALIBRATION = 32
@@ -100,9 +101,7 @@ def choose_inputs(subject: Subject, localizer: Localizer) -> Inputs:
     """
     height, width, channels = localizer.image_shape
     shape = (height, width, channels)
-    functions = Functions(localizer.score_fn, localizer.reconstruct_fn, shape)
-    devices = jax.local_devices()[:1]
-    evaluator = Evaluator(functions, localizer.params, localizer.draws, devices=devices)
+    evaluator = evaluator_of(localizer, devices=jax.local_devices()[:1])
     highest = _highest(evaluator, shape, subject.seed)
     seen: list[float] = []
     threshold = subject.threshold

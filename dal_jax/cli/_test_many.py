@@ -22,7 +22,7 @@ from dal_jax.cli._spec import TestSpec
 from dal_jax.images import write_text
 from dal_jax.localizers import Localizer
 from dal_jax.report import figure
-from dal_jax.runs import Host, RunDirectory
+from dal_jax.runs import Host
 from dal_jax.search import misjudged_share
 
 # Columns of results.csv; the records in results.jsonl hold everything but the maps.
@@ -87,7 +87,7 @@ def test_many(wanted: TestSpec, out: Path | None, maps: bool, json: bool, host: 
             keep=partial(_keep, out / "maps", wanted) if maps else None,
         )
     if host.index == 0:
-        _say(_filed(run), out, json)
+        _say(list(run.finished().values()), out, json)
 
 
 def _names(paths: tuple[Path, ...]) -> list[str]:
@@ -119,10 +119,6 @@ def _in_memory(
 
 def _show(bar: Any, done: int) -> None:
     bar.update(done - bar.n)
-
-
-def _filed(run: RunDirectory) -> list[dict[str, Any]]:
-    return list(run.finished().values())
 
 
 def _keep(folder: Path, wanted: TestSpec, item: Item, result: TestResult) -> None:

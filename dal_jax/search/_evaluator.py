@@ -116,7 +116,7 @@ class Evaluator:
             The outputs, of which the first k rows count.
         """
         program, prepared = self._program(dtype)
-        capacity = program.lanes * len(_able(self._devices, dtype))
+        capacity = self.capacity(dtype)
         own = cast_floats(draws, dtype) if self._own else ()
         filled = jax.tree.map(lambda v: _padded(v, capacity), (own, images.astype(dtype)))
         outputs = program.apply(prepared, *filled)
