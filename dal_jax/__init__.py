@@ -6,6 +6,7 @@ from ._errors import CheckpointError as CheckpointError
 from ._errors import DalJaxError as DalJaxError
 from ._errors import InputError as InputError
 from ._errors import NotPiecewiseAffineError as NotPiecewiseAffineError
+from ._one_test import Case as Case
 from ._options import TestOptions as TestOptions
 from ._result import TestResult as TestResult
 from ._test_run import Item as Item

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from ._errors import InputError
-from ._one_test import Case, adaptive_test, checked, exact_test, refused
+from ._one_test import Case, adaptive_test, check_noise, checked, exact_test, refused
 from ._options import TestOptions, test_options
 from ._result import TestResult
 from ._typing import Float
@@ -59,7 +59,17 @@ def dal_test(
             z_max: half the range searched, standard deviations, widened if it would not hold the
                 observed statistic; None is 10 + |z_obs|.
             adaptive: an `AdaptiveOptions`: spacing, safety, checks and so on.
-            seed: of the random checks of the adaptive engine.
+            seed: of the random checks of the adaptive engine, and of the permutations.
+            first_window: True computes the first window, and with it `over_conditioned_p`, with
+                the adaptive engine, too; the score must then be piecewise affine. The exact
+                engines always do.
+            permutations: how many times to permute the pixels of the image for `permutation_p`, 0
+                or more; adaptive engine only. The localizer flags a region M_b in each permuted
+                image, `T_b = mean(x_b[M_b]) - mean(x_ref[M_b])`, 0 where nothing is flagged, and
+                p is the share of them, T among them, that are at least as extreme as T. It is
+                exact if the pixels are exchangeable under the null, and over all images: those
+                in which nothing is flagged count as not rejected. It is not valid for correlated
+                noise. A permuted image whose score is not finite counts as extreme.
 
     Returns:
         The result. Its `status`: OK; NO_REGION (nothing flagged, p is NaN); NOT_CONVERGED (the
@@ -67,7 +77,8 @@ def dal_test(
 
     Raises:
         InputError: an argument that does not fit; the message names it.
-        NotPiecewiseAffineError: exact engines: the score is not piecewise affine in the image.
+        NotPiecewiseAffineError: exact engines, or first_window: the score is not piecewise affine
+            in the image.
 
     Example:
         >>> result = dal_test(localizer, x, x_ref, "iid:1.0")  # doctest: +SKIP
@@ -92,6 +103,7 @@ def dal_test_batch(
     noise: Noise | str,
     *,
     draws: Any = None,
+    noises: Sequence[Noise | str | None] | None = None,
     batch_size: int | None = None,
     devices: Sequence[Any] | int | None = None,
     progress: Any = None,
@@ -108,8 +120,9 @@ def dal_test_batch(
         localizer: as in `dal_test`.
         x: (B, H, W, C) the test images.
         x_ref: (B, H, W, C) or (B, K, H, W, C), the references of each.
-        noise: as in `dal_test`, the same for all.
+        noise: as in `dal_test`, of all images but those with their own.
         draws: None: those of the localizer for all; or with a leading axis B, each image's own.
+        noises: None: `noise` for all; or of each image its own, or None where that is `noise`.
         batch_size: how many tests are under way at a time; None fills the devices.
         devices: JAX devices of this process, or how many of them; None is all.
         progress: called with the number of finished tests and each result as it comes.
@@ -132,11 +145,15 @@ def dal_test_batch(
         )
     if draws is not None and len(draws) != len(images):
         raise InputError(f"draws are {len(draws)}, expected one for each of {len(images)} images")
+    if noises is not None and len(noises) != len(images):
+        raise InputError(f"noises are {len(noises)}, expected one for each of {len(images)} images")
     chosen, covariance = test_options(options), covariance_of(noise, localizer)
 
     def case(number: int) -> Case:
         own = None if draws is None else draws[number]
-        return Case(images[number], references[number], own)
+        found = None if noises is None else noises[number]
+        found = None if found is None else covariance_of(found, localizer)
+        return Case(images[number], references[number], own, found)
 
     cases = ((number, partial(case, number)) for number in range(len(images)))
     results: dict[int, TestResult] = {}
@@ -171,7 +188,7 @@ def stream_tests(
         localizer: as in `dal_test`.
         cases: (key, function that loads the image) each; an `InputError` of the function becomes
             the status INVALID_INPUT of that image.
-        noise: covariance of one image.
+        noise: covariance of one image, for those that do not bring their own.
         options: of the tests.
         own_draws: whether the cases bring their draws.
         batch_size: as in `dal_test_batch`.
@@ -225,12 +242,7 @@ def covariance_of(noise: Noise | str, localizer: Localizer) -> Noise:
     shape = tuple(localizer.image_shape)
     if isinstance(noise, str):
         return parse_noise(noise, shape)
-    if not isinstance(noise, Noise):
-        raise InputError(
-            f"noise is of type {type(noise).__name__}, expected a covariance of dal_jax.noise or "
-            "its string form"
-        )
-    noise.check(shape)
+    check_noise(noise, shape)
     return noise
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from ._compat import exact_arithmetic
 from ._errors import InputError
 from ._options import TestOptions
+from ._permutation import permutation_test
 from ._result import TestResult, empty_result, with_search
 from ._typing import Float
 from .affine import AffinePiece, affine_piece
@@ -40,6 +41,7 @@ class Case(NamedTuple):
     image: Float[np.ndarray, "H W C"]
     references: Float[np.ndarray, "*K H W C"]
     draws: Any = None  # those of this image; None: the localizer's
+    noise: Noise | None = None  # the covariance of this image; None: that of all
 
 
 def checked(localizer: Localizer, case: Case) -> Case:
@@ -59,7 +61,19 @@ def checked(localizer: Localizer, case: Case) -> Case:
     draws = case.draws
     if draws is not None:
         draws = check_draws(draws, np.shape(localizer.draws))
-    return Case(image, references, draws)
+    if case.noise is not None:
+        check_noise(case.noise, shape)
+    return Case(image, references, draws, case.noise)
+
+
+def check_noise(noise: Any, shape: tuple[int, ...]) -> None:
+    """Refuses what is no covariance of images of a shape (H, W, C) by an `InputError`."""
+    if not isinstance(noise, Noise):
+        raise InputError(
+            f"noise is of type {type(noise).__name__}, expected a covariance of dal_jax.noise or "
+            "its string form"
+        )
+    noise.check(shape)
 
 
 def refused(localizer: Localizer, options: TestOptions, error: InputError) -> TestResult:
@@ -93,16 +107,7 @@ def exact_test(
         empty, line = _hypothesis(localizer, case, noise, options.engine, *maps)
         if line is None:
             return _timed(empty, started)
-        problem = LineProblem(
-            localizer.score_fn,
-            localizer.params,
-            localizer.draws,
-            localizer.threshold,
-            line.base,
-            line.direction,
-            empty.region,
-            line.z_obs,
-        )
+        problem = _line_problem(localizer, case, empty, line)
         window = _first_window(problem)
         scan = options.engine == "scan"
         engine = ScanEngine(problem) if scan else SweepEngine(problem, options.dtype or "float64")
@@ -110,6 +115,20 @@ def exact_test(
     return _timed(with_search(empty, line, searched, options.alternative, window), started)
 
 
+def _line_problem(localizer: Localizer, case: Case, empty: TestResult, line: Line) -> LineProblem:
+    return LineProblem(
+        localizer.score_fn,
+        localizer.params,
+        localizer.draws if case.draws is None else case.draws,
+        localizer.threshold,
+        line.base,
+        line.direction,
+        empty.region,
+        line.z_obs,
+    )
+
+
+@exact_arithmetic()
 def _first_window(problem: LineProblem) -> np.ndarray:
     """The window of the observed image, in standardized z."""
     values = operands(problem, "float64")
@@ -130,6 +149,27 @@ def adaptive_test(
     empty = empty._replace(num_evaluations=1)
     if line is None:
         return _timed(empty, started)
+    window = np.full(2, np.nan)
+    if options.first_window:
+        window = _first_window(_line_problem(localizer, case, empty, line))
+    found = yield from _search(localizer, case, empty, line, options, progress)
+    result = _with_adaptive(empty, line, found, options, window)
+    if options.permutations:
+        p = yield from permutation_test(*case[:3], result.region, localizer.threshold, options)
+        count = result.num_evaluations + options.permutations
+        result = result._replace(permutation_p=p, num_evaluations=count)
+    return _timed(result, started)
+
+
+def _search(
+    localizer: Localizer,
+    case: Case,
+    empty: TestResult,
+    line: Line,
+    options: TestOptions,
+    progress: Any,
+) -> Generator[Request, Answer, Adaptive]:
+    """Searches the line; what it keeps of the evaluations ends with it."""
 
     def margins(score: np.ndarray) -> Margins:
         over = score.reshape(len(score), -1) - localizer.threshold
@@ -138,7 +178,7 @@ def adaptive_test(
 
     search = adaptive_search(
         line.z_obs,
-        margins(seen.score),
+        margins(empty.score[None]),
         options.search,
         options.adaptive,
         seed=options.seed,
@@ -152,13 +192,13 @@ def adaptive_test(
         try:
             points = search.send(margins(answer.score))
         except StopIteration as end:
-            return _timed(_with_adaptive(empty, line, end.value, options), started)
+            return end.value
 
 
 def _with_adaptive(
-    empty: TestResult, line: Line, found: Adaptive, options: TestOptions
+    empty: TestResult, line: Line, found: Adaptive, options: TestOptions, window: np.ndarray
 ) -> TestResult:
-    result = with_search(empty, line, found.searched, options.alternative, np.full(2, np.nan))
+    result = with_search(empty, line, found.searched, options.alternative, window)
     return result._replace(
         num_evaluations=empty.num_evaluations + result.num_evaluations,
         spacing=found.spacing * line.sd,
@@ -184,7 +224,13 @@ def _hypothesis(
         return empty._replace(status=Status.NON_FINITE), None
     if not empty.region.any():
         return empty, None
-    return empty, region_line(case.image, case.references, empty.region, noise)
+    covariance = noise if case.noise is None else case.noise
+    try:
+        return empty, region_line(case.image, case.references, empty.region, covariance)
+    except InputError as error:
+        if case.noise is None:
+            raise
+        return empty._replace(status=Status.INVALID_INPUT, message=str(error)), None
 
 
 def _timed(result: TestResult, started: float) -> TestResult:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from ._errors import InputError
 from .search import AdaptiveOptions, SearchOptions
 
@@ -26,6 +28,8 @@ class TestOptions:
     z_max: float | None = None
     adaptive: AdaptiveOptions = field(default_factory=AdaptiveOptions)
     seed: int = 0
+    first_window: bool = False
+    permutations: int = 0
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
 
@@ -39,6 +43,11 @@ class TestOptions:
             raise InputError("dtype is 'float32', expected 'float64' with engine 'scan'")
         if self.seed < 0:
             raise InputError(f"seed is {self.seed}, expected 0 or above")
+        _whole("permutations", self.permutations)
+        if self.permutations and self.engine != "adaptive":
+            raise InputError(
+                f"permutations is {self.permutations}, expected 0 with engine {self.engine!r}"
+            )
         _ = self.search
 
     @property
@@ -67,6 +76,11 @@ def test_options(options: dict[str, Any]) -> TestOptions:
 
 
 test_options.__test__ = False  # type: ignore[attr-defined]
+
+
+def _whole(name: str, value: Any) -> None:
+    if not isinstance(value, int | np.integer) or value < 0:
+        raise InputError(f"{name} is {value!r}, expected a whole number of 0 or above")
 
 
 def _one_of(name: str, value: str | None, options: tuple[str, ...]) -> None:

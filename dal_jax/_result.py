@@ -21,7 +21,7 @@ class TestResult(NamedTuple):
     p_high: float
     naive_p: float  # as if the region had been chosen beforehand: not valid
     bonferroni_log10_p: float  # log10, over all 2^n regions
-    over_conditioned_p: float  # valid but weak: given the first window too; NaN if none was found
+    over_conditioned_p: float  # valid but weak: given the first window too; NaN where that is
     statistic: float  # difference of means inside the region, in units of the image
     sd: float  # its standard deviation, in units of the image
     region: Bool[np.ndarray, "H W"]  # score > threshold
@@ -29,12 +29,13 @@ class TestResult(NamedTuple):
     reconstruction: Float[np.ndarray, "H W C"]
     truncation: Float[np.ndarray, "k 2"]  # where the region is the same; units of the statistic
     searched: Float[np.ndarray, "m 2"]  # where that is known; units of the statistic
-    window: Float[np.ndarray, " 2"]  # the first window; units of the statistic; exact engines only
+    window: Float[np.ndarray, " 2"]  # the first window; units of the statistic; NaN if not computed
     engine: str
     num_windows: int  # affine pieces met; exact engines only
     num_evaluations: int  # of the score function
     status: Status
     seconds: float  # wall time from start to end, compilation and tests beside it included
+    permutation_p: float = math.nan  # valid if pixels are exchangeable; NaN if not asked for
     spacing: float = math.nan  # widest cell not divided, units of the statistic; adaptive only
     num_checks: int = 0  # random points at which the outcome was checked; adaptive only
     num_disagreements: int = 0  # of any check, also those that were followed up; adaptive only

@@ -1,1 +1,35 @@
-"""Studies of the statistics; they import dal_jax, never the reverse."""
+"""The paper's experiments, one module each: `dal-jax experiment NAME`."""
+
+import importlib
+from typing import Any
+
+from dal_jax import InputError
+from dal_jax._toml import nearest
+
+NAMES = (
+    "type1_error",
+    "power",
+    "robustness",
+    "piecewise_linear",
+    "intervals",
+    "scaling",
+    "steps",
+    "engine_agreement",
+)
+
+
+def find(name: str) -> Any:
+    """Finds an experiment by its name.
+
+    Args:
+        name: one of `NAMES`.
+
+    Returns:
+        Its `Experiment`.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    if name not in NAMES:
+        raise InputError(f"NAME: unknown experiment {name!r}, {nearest(name, NAMES)}")
+    return importlib.import_module(f"{__name__}.{name}").EXPERIMENT

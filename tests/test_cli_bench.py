@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("typer")
 pytest.importorskip("tqdm")
 
-from dal_jax.cli import _bench, main
+from dal_jax.cli import _bench, _repository, main
 from dal_jax.diffusion import DalConfig, ReverseConfig, save_checkpoint
 from dal_jax.models import UNetConfig, init_unet
 
@@ -99,6 +99,6 @@ def test_the_peer_needs_the_repository(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(_bench.dal_jax, "__file__", str(tmp_path / "dal_jax" / "__init__.py"))
+    monkeypatch.setattr(_repository.dal_jax, "__file__", str(tmp_path / "dal_jax" / "__init__.py"))
     code, _, err = run(capsys, "--peer")
     assert code == 2 and "benchmarks" in err and err.count("\n") == 1

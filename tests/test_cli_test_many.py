@@ -90,6 +90,33 @@ def test_a_run_on_disk(capsys, folder, tmp_path):
         assert "holds another run" in err
 
 
+def test_more_p_values(capsys, folder, tmp_path):
+    words = ["test", "--model", folder / "model", "--image", folder / "x[01].npy"]
+    words += ["--reference", folder / "[yz].npy", "--noise", "ar1:0.5:1", "--threshold", 0.4]
+    more = [*words, "--permutations", 9, "--first-window"]
+    found = json.loads(run(capsys, *more, "--json")[1])["results"]
+    spec = SPEC.replace("x*", "x[01]") + "permutations = 9\nfirst_window = true\n"
+    (folder / "more.toml").write_text(spec)
+    again = ["test", "--spec", folder / "more.toml", "--out", tmp_path / "run"]
+    assert run(capsys, *again)[0] == 0
+    rows = list(csv.DictReader((tmp_path / "run" / "results.csv").read_text().splitlines()))
+    plain = json.loads(run(capsys, *words, "--no-first-window", "--json")[1])["results"]
+    exact = json.loads(run(capsys, *words, "--engine", "exact", "--json")[1])["results"]
+    for one, row, none, other in zip(found, rows, plain, exact, strict=True):
+        assert one["over_conditioned_p"] == pytest.approx(other["over_conditioned_p"], rel=1e-10)
+        assert 10 * one["permutation_p"] in range(1, 11)
+        assert float(row["over_conditioned_p"]) == one["over_conditioned_p"]
+        assert float(row["permutation_p"]) == one["permutation_p"]
+        assert list(row).index("permutation_p") == list(row).index("bonferroni_log10_p") + 2
+        assert none["over_conditioned_p"] is none["permutation_p"] is None
+        assert one["num_evaluations"] == none["num_evaluations"] + 9
+        assert one["p_value"] == none["p_value"]
+    alone = [*more[:3], "--image", folder / "x0.npy", *more[5:], "--json"]
+    alone = json.loads(run(capsys, *alone)[1])
+    for name in ("over_conditioned_p", "permutation_p", "p_value"):
+        assert alone[name] == found[0][name]
+
+
 def test_compiled_programs_are_kept(capsys, folder, tmp_path):
     words = ["test", "--model", folder / "model", "--image", folder / "x0.npy"]
     words += ["--reference", folder / "y.npy", "--cache", tmp_path / "cache"]
@@ -105,6 +132,12 @@ BAD = {
     "zero devices": (SPEC + "devices = 0\n", "devices is 0, expected 1"),
     "batch size": (SPEC + "batch_size = 0\n", "batch_size is 0"),
     "engine": (SPEC + "engine = 'sweep'\n", "expected 'exact' or 'adaptive'"),
+    "permutations": (SPEC + "permutations = -1\n", "permutations is -1"),
+    "exact permutations": (
+        SPEC + "engine = 'exact'\npermutations = 9\n",
+        "permutations is 9, expected 0 with engine 'sweep'",
+    ),
+    "first window": (SPEC + "first_window = 1\n", "first_window is 1, expected true or false"),
     "no TOML": ("model = \n", "spec"),
     "model": (SPEC.replace('"model"', '"nowhere"'), "nowhere"),
     "reference": (SPEC.replace("y.npy", "missing.npy"), "missing.npy"),

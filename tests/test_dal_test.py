@@ -12,7 +12,17 @@ from helpers import num_compilations
 from scipy import stats
 from search_cases import dense_localizer, jumping_localizer, pooled_localizer
 
-from dal_jax import InputError, Status, TestOptions, dal_test, dal_test_batch, from_score
+from dal_jax import (
+    InputError,
+    Item,
+    NotPiecewiseAffineError,
+    Status,
+    TestOptions,
+    dal_test,
+    dal_test_batch,
+    from_score,
+    run_tests,
+)
 from dal_jax._dal_test import stream_tests
 from dal_jax._one_test import Case
 from dal_jax.inference import (
@@ -293,6 +303,9 @@ BAD = {
     "alpha": ("alpha", {"alpha": 1.0}),
     "z_max": ("z_max", {"z_max": 0.0}),
     "seed": ("seed", {"seed": -1}),
+    "permutations": ("permutations is -1", {"permutations": -1}),
+    "part of a permutation": ("permutations", {"permutations": 1.5}),
+    "permutations of a sweep": ("expected 0 with engine", {"permutations": 9, "engine": "sweep"}),
     "option": ("options", {"tolerance": 1e-3}),
     "threshold": ("threshold", {"threshold": 0.0}),
     "threshold NaN": ("threshold", {"threshold": math.nan}),
@@ -359,6 +372,7 @@ def test_bad_batches():
             dal_test_batch(LOCALIZER, *arguments)
     for options, words in (
         ({"draws": np.zeros((3, *SHAPE))}, "draws are 3, expected one for each of 2 images"),
+        ({"noises": [None]}, "noises are 1, expected one for each of 2 images"),
         ({"engine": "none"}, "engine"),
         ({"batch_size": 0}, "batch_size is 0, expected 1 or more"),
         ({"devices": 0}, "devices is 0, expected 1"),
@@ -390,6 +404,88 @@ def test_draws_must_come_as_announced(own):
     [(_, result)] = streamed
     assert result.status is Status.INVALID_INPUT
     assert result.message.startswith("draws: the image has")
+
+
+@pytest.mark.parametrize("alternative", ["two-sided", "less"])
+def test_the_first_window_is_that_of_the_exact_engine(alternative):
+    told: dict[str, Any] = {"alternative": alternative, "precision": 0.1}
+    cases = [images(seed) for seed in range(3)]
+    xs, refs = (np.array(column) for column in zip(*cases, strict=True))
+    draws = np.random.default_rng(0).normal(size=(3, *SHAPE))
+    for own in (None, draws):
+        arguments = (LOCALIZER, xs, refs, "ar1:0.5:1")
+        exact = dal_test_batch(*arguments, draws=own, **SWEEP, **told)
+        found = dal_test_batch(*arguments, draws=own, first_window=True, **told)
+        without = dal_test_batch(*arguments, draws=own, **told)
+        for one, two, none in zip(exact, found, without, strict=True):
+            assert one.window[0] < one.statistic < one.window[1]
+            # One program computes both.
+            np.testing.assert_allclose(two.window, one.window, rtol=1e-12)
+            assert two.over_conditioned_p == pytest.approx(one.over_conditioned_p, rel=1e-10)
+            assert np.isnan([*none.window, none.over_conditioned_p]).all()
+            same(
+                two._replace(window=none.window, over_conditioned_p=math.nan),
+                none,
+            )
+            assert two.num_evaluations == none.num_evaluations
+    windows = dal_test(LOCALIZER, X, X_REF, "ar1:0.5:1", first_window=True, **told).window
+    np.testing.assert_array_equal(
+        windows, dal_test(LOCALIZER, X, X_REF, "ar1:0.5:1", **SWEEP, **told).window
+    )
+
+
+def smooth(params, draws, x):
+    return jnp.tanh(jnp.abs(x).sum(-1)) * params
+
+
+def test_a_smooth_score_has_no_first_window():
+    localizer = from_score(smooth, SHAPE, 0.5, np.ones(()))
+    assert dal_test(localizer, X, X_REF, "iid:1").status is Status.OK
+    ways: list[dict[str, Any]] = [SWEEP, {"first_window": True}]
+    for options in ways:
+        with pytest.raises(NotPiecewiseAffineError, match="tanh"):
+            dal_test(localizer, X, X_REF, "iid:1", **options)
+        with pytest.raises(NotPiecewiseAffineError, match="tanh"):
+            dal_test_batch(localizer, X[None], X_REF[None], "iid:1", **options)
+
+
+class Negative:
+    """No covariance, though its shape fits."""
+
+    def apply(self, v):
+        return -v
+
+    def check(self, shape):
+        pass
+
+
+@pytest.mark.parametrize("way", [SWEEP, ADAPTIVE])
+def test_an_image_has_its_own_noise(way, tmp_path):
+    noises: list[Any] = [None, "iid:2", ar1(0.5, 3.0), diagonal(np.ones((4, 4, 2))), 1.0, "white"]
+    noises += [Negative(), iid(0.5)]
+    xs, refs = (np.stack([image] * len(noises)) for image in (X, X_REF))
+    found = dal_test_batch(LOCALIZER, xs, refs, "iid:1", noises=noises, **way)
+    for result, noise in zip(found, noises, strict=True):
+        if result.status is not Status.INVALID_INPUT:
+            same(result, dal_test(LOCALIZER, X, X_REF, noise or "iid:1", **way))
+    assert found[1].sd == pytest.approx(2 * found[0].sd, rel=1e-14)
+    assert found[7].sd == pytest.approx(0.5 * found[0].sd, rel=1e-14)
+    words = ["variance", "noise is of type float", "noise", "noise gives the statistic"]
+    for result, told in zip(found[3:7], words, strict=True):
+        assert result.status is Status.INVALID_INPUT
+        assert told in result.message
+        assert math.isnan(result.p_value)
+
+    def case(noise):
+        return Case(X, X_REF, None, noise)
+
+    # In a run, whose images are cases.
+    items = [Item(str(k), None, lambda k=k: case(noises[k])) for k in (0, 2, 3, 4, 6)]
+    run = run_tests(tmp_path, LOCALIZER, items, "iid:1", TestOptions(**way))
+    records = run.finished().values()
+    expected = [found[k] for k in (0, 2, 3, 4, 6)]
+    assert [r["status"] for r in records] == [r.status.value for r in expected]
+    assert [r["sd"] for r in records][:2] == [found[0].sd, found[2].sd]
 
 
 SCRIPT = """
@@ -426,7 +522,7 @@ def test_jax_is_left_as_it_was_and_works_without_x64():
         np.testing.assert_allclose(ends, expected.truncation.ravel(), atol=1e-10)
 
 
-@pytest.mark.parametrize("options", WAYS)
+@pytest.mark.parametrize("options", [*WAYS, {"first_window": True, "permutations": 9}])
 def test_the_second_test_compiles_nothing(options):
     localizer = dense_localizer(7, side=6)
     dal_test(localizer, *images(1, localizer), "iid:1", **options)

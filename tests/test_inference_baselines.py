@@ -1,11 +1,11 @@
-"""Naive, Bonferroni and over-conditioned p-values."""
+"""Naive, Bonferroni, over-conditioned and permutation p-values."""
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import norm, permutation_test
 
 from dal_jax._errors import InputError
-from dal_jax.inference import bonferroni_log10_p, naive_p, over_conditioned_p
+from dal_jax.inference import bonferroni_log10_p, naive_p, over_conditioned_p, permutation_p
 
 
 def test_naive_is_the_normal_tail():
@@ -54,7 +54,53 @@ def test_over_conditioned_reference(z, window, p, equal_tailed):
     assert over_conditioned_p(z, window, "equal-tailed") == pytest.approx(equal_tailed, abs=1e-12)
 
 
+def _difference(a, b):
+    return a.mean() - b.mean()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_permutation_p_counts_as_scipy_does(seed):
+    # Small whole numbers: many values are tied with the observed one.
+    a, b = np.random.default_rng(seed).integers(0, 3, (2, 5)) + np.array([[seed % 2], [0]])
+    for alternative in ("two-sided", "greater", "less"):
+        found = permutation_test(
+            (a, b),
+            _difference,
+            vectorized=False,
+            n_resamples=99,
+            alternative=alternative,
+            rng=np.random.default_rng(seed),
+        )
+        # What scipy calls two-sided doubles the smaller tail.
+        ours = "equal-tailed" if alternative == "two-sided" else alternative
+        observed = float(found.statistic)
+        p = permutation_p(observed, found.null_distribution, ours)
+        assert p == pytest.approx(found.pvalue, rel=1e-15)
+        extreme = [abs(v) > abs(observed) - 1e-9 for v in found.null_distribution]
+        p = permutation_p(observed, found.null_distribution)
+        assert p == (1 + sum(extreme)) / 100
+
+
+def test_permutation_p_at_the_borders():
+    assert permutation_p(3.0, [1.0, -2.0, 0.0]) == 0.25
+    assert permutation_p(-3.0, [1.0, -2.0, 3.0]) == 0.5
+    assert permutation_p(-3.0, [1.0, -2.0, 3.0], "greater") == 1.0
+    assert permutation_p(-3.0, [1.0, -2.0, 3.0], "less") == 0.25
+    assert permutation_p(-3.0, [1.0, -2.0, 3.0], "equal-tailed") == 0.5
+    assert permutation_p(0.0, [0.0, 1.0], "equal-tailed") == 1.0
+    assert permutation_p(2.0, []) == 1.0
+    assert np.isnan(permutation_p(np.nan, [0.0]))
+    # Another order of summation is no smaller value.
+    assert permutation_p(0.1 + 0.2, [0.3, -0.3]) == permutation_p(0.3, [0.1 + 0.2, -0.3]) == 1.0
+    for alternative in ("two-sided", "greater", "less"):
+        assert permutation_p(1.0, [np.nan] * 3, alternative) == 1.0
+
+
 def test_bad_arguments_are_refused():
+    with pytest.raises(InputError, match=r"^alternative is 'up'"):
+        permutation_p(0.0, [1.0], "up")
+    with pytest.raises(InputError, match=r"^permuted has shape \(1, 1\)"):
+        permutation_p(0.0, [[1.0]])
     with pytest.raises(InputError, match=r"^alternative is 'up'"):
         naive_p(0.0, "up")
     with pytest.raises(InputError, match=r"^alternative is 'up'"):

@@ -5,6 +5,7 @@ import typer
 import dal_jax
 from dal_jax.cli._bench import bench
 from dal_jax.cli._demo import demo
+from dal_jax.cli._experiment import experiment
 from dal_jax.cli._import_weights import import_weights
 from dal_jax.cli._localize import localize
 from dal_jax.cli._script import script
@@ -42,3 +43,4 @@ app.command("test")(test)
 app.command("import-weights")(import_weights)
 app.command("script")(script)
 app.command("bench")(bench)
+app.command("experiment")(experiment)

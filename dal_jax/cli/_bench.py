@@ -1,6 +1,5 @@
 """`dal-jax bench`: what a test costs here, beside its floor and, if wanted, another program."""
 
-import importlib
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -8,12 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-import dal_jax
 from dal_jax._errors import InputError
 from dal_jax.bench import Plan, measure, tables
 from dal_jax.bench._plan import Beside
 from dal_jax.cli import _options as options
 from dal_jax.cli._output import dumps
+from dal_jax.cli._repository import import_beside
 from dal_jax.images import write_text
 
 Sizes = Annotated[str, typer.Option("--sizes", help="Sides of the images, pixels: 8,16,32.")]
@@ -156,18 +155,7 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
 
 def _peer(python: str, settings: dict[str, Any]) -> Beside:
     """The peer's side of the measurement, from the repository: it is not installed with dal_jax."""
-    for folder in (Path.cwd(), Path(dal_jax.__file__).parents[1]):
-        if (folder / "benchmarks" / "peer_rounds.py").is_file():
-            sys.path.insert(0, str(folder))
-            try:
-                module = importlib.import_module("benchmarks.peer_rounds")
-            finally:
-                sys.path.remove(str(folder))
-            return module.beside(python, **settings)
-    raise InputError(
-        "--peer: got no folder benchmarks here, expected that of the dal-jax repository: run the "
-        "command there"
-    )
+    return import_beside("benchmarks.peer_rounds", "--peer").beside(python, **settings)
 
 
 def _images(record: dict[str, Any]) -> str:

@@ -55,4 +55,4 @@ def _refuse(name: str, message: str) -> int:
     return BAD_INPUT
 
 
-VERBS = ("bench", "demo", "import-weights", "localize", "script", "test", "train")
+VERBS = ("bench", "demo", "experiment", "import-weights", "localize", "script", "test", "train")

@@ -1,14 +1,13 @@
 """What `dal-jax test` is to do: from its options, or from a TOML file with the same names."""
 
 import glob
-import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dal_jax import TestOptions
 from dal_jax._errors import InputError
+from dal_jax._toml import fitted, read_toml
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,8 @@ class TestSpec:
     seed: int = 0
     devices: int | None = None
     batch_size: int | None = None
+    permutations: int = 0
+    first_window: bool = False
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
 
@@ -54,6 +55,8 @@ class TestSpec:
             precision=self.precision,
             alpha=self.alpha,
             seed=self.seed,
+            first_window=self.first_window,
+            permutations=self.permutations,
         )
 
 
@@ -70,26 +73,15 @@ def read_spec(path: Path) -> TestSpec:
         InputError: no such file, not TOML, an unknown key, a value of another type, or no file
             that fits a pattern.
     """
-    try:
-        entries = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise InputError(f"--spec {str(path)!r}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"--spec {str(path)!r}: {error}") from error
-    known = {field.name: str(field.type) for field in fields(TestSpec)}
-    for name, value in entries.items():
-        if name not in known:
-            raise InputError(
-                f"--spec {str(path)!r}: unknown key {name!r}, expected {', '.join(known)}"
-            )
-        _check_type(path, name, value, known[name])
+    source = f"--spec {str(path)!r}"
+    entries = fitted(TestSpec, read_toml(path, "--spec"), source)
     for name in ("model", "images", "references"):
         if name not in entries:
-            raise InputError(f"--spec {str(path)!r}: {name!r} is missing")
+            raise InputError(f"{source}: {name!r} is missing")
     folder = path.parent
     entries["model"] = folder / entries["model"]
     for name in ("images", "references"):
-        entries[name] = expanded(entries[name], folder, f"--spec {str(path)!r}: {name}")
+        entries[name] = expanded(entries[name], folder, f"{source}: {name}")
     if "draws" in entries:
         entries["draws"] = folder / entries["draws"]
     noise = entries.get("noise", "iid:1")
@@ -98,7 +90,7 @@ def read_spec(path: Path) -> TestSpec:
     return TestSpec(**entries)
 
 
-def expanded(patterns: Sequence[str], folder: Path, name: str) -> tuple[Path, ...]:
+def expanded(patterns: Sequence[str | Path], folder: Path, name: str) -> tuple[Path, ...]:
     """Files that fit patterns, pattern by pattern, in the order of their names.
 
     Args:
@@ -115,25 +107,11 @@ def expanded(patterns: Sequence[str], folder: Path, name: str) -> tuple[Path, ..
     found: list[Path] = []
     for pattern in patterns:
         full = str(folder / pattern)
-        if not glob.has_magic(pattern):
+        if not glob.has_magic(full):
             found.append(Path(full))
             continue
         fitting = sorted(glob.glob(full, recursive=True))
         if not fitting:
-            raise InputError(f"{name}: no file fits {pattern!r}")
+            raise InputError(f"{name}: no file fits {str(pattern)!r}")
         found.extend(Path(file) for file in fitting)
     return tuple(found)
-
-
-def _check_type(path: Path, name: str, value: Any, declared: str) -> None:
-    if "tuple" in declared:
-        fits = isinstance(value, list) and all(isinstance(item, str) for item in value)
-        expected = "a list of paths or patterns"
-    elif "Path" in declared or "str" in declared:
-        fits, expected = isinstance(value, str), "a string"
-    elif "int" in declared:
-        fits, expected = isinstance(value, int) and not isinstance(value, bool), "a whole number"
-    else:
-        fits, expected = isinstance(value, int | float) and not isinstance(value, bool), "a number"
-    if not fits:
-        raise InputError(f"--spec {str(path)!r}: {name} is {value!r}, expected {expected}")

@@ -84,6 +84,23 @@ Level = Annotated[
     float | None,
     typer.Option("--alpha", help="Stop as soon as the decision at this level is certain."),
 ]
+Permutations = Annotated[
+    int,
+    typer.Option(
+        "--permutations",
+        metavar="N",
+        help="Also compare with N permutations of the image's pixels; not valid for correlated "
+        "noise.",
+    ),
+]
+FirstWindow = Annotated[
+    bool,
+    typer.Option(
+        "--first-window/--no-first-window",
+        help="Compute the over-conditioned p, too, with the adaptive engine (the exact one always "
+        "does); piecewise-linear networks only.",
+    ),
+]
 Maps = Annotated[
     bool,
     typer.Option("--maps", help="Several images: also write each one's maps and figure to --out."),
@@ -109,6 +126,8 @@ def test(
     precision: Precision = 1e-3,
     alpha: Level = None,
     alternative: Alternative = "two-sided",
+    permutations: Permutations = 0,
+    first_window: FirstWindow = False,
     dtype: Dtype = None,
     devices: Count = None,
     batch_size: BatchSize = None,
@@ -153,6 +172,8 @@ def test(
             seed,
             devices,
             batch_size,
+            permutations,
+            first_window,
         )
     else:
         if model is not None or image or reference:

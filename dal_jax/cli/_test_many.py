@@ -34,6 +34,8 @@ COLUMNS: tuple[str, ...] = (
     "p_high",
     "naive_p",
     "bonferroni_log10_p",
+    "over_conditioned_p",
+    "permutation_p",
     "statistic",
     "sd",
     "num_flagged",

@@ -3,6 +3,7 @@
 from ._baselines import bonferroni_log10_p as bonferroni_log10_p
 from ._baselines import naive_p as naive_p
 from ._baselines import over_conditioned_p as over_conditioned_p
+from ._baselines import permutation_p as permutation_p
 from ._hypothesis import Line as Line
 from ._hypothesis import Noise as Noise
 from ._hypothesis import region_line as region_line
@@ -21,3 +22,9 @@ from ._p_value import ALTERNATIVES as ALTERNATIVES
 from ._p_value import SelectiveP as SelectiveP
 from ._p_value import decision as decision
 from ._p_value import selective_p as selective_p
+from ._recalibration import Law as Law
+from ._recalibration import Observed as Observed
+from ._recalibration import conformal_p as conformal_p
+from ._recalibration import cross_fitted as cross_fitted
+from ._recalibration import heavy_tails as heavy_tails
+from ._recalibration import inflation as inflation

@@ -1,0 +1,94 @@
+"""The permutation baseline of one image: what is flagged in copies with shuffled pixels."""
+
+import zlib
+from collections.abc import Generator, Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from ._options import TestOptions
+from ._typing import Bool, Float, Int
+from .inference import permutation_p
+from .search import Answer, Request
+
+# Images asked for at a time: no more memory than the search of the line takes.
+BLOCK = 64
+# Sets these random numbers apart from others of the same seed.
+STREAM = 2402_11789
+
+
+def permutation_test(
+    image: Float[np.ndarray, "H W C"],
+    references: Float[np.ndarray, "*K H W C"],
+    draws: Any,
+    region: Bool[np.ndarray, "H W"],
+    threshold: float,
+    options: TestOptions,
+) -> Generator[Request, Answer, float]:
+    """Compares the flagged region's difference of means with those of permuted images.
+
+    In each permuted image b the localizer, with the same draws and threshold, flags a region M_b;
+    `T_b = mean(x_b[M_b]) - mean(x_ref[M_b])`, 0 where nothing is flagged. A permuted image whose
+    scores are not all finite counts as at least as extreme as the observed one.
+
+    Args:
+        image: the test image; the channels of a pixel stay together.
+        references: stay as they are.
+        draws: of this image, where every image has its own.
+        region: flagged in the image.
+        threshold: of the score.
+        options: how many permutations, seed, alternative, dtype.
+
+    Yields:
+        Images to be scored.
+
+    Returns:
+        The p-value of `permutation_p`.
+
+    Source: Katsuoka et al., arXiv 2402.11789.
+    """
+    pixels = image.reshape(-1, image.shape[-1])
+    means = pixels.mean(axis=1)
+    reference = references.reshape(-1, *pixels.shape).mean(axis=(0, 2))
+
+    def difference(order: np.ndarray, flagged: np.ndarray) -> float:
+        if not flagged.any():
+            return 0.0
+        # In the image's own order: the same pixels have the same mean to the last bit.
+        return float(means[np.sort(order[flagged])].mean() - reference[flagged].mean())
+
+    wide = options.dtype == "float64"
+    moving = pixels.astype(options.dtype)
+    permuted: list[float] = []
+    orders = permutations(image, options.permutations, options.seed)
+    while block := list(islice(orders, BLOCK)):
+        images = moving[np.stack(block)].reshape(-1, *image.shape)
+        answer = yield Request(images, np.full(len(block), wide), draws)
+        for order, score in zip(block, answer.score, strict=True):
+            known = np.isfinite(score).all()
+            permuted.append(difference(order, score.ravel() > threshold) if known else np.nan)
+    observed = difference(np.arange(len(pixels)), region.ravel())
+    return permutation_p(observed, permuted, options.alternative)
+
+
+def permutations(
+    image: Float[np.ndarray, "H W C"], count: int, seed: int
+) -> Iterator[Int[np.ndarray, " n"]]:
+    """Random orders of an image's pixels, uniform and independent of the order they are in.
+
+    Args:
+        image: whose pixel values, not their order, decide the orders beside the seed: images have
+            their own ones, and given its values an image is still exchangeable.
+        count: how many.
+        seed: of the run.
+
+    Yields:
+        The pixels' indices, n = H W; pixel i of the permuted image is pixel `order[i]`.
+
+    Source: this project.
+    """
+    values = np.sort(image.reshape(-1, image.shape[-1]), axis=0)
+    rng = np.random.default_rng((seed, STREAM, zlib.crc32(values.tobytes())))
+    for _ in range(count):
+        yield rng.permutation(len(values))

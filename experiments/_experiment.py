@@ -1,0 +1,279 @@
+"""What an experiment is, and how one is run: tests in run directories, then tables and figures."""
+
+import json
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+import dal_jax
+from dal_jax import InputError, Item, TestOptions, run_tests
+from dal_jax.images import write_text
+from dal_jax.runs import Host, encode, fingerprint, wait_for_hosts
+
+from ._models import Model, Use, localizer_of, variables_of
+from ._output import Row, Tables, code_version, write_figures, write_tables
+from ._simulation import Simulation
+
+RECORD = "experiment.json"
+_FORMAT = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
+
+
+class Condition(NamedTuple):
+    """One setting of an experiment, under which many images are tested."""
+
+    labels: dict[str, Any]  # its columns of the tables; together they tell it from all others
+    model: Model
+    use: Use
+    simulation: Simulation
+    images: int
+    options: TestOptions
+    assumed: str = ""  # noise that the tests assume, see `Simulation.case`; "": the true covariance
+
+    @property
+    def name(self) -> str:
+        """A folder's name."""
+        return "-".join(f"{key}={value}" for key, value in self.labels.items()).replace(":", "_")
+
+    @property
+    def effort(self) -> float:
+        """Rough time that it takes, for the progress bar."""
+        exact = 1 if self.options.engine == "adaptive" else 20
+        shots = exact + self.options.permutations / 40
+        return self.images * shots * self.simulation.size**2 * self.use.reverse.steps
+
+
+class Measured(NamedTuple):
+    """A condition and what its tests gave."""
+
+    condition: Condition
+    records: list[dict[str, Any]]  # of the images, in order; see `dal_jax.as_record`
+    run: Row  # what the numbers are from: fingerprints, engine, dtype, seeds
+
+
+def runs(measured: Sequence[Measured]) -> list[Row]:
+    """What the numbers of an experiment are from, as a table.
+
+    Args:
+        measured: conditions, tested.
+
+    Returns:
+        Rows with condition, run (fingerprint of everything that decides the records), model,
+        parameters (its fingerprint), engine, dtype, seed and images.
+    """
+    return [one.run for one in measured]
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where an experiment runs: its directory, the models, the processes and devices."""
+
+    directory: Path
+    models: Path
+    host: Host = Host(0, 1)  # noqa: RUF009 (a constant)
+    devices: int | None = None
+    batch_size: int | None = None
+
+    def tests(self, conditions: Sequence[Condition]) -> list[Measured]:
+        """Tests the images of conditions; what is there from an earlier run is not done again.
+
+        Args:
+            conditions: with different labels.
+
+        Returns:
+            Each with its records, in order.
+
+        Raises:
+            InputError: the directory holds something else.
+            RunError: the disk is full, or another process was lost.
+        """
+        if not conditions:
+            raise InputError("settings: nothing to be tested, expected 1 image or more")
+        names = [condition.name for condition in conditions]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise InputError(f"conditions: {twice} is there twice, expected different labels")
+        self.train([condition.model for condition in conditions])
+        total = sum(condition.effort for condition in conditions)
+        measured: list[Measured] = []
+        with tqdm(
+            total=total, bar_format=_FORMAT, file=sys.stderr, disable=self.host.index > 0 or None
+        ) as bar:
+            for condition in conditions:
+                bar.set_postfix_str(condition.name)
+                measured.append(self._tested(condition, bar))
+        return measured
+
+    def train(self, models: Sequence[Model]) -> None:
+        """Trains those models that are not there yet; one process does, the others wait.
+
+        Args:
+            models: which.
+        """
+        if self.host.index == 0:
+            for model in dict.fromkeys(models):
+                variables_of(model, self.models)
+        wait_for_hosts("models")
+
+    def _tested(self, condition: Condition, bar: Any) -> Measured:
+        localizer = localizer_of(condition.model, condition.use, self.models)
+        shape = np.shape(localizer.draws)
+        simulation, assumed = condition.simulation, condition.assumed
+        items = [
+            Item(f"{number:06d}", None, _Load(simulation, number, shape, assumed))
+            for number in range(condition.images)
+        ]
+        before = bar.n
+
+        def follow(done: int, _: Any) -> None:
+            bar.update(before + condition.effort * done / condition.images - bar.n)
+
+        run = run_tests(
+            self.directory / "runs" / condition.name,
+            localizer,
+            items,
+            simulation.noise,
+            condition.options,
+            host=self.host,
+            shared=(simulation, assumed),
+            own_draws=True,
+            batch_size=self.batch_size,
+            devices=self.devices,
+            progress=follow,
+        )
+        return Measured(
+            condition,
+            list(run.finished().values()),
+            {
+                "condition": condition.name,
+                "run": run.fingerprint,
+                "model": condition.model.name,
+                "parameters": fingerprint(localizer.params),
+                "engine": condition.options.engine,
+                "dtype": condition.options.dtype,
+                "seed": simulation.seed,
+                "images": condition.images,
+            },
+        )
+
+
+class _Load(NamedTuple):
+    """Draws an image when its turn comes."""
+
+    simulation: Simulation
+    number: int
+    draws_shape: tuple[int, ...]
+    assumed: str
+
+    def __call__(self) -> Any:
+        return self.simulation.case(self.number, self.draws_shape, self.assumed)
+
+
+class Experiment(NamedTuple):
+    """An experiment: what it asks, its presets, and what becomes of the answer."""
+
+    title: str
+    presets: dict[str, Any]  # "quick" and "paper": frozen dataclasses with a field `seed`
+    measure: Callable[[Any, Context], Tables]  # (settings, context) -> tables by name
+    summary: Callable[[Tables], str]  # Markdown
+    draw: Callable[[Tables], dict[str, Any]]  # figures of matplotlib by name
+
+
+def run_experiment(name: str, experiment: Experiment, settings: Any, context: Context) -> str:
+    """Runs an experiment, or goes on with one, and writes its tables, figures and summary.
+
+    The tables depend on the settings alone: not on interruptions, devices or processes. (On one
+    kind of machine: another one rounds differently.) Columns of time are the exception; they are
+    in tables whose name ends in "times".
+
+    Args:
+        name: of the experiment.
+        experiment: itself.
+        settings: one of its presets, or one with changes.
+        context: where it runs.
+
+    Returns:
+        The summary, Markdown; empty in processes other than the first.
+
+    Raises:
+        InputError: the directory holds another experiment, or one with other settings.
+        RunError: the disk is full, or another process was lost.
+    """
+    fresh = claim(context.directory, name, settings)
+    wait_for_hosts("claimed")
+    try:
+        tables = experiment.measure(settings, context)
+    except InputError:
+        if fresh and [path.name for path in context.directory.iterdir()] == [RECORD]:
+            (context.directory / RECORD).unlink()  # or the settings could not be mended
+        raise
+    if context.host.index:
+        return ""
+    write_tables(context.directory, tables)
+    write_figures(context.directory, experiment.draw(tables))
+    summary = experiment.summary(tables)
+    write_text(context.directory / "summary.md", f"# {experiment.title}\n\n{summary}")
+    return summary
+
+
+def claim(directory: Path, name: str, settings: Any) -> bool:
+    """Marks a directory as that of an experiment, or checks that it is.
+
+    Args:
+        directory: made if missing.
+        name: of the experiment.
+        settings: of the experiment.
+
+    Returns:
+        Whether it was not marked before.
+
+    Raises:
+        InputError: it holds something else; nothing is written then.
+    """
+    path = directory / RECORD
+    facts = {"experiment": name, "settings": json.loads(json.dumps(encode(asdict(settings))))}
+    if path.is_file():
+        try:
+            held = json.loads(path.read_text())
+            found = {key: held[key] for key in facts}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"--out {str(directory)!r}: {RECORD} is damaged") from error
+        if found["experiment"] != name:
+            raise InputError(
+                f"--out {str(directory)!r}: holds experiment {found['experiment']!r}, expected "
+                f"{name!r} or an empty directory"
+            )
+        for key, value in facts["settings"].items():
+            other = found["settings"].get(key)
+            if other != value:
+                raise InputError(
+                    f"--out {str(directory)!r}: holds a run with {key} = {other!r}, expected "
+                    f"{value!r} or an empty directory"
+                )
+        return False
+    if directory.is_dir():
+        others = sorted(p.name for p in directory.iterdir() if not p.name.startswith("."))
+        if others:
+            raise InputError(
+                f"--out {str(directory)!r}: holds {others[0]!r} and no {RECORD}, expected an empty "
+                "directory or one of this experiment"
+            )
+    facts |= {
+        "fingerprint": fingerprint(name, settings, dal_jax.__version__),
+        "versions": {
+            "dal_jax": dal_jax.__version__,
+            "code": code_version(),
+            "jax": jax.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "device": jax.local_devices()[0].device_kind,
+    }
+    write_text(path, json.dumps(facts, indent=1) + "\n")
+    return True

@@ -1,0 +1,102 @@
+"""How often the methods reject, with standard errors, and how far p-values are from uniform."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from ._output import Row
+
+METHODS = {
+    "selective": lambda record: record["p_value"],
+    "over-conditioned": lambda record: record["over_conditioned_p"],
+    "naive": lambda record: record["naive_p"],
+    "bonferroni": lambda record: 10.0 ** record["bonferroni_log10_p"],
+    "permutation": lambda record: record["permutation_p"],
+}
+TESTED = "OK"
+EMPTY = "NO_REGION"
+
+
+def p_values(records: Sequence[dict[str, Any]], method: str) -> np.ndarray:
+    """The p-values of the images that were tested.
+
+    Args:
+        records: of images.
+        method: one of `METHODS`.
+
+    Returns:
+        (m,) p-values; none if the method was not asked for.
+    """
+    p = [METHODS[method](record) for record in records if record["status"] == TESTED]
+    values = np.array(p, np.float64)
+    return values[~np.isnan(values)]
+
+
+def counts(records: Sequence[dict[str, Any]]) -> Row:
+    """How many images there were, and what became of them.
+
+    Args:
+        records: of images.
+
+    Returns:
+        images, no_region (nothing flagged, nothing tested), failed (any other status but OK).
+    """
+    states = [record["status"] for record in records]
+    empty, fine = states.count(EMPTY), states.count(TESTED)
+    return {"images": len(states), "no_region": empty, "failed": len(states) - empty - fine}
+
+
+def rejections(
+    labels: Row, records: Sequence[dict[str, Any]], levels: Sequence[float]
+) -> list[Row]:
+    """Rejection rates among the images that had a region, for each method and level.
+
+    Args:
+        labels: first columns of every row.
+        records: of images.
+        levels: significance levels, in (0, 1).
+
+    Returns:
+        Rows with `labels`, method, alpha, `counts`, tested, rejected, rate, se (binomial standard
+        error at the observed rate), low and high (95% Clopper-Pearson interval) and ks_p
+        (Kolmogorov-Smirnov test of uniformity, also in `rejections` of signals, where it is 0).
+        Methods that were not asked for have no row; where no image at all was tested, every method
+        has, with NaN for the numbers.
+    """
+    rows = []
+    nothing = all(record["status"] != TESTED for record in records)
+    for method in METHODS:
+        p = p_values(records, method)
+        if len(p) or nothing:
+            rows += [
+                {**labels, "method": method, "alpha": alpha, **counts(records), **_rate(p, alpha)}
+                for alpha in levels
+            ]
+    return rows
+
+
+def _rate(p: np.ndarray, alpha: float) -> Row:
+    """How often p-values reject, and how uniform they are."""
+    rejected = int(np.sum(p <= alpha))
+    rate = se = low = high = ks_p = float("nan")
+    if len(p):
+        rate = rejected / len(p)
+        se = float(np.sqrt(rate * (1 - rate) / len(p)))
+        low, high = map(float, stats.binomtest(rejected, len(p)).proportion_ci(0.95))
+        ks_p = float(stats.kstest(p, "uniform").pvalue)
+    numbers = {"rate": rate, "se": se, "low": low, "high": high, "ks_p": ks_p}
+    return {"tested": len(p), "rejected": rejected, **numbers}
+
+
+def rate_cell(row: Row) -> str:
+    """A rate with its standard error, for a Markdown table.
+
+    Args:
+        row: of `rejections`.
+
+    Returns:
+        "0.051 (0.007)".
+    """
+    return f"{row['rate']:.3f} ({row['se']:.3f})"

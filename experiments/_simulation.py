@@ -1,0 +1,120 @@
+"""Simulated images: noise of a known law, with a raised square in some."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dal_jax import Case, InputError
+from dal_jax.noise import Covariance, iid, parse_noise
+
+from ._families import FAMILIES, family_at
+
+# Streams of random numbers, apart for training, tested images and images that the noise is
+# estimated from.
+TRAINING, TESTING, NORMAL = 0, 1, 2
+SAME, OTHERS = "estimate:same", "estimate:normal:"
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """Images x = s + e and references x_ref = e_ref; e, e_ref of one law, s a raised square or 0.
+
+    Raises:
+        InputError: a value does not fit.
+    """
+
+    size: int  # side, pixels
+    noise: str = "iid:1"  # covariance of e, as `parse_noise` takes it
+    signal: float = 0.0  # height of the square, units of the image
+    family: str = "normal"  # else one of `FAMILIES`: independent, not Gaussian pixels
+    distance: float = 0.0  # 1-Wasserstein, of a pixel's law from N(0, 1)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise InputError(f"size is {self.size}, expected 1 or more")
+        if self.family != "normal":
+            if self.family not in FAMILIES:
+                known = ", ".join(["normal", *FAMILIES])
+                raise InputError(f"family is {self.family!r}, expected one of {known}")
+            if self.noise != "iid:1":
+                raise InputError(
+                    f"noise is {self.noise!r}, expected 'iid:1' with family {self.family!r}"
+                )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        return self.size, self.size, 1
+
+    def case(self, number: int, draws_shape: tuple[int, ...], assumed: str = "") -> Case:
+        """Draws an image, its reference and the draws of its diffusion.
+
+        They depend on the seed and the number alone, but for the signal: images of one number
+        differ in the height of the square only.
+
+        Args:
+            number: of the image, 0 and above.
+            draws_shape: of the localizer.
+            assumed: "estimate:same" lets the test take the variance that this image has around
+                its mean, "estimate:normal:M" that of M other normal images; else the test's own.
+
+        Returns:
+            The case.
+        """
+        rng = np.random.default_rng((self.seed, TESTING, number))
+        image, reference = self._noise(rng), self._noise(rng)
+        draws = rng.standard_normal(draws_shape)
+        image = image + self.signal * self._square(rng)
+        noise: Covariance | None = None
+        if assumed == SAME:
+            noise = iid(float(image.std(ddof=1)))
+        elif assumed.startswith(OTHERS):
+            others = np.random.default_rng((self.seed, NORMAL, number))
+            images = [self._noise(others) for _ in range(int(assumed.removeprefix(OTHERS)))]
+            noise = iid(float(np.sqrt(np.mean([one.var(ddof=1) for one in images]))))
+        return Case(image, reference, draws, noise)
+
+    def square(self, number: int, draws_shape: tuple[int, ...]) -> np.ndarray:
+        """Says where the square of an image is.
+
+        Args:
+            number: as in `case`.
+            draws_shape: as in `case`.
+
+        Returns:
+            bool (H, W).
+        """
+        rng = np.random.default_rng((self.seed, TESTING, number))
+        for _ in range(2):
+            self._noise(rng)
+        rng.standard_normal(draws_shape)
+        return self._square(rng)[..., 0] > 0
+
+    def training_images(self, count: int) -> np.ndarray:
+        """Draws normal images to train on.
+
+        Args:
+            count: number of images.
+
+        Returns:
+            float32 (count, H, W, C).
+        """
+        rng = np.random.default_rng((self.seed, TRAINING))
+        images = np.empty((count, *self.shape), np.float32)
+        for number in range(count):
+            images[number] = self._noise(rng)
+        return images
+
+    def _noise(self, rng: np.random.Generator) -> np.ndarray:
+        if self.family != "normal":
+            return family_at(self.family, self.distance).sample(rng, self.shape)
+        return parse_noise(self.noise, self.shape).sample(rng, self.shape)
+
+    def _square(self, rng: np.random.Generator) -> np.ndarray:
+        """1 inside, 0 outside; its side is a third of the image's (paper, section 5)."""
+        side = max(1, self.size // 3)
+        top, left = rng.integers(0, self.size - side + 1, 2)
+        square = np.zeros(self.shape)
+        square[top : top + side, left : left + side] = 1.0
+        return square

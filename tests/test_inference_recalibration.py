@@ -1,0 +1,141 @@
+import numpy as np
+import pytest
+from scipy import integrate, stats
+
+from dal_jax import InputError
+from dal_jax.inference import (
+    Law,
+    Observed,
+    as_intervals,
+    conformal_p,
+    cross_fitted,
+    heavy_tails,
+    inflation,
+    selective_p,
+)
+
+EVERYWHERE = as_intervals([-np.inf, np.inf])
+
+
+def simulated(law, count, seed):
+    """Statistics of a law, each in a truncation set of its own that holds it: no symmetric ones."""
+    rng = np.random.default_rng(seed)
+    observed = []
+    while len(observed) < count:
+        low = rng.uniform(-1.0, 2.0)
+        truncation = as_intervals([[-3.0, -2.0], [low, low + rng.uniform(1.0, 3.0)]])
+        z = law.rvs(random_state=rng)
+        if any(a <= z <= b for a, b in truncation):
+            observed.append(Observed(z, truncation, EVERYWHERE))
+    return observed
+
+
+def test_the_plain_law_changes_nothing():
+    one = Observed(1.3, as_intervals([[-4.0, -1.0], [0.5, 2.0]]), as_intervals([-6.0, 6.0]))
+    assert Law().p_value(one) == selective_p(*one)
+
+
+@pytest.mark.parametrize("factor, degrees", [(1.0, np.inf), (1.7, np.inf), (0.8, 3.0), (1.3, 7.0)])
+@pytest.mark.parametrize("alternative", ["two-sided", "greater", "less", "equal-tailed"])
+def test_p_values_are_ratios_of_integrals_of_the_density(factor, degrees, alternative):
+    law = stats.norm(scale=factor) if np.isinf(degrees) else stats.t(degrees, scale=factor)
+    truncation, z = as_intervals([[-4.0, -1.0], [0.5, 2.5]]), 1.3
+
+    def mass(test):
+        # Midpoints of 3e5 cells: the integrand has one jump in a set, error below 1e-5 of a mass.
+        grid = [np.linspace(a, b, 300_001) for a, b in truncation]
+        middles = [(g[1:] + g[:-1]) / 2 for g in grid]
+        return sum(float((law.pdf(m) * test(m)).sum() * (m[1] - m[0])) for m in middles)
+
+    total = mass(np.ones_like)
+    less, greater = mass(lambda m: m <= z) / total, mass(lambda m: m >= z) / total
+    expected = {
+        "two-sided": mass(lambda m: np.abs(m) >= z) / total,
+        "greater": greater,
+        "less": less,
+        "equal-tailed": min(1.0, 2 * min(less, greater)),
+    }[alternative]
+    found = Law(factor, degrees).p_value(Observed(z, truncation, EVERYWHERE), alternative).p
+    assert found == pytest.approx(expected, abs=2e-5)
+
+
+def test_the_likelihood_integrates_to_one_over_the_truncation_set():
+    truncation, law = as_intervals([[-4.0, -1.0], [0.5, 2.5]]), Law(1.3, 4.0)
+
+    def density(z):
+        return np.exp(law.log_likelihoods([Observed(z, truncation, EVERYWHERE)])[0])
+
+    total = sum(integrate.quad(density, a, b)[0] for a, b in truncation)
+    assert total == pytest.approx(1.0, abs=1e-8)  # what quad promises
+
+
+def test_far_tails_keep_their_probability():
+    # t with 3 degrees falls as z^-3: at 1e6 its tail is 1e-18, that of a normal score of 8.7.
+    score = Law(1.0, 3.0).normal_scores([1e6, -1e6, np.inf, -np.inf, 0.0])
+    assert stats.norm.logsf(score[0]) == pytest.approx(stats.t.logsf(1e6, 3), rel=1e-9)
+    assert score[1] == -score[0]
+    assert score[2:].tolist() == [np.inf, -np.inf, 0.0]
+
+
+def test_inflation_finds_the_scale_and_centres_the_p_values():
+    observed = simulated(stats.norm(scale=1.5), 800, seed=1)
+    law = inflation(observed)
+    # 800 uniform p-values: the mean has a standard error of 0.01, the factor one of some 5%.
+    assert law.factor == pytest.approx(1.5, rel=0.2)
+    assert np.isinf(law.degrees)
+    mean = np.mean([law.p_value(one).p for one in observed])
+    assert mean == pytest.approx(0.5, abs=1e-3)  # of the root finder
+
+
+def test_heavy_tails_are_found_and_make_held_out_p_values_uniform():
+    law = heavy_tails(simulated(stats.t(3.0, scale=1.2), 800, seed=2))
+    assert law.degrees <= 7
+    fresh = simulated(stats.t(3.0, scale=1.2), 600, seed=3)
+    assert stats.kstest([law.p_value(one).p for one in fresh], "uniform").pvalue > 0.01
+    assert stats.kstest([Law().p_value(one).p for one in fresh], "uniform").pvalue < 0.01
+
+
+def test_normal_statistics_are_not_given_heavy_tails():
+    law = heavy_tails(simulated(stats.norm(), 800, seed=4))
+    assert law.degrees >= 10
+    assert law.factor == pytest.approx(1.0, abs=0.15)  # three standard errors
+
+
+def test_many_images_of_one_object_count_as_one():
+    few, odd = simulated(stats.norm(), 100, seed=5), simulated(stats.norm(scale=4.0), 1, seed=6)
+    groups = [*range(100), *[100] * 50]
+    together = heavy_tails([*few, *odd * 50], groups)
+    alone = heavy_tails([*few, *odd], range(101))
+    assert together.factor == pytest.approx(alone.factor, rel=1e-6)
+    assert heavy_tails([*few, *odd * 50]).factor > 1.1 * alone.factor
+
+
+def test_conformal_p_values_are_ranks():
+    assert conformal_p([0.1, 0.2, 0.3, np.nan], 0.2) == 3 / 4
+    assert conformal_p([0.1], 0.05) == 1 / 2
+    assert np.isnan(conformal_p([0.1], np.nan))
+
+
+def test_cross_fitting_never_shows_an_image_to_its_own_fit():
+    folds = np.array([0, 1, 0, 2])
+    seen = cross_fitted(folds, lambda others: set(others.tolist()), lambda fit, k: (k, fit))
+    assert seen == [(0, {1, 3}), (1, {0, 2, 3}), (2, {1, 3}), (3, {0, 1, 2})]
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: Law(0.0), "factor is 0.0"),
+        (lambda: Law(1.0, -2.0), "degrees is -2.0"),
+        (lambda: inflation([]), "observed is empty"),
+        (lambda: cross_fitted(np.zeros(3, int), list, list), "folds are 1"),
+        (
+            lambda: heavy_tails([Observed(0.0, EVERYWHERE, EVERYWHERE)], [1, 2]),
+            "groups has 2 entries",
+        ),
+    ],
+    ids=["factor", "degrees", "none", "folds", "groups"],
+)
+def test_refusals(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
