@@ -1,7 +1,29 @@
-"""Reading images from files, and writing results so that nothing is ever half-written."""
+"""Reading images and data sets, preparing them, and writing so that nothing is half-written."""
 
 from dal_jax.images._atomic import atomic_path as atomic_path
 from dal_jax.images._atomic import write_array as write_array
 from dal_jax.images._atomic import write_text as write_text
+from dal_jax.images._clusters import cluster_interval as cluster_interval
+from dal_jax.images._clusters import cluster_standard_error as cluster_standard_error
+from dal_jax.images._groups import group_of as group_of
+from dal_jax.images._groups import split_groups as split_groups
 from dal_jax.images._io import read_image as read_image
+from dal_jax.images._layouts import open_data as open_data
+from dal_jax.images._layouts import shared_groups as shared_groups
+from dal_jax.images._masks import read_mask as read_mask
+from dal_jax.images._preparation import Fitted as Fitted
+from dal_jax.images._preparation import Preparation as Preparation
+from dal_jax.images._prepare import fit as fit
+from dal_jax.images._prepare import mask_views as mask_views
+from dal_jax.images._prepare import random_views as random_views
+from dal_jax.images._prepare import stitch as stitch
+from dal_jax.images._prepare import views as views
+from dal_jax.images._read_sample import read_sample as read_sample
+from dal_jax.images._samples import DataSet as DataSet
+from dal_jax.images._samples import Sample as Sample
 from dal_jax.images._stack import read_images as read_images
+from dal_jax.images._views import Views as Views
+from dal_jax.images._volumes import Volume as Volume
+from dal_jax.images._volumes import axial_slice as axial_slice
+from dal_jax.images._volumes import read_volume as read_volume
+from dal_jax.images._volumes import write_volume as write_volume

@@ -7,13 +7,14 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
 
 import numpy as np
 
 from dal_jax._errors import InputError
 
 # What the readers raise on damaged files; each decoder has its own favourites.
-_DAMAGED = (
+DAMAGED = (
     OSError,
     ValueError,
     SyntaxError,
@@ -35,8 +36,8 @@ def read_image(path: str | Path) -> np.ndarray:
     after the header's slope and intercept, are taken as they are. An alpha channel is dropped.
 
     Args:
-        path: a .npy, .png, .jpg, .jpeg, .tif, .tiff, .nii or .nii.gz file holding one image: (H, W)
-            or (H, W, C); for NIfTI one slice (H, W) or (H, W, 1).
+        path: a .npy, .png, .jpg, .jpeg, .bmp, .tif, .tiff, .nii or .nii.gz file holding one image:
+            (H, W) or (H, W, C); for NIfTI one slice (H, W) or (H, W, 1).
 
     Returns:
         The image, float64 (H, W, C), C = 1 for grey images.
@@ -52,12 +53,18 @@ def read_image(path: str | Path) -> np.ndarray:
     Source: this project.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"image {str(path)!r}: no such file")
-    pixels = _with_channels(_scaled(_decode(path), path), path)
+    pixels = _with_channels(_scaled(read_pixels(path), path), path)
     if 0 in pixels.shape:
         raise InputError(f"image {str(path)!r}: no pixels, shape {pixels.shape}")
     return pixels
+
+
+def read_pixels(path: str | Path) -> np.ndarray:
+    """Reads the values of an image file as they are stored, in their own type."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"image {str(path)!r}: no such file")
+    return _decode(path)
 
 
 def is_image(path: Path) -> bool:
@@ -65,12 +72,12 @@ def is_image(path: Path) -> bool:
     return _reader(path) is not None
 
 
-def load_npy(path: Path) -> np.ndarray:
-    """Reads a .npy file of plain numbers (objects are refused), with a one-line error."""
+def load_npy(path: Path, mode: Literal["r"] | None = None) -> np.ndarray:
+    """Reads or maps a .npy file of plain numbers (objects are refused), with a one-line error."""
     try:
-        return np.load(path, allow_pickle=False)
-    except _DAMAGED as error:
-        raise _unreadable(path, error) from error
+        return np.load(path, allow_pickle=False, mmap_mode=mode)
+    except DAMAGED as error:
+        raise unreadable(path, error) from error
 
 
 def scale_integers(pixels: np.ndarray, path: Path) -> np.ndarray:
@@ -81,7 +88,7 @@ def scale_integers(pixels: np.ndarray, path: Path) -> np.ndarray:
 def _decode(path: Path) -> np.ndarray:
     reader = _reader(path)
     if reader is None:
-        kinds = ".npy, .png, .jpg, .tif, .nii, .nii.gz"
+        kinds = ".npy, .png, .jpg, .bmp, .tif, .nii, .nii.gz"
         raise InputError(f"image {str(path)!r}: unknown kind of file, expected one of {kinds}")
     try:
         with warnings.catch_warnings():
@@ -89,11 +96,12 @@ def _decode(path: Path) -> np.ndarray:
             return reader(path)
     except InputError:
         raise
-    except _DAMAGED as error:
-        raise _unreadable(path, error) from error
+    except DAMAGED as error:
+        raise unreadable(path, error) from error
 
 
-def _unreadable(path: Path, error: Exception) -> InputError:
+def unreadable(path: Path, error: Exception) -> InputError:
+    """The one-line error for what a decoder raised."""
     reason = " ".join(str(error).split()) or type(error).__name__
     return InputError(f"image {str(path)!r}: unreadable or damaged ({reason[:160]})")
 
@@ -103,7 +111,8 @@ def _reader(path: Path) -> Callable[[Path], np.ndarray] | None:
     return next((reader for end, reader in _READERS.items() if name.endswith(end)), None)
 
 
-def _optional(module: str, extra: str, path: Path) -> ModuleType:
+def optional(module: str, extra: str, path: Path) -> ModuleType:
+    """Imports a library that an extra of the package installs, or names the extra."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -112,7 +121,7 @@ def _optional(module: str, extra: str, path: Path) -> ModuleType:
 
 
 def _read_picture(path: Path) -> np.ndarray:
-    pillow = _optional("PIL.Image", "images", path)
+    pillow = optional("PIL.Image", "images", path)
     with pillow.open(path) as picture:
         if picture.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV"):
             picture = picture.convert("RGB")
@@ -124,7 +133,7 @@ def _read_picture(path: Path) -> np.ndarray:
 
 
 def _read_tiff(path: Path) -> np.ndarray:
-    tifffile = _optional("tifffile", "images", path)
+    tifffile = optional("tifffile", "images", path)
     with tifffile.TiffFile(path) as file:
         series = file.series[0]
         axes, pixels = series.axes, series.asarray()
@@ -138,11 +147,11 @@ def _read_tiff(path: Path) -> np.ndarray:
 
 
 def _read_nifti(path: Path) -> np.ndarray:
-    nibabel = _optional("nibabel", "medical", path)
+    nibabel = optional("nibabel", "medical", path)
     try:
         voxels = np.asarray(nibabel.load(path).get_fdata(dtype=np.float64))
     except nibabel.filebasedimages.ImageFileError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     if voxels.ndim < 2 or any(n != 1 for n in voxels.shape[2:]):
         raise InputError(f"image {str(path)!r}: a volume of shape {voxels.shape}, give one slice")
     return voxels.reshape(voxels.shape[:2])
@@ -169,6 +178,7 @@ _READERS: dict[str, Callable[[Path], np.ndarray]] = {
     ".png": _read_picture,
     ".jpg": _read_picture,
     ".jpeg": _read_picture,
+    ".bmp": _read_picture,
     ".tif": _read_tiff,
     ".tiff": _read_tiff,
     ".nii": _read_nifti,

@@ -1,0 +1,192 @@
+"""Layouts of volumes and stacks: BraTS 2021 and 2023, NIfTI, DICOM series, arrays."""
+
+import hashlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from dal_jax._errors import InputError
+from dal_jax.images._cache import cached_stack, cached_volume
+from dal_jax.images._dicom import Plane, dicom_files, in_order, plane
+from dal_jax.images._masks import to_mask
+from dal_jax.images._samples import (
+    NORMAL,
+    UNKNOWN,
+    Choice,
+    Sample,
+    entries,
+    folders,
+    inside,
+    name_of,
+)
+from dal_jax.images._volumes import Volume, axial_slice, is_volume, num_slices
+
+# Share of the patients whose slices without tumour are for training.
+TRAIN_SHARE = 0.7
+CASE_2021 = re.compile(r"(BraTS2021_\d{5})")
+CASE_2023 = re.compile(r"(BraTS-[A-Za-z]+-\d{5})-\d{3}")
+_CONTRASTS_2021 = ("flair", "t1", "t1ce", "t2")
+_CONTRASTS_2023 = ("t2f", "t1n", "t1c", "t2w")
+
+
+def brats2021(root: Path, choice: Choice) -> list[Sample]:
+    """Lists BraTS 2021: BraTS2021_00000/BraTS2021_00000_{t1,t1ce,t2,flair,seg}.nii.gz.
+
+    Source: Baid et al., arXiv 2107.02314, and the archive published with it.
+    """
+    return _brats(root, choice, CASE_2021, "_", _CONTRASTS_2021)
+
+
+def brats2023(root: Path, choice: Choice) -> list[Sample]:
+    """Lists BraTS 2023: BraTS-GLI-00000-000/BraTS-GLI-00000-000-{t1n,t1c,t2w,t2f,seg}.nii.gz.
+
+    The last number counts the visits of one patient.
+
+    Source: Adewole et al., arXiv 2305.19369, and the archive published with it.
+    """
+    return _brats(root, choice, CASE_2023, "-", _CONTRASTS_2023)
+
+
+def nifti(root: Path, choice: Choice) -> list[Sample]:
+    """Lists a NIfTI file, or those of a folder, all to test; STEM_mask or STEM_seg marks STEM.
+
+    Source: this project.
+    """
+    base = root if root.is_dir() else root.parent
+    found = [p for p in entries(root, root) if is_volume(p)] if root.is_dir() else [root]
+    if root.is_dir():
+        found = [p for p in found if not _stem(p).endswith(("_mask", "_seg"))]
+    listed = []
+    for path in found:
+        ends = [f"_{kind}{end}" for kind in ("mask", "seg") for end in (".nii.gz", ".nii")]
+        masks = [path.with_name(_stem(path) + end) for end in ends]
+        mask = next((inside(p, base) for p in masks if p.is_file()), None)
+        listed += _slices(path, mask, base, choice, name_of(path, base), "anomalous")
+    return listed
+
+
+def dicom(root: Path, choice: Choice) -> list[Sample]:
+    """Lists the slices of a folder that holds one DICOM series, all to test, one patient.
+
+    Source: DICOM PS3.3 C.7.6.2 (image plane).
+    """
+    planes: list[Plane] = []
+    damaged: list[Path] = []
+    for path in dicom_files(root):
+        try:
+            planes.append(plane(inside(path, root)))
+        except InputError:
+            inside(path, root)
+            damaged.append(path)  # listed last: reading it says what is wrong
+    ordered = [p.path for p in in_order(planes, root)] if planes else []
+    chosen = [(ordered[k], k) for k in _chosen(len(ordered), choice)]
+    group = name_of(root, root.parent) or "series"
+    every = [*chosen, *((path, None) for path in damaged)]
+    return [Sample(name_of(p, root), p, "test", UNKNOWN, None, group, k) for p, k in every]
+
+
+def arrays(root: Path, choice: Choice) -> list[Sample]:
+    """Lists stacks (N, H, W) or (N, H, W, C): train and test, and masks (N, H, W) of the test.
+
+    They are files train.npy, test.npy and masks.npy of a folder, arrays of one .npz file, or one
+    .npy file, whose rows are all to test.
+
+    Source: this project.
+    """
+    if root.is_dir():
+        files = {s: root / f"{s}.npy" for s in ("train", "test", "masks")}
+        files = {s: inside(p, root) for s, p in files.items() if p.is_file()}
+        parts = {s: files[s] for s in ("train", "test") if s in files}
+        mask, base = files.get("masks"), root
+    else:
+        parts, mask, base = {"train": root, "test": root}, root, root.parent
+        if root.suffix.lower() == ".npy":
+            parts, mask = {"test": root}, None
+    return [s for split, path in parts.items() for s in _rows(path, split, mask, base, choice)]
+
+
+def by_group(samples: list[Sample], share: float = TRAIN_SHARE) -> list[Sample]:
+    """Splits cases by group: in the order of a hash of the group, the first share is to train.
+
+    Of the training groups only what is known to be normal is kept; groups without truth are tested.
+    """
+    unknown = {s.group for s in samples if s.label == UNKNOWN}
+    groups = sorted({s.group for s in samples} - unknown, key=_hash)
+    train = set(groups[: min(round(share * len(groups)), len(groups) - 1 + bool(unknown))])
+    kept = (s for s in samples if s.group not in train or s.label == NORMAL)
+    return [s._replace(split="train") if s.group in train else s for s in kept]
+
+
+def _hash(group: str) -> str:
+    return hashlib.sha256(group.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _brats(
+    root: Path, choice: Choice, case: re.Pattern[str], joint: str, contrasts: tuple[str, ...]
+) -> list[Sample]:
+    contrast = choice.contrast or contrasts[0]
+    if contrast not in contrasts:
+        raise InputError(f"contrast {contrast!r}, expected one of {list(contrasts)}")
+    found = []
+    for folder in folders(root, root):
+        match = case.fullmatch(folder.name)
+        if match:
+            path = _brats_file(folder, joint + contrast, root)
+            mask = _brats_file(folder, joint + "seg", root)
+            truth = mask if mask.is_file() else None
+            found += _slices(path, truth, root, choice, match[1], "tumour")
+    return found
+
+
+def _brats_file(folder: Path, end: str, root: Path) -> Path:
+    paths = [folder / f"{folder.name}{end}{kind}" for kind in (".nii.gz", ".nii")]
+    return inside(next((path for path in paths if path.is_file()), paths[0]), root)
+
+
+def _slices(
+    path: Path, mask: Path | None, root: Path, choice: Choice, group: str, kind: str
+) -> list[Sample]:
+    """The samples of one volume; if it cannot be read, one sample whose reading says why."""
+    name = name_of(path, root)
+    try:
+        # The masks are read for the labels, the images only for their number of slices.
+        volume = cached_volume(mask or path)
+    except InputError:
+        return [Sample(name, path, "test", UNKNOWN, mask, group)]
+    label = _labeller(volume, kind) if mask else (lambda _: UNKNOWN)
+    count = _chosen(num_slices(volume), choice)
+    return [Sample(f"{name}#{k}", path, "test", label(k), mask, group, k) for k in count]
+
+
+def _labeller(volume: Volume, kind: str) -> Callable[[int], str]:
+    def label(index: int) -> str:
+        found = axial_slice(volume.voxels, volume.affine, index).any()
+        return kind if found else NORMAL
+
+    return label
+
+
+def _rows(path: Path, split: str, mask: Path | None, root: Path, choice: Choice) -> list[Sample]:
+    stack = cached_stack(path, split)
+    if stack is None:
+        return []
+    truth = cached_stack(mask, "masks") if mask is not None and split == "test" else None
+    if truth is not None and len(truth) != len(stack):
+        raise InputError(f"masks {str(mask)!r}: {len(truth)} of them for {len(stack)} test images")
+    stem = name_of(path, root) + (f"/{split}" if path.suffix.lower() == ".npz" else "")
+    found = []
+    for k in _chosen(len(stack), choice):
+        label, name = (NORMAL if split == "train" else UNKNOWN), f"{stem}#{k}"
+        if truth is not None and mask is not None:
+            label = "anomalous" if to_mask(truth[k], mask).any() else NORMAL
+        marked = mask if truth is not None else None
+        found.append(Sample(name, path, split, label, marked, name, k))
+    return found
+
+
+def _chosen(count: int, choice: Choice) -> range:
+    return range(count)[slice(*choice.slices)] if choice.slices else range(count)
+
+
+def _stem(path: Path) -> str:
+    return re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)

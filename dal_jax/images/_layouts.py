@@ -1,0 +1,167 @@
+"""Opening a data set: which layout a folder has, its samples and their groups."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from dal_jax._errors import InputError
+from dal_jax.images import _layout_photos as photos
+from dal_jax.images import _layout_volumes as volumes
+from dal_jax.images._dicom import dicom_files
+from dal_jax.images._groups import group_of
+from dal_jax.images._samples import Choice, DataSet, Sample, entries, name_of, walk
+from dal_jax.images._volumes import is_volume
+
+_LAYOUTS: dict[str, Callable[[Path, Choice], list[Sample]]] = {
+    "mvtec": photos.mvtec,
+    "mpdd": photos.mvtec,
+    "btad": photos.btad,
+    "visa": photos.visa,
+    "folder": photos.folder,
+    "brats2021": volumes.brats2021,
+    "brats2023": volumes.brats2023,
+    "nifti": volumes.nifti,
+    "dicom": volumes.dicom,
+    "arrays": volumes.arrays,
+}
+# In these a group is given to a file, never to a slice.
+_OF_SLICES = ("brats2021", "brats2023", "nifti")
+
+
+def open_data(
+    root: str | Path,
+    layout: str = "auto",
+    *,
+    category: str | None = None,
+    groups: str | None = None,
+    contrast: str | None = None,
+    slices: tuple[int, ...] | None = None,
+) -> DataSet:
+    """Lists the samples of a data set without reading its images.
+
+    Masks are read only where a label depends on them: tumours of volumes, masks of plain folders
+    and of arrays.
+
+    Args:
+        root: the folder of the data set or of one of its categories; for "nifti" and "arrays" a
+            file too.
+        layout: "mvtec", "mpdd", "btad", "visa", "folder", "brats2021", "brats2023", "nifti",
+            "dicom", "arrays", or "auto" to recognise it (MPDD has the form of MVTec AD).
+        category: which product of "mvtec", "mpdd", "btad" or "visa"; may be left out if there is
+            only one.
+        groups: what makes one physical object, see `group_of`; without it each file is one, and
+            each patient in BraTS.
+        contrast: of BraTS, "flair" (the default), "t1", "t1ce", "t2", and in 2023 "t2f" (the
+            default), "t1n", "t1c", "t2w".
+        slices: (start, stop) or (start, stop, step) of slices or rows, stop left out, as in Python.
+
+    Returns:
+        The data set; the order of its samples depends on their names alone.
+
+    Raises:
+        InputError: the layout is unknown or cannot be recognised, a folder or table of it is
+            missing, it holds no image, or a name or link leads outside the root.
+
+    Example:
+        >>> data = open_data("mvtec", category="bottle")  # doctest: +SKIP
+        >>> data.samples[0].name  # doctest: +SKIP
+        'bottle/train/good/000.png'
+
+    Source: the layouts as their authors published them, see `dal_jax.images._layout_photos` and
+    `dal_jax.images._layout_volumes`.
+    """
+    root = Path(root)
+    if not root.exists():
+        raise InputError(f"data {str(root)!r}: no such folder")
+    if layout != "auto" and layout not in _LAYOUTS:
+        raise InputError(f"layout {layout!r}, expected one of {['auto', *_LAYOUTS]}")
+    name = _recognise(root) if layout == "auto" else layout
+    if not root.is_dir() and name not in ("nifti", "arrays"):
+        raise InputError(f"data {str(root)!r}: layout {name!r} needs a folder")
+    found = _LAYOUTS[name](root, Choice(category, contrast, _range(slices)))
+    if not found:
+        raise InputError(f"data {str(root)!r}: no image in layout {name!r}")
+    base = root if root.is_dir() else root.parent
+    samples = _grouped(found, groups, base, name)
+    if name in ("brats2021", "brats2023"):
+        samples = volumes.by_group(samples)
+    return DataSet(base, name, tuple(samples))
+
+
+def shared_groups(dataset: DataSet) -> tuple[str, ...]:
+    """Returns the groups that have samples both for training and for testing.
+
+    What is estimated on such a group and tested on it is not independent: leave it out of one.
+
+    Args:
+        dataset: what `open_data` returned.
+
+    Returns:
+        The groups, sorted; empty if the split cuts none.
+
+    Example:
+        >>> shared_groups(open_data("tiles", groups="gap:200"))  # doctest: +SKIP
+        ()
+
+    Source: this project.
+    """
+    parts = [{s.group for s in dataset.samples if s.split == k} for k in ("train", "test")]
+    return tuple(sorted(parts[0] & parts[1]))
+
+
+def _grouped(found: list[Sample], groups: str | None, base: Path, layout: str) -> list[Sample]:
+    if groups is None:
+        return found
+    names = [name_of(s.path, base) if layout in _OF_SLICES else s.name for s in found]
+    unique = list(dict.fromkeys(names))
+    group = dict(zip(unique, group_of(unique, groups), strict=True))
+    return [s._replace(group=group[name]) for s, name in zip(found, names, strict=True)]
+
+
+def _range(slices: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    if slices is None:
+        return None
+    whole = all(isinstance(n, int) for n in slices)
+    if len(slices) not in (2, 3) or not whole or min(slices) < 0 or slices[0] >= slices[1]:
+        raise InputError(f"slices {slices!r}, expected (start, stop) or (start, stop, step)")
+    if slices[2:] == (0,):
+        raise InputError(f"slices {slices!r}, expected a step of 1 or more")
+    return slices
+
+
+def _recognise(root: Path) -> str:
+    if root.is_file():
+        if is_volume(root):
+            return "nifti"
+        if root.suffix.lower() in (".npy", ".npz"):
+            return "arrays"
+        raise _unknown(root)
+    found = entries(root, root)
+    names = [path.name for path in found if path.is_dir()]
+    if (root / "split_csv" / "1cls.csv").is_file():
+        return "visa"
+    for layout, sign in (("mvtec", "train/good"), ("btad", "train/ok")):
+        if any((path / sign).is_dir() for path in (root, *found)):
+            return layout
+    for layout, case in (("brats2021", volumes.CASE_2021), ("brats2023", volumes.CASE_2023)):
+        if any(case.fullmatch(name) for name in names):
+            return layout
+    return _recognise_flat(root, found, names)
+
+
+def _recognise_flat(root: Path, found: list[Path], names: list[str]) -> str:
+    if "normal" in names or "test" in names:
+        return "folder"
+    files = [path for path in found if path.is_file()]
+    if any(path.name in ("train.npy", "test.npy") for path in files):
+        return "arrays"
+    if files and all(is_volume(path) for path in files):
+        return "nifti"
+    if dicom_files(root):
+        return "dicom"
+    if next(walk(root, root), None) is not None:
+        return "folder"
+    raise _unknown(root)
+
+
+def _unknown(root: Path) -> InputError:
+    return InputError(f"data {str(root)!r}: no known layout, expected one of {list(_LAYOUTS)}")

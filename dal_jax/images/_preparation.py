@@ -1,0 +1,131 @@
+"""What is done to every image before a model sees it: the choices, checked once."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from dal_jax._errors import InputError
+
+_CHOICES = {
+    "view": ("resize", "crop", "tile"),
+    "intensity": ("log", "raw"),
+    "background": ("quadratic", "none"),
+    "scale": ("view", "train", "none"),
+    "foreground": ("none", "otsu", "nonzero"),
+}
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How images of any size become square views of one size.
+
+    The order: interior, views, intensity, background, scale. "view" scales each view to mean 0 and
+    standard deviation 1, "train" by the mean and deviation of the training views.
+
+    Args:
+        size: side of a view, pixels, 2 or more.
+        view: "resize" the interior to one view; "crop" its middle; or "tile" it.
+        intensity: "log" (from 1/255 of the brightest training pixels upwards) or "raw".
+        background: "quadratic", a polynomial of degree 2 is fitted to each view and channel and
+            taken off; or "none".
+        scale: "view", "train" or "none".
+        border: pixels left out at each side of the image, 0 or more.
+        grey: average the channels.
+        overlap: pixels of a view that neighbouring tiles share at least, below `size`.
+        reduce: side of the square of image pixels averaged into one pixel of a crop or tile.
+        foreground: pixels that may be tested: "none" (all), "otsu" (brighter than Otsu's threshold
+            of the image) or "nonzero". Background and scale are then fitted on these alone, and
+            the others set to 0.
+
+    Raises:
+        InputError: a value out of its range.
+
+    Example:
+        >>> Preparation(size=32, view="tile", border=8, overlap=8, reduce=3).extent
+        96
+
+    Source: this project; quadratic background and log as found on photographs of magnetic tiles.
+    """
+
+    size: int = 32
+    view: Literal["resize", "crop", "tile"] = "resize"
+    intensity: Literal["log", "raw"] = "log"
+    background: Literal["quadratic", "none"] = "quadratic"
+    scale: Literal["view", "train", "none"] = "view"
+    border: int = 0
+    grey: bool = True
+    overlap: int = 0
+    reduce: int = 1
+    foreground: Literal["none", "otsu", "nonzero"] = "none"
+
+    def __post_init__(self) -> None:
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise InputError(f"{name} {getattr(self, name)!r}, expected one of {list(known)}")
+        least = {"size": 2, "border": 0, "overlap": 0, "reduce": 1}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < low:
+                raise InputError(f"{name} {value!r}, expected a whole number of {low} or more")
+        if not isinstance(self.grey, bool):
+            raise InputError(f"grey {self.grey!r}, expected true or false")
+        if self.overlap >= self.size:
+            raise InputError(f"overlap {self.overlap}, expected less than the size {self.size}")
+        if self.view == "resize" and self.reduce != 1:
+            raise InputError(f"reduce {self.reduce} with view 'resize', expected 'crop' or 'tile'")
+
+    @property
+    def extent(self) -> int:
+        """Side of a crop or tile in pixels of the image."""
+        return self.size * self.reduce
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A preparation with the statistics of its training images; JSON keeps it exactly.
+
+    Source: this project.
+    """
+
+    preparation: Preparation
+    channels: int  # of a view
+    quantiles: tuple[float, float, float]  # 0.1, 50 and 99.9% of the training pixels
+    mean: tuple[float, ...]  # per channel, of training views before scaling; for scale "train"
+    sd: float  # of training views about that mean, over all channels; for scale "train"
+    num_images: int  # that it was fitted on
+
+    @property
+    def floor(self) -> float:
+        """The value below which pixels are raised before the logarithm."""
+        return self.quantiles[2] / 255
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns it as a dictionary that JSON can hold."""
+        return {**asdict(self), "quantiles": list(self.quantiles), "mean": list(self.mean)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Fitted":
+        """Makes it from what `to_dict` returned.
+
+        Raises:
+            InputError: keys are missing or unknown, or a value is out of its range.
+        """
+        need, inner = {f.name for f in fields(cls)}, {f.name for f in fields(Preparation)}
+        found = data.get("preparation") if isinstance(data, dict) else None
+        if not isinstance(found, dict) or set(data) != need or not set(found) <= inner:
+            raise InputError(f"preparation: its keys do not fit, expected {sorted(need)}")
+        try:
+            return cls(
+                Preparation(**found),
+                int(data["channels"]),
+                _three(data["quantiles"]),
+                tuple(float(v) for v in data["mean"]),
+                float(data["sd"]),
+                int(data["num_images"]),
+            )
+        except (TypeError, ValueError) as error:
+            raise InputError(f"preparation: {error}") from error
+
+
+def _three(values: Any) -> tuple[float, float, float]:
+    low, middle, high = (float(value) for value in values)
+    return low, middle, high

@@ -1,0 +1,134 @@
+"""The views of an image: foreground, intensity, background and scale of each."""
+
+import importlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from dal_jax._errors import InputError
+from dal_jax.images._geometry import cut, shrink
+from dal_jax.images._preparation import Fitted, Preparation
+
+# The least foreground of a view that is tested: twice the coefficients of its background.
+_FOREGROUND = 12
+# Below this share of the largest value a deviation is rounding.
+_CONTRAST = 1e-9
+
+
+class Views(NamedTuple):
+    """The views of one image.
+
+    Source: this project.
+    """
+
+    pixels: np.ndarray  # (V, size, size, C) float64
+    corners: np.ndarray  # (V, 2) row and column of the first pixel of the image covered
+    extents: np.ndarray  # (V, 2) height and width covered, in pixels of the image
+    scale: np.ndarray  # (V,) what the pixels were divided by; NaN for a view without foreground
+    foreground: np.ndarray  # (V, size, size) bool, pixels that may be tested
+
+
+def checked(preparation: Preparation, image: np.ndarray) -> np.ndarray:
+    """The image as float64 (H, W, C), averaged over channels if wanted."""
+    pixels = np.asarray(image, np.float64)
+    if pixels.ndim != 3 or 0 in pixels.shape:
+        raise InputError(f"image of shape {pixels.shape}, expected (H, W, C)")
+    if not np.isfinite(pixels).all():
+        raise InputError("image with NaN or infinite pixels")
+    if preparation.intensity == "log" and pixels.min() < 0:
+        raise InputError("image with negative pixels, expected none for intensity 'log'")
+    return pixels.mean(-1, keepdims=True) if preparation.grey else pixels
+
+
+def cut_views(
+    fitted: Fitted, pixels: np.ndarray, corners: np.ndarray, extents: np.ndarray
+) -> Views:
+    """Cuts and prepares the views of a checked image."""
+    found = list(flat_views(fitted, pixels, corners, extents))
+    scaled = [_scaled(fitted, view, shown) for view, shown in found]
+    return Views(
+        np.stack([view for view, _ in scaled]),
+        corners,
+        extents,
+        np.array([scale for _, scale in scaled]),
+        np.stack([shown for _, shown in found]),
+    )
+
+
+def flat_views(
+    fitted: Fitted, pixels: np.ndarray, corners: np.ndarray, extents: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Each view of a checked image after intensity and background, and its foreground."""
+    preparation = fitted.preparation
+    if pixels.shape[-1] != fitted.channels:
+        found, expected = pixels.shape[-1], fitted.channels
+        raise InputError(f"image of {found} channels, expected {expected} as in training")
+    places = list(zip(corners, extents, strict=True))
+    shown = _foregrounds(preparation, pixels, places)
+    for place, part in zip(places, shown, strict=True):
+        yield _flat(fitted, shrink(cut(pixels, *place), preparation), part), part
+
+
+def _foregrounds(
+    preparation: Preparation, pixels: np.ndarray, places: list[tuple[np.ndarray, np.ndarray]]
+) -> list[np.ndarray]:
+    """Which pixels (size, size) of each view may be tested: half of each is foreground or more."""
+    if preparation.foreground == "none":
+        return [np.ones((preparation.size, preparation.size), bool) for _ in places]
+    mask = _foreground(preparation, pixels).astype(np.float64)[..., None]
+    shown = [shrink(cut(mask, *place), preparation)[..., 0] >= 0.5 for place in places]
+    shown = [part & (part.sum() >= _FOREGROUND) for part in shown]
+    if not any(part.any() for part in shown):
+        raise InputError("image without foreground")
+    return shown
+
+
+def _foreground(preparation: Preparation, pixels: np.ndarray) -> np.ndarray:
+    if preparation.foreground == "nonzero":
+        return (pixels != 0).any(-1)
+    grey = pixels.mean(-1)
+    if np.ptp(grey) == 0:
+        return np.zeros(grey.shape, bool)
+    # Imported late: slow, and only this choice needs it.
+    return grey > importlib.import_module("skimage.filters").threshold_otsu(grey)
+
+
+def _flat(fitted: Fitted, view: np.ndarray, shown: np.ndarray) -> np.ndarray:
+    """A view after intensity and background; both must leave something to look at."""
+    if not shown.any():
+        return np.zeros_like(view)
+    _need_contrast(view[shown], view[shown], "its pixels are equal")
+    if fitted.preparation.intensity == "log":
+        view = np.log(np.maximum(view, fitted.floor))
+    flat = view
+    if fitted.preparation.background == "quadratic":
+        flat = _without_quadratic(view, shown)
+    if fitted.preparation.scale == "view":
+        _need_contrast(flat[shown], view[shown], "nothing is left after its background")
+    return flat
+
+
+def _need_contrast(values: np.ndarray, before: np.ndarray, why: str) -> None:
+    largest = float(np.abs(before).max())
+    if not values.std(0).max() > _CONTRAST * largest:
+        raise InputError(f"view without contrast: {why}")
+
+
+def _without_quadratic(view: np.ndarray, shown: np.ndarray) -> np.ndarray:
+    """Takes off the polynomial of degree 2 fitted by least squares, channel by channel."""
+    rows, columns = np.meshgrid(*(np.linspace(-1, 1, n) for n in view.shape[:2]), indexing="ij")
+    terms = [np.ones_like(rows), rows, columns, rows * columns, rows**2, columns**2]
+    basis = np.stack(terms, axis=-1)
+    coefficients = np.linalg.lstsq(basis[shown], view[shown], rcond=None)[0]
+    return view - basis @ coefficients
+
+
+def _scaled(fitted: Fitted, view: np.ndarray, shown: np.ndarray) -> tuple[np.ndarray, float]:
+    if not shown.any():
+        return np.zeros_like(view), float("nan")
+    mean, sd = np.array(fitted.mean), fitted.sd
+    if fitted.preparation.scale == "view":
+        mean = view[shown].mean(0)
+        sd = float(np.sqrt(((view[shown] - mean) ** 2).mean()))
+    return np.where(shown[..., None], (view - mean) / sd, 0.0), sd

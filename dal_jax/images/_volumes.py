@@ -1,0 +1,175 @@
+"""Volumes: NIfTI files in and out, and the axial slices of a volume."""
+
+import gzip
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dal_jax._errors import InputError
+from dal_jax.images._atomic import atomic_path
+from dal_jax.images._dicom import is_dicom, read_series
+from dal_jax.images._io import DAMAGED, optional, unreadable
+
+_ENDS = (".nii", ".nii.gz")
+
+
+class Volume(NamedTuple):
+    """A volume and where it lies; axes as stored.
+
+    Source: this project.
+    """
+
+    voxels: np.ndarray  # (X, Y, Z) float64, after the file's slope and intercept
+    affine: np.ndarray  # (4, 4) from voxel indices to millimetres right, anterior, superior
+    spacing: tuple[float, float, float]  # millimetres between voxels along X, Y and Z
+
+
+def is_volume(path: Path) -> bool:
+    """Says whether the name is that of a NIfTI file."""
+    return path.name.lower().endswith(_ENDS)
+
+
+def read_volume(path: str | Path) -> Volume:
+    """Reads a NIfTI file, a DICOM file, or a folder that holds one DICOM series.
+
+    Args:
+        path: a .nii or .nii.gz file of three axes, a DICOM file, or a folder.
+
+    Returns:
+        The volume; of DICOM, X runs along the rows, Y down the columns and Z through the slices.
+
+    Raises:
+        InputError: missing, damaged, not of three axes, more than one series, slices that are
+            missing or not parallel; or the optional library is not installed.
+
+    Example:
+        >>> read_volume("BraTS2021_00000_flair.nii.gz").voxels.shape  # doctest: +SKIP
+        (240, 240, 155)
+
+    Source: the NIfTI-1 standard; DICOM PS3.3 C.7.6.2 (image plane).
+    """
+    path = Path(path)
+    if path.is_dir() or (path.is_file() and not is_volume(path) and is_dicom(path)):
+        voxels, affine = read_series(path)
+    else:
+        voxels, affine = _read_nifti(path)
+    lengths = np.sqrt((affine[:3, :3] ** 2).sum(0))
+    return Volume(voxels, affine, (float(lengths[0]), float(lengths[1]), float(lengths[2])))
+
+
+def write_volume(path: str | Path, voxels: np.ndarray, affine: np.ndarray) -> None:
+    """Writes a volume as NIfTI with the given affine, whole or not at all.
+
+    Args:
+        path: a name that ends in .nii or .nii.gz.
+        voxels: (X, Y, Z) float32 or float64 as they are; bool as 8 bits; integers of up to 32 bits.
+        affine: (4, 4) finite, with last row 0, 0, 0, 1; NIfTI keeps it in single precision.
+
+    Raises:
+        InputError: another ending, shape or type; or the file cannot be written.
+
+    Example:
+        >>> volume = read_volume("brain.nii.gz")  # doctest: +SKIP
+        >>> write_volume("p_value.nii.gz", p_values, volume.affine)  # doctest: +SKIP
+
+    Source: the NIfTI-1 standard.
+    """
+    path, voxels, affine = Path(path), np.asarray(voxels), np.asarray(affine, np.float64)
+    if not is_volume(path):
+        raise InputError(f"volume {str(path)!r}: expected a name that ends in .nii or .nii.gz")
+    if voxels.ndim != 3 or 0 in voxels.shape:
+        raise InputError(f"voxels of shape {voxels.shape}, expected (X, Y, Z)")
+    last = [0, 0, 0, 1]
+    if affine.shape != (4, 4) or not np.isfinite(affine).all() or list(affine[3]) != last:
+        raise InputError("affine: expected a finite (4, 4) matrix with last row 0, 0, 0, 1")
+    data = _nifti_bytes(_storable(voxels), affine, path)
+    with atomic_path(path) as temporary:
+        zipped = path.name.lower().endswith(".gz")
+        # No time of writing: the same volume gives the same file.
+        temporary.write_bytes(gzip.compress(data, mtime=0) if zipped else data)
+
+
+def num_slices(volume: Volume) -> int:
+    """The number of axial slices of a volume."""
+    axis = _anatomy(volume.affine)[2][0]
+    return volume.voxels.shape[axis]
+
+
+def axial_slice(voxels: np.ndarray, affine: np.ndarray, index: int) -> np.ndarray:
+    """Returns an axial slice as radiologists see it: a view, so assigning to it fills the volume.
+
+    The volume may be stored with any order and direction of its axes; "axial" is the voxel axis
+    nearest to the direction from the feet to the head.
+
+    Args:
+        voxels: (X, Y, Z).
+        affine: (4, 4), of the volume.
+        index: along the axial axis as it is stored, from 0.
+
+    Returns:
+        The view (H, W): anterior at the top, the patient's right at the left.
+
+    Raises:
+        InputError: no such slice.
+
+    Example:
+        >>> volume = np.zeros((4, 6, 3))
+        >>> axial_slice(volume, np.diag([-1.0, -1.0, 1.0, 1.0]), 2)[:] = 1
+        >>> volume.shape[1::-1], volume.sum()
+        ((6, 4), np.float64(24.0))
+
+    Source: this project.
+    """
+    (right, to_right), (front, to_front), (axial, _) = _anatomy(affine)
+    if not 0 <= index < voxels.shape[axial]:
+        raise InputError(f"slice {index}, expected 0 to {voxels.shape[axial] - 1}")
+    plane = np.transpose(voxels, (axial, front, right))[index]
+    plane = plane[::-1] if to_front else plane
+    return plane[:, ::-1] if to_right else plane
+
+
+def _anatomy(affine: np.ndarray) -> list[tuple[int, bool]]:
+    """The voxel axis nearest to right, anterior and superior, and whether it runs that way."""
+    nibabel = optional("nibabel", "medical", Path("volume"))
+    found = nibabel.io_orientation(affine)
+    axes = [int(np.flatnonzero(found[:, 0] == k)[0]) for k in range(3)]
+    return [(axis, bool(found[axis, 1] > 0)) for axis in axes]
+
+
+def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    if not path.is_file():
+        raise InputError(f"volume {str(path)!r}: no such file")
+    if not is_volume(path):
+        raise InputError(f"volume {str(path)!r}: expected .nii, .nii.gz or a folder of DICOM")
+    nibabel = optional("nibabel", "medical", path)
+    try:
+        image = nibabel.load(path)
+        voxels = np.asarray(image.get_fdata(dtype=np.float64, caching="unchanged"))
+    except (*DAMAGED, nibabel.filebasedimages.ImageFileError) as error:
+        raise unreadable(path, error) from error
+    affine = np.asarray(image.affine, np.float64)
+    if voxels.ndim < 2 or any(n != 1 for n in voxels.shape[3:]) or 0 in voxels.shape:
+        raise InputError(f"volume {str(path)!r}: shape {voxels.shape}, expected (X, Y, Z)")
+    if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine) < 4:
+        raise InputError(f"volume {str(path)!r}: its affine is singular or not finite")
+    return voxels.reshape((*voxels.shape, 1)[:3]), affine
+
+
+def _storable(voxels: np.ndarray) -> np.ndarray:
+    if voxels.dtype.kind == "b":
+        return voxels.astype(np.uint8)
+    if voxels.dtype.kind not in "iuf" or (voxels.dtype.kind in "iu" and voxels.itemsize > 4):
+        expected = "floats, bool or integers of up to 32 bits"
+        raise InputError(f"voxels of type {voxels.dtype}, expected {expected}")
+    return voxels.astype(np.float32) if voxels.dtype == np.float16 else voxels
+
+
+def _nifti_bytes(voxels: np.ndarray, affine: np.ndarray, path: Path) -> bytes:
+    nibabel = optional("nibabel", "medical", path)
+    image = nibabel.Nifti1Image(voxels, affine)
+    image.header.set_xyzt_units("mm")
+    stream = io.BytesIO()
+    image.to_stream(stream)
+    return stream.getvalue()

@@ -1,0 +1,476 @@
+"""Data sets in every layout, written as their authors publish them and read back."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dal_jax._errors import InputError
+from dal_jax.images import DataSet, Sample, open_data, read_mask, read_sample, shared_groups
+
+pillow = pytest.importorskip("PIL.Image")
+nibabel = pytest.importorskip("nibabel")
+pydicom = pytest.importorskip("pydicom")
+
+RNG = np.random.default_rng(3)
+SHAPE = (6, 9)
+ODD = "a \"b\" <c> 'd' é 中.png"
+
+
+def picture(path: Path, pixels: np.ndarray | None = None) -> Path:
+    """A picture of noise, or of the pixels given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = RNG.integers(0, 256, SHAPE).astype(np.uint8) if pixels is None else pixels
+    pillow.fromarray(pixels).save(path)
+    return path
+
+
+def spot(value: int = 255, shape: tuple[int, int] = SHAPE) -> np.ndarray:
+    """A mask whose first two pixels are marked, with a half-tone beside them."""
+    mask = np.zeros(shape, np.uint8)
+    mask[0, :3] = value, value, min(value, 100)
+    return mask
+
+
+def mvtec_tree(root: Path) -> Path:
+    for name in ("000.png", "001.png", ODD):
+        picture(root / "train" / "good" / name)
+    picture(root / "test" / "good" / "000.png")
+    picture(root / "test" / "bent wire" / "000.png")
+    picture(root / "test" / "bent wire" / ODD)
+    picture(root / "ground_truth" / "bent wire" / "000_mask.png", spot())
+    picture(root / "ground_truth" / "bent wire" / ODD.replace(".png", "_mask.png"), spot())
+    return root
+
+
+def btad_tree(root: Path) -> Path:
+    colours = RNG.integers(0, 256, (*SHAPE, 3)).astype(np.uint8)
+    picture(root / "train" / "ok" / "0000.bmp", colours)
+    picture(root / "test" / "ok" / "0000.bmp", colours)
+    picture(root / "test" / "ko" / "0000.bmp", colours)
+    picture(root / "test" / "ko" / "0001.bmp", colours)
+    picture(root / "ground_truth" / "ko" / "0000.bmp", spot())
+    picture(root / "ground_truth" / "ko" / "0001.png", spot())
+    return root
+
+
+def visa_tree(root: Path) -> Path:
+    rows = ["object,split,label,image,mask"]
+    for k, split in enumerate(("train", "train", "test")):
+        rows.append(f"candle,{split},normal,candle/Data/Images/Normal/{k:04}.JPG,")
+        picture(root / f"candle/Data/Images/Normal/{k:04}.JPG")
+    picture(root / "candle/Data/Images/Anomaly/000.JPG")
+    picture(root / "candle/Data/Masks/Anomaly/000.png", np.minimum(spot(), 3))
+    image, mask = "candle/Data/Images/Anomaly/000.JPG", "candle/Data/Masks/Anomaly/000.png"
+    rows += [f"candle,test,anomaly,{image},{mask}"]
+    picture(root / "pcb1/Data/Images/Normal/0000.JPG")
+    rows += ["pcb1,train,normal,pcb1/Data/Images/Normal/0000.JPG,"]
+    (root / "split_csv").mkdir()
+    (root / "split_csv" / "1cls.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+def folder_tree(root: Path) -> Path:
+    picture(root / "normal" / "a.png")
+    picture(root / "normal" / "deep" / "b.png")
+    for name in ("c", "d", "e"):
+        picture(root / "test" / f"{name}.png")
+    picture(root / "masks" / "c.png", spot())
+    picture(root / "masks" / "d.png", spot(0))
+    return root
+
+
+def brats_tree(root: Path, year: int, cases: int = 10) -> Path:
+    """Volumes 5 x 4 x 3, the tumour in slice 1 of every second case; the affine of BraTS."""
+    affine = np.array([[-1.0, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]])
+    joint, kinds = ("_", "t1 t1ce t2 flair") if year == 2021 else ("-", "t1n t1c t2w t2f")
+    for k in range(cases):
+        case = f"BraTS2021_{k:05}" if year == 2021 else f"BraTS-GLI-{k // 2:05}-00{k % 2}"
+        (root / case).mkdir(parents=True)
+        truth = np.zeros((5, 4, 3), np.uint8)
+        truth[1, 2, 1] = 4 * (k % 2)
+        for at, kind in enumerate(kinds.split()):
+            voxels = (1000 * at + 100 * k + np.arange(60).reshape(5, 4, 3)).astype(np.int16)
+            image = nibabel.Nifti1Image(voxels, affine)
+            nibabel.save(image, root / case / f"{case}{joint}{kind}.nii.gz")
+        nibabel.save(nibabel.Nifti1Image(truth, affine), root / case / f"{case}{joint}seg.nii.gz")
+    return root
+
+
+def named(data: DataSet, name: str) -> Sample:
+    return next(sample for sample in data.samples if sample.name == name)
+
+
+@pytest.mark.parametrize("layout", ["auto", "mvtec", "mpdd"])
+def test_mvtec_category(tmp_path: Path, layout: str) -> None:
+    data = open_data(mvtec_tree(tmp_path), layout)
+    assert data.layout == ("mpdd" if layout == "mpdd" else "mvtec")
+    assert [s.name for s in data.samples] == [
+        "train/good/000.png",
+        "train/good/001.png",
+        f"train/good/{ODD}",
+        "test/bent wire/000.png",
+        f"test/bent wire/{ODD}",
+        "test/good/000.png",
+    ]
+    assert [s.split for s in data.samples] == ["train"] * 3 + ["test"] * 3
+    assert [s.label for s in data.samples] == ["normal"] * 3 + ["bent wire"] * 2 + ["normal"]
+    assert [s.group for s in data.samples] == [s.name for s in data.samples]
+    image, mask = read_sample(data, named(data, f"test/bent wire/{ODD}"))
+    assert image.shape == (*SHAPE, 1) and image.dtype == np.float64
+    expected = np.zeros(SHAPE, bool)
+    expected[0, :2] = True  # the half-tone of 100 is below 127
+    np.testing.assert_array_equal(mask, expected)
+    image, mask = read_sample(data, data.samples[0])
+    assert mask is not None and mask.shape == SHAPE and not mask.any()
+
+
+def test_category_is_chosen_among_those_there(tmp_path: Path) -> None:
+    mvtec_tree(tmp_path / "bottle")
+    assert open_data(tmp_path).samples[0].name == "bottle/train/good/000.png"
+    mvtec_tree(tmp_path / "zipper")
+    data = open_data(tmp_path, category="zipper")
+    assert {s.name.split("/")[0] for s in data.samples} == {"zipper"}
+    for category in (None, "cable", "../bottle", ".."):
+        with pytest.raises(InputError, match=r"expected one of \['bottle', 'zipper'\]"):
+            open_data(tmp_path, category=category)
+
+
+def test_btad(tmp_path: Path) -> None:
+    data = open_data(btad_tree(tmp_path / "01").parent)
+    assert data.layout == "btad"
+    assert [(s.name, s.split, s.label) for s in data.samples] == [
+        ("01/train/ok/0000.bmp", "train", "normal"),
+        ("01/test/ko/0000.bmp", "test", "ko"),
+        ("01/test/ko/0001.bmp", "test", "ko"),
+        ("01/test/ok/0000.bmp", "test", "normal"),
+    ]
+    for sample in data.samples[1:3]:
+        image, mask = read_sample(data, sample)
+        assert image.shape == (*SHAPE, 3)
+        assert mask is not None and mask.sum() == 2
+
+
+def test_visa_masks_are_labels(tmp_path: Path) -> None:
+    root = visa_tree(tmp_path)
+    with pytest.raises(InputError, match=r"expected one of \['candle', 'pcb1'\]"):
+        open_data(root)
+    data = open_data(root, category="candle")
+    assert data.layout == "visa"
+    assert [s.split for s in data.samples] == ["train", "train", "test", "test"]
+    assert [s.label for s in data.samples] == ["normal"] * 3 + ["anomaly"]
+    _, mask = read_sample(data, data.samples[3])
+    assert mask is not None and mask.sum() == 3
+
+
+def test_folder_with_masks(tmp_path: Path) -> None:
+    data = open_data(folder_tree(tmp_path))
+    assert data.layout == "folder"
+    assert [(s.name, s.split, s.label) for s in data.samples] == [
+        ("normal/a.png", "train", "normal"),
+        ("normal/deep/b.png", "train", "normal"),
+        ("test/c.png", "test", "anomalous"),
+        ("test/d.png", "test", "normal"),
+        ("test/e.png", "test", "normal"),
+    ]
+    sums = [read_sample(data, s)[1] for s in data.samples]
+    assert [int(m.sum()) for m in sums if m is not None] == [0, 0, 2, 0, 0]
+
+
+def test_plain_images_are_all_to_test(tmp_path: Path) -> None:
+    wide = RNG.integers(0, 65536, SHAPE).astype(np.uint16)
+    picture(tmp_path / "b.png", wide)
+    picture(tmp_path / "a.png", RNG.integers(0, 256, (4, 4, 4)).astype(np.uint8))
+    (tmp_path / ".hidden.png").write_bytes(b"")
+    (tmp_path / "notes.txt").write_text("no image")
+    data = open_data(tmp_path)
+    assert [(s.name, s.split, s.label, s.mask) for s in data.samples] == [
+        ("a.png", "test", "unknown", None),
+        ("b.png", "test", "unknown", None),
+    ]
+    image, mask = read_sample(data, data.samples[1])
+    np.testing.assert_array_equal(image[..., 0], wide / 65535)
+    assert mask is None
+    assert read_sample(data, data.samples[0])[0].shape == (4, 4, 3)  # alpha is dropped
+
+
+def test_folder_with_kinds(tmp_path: Path) -> None:
+    picture(tmp_path / "test" / "good" / "a.png")
+    picture(tmp_path / "test" / "crack" / "b.png")
+    data = open_data(tmp_path)
+    assert [s.label for s in data.samples] == ["crack", "normal"]
+    assert read_sample(data, data.samples[0])[1] is None  # anomalous, but nobody said where
+
+
+@pytest.mark.parametrize("year", [2021, 2023])
+def test_brats_is_split_by_patient(tmp_path: Path, year: int) -> None:
+    data = open_data(brats_tree(tmp_path, year))
+    assert data.layout == f"brats{year}"
+    patients = {s.group for s in data.samples}
+    assert len(patients) == (10 if year == 2021 else 5)
+    assert shared_groups(data) == ()
+    train = {s.group for s in data.samples if s.split == "train"}
+    assert len(train) == (7 if year == 2021 else 4)  # round(0.7 n)
+    assert {s.label for s in data.samples if s.split == "train"} == {"normal"}
+    marked = [s for s in data.samples if s.label == "tumour"]
+    assert marked and all(s.slice == 1 for s in marked)
+    image, mask = read_sample(data, marked[0])
+    assert mask is not None and image.shape == (4, 5, 1) and mask.shape == (4, 5)
+    # Stored with its first axis to the left and its second to the back: rows are the second axis.
+    assert [tuple(at) for at in np.argwhere(mask)] == [(2, 1)]
+    flair = 3000 + 100 * int(marked[0].path.parent.name.split("_")[1]) if year == 2021 else None
+    if flair is not None:
+        volume = flair + np.arange(60).reshape(5, 4, 3)
+        np.testing.assert_array_equal(image[..., 0], volume[:, :, 1].T)
+
+
+def test_brats_contrast_and_slices(tmp_path: Path) -> None:
+    root = brats_tree(tmp_path, 2021, cases=3)
+    data = open_data(root, contrast="t1ce", slices=(0, 3, 2))
+    assert {s.slice for s in data.samples} == {0, 2}
+    assert all(s.path.name.endswith("_t1ce.nii.gz") for s in data.samples)
+    first = data.samples[0]
+    assert first.name == f"{first.group}/{first.group}_t1ce.nii.gz#0"
+    assert read_sample(data, first)[0][0, 0, 0] // 1000 == 1
+    with pytest.raises(InputError, match="contrast 't2f'"):
+        open_data(root, contrast="t2f")
+    for bad in ((3,), (2, 1), (-1, 2), (0, 2, 0)):
+        with pytest.raises(InputError, match="slices"):
+            open_data(root, slices=bad)
+    with pytest.raises(InputError, match="no image"):
+        open_data(root, slices=(50, 60))
+
+
+def test_brats_damaged_case_is_one_sample(tmp_path: Path) -> None:
+    root = brats_tree(tmp_path, 2021, cases=3)
+    for kind in ("seg", "flair"):
+        (root / f"BraTS2021_0000{1 if kind == 'seg' else 2}").joinpath(
+            f"BraTS2021_0000{1 if kind == 'seg' else 2}_{kind}.nii.gz"
+        ).write_bytes(b"damaged")
+    data = open_data(root)
+    failed = set()
+    for sample in data.samples:
+        try:
+            read_sample(data, sample)
+        except InputError as error:
+            assert "unreadable or damaged" in str(error)
+            failed.add(sample.group)
+    assert failed == {"BraTS2021_00001", "BraTS2021_00002"}
+    assert "BraTS2021_00000" in {s.group for s in data.samples}
+
+
+def test_nifti_and_arrays(tmp_path: Path) -> None:
+    voxels = RNG.normal(size=(4, 5, 6))
+    nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), tmp_path / "v.nii.gz")
+    data = open_data(tmp_path / "v.nii.gz", slices=(2, 4))
+    assert [(s.name, s.slice, s.group) for s in data.samples] == [
+        ("v.nii.gz#2", 2, "v.nii.gz"),
+        ("v.nii.gz#3", 3, "v.nii.gz"),
+    ]
+    assert open_data(tmp_path).layout == "nifti"
+    # The identity runs to the right and to the front: both are turned.
+    image = read_sample(data, data.samples[0])[0][..., 0]
+    np.testing.assert_array_equal(image, voxels[::-1, ::-1, 2].T)
+
+    stacks = {
+        "train": RNG.integers(0, 256, (3, 4, 5)).astype(np.uint8),
+        "test": RNG.integers(0, 256, (2, 4, 5)).astype(np.uint8),
+        "masks": np.stack([np.zeros((4, 5), bool), np.eye(4, 5) > 0]),
+    }
+    (tmp_path / "npy").mkdir()
+    for name, stack in stacks.items():
+        np.save(tmp_path / "npy" / f"{name}.npy", stack)
+    np.savez(tmp_path / "all.npz", **stacks)
+    for root, first in (
+        (tmp_path / "npy", "train.npy#0"),
+        (tmp_path / "all.npz", "all.npz/train#0"),
+    ):
+        data = open_data(root)
+        assert (data.layout, data.samples[0].name) == ("arrays", first)
+        assert len({s.name for s in data.samples}) == 5
+        assert [s.label for s in data.samples] == ["normal"] * 4 + ["anomalous"]
+        image, mask = read_sample(data, data.samples[4])
+        np.testing.assert_array_equal(image[..., 0], stacks["test"][1] / 255)
+        np.testing.assert_array_equal(mask, stacks["masks"][1])
+    only = open_data(tmp_path / "npy" / "test.npy")
+    assert [(s.split, s.label) for s in only.samples] == [("test", "unknown")] * 2
+
+
+def dicom_file(
+    path: Path, pixels: np.ndarray, position: float, number: int, **more: object
+) -> None:
+    """A CT slice, stored as hospitals' systems do."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = pydicom.Dataset()
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = pydicom.uid.CTImageStorage
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = f"1.2.3.{number}"
+    data.SOPClassUID, data.SeriesInstanceUID = pydicom.uid.CTImageStorage, "1.2.3"
+    data.Rows, data.Columns = pixels.shape
+    data.BitsAllocated, data.BitsStored, data.HighBit = 16, 12, 11
+    data.PixelRepresentation, data.SamplesPerPixel = 0, 1
+    data.PhotometricInterpretation, data.InstanceNumber = "MONOCHROME2", number
+    data.PixelSpacing, data.SliceThickness = [0.5, 0.8], 3
+    data.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    data.ImagePositionPatient = [-20, 10, position]
+    data.RescaleSlope, data.RescaleIntercept = 2, -1024
+    data.PixelData = pixels.astype("<u2").tobytes()
+    for name, value in more.items():
+        setattr(data, name, value)
+    data.save_as(path, enforce_file_format=True)
+
+
+def test_dicom_series_is_sorted_by_position(tmp_path: Path) -> None:
+    slices = RNG.integers(0, 4096, (3, 4, 6))
+    for name, at in (("b.dcm", 2), ("a.dcm", 0), ("c", 1)):
+        dicom_file(tmp_path / name, slices[at], -7 + 3 * at, number=9 - at)
+    data = open_data(tmp_path)
+    assert data.layout == "dicom"
+    assert [(s.name, s.slice) for s in data.samples] == [("a.dcm", 0), ("c", 1), ("b.dcm", 2)]
+    assert len({s.group for s in data.samples}) == 1
+    for k, sample in enumerate(data.samples):
+        np.testing.assert_array_equal(read_sample(data, sample)[0][..., 0], 2 * slices[k] - 1024.0)
+    (tmp_path / "d.dcm").write_bytes(b"\0" * 128 + b"DICM damaged")
+    data = open_data(tmp_path)
+    assert [s.slice for s in data.samples] == [0, 1, 2, None]
+    with pytest.raises(InputError, match="unreadable or damaged"):
+        read_sample(data, data.samples[3])
+
+
+def test_groups_rule(tmp_path: Path) -> None:
+    root = mvtec_tree(tmp_path / "mvtec")
+    data = open_data(root, groups=r"regex:(.)\.png$")
+    assert data.samples[0].group == "0" and data.samples[1].group == "1"
+    assert shared_groups(data) == ("0", "中")
+    assert shared_groups(open_data(root)) == ()
+    tree = brats_tree(tmp_path / "brats", 2021)
+    data = open_data(tree, groups=r"regex:BraTS2021_0000(\d)/")
+    assert {s.group for s in data.samples} == set("0123456789") and shared_groups(data) == ()
+    # Volumes are counted by groups of "runs", never cut into slices.
+    data = open_data(tree, groups="gap:1000")
+    assert len({s.group for s in data.samples}) == 1 and {s.split for s in data.samples} == {"test"}
+
+
+def damage_split(root: Path) -> Path:
+    mvtec_tree(root)
+    for path in sorted((root / "test").rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    (root / "test").rmdir()
+    return root
+
+
+def link_outside(root: Path) -> Path:
+    mvtec_tree(root / "data")
+    outside = picture(root / "secret.png")
+    os.symlink(outside, root / "data" / "train" / "good" / "002.png")
+    return root / "data"
+
+
+def link_folder_outside(root: Path) -> Path:
+    picture(root / "elsewhere" / "a.png")
+    picture(root / "data" / "b.png")
+    os.symlink(root / "elsewhere", root / "data" / "linked")
+    return root / "data"
+
+
+def visa_outside(root: Path) -> Path:
+    picture(root / "secret.png")
+    (root / "data" / "split_csv").mkdir(parents=True)
+    row = "candle,test,normal,../secret.png,"
+    table = root / "data" / "split_csv" / "1cls.csv"
+    table.write_text(f"object,split,label,image,mask\n{row}\n")
+    return root / "data"
+
+
+def visa_columns(root: Path) -> Path:
+    (root / "split_csv").mkdir(parents=True)
+    (root / "split_csv" / "1cls.csv").write_text("object,image\ncandle,a.png\n")
+    return root
+
+
+def empty(root: Path) -> Path:
+    return root
+
+
+@pytest.mark.parametrize(
+    ("make", "layout", "message"),
+    [
+        (damage_split, "auto", "no folder .*test"),
+        (damage_split, "btad", "no folder .*train/ok"),
+        (link_outside, "auto", "leads outside"),
+        (link_folder_outside, "auto", "leads outside"),
+        (visa_outside, "auto", "leads outside"),
+        (visa_columns, "auto", r"columns \['object', 'image'\]"),
+        (empty, "auto", "no known layout, expected one of .*'mvtec'.*'arrays'"),
+        (empty, "folder", "no image in layout 'folder'"),
+        (empty, "brats2021", "no image in layout"),
+        (empty, "dicom", "no image in layout"),
+        (empty, "imagenet", "layout 'imagenet', expected one of"),
+    ],
+)
+def test_refusals(tmp_path: Path, make: Callable[[Path], Path], layout: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        open_data(make(tmp_path), layout)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_root_and_file_as_root(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        open_data(tmp_path / "absent")
+    with pytest.raises(InputError, match="needs a folder"):
+        open_data(picture(tmp_path / "a.png"), "mvtec")
+    with pytest.raises(InputError, match="no known layout"):
+        open_data(tmp_path / "a.png")
+
+
+def test_one_bad_file_leaves_the_others(tmp_path: Path) -> None:
+    root = mvtec_tree(tmp_path)
+    (root / "train/good/001.png").write_bytes(b"broken")
+    picture(root / "ground_truth/bent wire/000_mask.png", spot(shape=(9, 6)))
+    picture(root / "test/bent wire/missing.png")
+    picture(root / "test/bent wire/strange.png")
+    picture(root / "ground_truth/bent wire/strange_mask.png", np.minimum(spot(), 5))
+    data = open_data(root)
+    errors = {}
+    for sample in data.samples:
+        try:
+            read_sample(data, sample)
+        except InputError as error:
+            errors[sample.name] = str(error)
+            assert "\n" not in str(error)
+    assert sorted(errors) == [
+        "test/bent wire/000.png",
+        "test/bent wire/missing.png",
+        "test/bent wire/strange.png",
+        "train/good/001.png",
+    ]
+    assert "unreadable or damaged" in errors["train/good/001.png"]
+    assert "shape (9, 6), its image has (6, 9)" in errors["test/bent wire/000.png"]
+    assert "no such file" in errors["test/bent wire/missing.png"]
+    assert "largest value 5" in errors["test/bent wire/strange.png"]
+
+
+def test_not_finite_pixels_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.array([[1.0, np.nan]]))
+    data = open_data(tmp_path)
+    with pytest.raises(InputError, match="NaN or infinite"):
+        read_sample(data, data.samples[0])
+
+
+@pytest.mark.parametrize(
+    ("pixels", "expected"),
+    [
+        (np.array([[0, 127, 128]], np.uint8), [0, 0, 1]),
+        (np.array([[0, 1, 0]], np.uint8), [0, 1, 0]),
+        (np.array([[0, 32639, 32640]], np.uint16), [0, 0, 1]),
+        (np.array([[False, True, False]]), [0, 1, 0]),
+        (np.array([[[0, 0, 0], [0, 255, 0], [9, 9, 9]]], np.uint8), [0, 1, 0]),
+    ],
+    ids=["8 bit", "labels", "16 bit", "1 bit", "colour"],
+)
+def test_mask_thresholds(tmp_path: Path, pixels: np.ndarray, expected: list[int]) -> None:
+    mask = read_mask(picture(tmp_path / "m.png", pixels))
+    np.testing.assert_array_equal(mask, np.array([expected], bool))
