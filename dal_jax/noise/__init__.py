@@ -1,9 +1,29 @@
 """Covariance operators of the noise of one image, and estimates of it from normal images."""
 
 from ._ar1 import ar1 as ar1
+from ._choose import Choice as Choice
+from ._choose import choose as choose
 from ._covariance import Covariance as Covariance
+from ._covariance import Whitening as Whitening
 from ._covariance import diagonal as diagonal
 from ._covariance import iid as iid
 from ._dense import dense as dense
-from ._estimate import estimate_dense as estimate_dense
+from ._estimate import KINDS as KINDS
+from ._estimate import estimate as estimate
+from ._estimate_dense import estimate_dense as estimate_dense
+from ._files import load_noise as load_noise
+from ._files import save_noise as save_noise
+from ._fit import Estimate as Estimate
+from ._fit import FitReport as FitReport
+from ._fit import RegionFit as RegionFit
+from ._fit import fit_report as fit_report
+from ._kronecker import kronecker as kronecker
+from ._likelihood import as_matrix as as_matrix
+from ._likelihood import log_likelihood as log_likelihood
+from ._likelihood import whiten as whiten
+from ._low_rank import low_rank as low_rank
 from ._parse import parse_noise as parse_noise
+from ._scaled import scaled as scaled
+from ._stationary import circulant as circulant
+from ._stationary import stationary as stationary
+from ._toeplitz import toeplitz as toeplitz

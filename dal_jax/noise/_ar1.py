@@ -7,7 +7,7 @@ from scipy.linalg import solve_banded
 
 from .._errors import InputError
 from .._typing import Float
-from ._covariance import Covariance, _check_sigma
+from ._covariance import Covariance, Exact, _batch, _check_sigma
 
 
 def ar1(rho: float, sigma: float) -> Covariance:
@@ -35,7 +35,7 @@ def ar1(rho: float, sigma: float) -> Covariance:
 
 
 @dataclass(frozen=True)
-class _Ar1:
+class _Ar1(Exact):
     rho: float
     sigma: float
 
@@ -53,6 +53,19 @@ class _Ar1:
         steps = rng.standard_normal(int(np.prod(shape)))
         steps[1:] *= np.sqrt((1 - self.rho) * (1 + self.rho))
         return self.sigma * self._accumulate(steps).reshape(shape)
+
+    def whiten(self, images: Float[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N H W C"]:
+        values = _batch(self, images)
+        flat = values.reshape(len(values), -1) / self.sigma
+        steps = flat.copy()
+        steps[:, 1:] -= self.rho * flat[:, :-1]
+        steps[:, 1:] /= np.sqrt((1 - self.rho) * (1 + self.rho))
+        return steps.reshape(values.shape)
+
+    def log_determinant(self, shape: tuple[int, ...]) -> float:
+        n = int(np.prod(shape))
+        innovation = np.log1p(-self.rho) + np.log1p(self.rho)  # log of 1 - rho^2
+        return float(2 * n * np.log(self.sigma) + (n - 1) * innovation)
 
     def _accumulate(self, v: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
         """Returns `u_i = sum_{j <= i} rho^(i - j) v_j`, that is `u_i = rho u_{i-1} + v_i`."""

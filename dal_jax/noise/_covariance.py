@@ -29,6 +29,31 @@ class Covariance(Protocol):
         ...
 
 
+@runtime_checkable
+class Whitening(Covariance, Protocol):
+    """A covariance that can also turn its noise into independent standard normal values."""
+
+    def whiten(self, images: Float[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N H W C"]:
+        """Returns `A e` for each image e, `A Sigma A' = I`; InputError where Sigma is singular."""
+        ...
+
+    def log_determinant(self, shape: tuple[int, ...]) -> float:
+        """Returns log det Sigma for images of this shape (H, W, C)."""
+        ...
+
+    def is_exact(self, shape: tuple[int, ...]) -> bool:
+        """Returns whether `whiten` and `log_determinant` are exact for images of this shape."""
+        ...
+
+
+class Exact:
+    """What the operators share whose whitening is exact for every size."""
+
+    def is_exact(self, shape: tuple[int, ...]) -> bool:
+        """Returns True."""
+        return True
+
+
 def iid(sigma: float) -> Covariance:
     """Returns independent noise of one level: `Sigma = sigma^2 I`.
 
@@ -61,17 +86,11 @@ def diagonal(variance: ArrayLike) -> Covariance:
 
     Source: this project.
     """
-    values = np.array(variance, dtype=np.float64)
-    if values.ndim != 3:
-        raise InputError(f"variance has shape {values.shape}, expected (H, W, C)")
-    wrong = values[~((values > 0) & (values < np.inf))]
-    if wrong.size:
-        raise InputError(f"variance holds {wrong[0]}, expected positive and finite values")
-    return _Diagonal(values)
+    return _Diagonal(_positive_map(variance, "variance"))
 
 
 @dataclass(frozen=True)
-class _Iid:
+class _Iid(Exact):
     sigma: float
 
     def apply(self, v: Float[np.ndarray, "H W C"]) -> Float[np.ndarray, "H W C"]:
@@ -85,9 +104,15 @@ class _Iid:
     ) -> Float[np.ndarray, "H W C"]:
         return self.sigma * rng.standard_normal(shape)
 
+    def whiten(self, images: Float[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N H W C"]:
+        return _batch(self, images) / self.sigma
+
+    def log_determinant(self, shape: tuple[int, ...]) -> float:
+        return 2 * int(np.prod(shape)) * float(np.log(self.sigma))
+
 
 @dataclass(frozen=True, eq=False)
-class _Diagonal:
+class _Diagonal(Exact):
     variance: Float[np.ndarray, "H W C"]
 
     def apply(self, v: Float[np.ndarray, "H W C"]) -> Float[np.ndarray, "H W C"]:
@@ -104,7 +129,33 @@ class _Diagonal:
         self.check(shape)
         return np.sqrt(self.variance) * rng.standard_normal(shape)
 
+    def whiten(self, images: Float[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N H W C"]:
+        return _batch(self, images) / np.sqrt(self.variance)
+
+    def log_determinant(self, shape: tuple[int, ...]) -> float:
+        self.check(shape)
+        return float(np.sum(np.log(self.variance)))
+
 
 def _check_sigma(sigma: float) -> None:
     if not 0 < sigma < np.inf:
         raise InputError(f"sigma is {sigma!r}, expected a positive, finite standard deviation")
+
+
+def _positive_map(values: ArrayLike, name: str) -> Float[np.ndarray, "H W C"]:
+    array = np.array(values, dtype=np.float64)
+    if array.ndim != 3:
+        raise InputError(f"{name} has shape {array.shape}, expected (H, W, C)")
+    wrong = array[~((array > 0) & (array < np.inf))]
+    if wrong.size:
+        raise InputError(f"{name} holds {wrong[0]}, expected positive and finite values")
+    return array
+
+
+def _batch(covariance: Covariance, images: ArrayLike) -> Float[np.ndarray, "N H W C"]:
+    """Returns the images in float64 once their shape fits the covariance."""
+    values = np.asarray(images, dtype=np.float64)
+    if values.ndim != 4:
+        raise InputError(f"images has shape {values.shape}, expected (N, H, W, C)")
+    covariance.check(values.shape[1:])
+    return values

@@ -8,19 +8,21 @@ from .._errors import InputError
 from ._ar1 import ar1
 from ._covariance import Covariance, diagonal, iid
 from ._dense import dense
+from ._files import load_noise
 
-_FORMS = "iid:SIGMA, ar1:RHO:SIGMA or a file name ending in .npy"
+_FORMS = "iid:SIGMA, ar1:RHO:SIGMA or a file name ending in .npy or .npz"
 
 
 def parse_noise(text: str, shape: tuple[int, ...] | None = None) -> Covariance:
     """Returns the covariance that a text names.
 
-    "iid:SIGMA" is `iid(SIGMA)`, "ar1:RHO:SIGMA" is `ar1(RHO, SIGMA)`. Other texts name a .npy file
-    with variances (H, W, C) or (H, W), or with a matrix (n, n). A square array is the matrix
-    unless `shape` says that it has the size of the image.
+    "iid:SIGMA" is `iid(SIGMA)`, "ar1:RHO:SIGMA" is `ar1(RHO, SIGMA)`. Other texts name a file: .npz
+    as `save_noise` writes it for every operator, or .npy with variances (H, W, C) or (H, W), or
+    with a matrix (n, n). A square array is the matrix unless `shape` says that it has the size of
+    the image.
 
     Args:
-        text: one of the three forms.
+        text: one of these forms.
         shape: (H, W, C) of the images; the covariance is checked against it where given.
 
     Returns:
@@ -50,6 +52,8 @@ def _build(text: str, shape: tuple[int, ...] | None) -> Covariance:
         return iid(*_numbers(fields, 1))
     if kind == "ar1":
         return ar1(*_numbers(fields, 2))
+    if text.endswith(".npz"):
+        return load_noise(text)
     if not text.endswith(".npy"):
         raise InputError(f"expected {_FORMS}")
     values = _load(text)

@@ -1,0 +1,136 @@
+"""The choice between noise models by cross-validation over objects."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .._errors import InputError
+from .._typing import Int
+from ._covariance import Covariance
+from ._estimate import KINDS, estimate
+from ._fit import Evidence, FitReport, collect, summarize
+from ._likelihood import DENSE_LIMIT
+from ._regions import Scores
+from ._sample import Groups, mean_image, sample_of
+
+
+class Choice(NamedTuple):
+    """Noise models, the best one on held-out images first."""
+
+    kind: str  # the best one
+    covariance: Covariance  # its estimate from all images
+    reports: tuple[FitReport, ...]  # of every kind that could be fitted, the best one first
+    refused: tuple[tuple[str, str], ...]  # kind and reason of those that could not
+
+
+def choose(
+    images: ArrayLike,
+    kinds: Sequence[str] | None = None,
+    groups: Groups = None,
+    seed: int = 0,
+    *,
+    folds: int = 5,
+    by: str = "likelihood",
+) -> Choice:
+    """Returns the noise models ranked by how well they describe images held out by object.
+
+    The objects are dealt at random to folds; each fold's images are judged by the mean image and
+    the covariance estimated from the other folds, and the judgements are pooled. The best kind
+    is then estimated from all images. The likelihood judges all of Sigma, the finest contrasts
+    above all; "regions" judges the variance of region means, which is what the test divides by.
+
+    Args:
+        images: (N, H, W, C) normal images, preprocessed like those to be tested.
+        kinds: of `estimate`; None: all, dense ones for images of up to 2048 values only.
+        groups: N labels of the objects; None: each image is an object of its own.
+        seed: of the deal, >= 0.
+        by: "likelihood" for the largest held-out log-likelihood, "regions" for the least
+            `region_error`.
+        folds: number of folds, 2 or more; at most the number of objects are used.
+
+    Returns:
+        Choice.
+
+    Raises:
+        InputError: fewer than 3 objects, a negative seed, an unknown kind or criterion, or no
+            kind that could be fitted.
+
+    Example:
+        >>> images = np.random.default_rng(0).normal(0.0, 1.0, (40, 4, 4, 1))
+        >>> choose(images, ("iid", "dense")).kind
+        'iid'
+
+    Source: Arlot and Celisse, Statistics Surveys 4 (2010) 40-79 (cross-validation).
+    """
+    sample = sample_of(images, groups)
+    _check(folds, sample.count, by, seed)
+    values = np.asarray(images, dtype=np.float64)
+    deal = np.random.default_rng(seed).permutation(sample.count) % min(folds, sample.count)
+    reports, refused = [], []
+    for kind in _kinds(kinds, values[0].size):
+        try:
+            evidence = _held_out(values, kind, sample.members, deal[sample.members])
+            reports.append(summarize(evidence, sample.members, sample.count, kind))
+        except InputError as error:
+            refused.append((kind, str(error)))
+    if not reports:
+        raise InputError(f"images allow none of the kinds: {refused[0][0]}: {refused[0][1]}")
+    reports.sort(key=lambda r: r.region_error if by == "regions" else -r.log_likelihood.value)
+    best = reports[0].kind
+    covariance = estimate(values, best, groups=sample.members)
+    return Choice(best, covariance, tuple(reports), tuple(refused))
+
+
+def _check(folds: int, count: int, by: str, seed: int) -> None:
+    if folds < 2 or count < 3:
+        raise InputError(
+            f"folds is {folds} and there are {count} objects, expected 2 or more and 3 or more"
+        )
+    if by not in ("likelihood", "regions"):
+        raise InputError(f"by is {by!r}, expected 'likelihood' or 'regions'")
+    if seed < 0:
+        raise InputError(f"seed is {seed!r}, expected an integer >= 0")
+
+
+def _kinds(kinds: Sequence[str] | None, size: int) -> tuple[str, ...]:
+    if kinds is None:
+        return tuple(kind for kind in KINDS if not kind.startswith("dense") or size <= DENSE_LIMIT)
+    if not kinds:
+        raise InputError(f"kinds is empty, expected some of {', '.join(KINDS)}")
+    for kind in kinds:
+        if kind not in KINDS:
+            raise InputError(f"kinds holds {kind!r}, expected some of {', '.join(KINDS)}")
+    return tuple(kinds)
+
+
+def _held_out(
+    images: np.ndarray, kind: str, members: Int[np.ndarray, " N"], parts: Int[np.ndarray, " N"]
+) -> Evidence:
+    """Returns what each image says of the estimate from the folds without its object."""
+    pieces, order = [], []
+    for part in np.unique(parts):
+        inside = parts == part
+        others, labels = images[~inside], members[~inside]
+        covariance = estimate(others, kind, groups=labels)
+        pieces.append(collect(covariance, images[inside], None, mean_image(others, labels)))
+        order.append(np.flatnonzero(inside))
+    return _pooled(pieces, np.argsort(np.concatenate(order)))
+
+
+def _pooled(pieces: list[Evidence], order: Int[np.ndarray, " N"]) -> Evidence:
+    def joined(name: str) -> np.ndarray:
+        return np.concatenate([getattr(piece, name) for piece in pieces])[order]
+
+    first = pieces[0].scores
+    rejected = np.concatenate([piece.scores.rejected for piece in pieces])[order]
+    squares = np.concatenate([piece.scores.squares for piece in pieces])[order]
+    return Evidence(
+        joined("log_likelihood"),
+        joined("moments"),
+        joined("neighbours"),
+        Scores(first.shapes, rejected, squares),
+        pieces[0].size,
+        all(piece.exact for piece in pieces),
+    )

@@ -1,0 +1,161 @@
+"""Covariances in files: an .npz archive of arrays and the name of the operator."""
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from tokenize import TokenError  # numpy lets it out of a spoiled header
+from typing import Any
+from zipfile import BadZipFile
+from zlib import error as ZlibError
+
+import numpy as np
+
+from .._errors import InputError
+from ._ar1 import _Ar1, ar1
+from ._covariance import Covariance, _Diagonal, _Iid, diagonal, iid
+from ._dense import _Dense, dense
+from ._kronecker import _Kronecker, kronecker
+from ._low_rank import _LowRank, low_rank
+from ._scaled import _Scaled, scaled
+from ._stationary import _Circulant, _Stationary, circulant, stationary
+from ._toeplitz import _Toeplitz, toeplitz
+
+# The name in files, the class, and the constructor whose arguments are fields of the class.
+_KINDS: tuple[tuple[str, type, Callable[..., Covariance], tuple[str, ...]], ...] = (
+    ("iid", _Iid, iid, ("sigma",)),
+    ("diagonal", _Diagonal, diagonal, ("variance",)),
+    ("ar1", _Ar1, ar1, ("rho", "sigma")),
+    ("toeplitz", _Toeplitz, toeplitz, ("autocovariance",)),
+    ("stationary", _Stationary, stationary, ("autocovariance",)),
+    ("circulant", _Circulant, circulant, ("autocovariance",)),
+    ("low_rank", _LowRank, low_rank, ("factors", "variance")),
+    ("kronecker", _Kronecker, kronecker, ("rows", "columns", "channels")),
+    ("dense", _Dense, dense, ("matrix",)),
+    ("scaled", _Scaled, scaled, ("covariance", "factor")),
+)
+_SCALARS = ("sigma", "rho")
+_NESTED = "covariance"  # the one argument that is an operator itself
+_DAMAGE = (BadZipFile, ZlibError, ValueError, EOFError, SyntaxError, TokenError, MemoryError)
+_DEEPEST = 8  # operators within operators in one file
+
+
+def save_noise(path: str | Path, covariance: Covariance) -> None:
+    """Writes a covariance as .npz, whole or not at all.
+
+    The archive holds the entry `kind` and one array of numbers for each argument of the
+    constructor of that name; of `scaled`, the inner operator's follow as `covariance.kind` and so
+    on. There are no pickled objects in it.
+
+    Args:
+        path: file name ending in .npz; its folder is created if missing.
+        covariance: an operator of this package.
+
+    Raises:
+        InputError: another ending, an operator of another package, or a file that cannot be
+            written.
+
+    Example:
+        >>> save_noise("noise.npz", iid(2.0))  # doctest: +SKIP
+
+    Source: this project.
+    """
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise InputError(f"path is {str(path)!r}, expected a file name ending in .npz")
+    entries = _entries(covariance, "")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part.npz")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            np.savez(file, allow_pickle=False, **entries)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def load_noise(path: str | Path) -> Covariance:
+    """Returns the covariance that `save_noise` wrote, checked as if built anew.
+
+    Args:
+        path: an .npz file.
+
+    Returns:
+        Covariance.
+
+    Raises:
+        InputError: an unreadable or damaged file, or values that its kind does not take.
+
+    Example:
+        >>> load_noise("noise.npz")  # doctest: +SKIP
+
+    Source: this project.
+    """
+    try:
+        return _build(_read(path), "", 0)
+    except InputError as error:
+        raise InputError(f"{str(path)!r}: {error}") from None
+
+
+def _entries(covariance: Covariance, prefix: str) -> dict[str, Any]:
+    known = {owner: (kind, names) for kind, owner, _, names in _KINDS}
+    if type(covariance) not in known:
+        name = type(covariance).__name__
+        raise InputError(f"covariance is of type {name}, expected an operator of dal_jax.noise")
+    kind, names = known[type(covariance)]
+    entries: dict[str, Any] = {f"{prefix}kind": np.array(kind)}
+    for name in names:
+        value = getattr(covariance, name)
+        if name == _NESTED:
+            entries |= _entries(value, f"{prefix}{name}.")
+        else:
+            entries[prefix + name] = np.asarray(value, dtype=np.float64)
+    return entries
+
+
+def _read(path: str | Path) -> dict[str, np.ndarray]:
+    try:
+        with open(path, "rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise InputError("the file is an array, expected an .npz archive")
+            return {name: archive[name] for name in archive.files}
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"the file cannot be read ({error.strerror or error})") from None
+    except _DAMAGE:
+        raise InputError("the file is not a complete .npz archive of numbers") from None
+
+
+def _build(entries: dict[str, np.ndarray], prefix: str, depth: int) -> Covariance:
+    if depth > _DEEPEST:
+        raise InputError(f"the file holds more than {_DEEPEST} operators within each other")
+    kind = entries.get(f"{prefix}kind")
+    known = {name: (build, arguments) for name, _, build, arguments in _KINDS}
+    if kind is None or kind.ndim or str(kind) not in known:
+        shown = "missing" if kind is None else repr(kind.tolist())[:40]
+        raise InputError(f"the entry {prefix}kind is {shown}, expected one of {', '.join(known)}")
+    build, arguments = known[str(kind)]
+    values: dict[str, Any] = {}
+    for name in arguments:
+        if name == _NESTED:
+            values[name] = _build(entries, f"{prefix}{name}.", depth + 1)
+        else:
+            values[name] = _number(entries, prefix + name, name in _SCALARS)
+    return build(**values)
+
+
+def _number(entries: dict[str, np.ndarray], name: str, scalar: bool) -> Any:
+    """Returns an entry as an array of numbers, or as a float where it has no axes."""
+    if name not in entries:
+        raise InputError(f"the entry {name} is missing")
+    array = entries[name]
+    if array.dtype.kind not in "fiu":
+        raise InputError(f"the entry {name} holds {array.dtype}, expected real numbers")
+    if scalar and array.ndim:
+        raise InputError(f"the entry {name} has {array.ndim} axes, expected one number")
+    return array.astype(np.float64) if array.ndim else float(array)

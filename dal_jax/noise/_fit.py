@@ -1,0 +1,231 @@
+"""How well a covariance describes held-out normal images."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .._errors import InputError
+from .._typing import Float, Int
+from ._covariance import Covariance
+from ._likelihood import log_likelihood, whitening
+from ._regions import Scores, region_scores
+from ._sample import Groups, group_members, mean_image
+
+
+class Estimate(NamedTuple):
+    """A mean over images and its standard error, clustered by group."""
+
+    value: float
+    standard_error: float  # NaN for a single group
+
+
+class RegionFit(NamedTuple):
+    """The tests of the mean of one fixed rectangle, under the covariance."""
+
+    shape: tuple[int, int]  # height, width in pixels
+    rejection: Estimate  # share with two-sided p <= 0.05; 0.05 where the covariance is right
+    variance: Estimate  # of z; 1 where the covariance is right
+
+
+class FitReport(NamedTuple):
+    """What held-out images say of a covariance; residuals are those of `whiten`."""
+
+    kind: str  # name of the model, "" where not known
+    num_images: int
+    num_groups: int
+    log_likelihood: Estimate  # per value (pixel and channel), nats; higher is better
+    residual_mean: Estimate  # 0 where the covariance and the mean are right
+    residual_variance: Estimate  # 1 likewise
+    residual_kurtosis: float  # excess over the normal's: 0; > 0: heavy tails
+    residual_rows: Estimate  # correlation of vertical neighbours: 0; NaN: one row
+    residual_columns: Estimate  # correlation of horizontal neighbours: 0; NaN likewise
+    scale_spread: float  # sd of each image's log scale beyond chance: 0; > 0: scales differ
+    regions: tuple[RegionFit, ...]  # tests of fixed regions, without selection
+    region_error: float  # root mean square over the regions of the log variance of z: 0
+    exact: bool  # False: likelihood and residuals are those of the block approximation
+
+
+class Evidence(NamedTuple):
+    """What each image says, before it is summed up."""
+
+    log_likelihood: Float[np.ndarray, " N"]  # per value
+    moments: Float[np.ndarray, "N 4"]  # mean of the first four powers of the residuals
+    neighbours: Float[np.ndarray, "N 2"]  # mean product of vertical, horizontal neighbours
+    scores: Scores
+    size: int  # values per image
+    exact: bool
+
+
+def fit_report(
+    covariance: Covariance,
+    images: ArrayLike,
+    groups: Groups = None,
+    *,
+    mean: ArrayLike | None = None,
+    kind: str = "",
+) -> FitReport:
+    """Returns how well a covariance describes normal images that did not go into its estimate.
+
+    Residuals `A (x - mean)`, `A Sigma A' = I`, are independent standard normal if Sigma is right.
+    Regions fixed in advance are tested by `z = nu . (x - mean) / sqrt(nu' Sigma nu)`. Passing this
+    does not certify the selective test, whose short intervals ask more of the tails. Standard
+    errors are cluster-robust: images of one group count as one.
+
+    Args:
+        covariance: Sigma, of one image.
+        images: (N, H, W, C) normal images, held out, preprocessed like those of the estimate.
+        groups: N labels of the objects; None: each image is an object of its own.
+        mean: (H, W, C) mean image of the estimate's images; None: that of these images, and the
+            variances allow for it.
+        kind: name shown in the report.
+
+    Returns:
+        FitReport.
+
+    Raises:
+        InputError: shapes or labels that do not fit, values not finite, or a covariance that is
+            singular.
+
+    Example:
+        >>> from dal_jax.noise import iid
+        >>> images = np.random.default_rng(0).normal(0.0, 1.0, (100, 8, 8, 1))
+        >>> fit_report(iid(1.0), images).regions[0].shape
+        (1, 1)
+
+    Source: this project; Liang and Zeger, Biometrika 73 (1986) 13-22 (standard errors).
+    """
+    values = np.asarray(images, dtype=np.float64)
+    members, count = group_members(groups, len(values))
+    return summarize(collect(covariance, values, groups, mean), members, count, kind)
+
+
+def collect(
+    covariance: Covariance, images: ArrayLike, groups: Groups, mean: ArrayLike | None
+) -> Evidence:
+    """Returns what each held-out image says of a covariance.
+
+    Args:
+        covariance: Sigma.
+        images: (N, H, W, C) normal images.
+        groups: N labels, or None.
+        mean: (H, W, C) mean image, or None for that of the images.
+
+    Returns:
+        Evidence.
+
+    Raises:
+        InputError: as in `fit_report`.
+
+    Source: this project.
+    """
+    deviations, share = _deviations(images, groups, mean)
+    size = deviations.shape[1:]
+    scaled = deviations / np.sqrt(share)
+    operator = whitening(covariance, size)
+    residuals = operator.whiten(scaled)
+    powers = [np.mean(residuals**k, axis=(1, 2, 3)) for k in (1, 2, 3, 4)]
+    down = _mean_product(residuals[:, 1:], residuals[:, :-1])
+    right = _mean_product(residuals[:, :, 1:], residuals[:, :, :-1])
+    return Evidence(
+        log_likelihood(operator, scaled) / deviations[0].size,
+        np.stack(powers, axis=1),
+        np.stack([down, right], axis=1),
+        region_scores(covariance, deviations, share),
+        deviations[0].size,
+        operator.is_exact(size),
+    )
+
+
+def summarize(
+    evidence: Evidence, members: Int[np.ndarray, " N"], num_groups: int, kind: str = ""
+) -> FitReport:
+    """Returns the report of what the images said, with errors clustered by group.
+
+    Args:
+        evidence: of all images.
+        members: (N,) group of each image.
+        num_groups: number of groups.
+        kind: name shown in the report.
+
+    Returns:
+        FitReport.
+
+    Source: this project.
+    """
+
+    def clustered(values: np.ndarray) -> Estimate:
+        return _clustered(values, members, num_groups)
+
+    first, second = evidence.moments[:, 0], evidence.moments[:, 1]
+    centre, power = float(first.mean()), float(second.mean())
+    neighbours = (evidence.neighbours - centre**2) / max(power - centre**2, np.finfo(float).tiny)
+    shapes, rejected, squares = evidence.scores
+    regions = tuple(
+        RegionFit((shape.height, shape.width), clustered(rejected[:, k]), clustered(squares[:, k]))
+        for k, shape in enumerate(shapes)
+    )
+    return FitReport(
+        kind=kind,
+        num_images=len(members),
+        num_groups=num_groups,
+        log_likelihood=clustered(evidence.log_likelihood),
+        residual_mean=clustered(first),
+        residual_variance=clustered(second - centre**2),
+        residual_kurtosis=_excess_kurtosis(evidence.moments),
+        residual_rows=clustered(neighbours[:, 0]),
+        residual_columns=clustered(neighbours[:, 1]),
+        scale_spread=_scale_spread(second, evidence.size),
+        regions=regions,
+        region_error=float(np.sqrt(np.mean(np.log(squares.mean(axis=0)) ** 2))),
+        exact=evidence.exact,
+    )
+
+
+def _deviations(
+    images: ArrayLike, groups: Groups, mean: ArrayLike | None
+) -> tuple[Float[np.ndarray, "N H W C"], float]:
+    """Returns the images less a mean, and the share of the variance that this leaves."""
+    values = np.asarray(images, dtype=np.float64)
+    if values.ndim != 4 or values.size == 0:
+        raise InputError(f"images has shape {values.shape}, expected (N, H, W, C)")
+    if not np.all(np.isfinite(values)):
+        raise InputError("images holds a NaN or infinite value, expected finite values")
+    if mean is not None:
+        known = np.asarray(mean, dtype=np.float64)
+        if known.shape != values.shape[1:]:
+            raise InputError(f"mean has shape {known.shape}, expected {values.shape[1:]}")
+        return values - known, 1.0
+    _, count = group_members(groups, len(values))
+    if count < 2:
+        raise InputError("images are of 1 object, expected mean=... or 2 or more objects")
+    return values - mean_image(values, groups), 1 - 1 / count
+
+
+def _mean_product(one: np.ndarray, other: np.ndarray) -> Float[np.ndarray, " N"]:
+    """Returns the mean product of neighbours; NaN for images of one row or column."""
+    if one[0].size == 0:
+        return np.full(len(one), np.nan)
+    return np.mean(one * other, axis=(1, 2, 3))
+
+
+def _clustered(values: np.ndarray, members: np.ndarray, num_groups: int) -> Estimate:
+    mean = float(np.mean(values))
+    if num_groups < 2:
+        return Estimate(mean, float("nan"))
+    sums = np.bincount(members, weights=values - mean, minlength=num_groups)
+    variance = np.sum(sums**2) / len(values) ** 2 * num_groups / (num_groups - 1)
+    return Estimate(mean, float(np.sqrt(variance)))
+
+
+def _excess_kurtosis(moments: Float[np.ndarray, "N 4"]) -> float:
+    one, two, three, four = moments.mean(axis=0)
+    variance = two - one**2
+    central = four - 4 * one * three + 6 * one**2 * two - 3 * one**4
+    return float(central / variance**2 - 3) if variance > 0 else float("nan")
+
+
+def _scale_spread(squares: Float[np.ndarray, " N"], size: int) -> float:
+    """Returns the sd of log sd over the images, less what `size` normal values make of chance."""
+    logs = np.log(np.maximum(squares, np.finfo(float).tiny)) / 2
+    return float(np.sqrt(max(0.0, np.var(logs) - 0.5 / size)))

@@ -1,0 +1,121 @@
+"""Whitening, likelihood and the explicit matrix of any covariance operator."""
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .._errors import InputError
+from .._typing import Float
+from ._covariance import Covariance, Whitening, _batch
+from ._dense import dense
+
+# Images of up to this many values are treated with an explicit matrix (32 MB) where it helps.
+DENSE_LIMIT = 2048
+
+
+def as_matrix(covariance: Covariance, shape: tuple[int, int, int]) -> Float[np.ndarray, "n n"]:
+    """Returns the matrix of a covariance on small images, column by column.
+
+    Args:
+        covariance: any operator.
+        shape: (H, W, C), at most 2048 values.
+
+    Returns:
+        (n, n) matrix of the flattened image, n = H*W*C.
+
+    Raises:
+        InputError: a size that does not fit or is too large.
+
+    Example:
+        >>> from dal_jax.noise import iid
+        >>> as_matrix(iid(2.0), (1, 2, 1)).tolist()
+        [[4.0, 0.0], [0.0, 4.0]]
+
+    Source: this project.
+    """
+    n = int(np.prod(shape))
+    if n > DENSE_LIMIT:
+        raise InputError(f"shape {shape} holds {n} values, expected at most {DENSE_LIMIT}")
+    covariance.check(shape)
+    columns = [covariance.apply(unit.reshape(shape)).ravel() for unit in np.eye(n)]
+    return np.stack(columns, axis=1)
+
+
+def whitening(covariance: Covariance, shape: tuple[int, ...]) -> Whitening:
+    """Returns the covariance itself if it can whiten, else its matrix (small images only).
+
+    Args:
+        covariance: any operator.
+        shape: (H, W, C) of the images.
+
+    Returns:
+        An operator that can whiten images of that shape.
+
+    Raises:
+        InputError: an operator that cannot whiten, and images of more than 2048 values.
+
+    Source: this project.
+    """
+    if isinstance(covariance, Whitening):
+        return covariance
+    explicit = dense(as_matrix(covariance, (shape[0], shape[1], shape[2])))
+    assert isinstance(explicit, Whitening)
+    return explicit
+
+
+def whiten(covariance: Covariance, images: ArrayLike) -> Float[np.ndarray, "N H W C"]:
+    """Returns noise turned into independent standard normal values: `A e` with `A Sigma A' = I`.
+
+    A depends on the operator: triangular (innovations along the flattened image) for `dense`,
+    `ar1`, `toeplitz` and `kronecker`, symmetric for `low_rank` and `circulant`, and for
+    `stationary` triangular, exact up to 2048 values and block by block beyond (see there).
+
+    Args:
+        covariance: Sigma.
+        images: (N, H, W, C) noise, its mean removed, in units of the image.
+
+    Returns:
+        (N, H, W, C), without unit.
+
+    Raises:
+        InputError: sizes that do not fit, or a covariance that is singular.
+
+    Example:
+        >>> from dal_jax.noise import iid
+        >>> whiten(iid(2.0), np.ones((1, 1, 1, 1))).item()
+        0.5
+
+    Source: this project.
+    """
+    values = _batch(covariance, images)
+    return whitening(covariance, values.shape[1:]).whiten(values)
+
+
+def log_likelihood(covariance: Covariance, images: ArrayLike) -> Float[np.ndarray, " N"]:
+    """Returns the log density of each image under N(0, Sigma).
+
+    `-(|A e|^2 + log det Sigma + n log(2 pi)) / 2`, `A Sigma A' = I`, n = H*W*C. Where
+    `covariance.is_exact(shape)` is False it is the density of the block approximation, itself a
+    density and thus fit for comparing operators on held-out images.
+
+    Args:
+        covariance: Sigma.
+        images: (N, H, W, C) noise, its mean removed, in units of the image.
+
+    Returns:
+        (N,) log densities, in nats.
+
+    Raises:
+        InputError: sizes that do not fit, or a covariance that is singular.
+
+    Example:
+        >>> from dal_jax.noise import iid
+        >>> round(log_likelihood(iid(1.0), np.zeros((1, 1, 1, 1))).item(), 4)
+        -0.9189
+
+    Source: this project.
+    """
+    values = _batch(covariance, images)
+    operator = whitening(covariance, values.shape[1:])
+    squares = np.sum(operator.whiten(values) ** 2, axis=(1, 2, 3))
+    constant = operator.log_determinant(values.shape[1:]) + values[0].size * np.log(2 * np.pi)
+    return -0.5 * (squares + constant)

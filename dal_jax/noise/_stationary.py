@@ -1,0 +1,180 @@
+"""Stationary noise in two dimensions by FFT: cut from a torus, so that no edges meet."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .._errors import InputError
+from .._typing import Float
+from ._blocks import Between, Plan, plan_blocks
+from ._covariance import Covariance, Exact, _batch
+from ._spectrum import ROUNDING, tables
+
+
+def stationary(
+    autocovariance: ArrayLike | None = None,
+    *,
+    spectrum: ArrayLike | None = None,
+    clip: bool = False,
+) -> Covariance:
+    """Returns noise whose covariance depends on the displacement alone, without wrap-around.
+
+    `Cov(e[p], e[q]) = R[p - q]`: the image is cut from stationary noise on a torus of P x Q
+    pixels, `Sigma = crop F* diag(spectrum) F crop'`. With `P >= 2H - 1` and `Q >= 2W - 1` the
+    opposite edges of the image are correlated as their distance says. Sigma is positive
+    (semi)definite by construction; it is applied and sampled exactly in O(n log n).
+
+    `whiten` and `log_determinant` are exact for images of up to 2048 values. Beyond, they are
+    those of a block approximation (each block of pixels given the blocks before it that touch
+    it, none farther), itself a normal density, whose error falls with the correlation length.
+
+    Args:
+        autocovariance: (P, Q) or (P, Q, C, C) table R in the order of the FFT (lag 0 first, then
+            1, 2, ..., then ..., -2, -1), in squared units of the image; `R[-l] = R[l]'`.
+            `table[..., None, None] * channels` gives channels with one covariance (C, C).
+        spectrum: in its place its discrete Fourier transform, of the same shape, real or (for
+            several channels) complex and Hermitian.
+        clip: replace what is negative in the spectrum by zero and rescale each channel to its
+            variance; otherwise a negative spectrum is refused.
+
+    Returns:
+        Covariance for images of up to (P + 1) // 2 by (Q + 1) // 2 pixels.
+
+    Raises:
+        InputError: not exactly one table, a wrong shape, values not finite, a table that is not
+            symmetric, or a spectrum that is negative.
+
+    Example:
+        >>> noise = stationary([[2.0, 1.0, 1.0]])  # lags 0, 1 and -1 along columns
+        >>> noise.apply(np.array([[[1.0], [0.0]]])).round(12).ravel().tolist()
+        [2.0, 1.0]
+
+    Source: Wood and Chan, J. Comput. Graph. Stat. 3 (1994) 409-432; Dietrich and Newsam, SIAM J.
+    Sci. Comput. 18 (1997) 1088-1107; blocks: Stein, Chi and Welty, J. R. Statist. Soc. B 66
+    (2004) 275-296.
+    """
+    return _Stationary(*tables(autocovariance, spectrum, clip))
+
+
+def circulant(
+    autocovariance: ArrayLike | None = None,
+    *,
+    spectrum: ArrayLike | None = None,
+    clip: bool = False,
+) -> Covariance:
+    """Returns stationary noise on a torus of the size of the image: opposite edges are neighbours.
+
+    As `stationary` with P = H and Q = W. Everything is exact and O(n log n), but the wrap-around
+    is wrong for photographs: meant for periodic images and for comparison.
+
+    Args:
+        autocovariance: (H, W) or (H, W, C, C), as in `stationary`.
+        spectrum: in its place its discrete Fourier transform.
+        clip: as in `stationary`.
+
+    Returns:
+        Covariance for images of that size.
+
+    Raises:
+        InputError: as in `stationary`.
+
+    Example:
+        >>> noise = circulant([[2.0, 1.0, 1.0]])
+        >>> noise.apply(np.array([[[1.0], [0.0], [0.0]]])).round(12).ravel().tolist()
+        [2.0, 1.0, 1.0]
+
+    Source: Gray, Toeplitz and Circulant Matrices (2006), chapter 3.
+    """
+    return _Circulant(*tables(autocovariance, spectrum, clip))
+
+
+@dataclass(frozen=True, eq=False)
+class _Torus:
+    autocovariance: Float[np.ndarray, "P Q C C"]
+    spectrum: np.ndarray  # (P, Q // 2 + 1, C, C), the half that the FFT of real images needs
+    root: np.ndarray  # its Hermitian square root at each frequency
+
+    def apply(self, v: Float[np.ndarray, "H W C"]) -> Float[np.ndarray, "H W C"]:
+        self.check(v.shape)
+        return self._filter(self.spectrum, v[None])[0]
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        raise NotImplementedError
+
+    def sample(
+        self, rng: np.random.Generator, shape: tuple[int, int, int]
+    ) -> Float[np.ndarray, "H W C"]:
+        self.check(shape)
+        torus = self._filter(self.root, rng.standard_normal((1, *self.autocovariance.shape[:3])))
+        return torus[0, : shape[0], : shape[1]]
+
+    def _filter(self, gains: np.ndarray, images: np.ndarray) -> Float[np.ndarray, "N H W C"]:
+        sides = self.autocovariance.shape[:2]
+        waves = np.fft.rfft2(images, sides, axes=(1, 2))
+        waves = np.matmul(gains, waves[..., None])[..., 0]
+        torus = np.fft.irfft2(waves, sides, axes=(1, 2))
+        return torus[:, : images.shape[1], : images.shape[2]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Stationary(_Torus):
+    _plans: dict[tuple[int, ...], Plan] = field(default_factory=dict, repr=False)
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        p, q, c, _ = self.autocovariance.shape
+        if len(shape) != 3 or shape[0] > (p + 1) // 2 or shape[1] > (q + 1) // 2 or shape[2] != c:
+            raise InputError(
+                f"noise is cut from a torus {(p, q, c)}, good for images up to "
+                f"{((p + 1) // 2, (q + 1) // 2, c)}, the image is {shape}"
+            )
+
+    def whiten(self, images: Float[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N H W C"]:
+        values = _batch(self, images)
+        return self._plan(values.shape[1:]).whiten(values)
+
+    def log_determinant(self, shape: tuple[int, ...]) -> float:
+        return self._plan(shape).log_determinant()
+
+    def is_exact(self, shape: tuple[int, ...]) -> bool:
+        return self._plan(shape).is_exact()
+
+    def _plan(self, shape: tuple[int, ...]) -> Plan:
+        """Returns the block plan for a shape; kept, for its factors take O(limit^3) to find."""
+        self.check(shape)
+        key = (shape[0], shape[1], shape[2])
+        if key not in self._plans:
+            self._plans.clear()
+            self._plans[key] = plan_blocks(self._between(), key)
+        return self._plans[key]
+
+    def _between(self) -> Between:
+        table = self.autocovariance
+        p, q, c, _ = table.shape
+
+        def between(a: np.ndarray, b: np.ndarray) -> Float[np.ndarray, "a b"]:
+            dy, dx = a[:, None, 0] - b[None, :, 0], a[:, None, 1] - b[None, :, 1]
+            blocks = table[dy % p, dx % q]
+            return blocks.transpose(0, 2, 1, 3).reshape(len(a) * c, len(b) * c)
+
+        return between
+
+
+@dataclass(frozen=True, eq=False)
+class _Circulant(_Torus, Exact):
+    def check(self, shape: tuple[int, ...]) -> None:
+        size = self.autocovariance.shape[:3]
+        if tuple(shape) != size:
+            raise InputError(f"noise wraps around images {size}, the image is {shape}")
+
+    def whiten(self, images: Float[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N H W C"]:
+        values = _batch(self, images)
+        self.log_determinant(values.shape[1:])  # refuses zeros
+        return self._filter(np.linalg.inv(self.root), values)
+
+    def log_determinant(self, shape: tuple[int, ...]) -> float:
+        self.check(shape)
+        levels = np.linalg.eigvalsh(np.fft.fft2(self.autocovariance, axes=(0, 1)))
+        if not levels.min() > ROUNDING * levels.max():
+            raise InputError("noise has a spectrum with zeros, expected positive ones to whiten")
+        return float(np.sum(np.log(levels)))

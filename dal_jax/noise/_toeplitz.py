@@ -1,0 +1,99 @@
+"""Noise stationary along the flattened image, without its matrix."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .._errors import InputError
+from .._typing import Float
+from ._covariance import Covariance, Exact, _batch
+
+
+def toeplitz(autocovariance: ArrayLike) -> Covariance:
+    """Returns noise whose covariance depends on the distance along the flattened image.
+
+    `Sigma_ij = autocovariance[|i - j|]`, i and j index the flattened image (H*W*C,), row by row,
+    channels last, as in `ar1`. Applied by FFT in O(n log n); whitened, sampled and checked by the
+    Durbin-Levinson recursion in O(n^2) time and O(n) memory. For noise stationary along rows and
+    columns apart, give `kronecker` two Toeplitz matrices, or use `stationary`.
+
+    Args:
+        autocovariance: (L,) covariances at lags 0 to L - 1, in squared units of the image.
+
+    Returns:
+        Covariance for images of up to L values.
+
+    Raises:
+        InputError: another number of axes, values not finite, or not positive definite.
+
+    Example:
+        >>> toeplitz([1.0, 0.5]).apply(np.ones((1, 2, 1))).ravel().tolist()
+        [1.5, 1.5]
+
+    Source: Durbin, Rev. Int. Stat. Inst. 28 (1960) 233-244.
+    """
+    lags = np.array(autocovariance, dtype=np.float64)
+    if lags.ndim != 1 or lags.size == 0:
+        raise InputError(f"autocovariance has shape {lags.shape}, expected (L,)")
+    if not np.all(np.isfinite(lags)):
+        raise InputError("autocovariance holds a NaN or infinite value, expected finite values")
+    return _Toeplitz(lags, np.array([variance for _, variance in _predictions(lags)]))
+
+
+@dataclass(frozen=True, eq=False)
+class _Toeplitz(Exact):
+    autocovariance: Float[np.ndarray, " L"]
+    innovations: Float[np.ndarray, " L"]  # variance of each value given those before it
+
+    def apply(self, v: Float[np.ndarray, "H W C"]) -> Float[np.ndarray, "H W C"]:
+        self.check(v.shape)
+        n, lags = v.size, self.autocovariance[: v.size]
+        size = 1 << (2 * n - 1).bit_length()
+        circle = np.zeros(size)
+        circle[:n], circle[size - n + 1 :] = lags, lags[:0:-1]
+        product = np.fft.irfft(np.fft.rfft(circle) * np.fft.rfft(v.ravel(), size), size)
+        return product[:n].reshape(v.shape)
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        n, known = int(np.prod(shape)), len(self.autocovariance)
+        if n > known:
+            raise InputError(f"noise has {known} lags, the image {shape} needs {n}")
+
+    def sample(
+        self, rng: np.random.Generator, shape: tuple[int, int, int]
+    ) -> Float[np.ndarray, "H W C"]:
+        self.check(shape)
+        values = rng.standard_normal(int(np.prod(shape)))
+        for k, (weights, variance) in enumerate(_predictions(self.autocovariance[: values.size])):
+            values[k] = np.sqrt(variance) * values[k] + weights @ values[:k]
+        return values.reshape(shape)
+
+    def whiten(self, images: Float[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N H W C"]:
+        values = _batch(self, images)
+        flat = values.reshape(len(values), -1)
+        steps = np.empty_like(flat)
+        for k, (weights, variance) in enumerate(_predictions(self.autocovariance[: flat.shape[1]])):
+            steps[:, k] = (flat[:, k] - flat[:, :k] @ weights) / np.sqrt(variance)
+        return steps.reshape(values.shape)
+
+    def log_determinant(self, shape: tuple[int, ...]) -> float:
+        self.check(shape)
+        return float(np.sum(np.log(self.innovations[: int(np.prod(shape))])))
+
+
+def _predictions(lags: Float[np.ndarray, " n"]) -> Iterator[tuple[np.ndarray, float]]:
+    """Yields for each k the weights of values 0..k-1 that predict value k, and the variance left.
+
+    InputError once a variance is not positive: the matrix is not positive definite.
+    """
+    weights, variance = np.empty(0), float(lags[0])
+    for k in range(len(lags)):
+        if k:
+            partial = float(lags[k] - lags[1:k] @ weights) / variance
+            weights = np.concatenate([[partial], weights - partial * weights[::-1]])
+            variance *= (1 - partial) * (1 + partial)
+        if not variance > 0:
+            raise InputError(f"autocovariance is not positive definite from lag {k} on")
+        yield weights, variance

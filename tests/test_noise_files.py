@@ -1,0 +1,132 @@
+"""Saved noise comes back as it was; a file that is not whole says so in one line."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from noise_cases import SHAPE, cases
+
+from dal_jax._errors import InputError
+from dal_jax.noise import iid, load_noise, parse_noise, save_noise, scaled
+
+
+@pytest.mark.parametrize("name", cases())
+def test_round_trip(tmp_path, name):
+    noise, _ = cases()[name]
+    path = tmp_path / "folder" / "noise.npz"
+    save_noise(path, noise)
+    v = np.random.default_rng(0).standard_normal(SHAPE)
+    for again in (load_noise(path), parse_noise(str(path), SHAPE)):
+        assert type(again) is type(noise)
+        # Numbers are stored as they are; a spectrum passes one more FFT.
+        np.testing.assert_allclose(again.apply(v), noise.apply(v), rtol=0, atol=1e-13)
+    assert [entry.name for entry in path.parent.iterdir()] == ["noise.npz"]
+    with np.load(path, allow_pickle=False) as archive:
+        assert all(archive[entry].dtype.kind in "fU" for entry in archive.files)
+
+
+def test_what_cannot_be_saved(tmp_path):
+    class Mine:
+        def apply(self, v):
+            return v
+
+        def check(self, shape):
+            pass
+
+        def sample(self, rng, shape):
+            return rng.standard_normal(shape)
+
+    for noise in (Mine(), scaled(Mine(), 2.0)):
+        with pytest.raises(InputError, match=r"^covariance is of type Mine, expected"):
+            save_noise(tmp_path / "noise.npz", noise)
+    with pytest.raises(InputError, match=r"^path is '.*noise.npy', expected .* \.npz$"):
+        save_noise(tmp_path / "noise.npy", iid(1.0))
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"^cannot write"):
+        save_noise(tmp_path / "file" / "noise.npz", iid(1.0))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "noise.npz"
+    save_noise(path, iid(2.0))
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(InputError, match="No space left"):
+        save_noise(path, iid(3.0))
+    assert load_noise(path) == iid(2.0)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["noise.npz"]
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({}, "the entry kind is missing, expected one of iid, "),
+        ({"kind": "white"}, "the entry kind is 'white', expected one of iid, "),
+        ({"kind": ["iid", "ar1"]}, r"the entry kind is \['iid', 'ar1'\], expected"),
+        ({"kind": 3.0}, "the entry kind is 3.0, expected"),
+        ({"kind": "iid"}, "the entry sigma is missing"),
+        ({"kind": "iid", "sigma": -1.0}, "sigma is -1.0, expected"),
+        ({"kind": "iid", "sigma": "2"}, "the entry sigma holds <U1, expected real numbers"),
+        ({"kind": "iid", "sigma": [1.0]}, "the entry sigma has 1 axes, expected one number"),
+        ({"kind": "ar1", "rho": 0.5, "sigma": 1j}, "the entry sigma holds complex128"),
+        ({"kind": "diagonal", "variance": [1.0]}, r"variance has shape \(1,\), expected"),
+        (
+            {"kind": "dense", "matrix": [[1.0, 2.0], [2.0, 1.0]]},
+            "matrix .* is not positive definite",
+        ),
+        ({"kind": "scaled", "factor": 1.0}, "the entry covariance.kind is missing"),
+        (
+            {"kind": "scaled", "factor": 0.0, "covariance.kind": "iid", "covariance.sigma": 1.0},
+            "factor is 0.0, expected",
+        ),
+    ],
+    ids=range(13),
+)
+def test_wrong_entries(tmp_path, entries, message):
+    path = tmp_path / "noise.npz"
+    np.savez(path, **entries)
+    with pytest.raises(InputError, match=f"^'.*noise.npz': {message}") as raised:
+        load_noise(path)
+    assert "\n" not in str(raised.value)
+    with pytest.raises(InputError, match=f"^noise '.*noise.npz': .*{message}"):
+        parse_noise(str(path))
+
+
+def test_damaged_files(tmp_path):
+    path = tmp_path / "noise.npz"
+    noise, _ = cases()["low rank"]
+    save_noise(path, noise)
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 0xFF
+    contents = [whole[:n] for n in (0, 4, 40, len(whole) // 2, len(whole) - 1)]
+    for content in (*contents, bytes(flipped), b"not a zip archive, but a text"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"is not a complete \.npz archive of numbers$"):
+            load_noise(path)
+    objects = {"kind": np.array("iid"), "sigma": np.array([{}, None])}
+    np.savez(path, allow_pickle=True, **objects)
+    with pytest.raises(InputError, match=r"is not a complete \.npz archive of numbers$"):
+        load_noise(path)
+    with open(path, "wb") as file:
+        np.save(file, np.ones(3))
+    with pytest.raises(InputError, match=r"is an array, expected an \.npz archive"):
+        load_noise(path)
+    for missing in (tmp_path / "missing.npz", Path(tmp_path)):
+        with pytest.raises(InputError, match="cannot be read"):
+            load_noise(missing)
+
+
+def test_endless_nesting_is_refused(tmp_path):
+    noise = iid(1.0)
+    for _ in range(30):
+        noise = scaled(noise, 1.0)
+    path = tmp_path / "noise.npz"
+    save_noise(path, noise)
+    with pytest.raises(InputError, match="holds more than 8 operators within each other"):
+        load_noise(path)
