@@ -11,6 +11,15 @@ from dal_jax.images._io import read_image as read_image
 from dal_jax.images._layouts import open_data as open_data
 from dal_jax.images._layouts import shared_groups as shared_groups
 from dal_jax.images._masks import read_mask as read_mask
+from dal_jax.images._metrics import ImageMetrics as ImageMetrics
+from dal_jax.images._metrics import PixelError as PixelError
+from dal_jax.images._metrics import PixelMetrics as PixelMetrics
+from dal_jax.images._metrics import PixelResult as PixelResult
+from dal_jax.images._metrics import image_auroc as image_auroc
+from dal_jax.images._metrics import image_metrics as image_metrics
+from dal_jax.images._metrics_regions import RegionCounts as RegionCounts
+from dal_jax.images._metrics_regions import RegionShare as RegionShare
+from dal_jax.images._metrics_regions import region_counts as region_counts
 from dal_jax.images._preparation import Fitted as Fitted
 from dal_jax.images._preparation import Preparation as Preparation
 from dal_jax.images._prepare import fit as fit
