@@ -38,7 +38,7 @@ def summarize(rows: dict[int, Path], bench: Path) -> dict[str, Any]:
     """Reduces measurements to what the simulation needs.
 
     Args:
-        rows: files of `experiments.null_uniformity` by size.
+        rows: files results.jsonl of null images, from a run directory, by size.
         bench: file of `dal-jax bench --engines adaptive`.
 
     Returns:
@@ -47,7 +47,8 @@ def summarize(rows: dict[int, Path], bench: Path) -> dict[str, Any]:
     """
     histograms: dict[int, dict[int, int]] = {}
     for size, file in sorted(rows.items()):
-        counts = Counter(row["evaluations"] for row in json.loads(file.read_text())["rows"])
+        lines = file.read_text().splitlines()
+        counts = Counter(json.loads(line)["num_evaluations"] for line in lines)
         histograms[size] = dict(sorted(counts.items()))
     records = json.loads(bench.read_text())["records"]
     machine = next(record["machine"] for record in records if "machine" in record)

@@ -1,10 +1,10 @@
 """What a million images cost on 1 to 512 devices: a simulated queue fed with measured numbers.
 
 python -m benchmarks.scaling
-python -m benchmarks.scaling --rows 8=null8.json 16=null16.json --bench bench.json
+python -m benchmarks.scaling --rows 8=RUN8/results.jsonl 16=RUN16/results.jsonl --bench bench.json
 
-With --rows (of experiments.null_uniformity) and --bench (of dal-jax bench) the inputs are written
-anew; without them they are read. `docs/scaling.md` holds the tables.
+With --rows (of the run directories of `dal-jax experiment type1_error`) and --bench (of dal-jax
+bench) the inputs are written anew; without them they are read. `docs/scaling.md` holds the tables.
 """
 
 import argparse

@@ -135,7 +135,7 @@ def as_record(result: TestResult) -> dict[str, Any]:
 
     Returns:
         Its fields; `region` as runs [start, length] of flagged pixels in row-major order beside
-        `region_shape`, no score and no reconstruction.
+        `region_shape`, of the score its maximum `max_score` alone, no reconstruction.
     """
     record: dict[str, Any] = {}
     for name, value in result._asdict().items():
@@ -144,6 +144,7 @@ def as_record(result: TestResult) -> dict[str, Any]:
     record["status"] = result.status.value
     record["region"] = run_lengths(result.region)
     record["region_shape"] = list(result.region.shape)
+    record["max_score"] = float(np.max(result.score))
     return record
 
 

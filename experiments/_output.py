@@ -46,7 +46,7 @@ def write_tables(directory: Path, tables: Tables) -> None:
         write_text(directory / f"{name}.csv", text.getvalue())
         with atomic_path(directory / f"{name}.npz") as temporary:
             arrays = {column: np.array([row[column] for row in rows]) for column in columns}
-            np.savez(temporary, **arrays)
+            np.savez(temporary, **arrays)  # pyright: ignore[reportArgumentType]
 
 
 def write_figures(directory: Path, figures: dict[str, Any]) -> None:

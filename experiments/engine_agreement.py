@@ -1,163 +1,275 @@
 """Do the engines agree? The adaptive search beside the exact sweep, float32 beside float64.
 
-python -m experiments.engine_agreement --size 8 --images 300 --out FILE.json
+dal-jax experiment engine_agreement --out DIR
 """
 
-import time
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from dal_jax import Localizer, Status, TestResult, dal_test_batch
-from dal_jax.inference import intersect, merge
-from dal_jax.noise import parse_noise
+from dal_jax import Case, InputError, TestOptions
+from dal_jax._toml import nearest
+from dal_jax.inference import as_intervals, intersect, merge
 
-from ._study import study
+from ._experiment import Condition, Context, Experiment, Measured, runs
+from ._figures import finish, panels
+from ._main import run_module
+from ._methods import check_lengths
+from ._models import Model, Use
+from ._output import Row, Tables, pivot
+from ._rates import TESTED, counts
+from ._simulation import Simulation
 
-SIGNALS = (0.0, 0.0, 1.0, 2.0, 3.0, 4.0)
-NOISES = ("iid:1.0", "ar1:0.5:1.0")
 WAYS: dict[str, dict[str, Any]] = {
     "exact": {"engine": "sweep", "dtype": "float64"},
     "adaptive": {"engine": "adaptive", "dtype": "float32"},
     "adaptive_float64": {"engine": "adaptive", "dtype": "float64"},
 }
+_COLOURS = ("#c44e52", "#4c72b0", "#55a868", "#8172b3")
 
 
-class Settings(NamedTuple):
-    """What is compared: images without and with a signal, independent and correlated noise."""
+@dataclass(frozen=True)
+class Settings:
+    """What is compared; entries of `images` and `train_sizes` belong to the sizes in order.
 
-    size: int = 8  # side, pixels
-    images: int = 300
-    train_images: int = 20_000
-    train_steps: int = 2_000
+    Raises:
+        InputError: lengths differ, or a value does not fit.
+    """
+
+    sizes: tuple[int, ...] = (8,)  # sides, pixels
+    images: tuple[int, ...] = (60,)  # of a size
+    noises: tuple[str, ...] = ("iid:1", "ar1:0.5:1")  # dealt out to the images
+    signals: tuple[float, ...] = (0.0, 0.0, 1.0, 2.0, 3.0, 4.0)  # likewise, within a noise
+    ways: tuple[str, ...] = tuple(WAYS)  # the first one judges the others
+    train_sizes: tuple[int, ...] = (8,)  # sides of the squares trained on
+    train_steps: int = 2000
     threshold: float = 0.8
     precision: float = 1e-3
-    exact: int = 1  # 0 leaves the exact engine out
-    model: str = ""  # a checkpoint instead of training
     seed: int = 0
 
-
-def run(localizer: Localizer, settings: Settings, done: list[dict[str, Any]]) -> None:
-    """Tests images with every engine; image k depends on (seed, k) only.
-
-    Args:
-        localizer: to be tested.
-        settings: how many images.
-        done: rows of earlier images; new rows are appended.
-    """
-    numbers = range(len(done), settings.images)
-    rows: dict[int, dict[str, Any]] = {}
-    for parity, noise in enumerate(NOISES):
-        chosen = [k for k in numbers if k % len(NOISES) == parity]
-        if not chosen:
-            continue
-        images = [_images(localizer, noise, settings.seed, k) for k in chosen]
-        x, x_ref, draws = (np.array(column) for column in zip(*images, strict=True))
-        found = {}
-        for way, options in WAYS.items():
-            if way == "exact" and not settings.exact:
-                continue
-            started = time.perf_counter()
-            found[way] = dal_test_batch(
-                localizer, x, x_ref, noise, draws=draws, precision=settings.precision, **options
+    def __post_init__(self) -> None:
+        check_lengths(self, "sizes", "images", "train_sizes")
+        check_lengths(self, "noises")
+        check_lengths(self, "signals")
+        for way in self.ways:
+            if way not in WAYS:
+                raise InputError(f"ways holds {way!r}, {nearest(way, list(WAYS))}")
+        if len(self.ways) < 2:
+            raise InputError(f"ways has {len(self.ways)} entries, expected a judge and others")
+        if min(self.images) < len(self.noises):
+            raise InputError(
+                f"images holds {min(self.images)}, expected {len(self.noises)} or more, one for "
+                "each noise"
             )
-            print(f"  {way}, {noise}: {time.perf_counter() - started:.0f} s", flush=True)
-        for index, k in enumerate(chosen):
-            results = {way: results[index] for way, results in found.items()}
-            rows[k] = {"image": k, "noise": noise, "signal": _signal(k), **_compared(results)}
-    done.extend(rows[k] for k in sorted(rows))
 
 
-def _signal(number: int) -> float:
-    return SIGNALS[number // len(NOISES) % len(SIGNALS)]
+@dataclass(frozen=True)
+class Dealt(Simulation):
+    """Images whose squares have one height after another."""
+
+    signals: tuple[float, ...] = (0.0,)
+
+    def case(self, number: int, draws_shape: tuple[int, ...], assumed: str = "") -> Case:
+        """As `Simulation.case`, with the height that is this image's turn."""
+        signal = self.signals[number % len(self.signals)]
+        plain = Simulation(self.size, self.noise, signal, self.family, self.distance, self.seed)
+        return plain.case(number, draws_shape, assumed)
 
 
-def _images(localizer: Localizer, noise: str, seed: int, number: int) -> tuple[np.ndarray, ...]:
-    """An image, with a raised square in some, a reference, and draws."""
-    rng = np.random.default_rng((seed, 2, number))
-    covariance = parse_noise(noise, localizer.image_shape)
-    x, x_ref = (covariance.sample(rng, localizer.image_shape) for _ in range(2))
-    side = localizer.image_shape[0] // 3
-    top, left = rng.integers(0, localizer.image_shape[0] - side, 2)
-    x[top : top + side, left : left + side] += _signal(number)
-    return x, x_ref, rng.standard_normal(np.shape(localizer.draws))
+def measure(settings: Settings, context: Context) -> Tables:
+    """Tests the images of every size and noise in every way, and compares image by image."""
+    measured = context.tests(_conditions(settings))
+    found = {tuple(one.condition.labels.values()): one for one in measured}
+    rows = []
+    for size in settings.sizes:
+        of_size = []
+        for place, noise in enumerate(settings.noises):
+            ways = {way: found[size, noise, way] for way in settings.ways}
+            of_size += _compared(ways, place, settings)
+        rows += sorted(of_size, key=lambda row: row["image"])  # stable: the ways stay in order
+    agreement = [
+        _agreement([row for row in rows if row["size"] == size], way, settings.ways[0])
+        for size in settings.sizes
+        for way in settings.ways[1:]
+    ]
+    return {"engine_agreement": agreement, "compared": rows, "runs": runs(measured)}
 
 
-def _compared(results: dict[str, TestResult]) -> dict[str, Any]:
-    judge = next(iter(results))  # the exact engine; without it the adaptive one in float32
-    row: dict[str, Any] = {}
-    for way, result in results.items():
-        row[way] = {
-            "status": str(result.status),
-            "p": result.p_value,
-            "low": result.p_low,
-            "high": result.p_high,
-            "pixels": int(result.region.sum()),
-            "intervals": len(result.truncation),
-            "windows": result.num_windows,
-            "evaluations": result.num_evaluations,
-            "disagreements": result.num_disagreements,
-            "seconds": result.seconds,
-        }
-        if way != judge and result.status == results[judge].status == Status.OK:
-            row[way]["p_difference"] = abs(result.p_value - results[judge].p_value)
-            row[way]["end_difference"] = _end_difference(results[judge], result)
-    return row
+def _conditions(settings: Settings) -> list[Condition]:
+    conditions = []
+    for size, images, train_size in zip(
+        settings.sizes, settings.images, settings.train_sizes, strict=True
+    ):
+        for place, noise in enumerate(settings.noises):
+            simulation = Dealt(size, noise, seed=settings.seed, signals=settings.signals)
+            conditions += [
+                Condition(
+                    {"size": size, "noise": noise, "way": way},
+                    Model(train_size, noise, steps=settings.train_steps, seed=settings.seed),
+                    Use(size, settings.threshold),
+                    simulation,
+                    len(range(place, images, len(settings.noises))),
+                    TestOptions(precision=settings.precision, **WAYS[way]),
+                )
+                for way in settings.ways
+            ]
+    return conditions
 
 
-def _end_difference(one: TestResult, two: TestResult) -> float | None:
+def _compared(ways: dict[str, Measured], place: int, settings: Settings) -> list[Row]:
+    """Each image of one size and noise in each way, beside the judge."""
+    rows = []
+    judge = ways[settings.ways[0]]
+    simulation = judge.condition.simulation
+    for number, expected in enumerate(judge.records):
+        for way, one in ways.items():
+            record = one.records[number]
+            rows.append(
+                {
+                    "size": simulation.size,
+                    "image": place + number * len(settings.noises),
+                    "noise": simulation.noise,
+                    "signal": settings.signals[number % len(settings.signals)],
+                    "way": way,
+                    "status": record["status"],
+                    "p": record["p_value"],
+                    "low": record["p_low"],
+                    "high": record["p_high"],
+                    "pixels": sum(length for _, length in record["region"]),
+                    "intervals": len(record["truncation"]),
+                    "windows": record["num_windows"],
+                    "evaluations": record["num_evaluations"],
+                    "disagreements": record["num_disagreements"],
+                    **_differences(expected, record),
+                }
+            )
+    return rows
+
+
+def _differences(expected: dict[str, Any], record: dict[str, Any]) -> Row:
+    """How a record differs from the judge's; NaN where there is nothing to compare."""
+    both = expected["status"] == record["status"] == TESTED
+    ends = _end_difference(expected, record) if both else float("nan")
+    p = abs(record["p_value"] - expected["p_value"]) if both else float("nan")
+    return {
+        "compared": both,
+        "other_status": record["status"] != expected["status"],
+        "other_region": record["region"] != expected["region"],
+        "other_intervals": both and ends is None,
+        "end_difference": float("nan") if ends is None else ends,  # standard deviations
+        "p_difference": p,
+        "bounds_apart": both
+        and (
+            record["p_low"] > expected["p_high"] + 1e-9
+            or record["p_high"] < expected["p_low"] - 1e-9
+        ),
+    }
+
+
+def _end_difference(one: dict[str, Any], two: dict[str, Any]) -> float | None:
     """Largest distance of ends in standard deviations, where both know; None: other intervals.
 
     The adaptive search leaves cells undecided that cannot matter to the precision: it does not
     know there, and its bounds say so. The last 1e-6 around an end is no such cell.
     """
-    slack = 1e-5 * one.sd
-    both = intersect(merge(one.searched, slack), merge(two.searched, slack))
-    ends = intersect(one.truncation, both), intersect(two.truncation, both)
+    slack = 1e-5 * one["sd"]
+    known = [merge(as_intervals(record["searched"]), slack) for record in (one, two)]
+    both = intersect(*known)
+    ends = [intersect(as_intervals(record["truncation"]), both) for record in (one, two)]
     if len(ends[0]) != len(ends[1]):
         return None
-    return float(np.abs(ends[0] - ends[1]).max() / one.sd)
+    return float(np.abs(ends[0] - ends[1]).max(initial=0.0) / one["sd"])
 
 
-def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """How far apart the engines are.
-
-    Args:
-        rows: of `run`.
-
-    Returns:
-        For each engine but the first, the judge: counts and largest differences.
-    """
-    judge, *others = [way for way in WAYS if way in rows[0]]
-    tested = [row for row in rows if row[judge]["status"] != Status.NO_REGION]
-    out: dict[str, Any] = {"judge": judge, "images": len(rows), "tested": len(tested)}
-    for way in others:
-        both = [row[way] for row in tested if "p_difference" in row[way]]
-        ends = [row["end_difference"] for row in both]
-        out[way] = {
-            "compared": len(both),
-            "other_status": sum(row[way]["status"] != row[judge]["status"] for row in rows),
-            "other_region": sum(row[way]["pixels"] != row[judge]["pixels"] for row in rows),
-            "other_intervals": sum(end is None for end in ends),
-            "end_difference_max": max((end for end in ends if end is not None), default=0.0),
-            "p_difference_max": max((row["p_difference"] for row in both), default=0.0),
-            "p_difference_median": float(np.median([row["p_difference"] for row in both])),
-            "bounds_apart": sum(
-                row[way]["low"] > row[judge]["high"] + 1e-9
-                or row[way]["high"] < row[judge]["low"] - 1e-9
-                for row in tested
-                if "p_difference" in row[way]
-            ),
-            "disagreements": sum(row["disagreements"] for row in both),
-            "evaluations_median": float(np.median([row["evaluations"] for row in both])),
-        }
-    return out
+def _agreement(rows: Sequence[Row], way: str, judge: str) -> Row:
+    """How far a way is from the judge over all images of one size."""
+    own = [row for row in rows if row["way"] == way]
+    both = [row for row in own if row["compared"]]
+    ends = [row["end_difference"] for row in both if not row["other_intervals"]]
+    p = [row["p_difference"] for row in both]
+    return {
+        "size": own[0]["size"],
+        "way": way,
+        "judge": judge,
+        **counts([row for row in rows if row["way"] == judge]),
+        "compared": len(both),
+        **{
+            key: sum(row[key] for row in own)
+            for key in ("other_status", "other_region", "other_intervals", "bounds_apart")
+        },
+        "end_difference_max": max(ends, default=0.0),
+        "p_difference_max": max(p, default=0.0),
+        "p_difference_median": float(np.median(p)) if p else float("nan"),
+        "disagreements": sum(row["disagreements"] for row in both),
+        "evaluations_median": float(np.median([row["evaluations"] for row in both]))
+        if both
+        else float("nan"),
+    }
 
 
-def main() -> None:
-    """Runs the study from the command line; writes rows and summary as JSON."""
-    study(Settings, run, summary, "The engines beside one another.")
+def summary(tables: Tables) -> str:
+    """How far apart the engines are, Markdown."""
+    rows = tables["engine_agreement"]
+    told = {
+        "images with a region": lambda r: f"{r['images'] - r['no_region']} of {r['images']}",
+        "compared": lambda r: str(r["compared"]),
+        "ends, largest (sd)": lambda r: f"{r['end_difference_max']:.1g}",
+        "p, largest": lambda r: f"{r['p_difference_max']:.2g}",
+        "p, median": lambda r: f"{r['p_difference_median']:.1g}",
+        "bounds apart": lambda r: str(r["bounds_apart"]),
+        "other status, region, intervals": lambda r: (
+            f"{r['other_status']}, {r['other_region']}, {r['other_intervals']}"
+        ),
+        "random checks failed": lambda r: str(r["disagreements"]),
+        "evaluations, median": lambda r: f"{r['evaluations_median']:g}",
+    }
+    cells = [{**row, "": name} for row in rows for name in told]
+    table = pivot(cells, ("size", "way"), "", lambda row: told[row[""]](row))
+    return f"Beside {rows[0]['judge']}; ends are compared where both engines know:\n\n{table}"
 
+
+def draw(tables: Tables) -> dict[str, Any]:
+    """p-values beside the judge's, and how far the ends are apart."""
+    rows = tables["compared"]
+    judge = rows[0]["way"]
+    ways = [way for way in dict.fromkeys(row["way"] for row in rows) if way != judge]
+    expected = {(row["size"], row["image"]): row["p"] for row in rows if row["way"] == judge}
+    figure, axes = panels([*(f"p-value, {way}" for way in ways), "ends of the intervals"])
+    for axis, way, colour in zip(axes, ways, _COLOURS, strict=False):
+        own = [row for row in rows if row["way"] == way and row["compared"]]
+        axis.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle=":")
+        axis.plot(
+            [expected[row["size"], row["image"]] for row in own],
+            [row["p"] for row in own],
+            ".",
+            color=colour,
+            markersize=4,
+        )
+        axis.set_xlabel(f"p-value, {judge}", fontsize=9)
+    _histogram(axes[-1], rows, ways)
+    return {"engine_agreement": finish(figure, axes, "p-value")}
+
+
+def _histogram(axis: Any, rows: Sequence[Row], ways: Sequence[str]) -> None:
+    """Differences of ends, ways side by side; equal ends count as 3e-17."""
+    columns = []
+    for way in ways:
+        ends = np.array([row["end_difference"] for row in rows if row["way"] == way])
+        columns.append(np.clip(ends[~np.isnan(ends)], 3e-17, 3e0))
+    colours = _COLOURS[: len(ways)]
+    axis.hist(columns, 10.0 ** np.arange(-17, 2), label=list(ways), color=colours)
+    axis.set_xscale("log")
+    axis.set_xticks(10.0 ** np.arange(-15, 1, 5))
+    axis.set_xlabel("largest difference, standard deviations", fontsize=9)
+    axis.set_ylabel("images", fontsize=9)
+
+
+PAPER = Settings(sizes=(8, 16, 32), images=(256, 100, 24), train_sizes=(8, 16, 32))
+EXPERIMENT = Experiment(
+    "Agreement of the engines", {"quick": Settings(), "paper": PAPER}, measure, summary, draw
+)
 
 if __name__ == "__main__":
-    main()
+    run_module("engine_agreement")

@@ -114,8 +114,8 @@ def test_costs_of_files_count() -> None:
 
 
 def test_tables_from_measured_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{"evaluations": int(value)} for value in TESTS[:200]]
-    (tmp_path / "null.json").write_text(json.dumps({"rows": rows}))
+    rows = [json.dumps({"num_evaluations": int(value)}) + "\n" for value in TESTS[:200]]
+    (tmp_path / "results.jsonl").write_text("".join(rows))
     measured = {
         "kind": "engine",
         "engine": "adaptive",
@@ -133,7 +133,7 @@ def test_tables_from_measured_files(tmp_path: Path, capsys: pytest.CaptureFixtur
         {"kind": "engine", "engine": "adaptive", "size": 32, "failure": "not finished"},
     ]
     (tmp_path / "bench.json").write_text(json.dumps({"records": records}))
-    words = ["--rows", f"8={tmp_path / 'null.json'}", "--bench", str(tmp_path / "bench.json")]
+    words = ["--rows", f"8={tmp_path / 'results.jsonl'}", "--bench", str(tmp_path / "bench.json")]
     inputs = tmp_path / "queue.json"
     options = ["--inputs", str(inputs), "--images", "2000", "--devices", "1", "4"]
     scaling.main([*words, *options])

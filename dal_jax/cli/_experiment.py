@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from dal_jax._errors import InputError
-from dal_jax._toml import nearest, read_toml
+from dal_jax._toml import fitted, nearest, read_toml
 from dal_jax.cli import _options as options
 from dal_jax.cli._output import dumps
 from dal_jax.cli._repository import import_beside

@@ -1,0 +1,178 @@
+"""What records of tests tell besides rejections: regions, agreement, work and time."""
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dal_jax import dal_test_batch
+
+from ._experiment import Context, Measured
+from ._models import localizer_of
+from ._output import Row
+from ._rates import TESTED, counts
+
+
+def region_of(record: dict[str, Any]) -> np.ndarray:
+    """The flagged region of an image.
+
+    Args:
+        record: of its test.
+
+    Returns:
+        bool (H, W).
+
+    Example:
+        >>> region_of({"region": [[0, 2], [3, 1]], "region_shape": [2, 2]}).tolist()
+        [[True, True], [False, True]]
+    """
+    region = np.zeros(math.prod(record["region_shape"]), bool)
+    for start, length in record["region"]:
+        region[start : start + length] = True
+    return region.reshape(record["region_shape"])
+
+
+def mean_and_se(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """The mean of independent values and its standard error; NaN where there are too few."""
+    v = np.asarray(values, np.float64)
+    mean = float(v.mean()) if v.size else math.nan
+    return mean, float(v.std(ddof=1) / math.sqrt(v.size)) if v.size > 1 else math.nan
+
+
+def agreement(smooth: Sequence[dict[str, Any]], replaced: Sequence[dict[str, Any]]) -> Row:
+    """How far two networks flag the same regions in the same images.
+
+    Args:
+        smooth: records of one.
+        replaced: records of the other; only images that both have are compared.
+
+    Returns:
+        compared (images), flagged (in which one or the other flags a region), same and same_se
+        (share of all with the very same region), jaccard and jaccard_se (mean intersection over
+        union, of the flagged ones), and same_decision (share of the images tested with both in
+        which both reject at 0.05 or neither does) with decided, their number.
+    """
+    pairs = list(zip(smooth, replaced, strict=False))  # the smooth one has more
+    regions = [(region_of(one), region_of(other)) for one, other in pairs]
+    same = [float((one == other).all()) for one, other in regions]
+    shares = [
+        (one & other).sum() / (one | other).sum() for one, other in regions if (one | other).any()
+    ]
+    decisions = [
+        float((one["p_value"] <= 0.05) == (other["p_value"] <= 0.05))
+        for one, other in pairs
+        if one["status"] == other["status"] == TESTED
+    ]
+    facts: Row = {"compared": len(pairs), "flagged": len(shares)}
+    facts |= dict(zip(("same", "same_se"), mean_and_se(same), strict=True))
+    facts |= dict(zip(("jaccard", "jaccard_se"), mean_and_se(shares), strict=True))
+    return facts | {"decided": len(decisions), "same_decision": mean_and_se(decisions)[0]}
+
+
+def engine_difference(exact: Sequence[dict[str, Any]], adaptive: Sequence[dict[str, Any]]) -> Row:
+    """How far two engines agree on the same images and network.
+
+    Args:
+        exact: records of one.
+        adaptive: records of the other; only images that both have are compared.
+
+    Returns:
+        compared (images), tested (by both), other_status, other_region (images in which they
+        differ), p_max and p_median (difference of p-values), bounds_apart (images in which the
+        bounds on p exclude one another).
+    """
+    pairs = list(zip(exact, adaptive, strict=False))
+    both = [(a, b) for a, b in pairs if a["status"] == b["status"] == TESTED]
+    apart = [abs(a["p_value"] - b["p_value"]) for a, b in both]
+    slack = 1e-9  # rounding of the bounds
+    return {
+        "compared": len(pairs),
+        "tested": len(both),
+        "other_status": sum(a["status"] != b["status"] for a, b in pairs),
+        "other_region": sum(a["region"] != b["region"] for a, b in pairs),
+        "p_max": max(apart, default=math.nan),
+        "p_median": float(np.median(apart)) if apart else math.nan,
+        "bounds_apart": sum(
+            a["p_low"] > b["p_high"] + slack or b["p_low"] > a["p_high"] + slack for a, b in both
+        ),
+    }
+
+
+def work_row(measured: Measured) -> Row:
+    """How much the tests of a condition had to compute; the same on every machine of one kind.
+
+    Args:
+        measured: the condition.
+
+    Returns:
+        Its labels, `counts`, and of the tested images the medians of windows (exact engines only)
+        and evaluations, and the mean of evaluations with its standard error.
+    """
+    own = [record for record in measured.records if record["status"] == TESTED]
+    exact = measured.condition.options.engine != "adaptive"
+    mean, se = mean_and_se([record["num_evaluations"] for record in own])
+    return {
+        **measured.condition.labels,
+        **counts(measured.records),
+        "windows_median": _median([r["num_windows"] for r in own]) if exact else math.nan,
+        "evaluations_median": _median([r["num_evaluations"] for r in own]),
+        "evaluations_mean": mean,
+        "evaluations_se": se,
+    }
+
+
+def time_row(measured: Measured, context: Context, images: int) -> Row:
+    """Seconds that a test takes, those of images without a region left out.
+
+    Exact engines test one image at a time: the median of the records. (The first one compiles.)
+    The adaptive engine tests many side by side: images are tested once more, and the time of all
+    is divided by the number that were tested.
+
+    Args:
+        measured: the condition.
+        context: where it ran.
+        images: the first ones, to be tested once more.
+
+    Returns:
+        Its labels, timed (number of images with a region) and seconds.
+    """
+    own = [record for record in measured.records if record["status"] == TESTED]
+    if measured.condition.options.engine != "adaptive":
+        seconds, timed = _median([record["seconds"] for record in own]), len(own)
+    else:
+        seconds, timed = _together(measured, context, min(images, len(measured.records)))
+    return {**measured.condition.labels, "timed": timed, "seconds": seconds}
+
+
+def _together(measured: Measured, context: Context, images: int) -> tuple[float, int]:
+    condition = measured.condition
+    localizer = localizer_of(condition.model, condition.use, context.models)
+    shape = np.shape(localizer.draws)
+    cases = [condition.simulation.case(k, shape, condition.assumed) for k in range(images)]
+    x, x_ref, draws = (np.array([case[part] for case in cases]) for part in range(3))
+
+    def run(count: int) -> int:
+        results = dal_test_batch(
+            localizer,
+            x[:count],
+            x_ref[:count],
+            condition.simulation.noise,
+            draws=draws[:count],
+            noises=[case.noise for case in cases[:count]],
+            batch_size=context.batch_size,
+            devices=context.devices,
+            **vars(condition.options),
+        )
+        return sum(result.status.value == TESTED for result in results)
+
+    run(min(images, 4))  # compiles, if nothing else has in this process
+    started = time.perf_counter()
+    timed = run(images)
+    seconds = time.perf_counter() - started
+    return (seconds / timed if timed else math.nan), timed
+
+
+def _median(values: Sequence[float]) -> float:
+    return float(np.median(values)) if values else math.nan

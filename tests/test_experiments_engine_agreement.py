@@ -1,0 +1,220 @@
+"""Agreement of the engines: what is compared, and what the comparison says of made-up records."""
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("typer")
+pytest.importorskip("matplotlib")
+
+from dal_jax import InputError
+from experiments import engine_agreement
+from experiments._experiment import Context, run_experiment
+from experiments._models import Model
+from experiments._simulation import Simulation
+from experiments.engine_agreement import (
+    EXPERIMENT,
+    WAYS,
+    Dealt,
+    Settings,
+    _differences,
+    _end_difference,
+)
+
+SMALL: dict[str, Any] = {
+    "sizes": (8,),
+    "images": (13,),
+    "train_sizes": (8,),
+    "train_steps": 2,
+    "threshold": 1.6,  # some images of this network have no region, some have
+    "precision": 0.01,
+}
+SETTINGS = Settings(**SMALL)
+RECORD: dict[str, Any] = {
+    "status": "OK",
+    "p_value": 0.3,
+    "p_low": 0.29,
+    "p_high": 0.31,
+    "sd": 2.0,
+    "region": [[3, 2], [9, 4]],
+    "truncation": [[-3.0, -1.0], [2.0, 8.0]],
+    "searched": [[-10.0, 10.0]],
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _narrow():
+    """Networks of 4 and 8 channels instead of the paper's, which take a minute to compile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_agreement, "Model", partial(Model, channels=(4, 8), images=64))
+        yield
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of trained models."""
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def out(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    out = tmp_path_factory.mktemp("agreement")
+    run_experiment("engine_agreement", EXPERIMENT, SETTINGS, Context(out, models))
+    return out
+
+
+def _table(out: Path, name: str) -> list[dict[str, Any]]:
+    with np.load(out / f"{name}.npz") as columns:
+        table = {column: columns[column].tolist() for column in columns.files}
+    return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+
+
+def test_every_image_is_compared_in_every_way(out: Path):
+    rows = _table(out, "compared")
+    assert [(row["image"], row["way"]) for row in rows] == [
+        (image, way) for image in range(13) for way in WAYS
+    ]
+    for row in rows:
+        assert row["noise"] == SETTINGS.noises[row["image"] % 2]
+        assert row["signal"] == SETTINGS.signals[row["image"] // 2 % 6]
+        assert row["compared"] == (row["status"] == "OK")
+    assert {row["status"] for row in rows} == {"OK", "NO_REGION"}
+
+
+def test_the_engines_agree(out: Path):
+    exact, *others = _table(out, "engine_agreement")[0]["judge"], *_table(out, "engine_agreement")
+    assert exact == "exact" and [row["way"] for row in others] == ["adaptive", "adaptive_float64"]
+    compared = _table(out, "compared")
+    for row in others:
+        own = [r for r in compared if r["way"] == row["way"]]
+        assert row["images"] == 13 and row["failed"] == 0
+        assert row["no_region"] == sum(r["status"] == "NO_REGION" for r in own)
+        assert row["compared"] == 13 - row["no_region"] > 5
+        for key in ("other_status", "other_region", "other_intervals", "bounds_apart"):
+            assert row[key] == 0
+        # The adaptive search knows an end to 1e-6 of a standard deviation.
+        assert row["end_difference_max"] < 2e-6
+        assert row["end_difference_max"] == np.nanmax([r["end_difference"] for r in own])
+        assert row["p_difference_max"] < SMALL["precision"]
+    assert all(r["windows"] > 0 for r in compared if r["way"] == "exact" and r["status"] == "OK")
+
+
+def test_figure_and_summary(out: Path):
+    assert (out / "engine_agreement.pdf").read_bytes().startswith(b"%PDF")
+    assert (out / "engine_agreement.png").read_bytes().startswith(b"\x89PNG")
+    assert "Beside exact" in (out / "summary.md").read_text()
+
+
+def test_a_run_cut_off_goes_on_test_by_test(out: Path, models: Path, tmp_path: Path):
+    shutil.copytree(out, tmp_path / "out")
+    rng, kept = np.random.default_rng(0), 0
+    for shard in sorted(tmp_path.glob("out/runs/*/shard-*.jsonl")):
+        content = shard.read_bytes()
+        shard.write_bytes(content[: rng.integers(0, len(content) + 1)])
+        kept += len(shard.read_bytes().splitlines()) - 1
+    assert kept > 3
+    for path in tmp_path.glob("out/*.[cn]*"):
+        path.unlink()
+    run_experiment("engine_agreement", EXPERIMENT, SETTINGS, Context(tmp_path / "out", models))
+    for name in ("engine_agreement", "compared", "runs"):
+        for kind in ("csv", "npz"):
+            one, two = (folder / f"{name}.{kind}" for folder in (out, tmp_path / "out"))
+            assert one.read_bytes() == two.read_bytes()
+
+
+def test_the_first_way_judges(models: Path, tmp_path: Path):
+    changed = {**SMALL, "ways": ("adaptive", "adaptive_float64"), "images": (4,)}
+    run_experiment("engine_agreement", EXPERIMENT, Settings(**changed), Context(tmp_path, models))
+    (row,) = _table(tmp_path, "engine_agreement")
+    assert (row["judge"], row["way"], row["images"]) == ("adaptive", "adaptive_float64", 4)
+    assert not list(tmp_path.glob("runs/*exact*"))
+    assert json.loads((tmp_path / "experiment.json").read_text())["settings"]["images"] == [4]
+
+
+def test_signals_are_dealt_out():
+    dealt = Dealt(8, "ar1:0.5:1", seed=4, signals=(0.0, 3.0))
+    for number, signal in enumerate((0.0, 3.0, 0.0)):
+        one = dealt.case(number, (1,))
+        two = Simulation(8, "ar1:0.5:1", signal, seed=4).case(number, (1,))
+        np.testing.assert_array_equal(one.image, two.image)
+        np.testing.assert_array_equal(one.references, two.references)
+
+
+def test_equal_records_do_not_differ():
+    assert _differences(RECORD, RECORD) == {
+        "compared": True,
+        "other_status": False,
+        "other_region": False,
+        "other_intervals": False,
+        "end_difference": 0.0,
+        "p_difference": 0.0,
+        "bounds_apart": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"truncation": [[-3.0, -1.0], [2.0, 8.5]]}, 0.25),  # 0.5 is 0.25 standard deviations
+        ({"truncation": [[-3.0, 8.0]]}, None),
+        ({"truncation": [[2.0, 8.0]]}, None),
+        # Not known between -5 and 0: not compared there.
+        ({"truncation": [[2.0, 8.0]], "searched": [[-10.0, -5.0], [0.0, 10.0]]}, 0.0),
+        # Known but for 1e-6 around an end: compared.
+        (
+            {
+                "truncation": [[-3.0, -1.0], [2.0 + 1e-6, 8.0]],
+                "searched": [[-10.0, 2.0], [2.0 + 1e-6, 10.0]],
+            },
+            5e-7,
+        ),
+    ],
+)
+def test_ends_are_compared_where_both_know(changed: dict[str, Any], expected: float | None):
+    found = _end_difference(RECORD, {**RECORD, **changed})
+    # A difference of numbers near 2 has an error of 4e-16.
+    assert found == expected or found == pytest.approx(expected, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("changed", "key"),
+    [
+        ({"status": "NOT_CONVERGED"}, "other_status"),
+        ({"region": [[3, 2], [10, 4]]}, "other_region"),  # as many pixels, others
+        ({"truncation": [[-3.0, -1.0]]}, "other_intervals"),
+        ({"p_low": 0.32, "p_high": 0.33}, "bounds_apart"),
+        ({"p_low": 0.27, "p_high": 0.28}, "bounds_apart"),
+    ],
+)
+def test_each_difference_is_seen(changed: dict[str, Any], key: str):
+    found = _differences(RECORD, {**RECORD, **changed})
+    seen = [name for name, value in found.items() if value is True and name != "compared"]
+    assert seen == [key]
+    assert found["compared"] == ("status" not in changed)
+
+
+def test_the_paper_preset_has_enough_images():
+    paper = EXPERIMENT.presets["paper"]
+    assert paper.sizes == (8, 16, 32) and sum(paper.images) >= 300
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"sizes": (8, 16)}, "images has 1 entries, expected 2"),
+        ({"noises": ()}, "noises is empty"),
+        ({"signals": ()}, "signals is empty"),
+        ({"ways": ("exakt", "adaptive")}, "ways holds 'exakt', did you mean 'exact'"),
+        ({"ways": ("exact",)}, "ways has 1 entries"),
+        ({"images": (1,)}, "images holds 1, expected 2 or more"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changed: dict[str, Any], message: str):
+    with pytest.raises(InputError, match=message):
+        Settings(**{**SMALL, **changed})
