@@ -179,7 +179,7 @@ class Experiment(NamedTuple):
     """An experiment: what it asks, its presets, and what becomes of the answer."""
 
     title: str
-    presets: dict[str, Any]  # "quick" and "paper": frozen dataclasses with a field `seed`
+    presets: dict[str, Any]  # "quick", "paper", perhaps "standard": dataclasses with a `seed`
     measure: Callable[[Any, Context], Tables]  # (settings, context) -> tables by name
     summary: Callable[[Tables], str]  # Markdown
     draw: Callable[[Tables], dict[str, Any]]  # figures of matplotlib by name

@@ -45,22 +45,25 @@ def grid_of(z_obs: float, spacing: float) -> np.ndarray:
 
 
 def grid_search(
-    localizer: Localizer, evaluator: Evaluator, x: Any, x_ref: Any, spacing: float
+    localizer: Localizer,
+    evaluator: Evaluator,
+    images: tuple[np.ndarray, np.ndarray],
+    region: np.ndarray,
+    spacing: float,
 ) -> Grid:
     """Tests an image by a grid search in float32, full batches one after the other.
 
     Args:
-        localizer: that flags something in the image.
+        localizer: to be tested.
         evaluator: of the localizer.
-        x: (H, W, C) image.
-        x_ref: (H, W, C) reference.
+        images: (H, W, C) the image and its reference.
+        region: (H, W) that the localizer flags, not empty.
         spacing: of the grid, standard deviations.
 
     Returns:
         What it found; noise is standard normal, independent.
     """
-    region = localizer.region(x)
-    line = region_line(x, x_ref, region, covariance_of(NOISE, localizer))
+    line = region_line(*images, region, covariance_of(NOISE, localizer))
     z = grid_of(line.z_obs, spacing)
     scores = _scores(evaluator, (line.base, line.direction), z)
     same = [((s > localizer.threshold) == region).all(axis=(1, 2)) for s in scores]
@@ -102,11 +105,11 @@ def measured_grid(prepared: Prepared, spacing: float, images: int) -> Iterator[R
     localizer = open_subject(prepared.subject)[0].with_threshold(inputs.threshold)
     evaluator = evaluator_of(localizer, devices=jax.local_devices())
     for number in range(min(images, len(inputs.images))):
-        x, x_ref = inputs.images[number], inputs.references[number]
-        own = dal_test(localizer, x, x_ref, NOISE, precision=prepared.plan.precision)
+        pair = inputs.images[number], inputs.references[number]
+        own = dal_test(localizer, *pair, NOISE, precision=prepared.plan.precision)
         forward = bare_seconds(evaluator, "float32", inputs.images)
         started = time.perf_counter()
-        found = grid_search(localizer, evaluator, x, x_ref, spacing)
+        found = grid_search(localizer, evaluator, pair, own.region, spacing)
         seconds = time.perf_counter() - started
         calls = math.ceil(found.points / evaluator.capacity("float32"))
         yield {

@@ -108,7 +108,8 @@ def log_log(axis: Any, ticks: dict[float, str], label: str) -> None:
     axis.set_xlabel(label, fontsize=9)
     low, high = axis.get_ylim()
     if high < 100 * low:  # or there are hardly any
-        axis.yaxis.get_major_locator().set_params(subs=(1.0, 2.0, 5.0))
+        subs = (1.0, 2.0, 5.0) if high > 6 * low else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
+        axis.yaxis.get_major_locator().set_params(subs=subs)
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_formatter("")
     legend = 0.03 + 0.085 * len(axis.get_legend_handles_labels()[0])  # share of the height

@@ -26,8 +26,8 @@ class Settings:
 
     sizes: tuple[int, ...] = (8, 16, 32, 64)  # sides, pixels
     noises: tuple[str, ...] = ("iid:1", "ar1:0.5:1")
-    images: tuple[int, ...] = (1000, 1000, 500, 200)  # null images of a size and a noise
-    permutation_images: tuple[int, ...] = (200, 40, 10, 0)  # the first of them, 1000 times dearer
+    images: tuple[int, ...] = (1000, 400, 120, 40)  # null images of a size and a noise
+    permutation_images: tuple[int, ...] = (100, 20, 4, 0)  # the first of them, 25 times dearer
     permutations: int = 1000
     levels: tuple[float, ...] = (0.01, 0.05, 0.10)
     train_sizes: tuple[int, ...] = (8, 16, 16, 16)  # sides of the squares trained on
@@ -103,6 +103,7 @@ def draw(tables: Tables) -> dict[str, Any]:
     return {"type1_error": finish(figure, axes, f"rejected at {alpha:g}")}
 
 
+STANDARD = Settings(images=(1000, 1000, 500, 200), permutation_images=(200, 40, 10, 0))
 PAPER = Settings(
     images=(5000, 2000, 1000, 1000),
     permutation_images=(1000, 1000, 100, 20),
@@ -110,7 +111,11 @@ PAPER = Settings(
     train_sizes=(8, 16, 32, 64),
 )
 EXPERIMENT = Experiment(
-    "Type I error", {"quick": Settings(), "paper": PAPER}, measure, summary, draw
+    "Type I error",
+    {"quick": Settings(), "standard": STANDARD, "paper": PAPER},
+    measure,
+    summary,
+    draw,
 )
 
 if __name__ == "__main__":

@@ -1,0 +1,287 @@
+"""Affine pieces and truncation intervals of a line, against image size and network width.
+
+dal-jax experiment intervals --out DIR
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dal_jax import InputError, TestOptions
+
+from ._experiment import Condition, Context, Experiment, Measured, runs
+from ._figures import panels
+from ._growth import fit_line, growth_cell, growth_row, log_log
+from ._main import run_module
+from ._methods import check_lengths
+from ._models import Model, Use, scaled
+from ._output import Row, Tables, pivot
+from ._rates import TESTED, counts
+from ._simulation import Simulation
+
+EXACT, ADAPTIVE = "exact", "adaptive"
+# What is counted, with the engine whose count it is.
+COUNTS = {"windows": EXACT, "intervals": EXACT, "evaluations": ADAPTIVE}
+COLOURS = ("#4c72b0", "#c44e52", "#55a868", "#8172b3")
+MARKERS = "osD^v"
+LABELS = ("size", "width", "precision", "engine")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is counted; entries of `images` and `train_sizes` belong to the sizes in order.
+
+    Raises:
+        InputError: lengths differ, or a value does not fit.
+    """
+
+    sizes: tuple[int, ...] = (8, 16, 32)  # sides, pixels
+    images: tuple[int, ...] = (20, 4, 1)  # null images of a size, for every width and precision
+    precisions: tuple[float, ...] = (1e-3, 0.0)  # width of the bounds on p; 0 is the whole line
+    widths: tuple[float, ...] = (0.25, 0.5, 1.0)  # factors of `channels`
+    width_sizes: tuple[int, ...] = (8, 16)  # sizes at which other widths than 1 are measured
+    channels: tuple[int, ...] = (32, 64, 128, 256)
+    train_sizes: tuple[int, ...] = (8, 16, 16)  # sides of the squares trained on
+    train_steps: int = 2000
+    threshold: float = 0.8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_lengths(self, "sizes", "images", "train_sizes")
+        if not self.precisions:
+            raise InputError("precisions is empty, expected at least one number")
+        other = sorted(set(self.width_sizes) - set(self.sizes))
+        if other:
+            raise InputError(f"width_sizes holds {other[0]}, expected only entries of sizes")
+        for width in self.widths:
+            scaled(self.channels, width)
+
+
+def measure(settings: Settings, context: Context) -> Tables:
+    """Tests the same null images by both engines: at every size, at some with every width."""
+    measured = context.tests(list(_conditions(settings)))
+    images = [row for one in measured for row in _image_rows(one)]
+    exact = [one for one in measured if one.condition.labels["engine"] == EXACT]
+    return {
+        "intervals": [_count_row(one) for one in measured],
+        "intervals_exponents": exponents(images),
+        "intervals_images": images,
+        "intervals_times": [_time_row(one) for one in exact],
+        "runs": runs(measured),
+    }
+
+
+def _conditions(settings: Settings) -> Iterator[Condition]:
+    """For each size its widths, 1 among them; for each of them the precisions as given."""
+    for k, size in enumerate(settings.sizes):
+        widths = {*(settings.widths if size in settings.width_sizes else ()), 1.0}
+        for width in sorted(widths):
+            model = Model(
+                settings.train_sizes[k],
+                channels=scaled(settings.channels, width),
+                steps=settings.train_steps,
+                seed=settings.seed,
+            )
+            for precision in settings.precisions:
+                for engine in (EXACT, ADAPTIVE):
+                    name = "sweep" if engine == EXACT else engine
+                    yield Condition(
+                        dict(zip(LABELS, (size, width, precision, engine), strict=True)),
+                        model,
+                        Use(size, settings.threshold),
+                        Simulation(size, seed=settings.seed),
+                        settings.images[k],
+                        TestOptions(engine=name, precision=precision),
+                    )
+
+
+def _image_rows(measured: Measured) -> list[Row]:
+    """What was counted in each image; of the engine's counts alone."""
+    return [
+        {
+            **measured.condition.labels,
+            "image": number,
+            "status": record["status"],
+            "windows": record["num_windows"],
+            "intervals": len(record["truncation"]),
+            "evaluations": record["num_evaluations"],
+        }
+        for number, record in enumerate(measured.records)
+    ]
+
+
+def _count_row(measured: Measured) -> Row:
+    row = {**measured.condition.labels, **counts(measured.records)}
+    images = [image for image in _image_rows(measured) if image["status"] == TESTED]
+    for name in COUNTS:
+        told = name != "windows" or measured.condition.labels["engine"] == EXACT
+        row |= _spread(name, [image[name] for image in images] if told else [])
+    return row
+
+
+def _spread(name: str, values: Sequence[float]) -> Row:
+    """Median, mean with its standard error, least and most; NaN of nothing."""
+    keys = [f"{name}_{part}" for part in ("median", "mean", "se", "min", "max")]
+    if not values:
+        return dict.fromkeys(keys, math.nan)
+    v = np.array(values, float)
+    se = v.std(ddof=1) / math.sqrt(len(v)) if len(v) > 1 else math.nan
+    return dict(zip(keys, map(float, (np.median(v), v.mean(), se, v.min(), v.max())), strict=True))
+
+
+def _time_row(measured: Measured) -> Row:
+    """Of the exact engine, which tests one image at a time.
+
+    The first one is left out where there are others: in the first search of a network it compiles.
+    """
+    own = [record for record in measured.records if record["status"] == TESTED]
+    own = own[1:] or own
+    each = [1e3 * record["seconds"] / record["num_windows"] for record in own]
+    return {
+        **measured.condition.labels,
+        "timed": len(own),
+        "seconds_median": float(np.median([r["seconds"] for r in own])) if own else math.nan,
+        "ms_per_window_median": float(np.median(each)) if own else math.nan,
+    }
+
+
+def exponents(images: Sequence[Row]) -> list[Row]:
+    """Fits how the counts grow, over all images that were tested.
+
+    Args:
+        images: rows of the table "intervals_images".
+
+    Returns:
+        Rows with count, precision, against ("n", pixels, at width 1, or "width"), size (of the
+        images where it is the same for all, else 0), exponent, se, factor, points.
+    """
+    rows = []
+    tested = [row for row in images if row["status"] == TESTED]
+    for count, engine in COUNTS.items():
+        for precision in dict.fromkeys(row["precision"] for row in tested):
+            own = [
+                row for row in tested if (row["engine"], row["precision"]) == (engine, precision)
+            ]
+            labels = {"count": count, "precision": precision}
+            for size in (0, *dict.fromkeys(row["size"] for row in own)):
+                chosen = [
+                    row for row in own if (row["size"] == size if size else row["width"] == 1)
+                ]
+                against = "width" if size else "n"
+                x = [row["width"] if size else row["size"] ** 2 for row in chosen]
+                y = [row[count] for row in chosen]
+                if len(set(x)) > 1:
+                    rows.append(growth_row({**labels, "against": against, "size": size}, x, y))
+    return rows
+
+
+def search_name(precision: float) -> str:
+    """What is searched, in words."""
+    return f"precision {precision:g}" if precision else "whole line"
+
+
+def summary(tables: Tables) -> str:
+    """Counts, times and exponents, Markdown."""
+
+    def named(rows: Sequence[Row]) -> list[Row]:
+        return [{**row, "search": search_name(row["precision"])} for row in rows]
+
+    rows = named(tables["intervals"])
+    index = ("size", "width", "engine")
+    parts = ["Of the images: all, without a region, failed:\n"]
+    parts.append(
+        pivot(rows, index, "search", lambda r: f"{r['images']}, {r['no_region']}, {r['failed']}")
+    )
+    for name, engine in COUNTS.items():
+        own = [row for row in rows if row["engine"] == engine]
+        parts.append(f"Number of {name}, {engine} engine, median (least to most):\n")
+        parts.append(
+            pivot(
+                own,
+                ("size", "width"),
+                "search",
+                lambda r, n=name: f"{r[f'{n}_median']:g} ({r[f'{n}_min']:g} to {r[f'{n}_max']:g})",
+            )
+        )
+    parts.append("Exponents of growth (standard error), against pixels n or against width:\n")
+    told = [
+        {**row, "of": f"width, size {row['size']}" if row["size"] else "n"}
+        for row in named(tables["intervals_exponents"])
+    ]
+    parts.append(pivot(told, ("count", "search"), "of", growth_cell))
+    parts.append("Exact engine, seconds a test; milliseconds a window (medians):\n")
+    parts.append(
+        pivot(
+            named(tables["intervals_times"]),
+            ("size", "width"),
+            "search",
+            lambda r: f"{r['seconds_median']:.2f}; {r['ms_per_window_median']:.2f}",
+        )
+    )
+    return "\n".join(parts)
+
+
+def draw(tables: Tables) -> dict[str, Any]:
+    """Every count against n, above, and against the width: images as points, and the fits."""
+    fits = tables["intervals_exponents"]
+    places = [(against, count) for against in ("n", "width") for count in COUNTS]
+    places = [(a, c) for a, c in places if any(row["against"] == a for row in fits)]
+    if not places:
+        return {}
+    figure, axes = panels([f"{c}, {COUNTS[c]} engine" for _, c in places], len(COUNTS))
+    images = [row for row in tables["intervals_images"] if row["status"] == TESTED]
+    for axis, (against, count) in zip(axes, places, strict=True):
+        own = [row for row in images if row["engine"] == COUNTS[count]]
+        chosen = [row for row in fits if (row["against"], row["count"]) == (against, count)]
+        _draw_panel(axis, own, chosen)
+        axis.set_ylabel(f"number of {count}", fontsize=9)
+    return {"intervals": figure}
+
+
+def _draw_panel(axis: Any, images: Sequence[Row], fits: Sequence[Row]) -> None:
+    precisions = list(dict.fromkeys(fit["precision"] for fit in fits))
+    sizes = list(dict.fromkeys(fit["size"] for fit in fits))
+    ticks: dict[float, str] = {}
+    for fit in fits:
+        size, count = fit["size"], fit["count"]
+        colour = COLOURS[precisions.index(fit["precision"]) % len(COLOURS)]
+        own = [row for row in images if row["precision"] == fit["precision"]]
+        own = [row for row in own if (row["size"] == size if size else row["width"] == 1)]
+        x = [row["width"] if size else row["size"] ** 2 for row in own]
+        ticks |= {value: f"{value:g}" for value in sorted(x)}
+        k = sizes.index(size)
+        axis.plot(
+            np.array(x) * 1.06**k,  # sizes beside one another
+            [row[count] for row in own],
+            MARKERS[k % len(MARKERS)],
+            color=colour,
+            markersize=3,
+            alpha=0.4,
+            markeredgewidth=0,
+        )
+        name = search_name(fit["precision"]) + (f", {size} x {size}" if size else "")
+        fit_line(axis, fit, x, name, colour, dashed=k > 0)
+    against = "pixels n" if fits[0]["against"] == "n" else "width of the network"
+    log_log(axis, ticks, against)
+
+
+PAPER = Settings(
+    sizes=(8, 16, 32, 64),
+    images=(200, 100, 20, 3),
+    widths=(0.25, 0.5, 1.0, 2.0),
+    width_sizes=(8, 16, 32),
+    train_sizes=(8, 16, 32, 64),
+)
+EXPERIMENT = Experiment(
+    "Affine pieces and truncation intervals",
+    {"quick": Settings(), "paper": PAPER},
+    measure,
+    summary,
+    draw,
+)
+
+if __name__ == "__main__":
+    run_module("intervals")

@@ -1,0 +1,338 @@
+"""Reverse process: what its steps, its share of fresh noise and its start do to power and cost.
+
+dal-jax experiment steps --out DIR
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from dal_jax import InputError
+from dal_jax.diffusion import ReverseConfig, Schedule
+
+from ._experiment import Condition, Context, Experiment, Measured, runs
+from ._figures import finish, panels
+from ._main import run_module
+from ._methods import check_lengths, test_options
+from ._models import Model, Use, localizer_of
+from ._output import Row, Tables, pivot
+from ._rates import rate_cell, rejections
+from ._records import mean_and_se, region_of, time_row, work_row
+from ._simulation import Simulation
+
+DEFAULT = "default"
+VARIED = {"steps": "steps", "eta": "etas", "start": "starts"}  # field of the process: of settings
+APART = 1000  # seeds of tested images and of those that the thresholds are set by
+PALETTE = ("#55a868", "#c44e52", "#4c72b0", "#8172b3", "#dd8452")  # of the signals
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Reverse processes: the default one, and those that differ from it in one number.
+
+    Raises:
+        InputError: a process that there is not, or a value that does not fit.
+    """
+
+    size: int = 16  # side, pixels
+    steps: tuple[int, ...] = (1, 2, 5, 10)
+    etas: tuple[float, ...] = (0.0, 0.5, 1.0)
+    starts: tuple[int, ...] = (115, 230, 460, 690)  # levels at which the reverse process starts
+    default_steps: int = 5
+    default_eta: float = 1.0
+    default_start: int = 460
+    threshold: float = 0.8  # of the default process; the others flag as many null pixels
+    calibration_images: int = 64  # null images, not tested, that the thresholds are set by
+    null_images: int = 200
+    signals: tuple[float, ...] = (2.0, 3.0)  # heights of the square, standard deviations
+    images: int = 100  # of a signal
+    timed_images: int = 32  # null images by which the tests are timed
+    levels: tuple[float, ...] = (0.01, 0.05, 0.10)
+    noise: str = "iid:1"
+    channels: tuple[int, ...] = (32, 64, 128, 256)
+    train_size: int = 16  # side of the squares trained on
+    train_steps: int = 2000
+    engine: str = "adaptive"
+    precision: float = 1e-3
+    over_conditioned: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in (*VARIED.values(), "levels"):
+            check_lengths(self, name)
+        for name in ("calibration_images", "null_images", "images", "timed_images"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}, expected 1 or more")
+        if 0.0 in self.signals:
+            raise InputError("signals holds 0.0, expected other heights: null_images are tested")
+        for reverse in processes(self).values():
+            reverse.coefficients(Schedule())
+
+
+def processes(settings: Settings) -> dict[tuple[str, str], ReverseConfig]:
+    """The reverse processes, each once.
+
+    Args:
+        settings: with lists of numbers and the default of each.
+
+    Returns:
+        Processes by what is varied and its value; first the default one, by ("default", "").
+
+    Raises:
+        InputError: there is no such process.
+    """
+    default = ReverseConfig(settings.default_start, settings.default_steps, settings.default_eta)
+    found = {(DEFAULT, ""): default}
+    for name, plural in VARIED.items():
+        for value in getattr(settings, plural):
+            if value != getattr(default, name):
+                found[name, str(value)] = replace(default, **{name: value})
+    return found
+
+
+def measure(settings: Settings, context: Context) -> Tables:
+    """Sets the thresholds, then tests null images and images with a square by every process."""
+    thresholds = _thresholds(settings, context)
+    measured = context.tests(list(_conditions(settings, thresholds)))
+    null = [one for one in measured if not one.condition.simulation.signal]
+    return {
+        "steps": [
+            row
+            for one in measured
+            for row in rejections(_facts(one.condition), one.records, settings.levels)
+        ],
+        "thresholds": thresholds,
+        "regions": [_regions(one) for one in measured],
+        "work": [_work(one) for one in measured],
+        "steps_times": [_named(one, time_row(one, context, settings.timed_images)) for one in null],
+        "runs": runs(measured),
+    }
+
+
+def _thresholds(settings: Settings, context: Context) -> list[Row]:
+    """A threshold for every process, from null images that are not tested."""
+    model = _model(settings)
+    context.train([model])
+    simulation = Simulation(settings.size, settings.noise, seed=settings.seed + APART)
+    rows, count = [], 0
+    for (varied, _), reverse in processes(settings).items():
+        use = Use(settings.size, settings.threshold, reverse)
+        localizer = localizer_of(model, use, context.models)
+        scores = []
+        for number in range(settings.calibration_images):
+            case = simulation.case(number, np.shape(localizer.draws))
+            scores.append(localizer.with_draws(case.draws).score(case.image))
+        scores = np.ravel(scores)
+        threshold = settings.threshold
+        if varied == DEFAULT:
+            count = int((scores > threshold).sum())
+        else:
+            threshold = threshold_for(scores, count)
+        rows.append(
+            {
+                **_numbers(varied, reverse),
+                "levels": " ".join(map(str, reverse.levels)),
+                "threshold": threshold,
+                "pixels": scores.size,
+                "flagged": int((scores > threshold).sum()),
+                "flagged_share": float((scores > threshold).mean()),
+            }
+        )
+    return rows
+
+
+def threshold_for(scores: np.ndarray, count: int) -> float:
+    """The threshold above which a given number of scores lie.
+
+    Args:
+        scores: (n,), 0 and above.
+        count: 1 to n - 1.
+
+    Returns:
+        The middle between the two scores that it divides, to six decimals: the same on machines
+        that round differently.
+
+    Raises:
+        InputError: nothing or everything would lie above it.
+
+    Example:
+        >>> threshold_for(np.array([0.1, 0.4, 0.2, 0.3]), 1)
+        0.35
+    """
+    if not 0 < count < scores.size:
+        raise InputError(
+            f"threshold flags {count} of {scores.size} calibration pixels with the default "
+            "process, expected one that flags some and not all"
+        )
+    ordered = np.sort(scores)[::-1]
+    return round(float(ordered[count - 1] + ordered[count]) / 2, 6)
+
+
+def _model(settings: Settings) -> Model:
+    return Model(
+        settings.train_size,
+        settings.noise,
+        channels=settings.channels,
+        steps=settings.train_steps,
+        seed=settings.seed,
+    )
+
+
+def _conditions(settings: Settings, thresholds: Sequence[Row]) -> Iterator[Condition]:
+    found = processes(settings)
+    for ((varied, value), reverse), row in zip(found.items(), thresholds, strict=True):
+        for signal in (0.0, *settings.signals):
+            yield Condition(
+                {"varied": varied, "value": value, "signal": signal},
+                _model(settings),
+                Use(settings.size, row["threshold"], reverse),
+                Simulation(settings.size, settings.noise, signal, seed=settings.seed),
+                images=settings.images if signal else settings.null_images,
+                options=test_options(settings),
+            )
+
+
+def _numbers(varied: str, reverse: ReverseConfig) -> Row:
+    return {
+        "varied": varied,
+        "steps": reverse.steps,
+        "eta": float(reverse.eta),
+        "start": reverse.start,
+    }
+
+
+def _facts(condition: Condition) -> Row:
+    """First columns of the tables."""
+    numbers = _numbers(condition.labels["varied"], condition.use.reverse)
+    return {**numbers, "signal": condition.simulation.signal}
+
+
+def _named(measured: Measured, row: Row) -> Row:
+    """A row with those columns in place of the labels."""
+    labels = measured.condition.labels
+    rest = {key: value for key, value in row.items() if key not in labels}
+    return {**_facts(measured.condition), **rest}
+
+
+def _work(measured: Measured) -> Row:
+    """Evaluations of the score, and passes through the network: one a step in each."""
+    row, steps = work_row(measured), measured.condition.use.reverse.steps
+    passes = {key: steps * row[f"evaluations_{key}"] for key in ("median", "mean", "se")}
+    return _named(measured, {**row, **{f"passes_{key}": value for key, value in passes.items()}})
+
+
+def _regions(measured: Measured) -> Row:
+    """What is flagged of all pixels and of the square, over all images; with standard errors."""
+    condition = measured.condition
+    simulation, steps = condition.simulation, condition.use.reverse.steps
+    flagged, covered = [], []
+    for number, record in enumerate(measured.records):
+        region = region_of(record)
+        flagged.append(region.mean())
+        if simulation.signal:
+            square = simulation.square(number, (1 + steps, *simulation.shape))
+            covered.append((region & square).sum() / square.sum())
+    row: Row = {"images": len(flagged), "no_region": flagged.count(0.0)}
+    row |= dict(zip(("flagged_share", "flagged_se"), mean_and_se(flagged), strict=True))
+    row |= dict(zip(("covered_share", "covered_se"), mean_and_se(covered), strict=True))
+    return {**_facts(condition), **row}
+
+
+def summary(tables: Tables) -> str:
+    """Rates at 0.05, or the level in the middle, and cost; Markdown."""
+    rows = tables["steps"]
+    alpha = _level(rows)
+    own = [row for row in rows if row["alpha"] == alpha]
+    index = ("varied", "steps", "eta", "start")
+    return "\n".join(
+        [
+            f"Selective test, rejected at {alpha:g}, among the images with a region (standard "
+            "error), by the height of the square:\n",
+            pivot([row for row in own if row["method"] == "selective"], index, "signal", rate_cell),
+            "Null images, by method:\n",
+            pivot([row for row in own if not row["signal"]], index, "method", rate_cell),
+            "Images, without a region, failed:\n",
+            pivot(
+                [row for row in own if row["method"] == "selective"],
+                index,
+                "signal",
+                lambda r: f"{r['images']}, {r['no_region']}, {r['failed']}",
+            ),
+            "Thresholds, and the share of the calibration pixels above them:\n",
+            pivot(
+                [{**row, "": "threshold; share"} for row in tables["thresholds"]],
+                (*index, "levels"),
+                "",
+                lambda r: f"{r['threshold']:.4f}; {r['flagged_share']:.4f}",
+            ),
+            "Flagged of all pixels; of the square (standard error):\n",
+            pivot(tables["regions"], index, "signal", _region_cell),
+            "Evaluations of the score a test, mean (standard error); passes through the network:\n",
+            pivot(tables["work"], index, "signal", _work_cell),
+            "Seconds per null image with a region:\n",
+            pivot(tables["steps_times"], index, "signal", lambda r: f"{r['seconds']:.3g}"),
+        ]
+    )
+
+
+def _level(rows: Sequence[Row]) -> float:
+    levels = sorted({row["alpha"] for row in rows})
+    return levels[len(levels) // 2]
+
+
+def _region_cell(row: Row) -> str:
+    cell = f"{row['flagged_share']:.4f} ({row['flagged_se']:.4f})"
+    return (
+        f"{cell}; {row['covered_share']:.3f} ({row['covered_se']:.3f})" if row["signal"] else cell
+    )
+
+
+def _work_cell(row: Row) -> str:
+    return f"{row['evaluations_mean']:.1f} ({row['evaluations_se']:.1f}); {row['passes_mean']:.0f}"
+
+
+def draw(tables: Tables) -> dict[str, Any]:
+    """A panel for each number that is varied: rejection rates against it."""
+    rows = [row for row in tables["steps"] if row["method"] == "selective"]
+    alpha = _level(rows)
+    rows = [row for row in rows if row["alpha"] == alpha]
+    titles = {"steps": "reverse steps", "eta": "eta, share of fresh noise", "start": "start level"}
+    figure, axes = panels(list(titles.values()))
+    for axis, name in zip(axes, titles, strict=True):
+        own = sorted((r for r in rows if r["varied"] in (DEFAULT, name)), key=lambda r: r[name])
+        for colour, signal in zip(PALETTE, sorted({r["signal"] for r in rows}), strict=False):
+            line = [row for row in own if row["signal"] == signal]
+            axis.errorbar(
+                range(len(line)),
+                [row["rate"] for row in line],
+                [row["se"] for row in line],
+                label=f"signal {signal:g}" if signal else "null",
+                color=colour,
+                marker="o" if signal else "s",
+                markersize=4,
+                linewidth=1.2,
+                capsize=2,
+            )
+        values = list(dict.fromkeys(row[name] for row in own))
+        axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+        axis.axhline(alpha, color="black", linewidth=0.8, linestyle=":")
+        axis.set_ylim(-0.03, 1.03)
+        axis.set_xlabel(name, fontsize=9)
+    return {"steps": finish(figure, axes, f"rejected at {alpha:g}")}
+
+
+PAPER = Settings(
+    calibration_images=1000, null_images=1000, signals=(1.0, 2.0, 3.0, 4.0), images=1000
+)
+EXPERIMENT = Experiment(
+    "Steps, fresh noise and start of the reverse process",
+    {"quick": Settings(), "paper": PAPER},
+    measure,
+    summary,
+    draw,
+)
+
+if __name__ == "__main__":
+    run_module("steps")
