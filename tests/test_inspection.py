@@ -1,0 +1,274 @@
+"""From a folder of photographs to decisions: train --data, calibrate, test FOLDER."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dal_jax import InputError
+from dal_jax.cli import main
+from dal_jax.inference import Law
+from dal_jax.inspection import (
+    METHODS,
+    Calibration,
+    InspectOptions,
+    load_calibration,
+    load_profile,
+    open_model,
+    rows_of,
+)
+from dal_jax.inspection._calibration import cross_fitted_p, fit_calibration, rates
+from dal_jax.inspection._stretch import stretched
+from dal_jax.noise import iid, stationary
+
+SIDE = 20
+ODD = "test/spot/a 'b' <c> ü_0.png"
+
+
+def photograph(rng, spot=False):
+    grey = 120 + 12 * rng.standard_normal((SIDE, SIDE))
+    if spot:
+        grey[6:12, 7:13] += 70
+    return np.clip(grey, 1, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Twelve objects photographed twice, four normal and four spotted test images, bad ones."""
+    root, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    for folder in ("train/good", "test/good", "test/spot", "ground_truth/spot"):
+        (root / folder).mkdir(parents=True)
+    for thing in range(12):
+        for shot in range(2):
+            Image.fromarray(photograph(rng)).save(root / f"train/good/{thing:02d}_{shot}.png")
+    for number in range(4):
+        Image.fromarray(photograph(rng)).save(root / f"test/good/n{number}_0.png")
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    mask[6:12, 7:13] = 255
+    for number in range(3):
+        Image.fromarray(photograph(rng, True)).save(root / f"test/spot/s{number}_0.png")
+        Image.fromarray(mask).save(root / f"ground_truth/spot/s{number}_0_mask.png")
+    Image.fromarray(photograph(rng, True)).save(root / ODD)
+    Image.fromarray(mask).save(root / "ground_truth/spot" / "a 'b' <c> ü_0_mask.png")
+    (root / "test/good/broken_0.png").write_bytes(b"\x89PNG, but no more")
+    Image.fromarray(np.zeros((SIDE, SIDE), np.uint8)).save(root / "test/good/black_0.png")
+    Image.fromarray(photograph(rng)[:6, :6]).save(root / "test/good/small_0.png")
+    rgba = np.dstack([photograph(rng)] * 3 + [np.full((SIDE, SIDE), 255, np.uint8)])
+    Image.fromarray(rgba).save(root / "test/good/alpha_0.png")
+    return root
+
+
+TRAIN = (
+    *("--view", "crop", "--size", "16", "--channels", "4,8", "--steps", "3", "--batch", "8"),
+    *("--groups", "regex:([^/]*)_", "--noise", "iid", "--flag-share", "0.05"),
+)
+
+
+@pytest.fixture(scope="module")
+def model(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "m"
+    assert main(["train", "--data", str(data), "--out", str(folder), *TRAIN]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def calibrated(data, model):
+    words = ["calibrate", "--model", model, "--data", data, "--control", "12"]
+    assert main([str(word) for word in words]) == 0
+    return model
+
+
+def test_every_object_has_one_role_and_no_tested_one_has_any(data, model):
+    profile = load_profile(model)
+    groups = [group for part in profile.roles.values() for group in part]
+    assert len(groups) == len(set(groups)) == 12
+    assert set(profile.roles) == {"train", "tune", "calibrate"}
+    assert len(profile.references) == len(profile.roles["train"]) + len(profile.roles["tune"])
+
+
+def test_the_threshold_flags_the_wanted_share_of_tuning_pixels(data, model):
+    profile, localizer = load_profile(model), None
+    localizer = open_model(model, profile)
+    tuned = set(profile.roles["tune"])
+    source = profile.source.open(data)
+    from dal_jax.images import read_sample, views
+
+    samples = [s for s in source.samples if s.split == "train" and s.group in tuned]
+    pixels = [views(profile.fitted, read_sample(source, s)[0]).pixels[0] for s in samples]
+    share = np.mean([localizer.score(view) > profile.threshold for view in pixels])
+    # The quantile lies between two pixels: one pixel of the views, and float32 scores.
+    assert share == pytest.approx(0.05, abs=2 / np.prod(np.shape(pixels)) + 1e-6)
+
+
+def test_a_damaged_profile_is_refused(model, tmp_path):
+    import shutil
+
+    shutil.copytree(model, tmp_path / "m")
+    with open(tmp_path / "m" / "references.npy", "r+b") as file:
+        file.seek(200)
+        file.write(b"\0\0")
+    with pytest.raises(InputError, match=r"references\.npy: is not the file of profile\.json"):
+        load_profile(tmp_path / "m")
+
+
+def test_calibration_tests_the_objects_that_were_kept_aside(data, calibrated):
+    kept = load_calibration(calibrated)
+    profile = load_profile(calibrated)
+    assert kept.num_groups == len(profile.roles["calibrate"])
+    assert kept.num_views == 2 * kept.num_groups
+    facts = json.loads((calibrated / "calibration.json").read_text())["found"]
+    assert facts["verdict"] and {row["method"] for row in facts["rates"]} <= set(METHODS)
+    assert [row["factor"] for row in facts["sensitivity"]] == [0.8, 0.9, 1.0, 1.1, 1.25, 0.7, 1.4]
+
+
+@pytest.fixture(scope="module")
+def tested(data, calibrated, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "o"
+    words = ["test", data, "--model", calibrated, "--out", out]
+    assert main([str(word) for word in words]) == 0
+    return out
+
+
+def table(out):
+    with open(out / "results.csv", encoding="utf-8", newline="") as file:
+        return {row["name"]: row for row in csv.DictReader(file)}
+
+
+def test_one_bad_image_does_not_stop_the_others(tested):
+    rows = table(tested)
+    assert len(rows) == 12 and ODD in rows
+    for name, told in (("broken_0", "damaged"), ("black_0", "contrast"), ("small_0", "6")):
+        row = rows[f"test/good/{name}.png"]
+        assert row["decision"] == "no valid result" and told in row["message"], row["message"]
+        assert row["p_value"] == "nan"
+    assert rows["test/good/alpha_0.png"]["status"] in ("OK", "NO_REGION")
+    assert rows[ODD]["status"] in ("OK", "NO_REGION")
+    assert (tested / "overlays" / f"{ODD}.png").is_file()
+    assert not (tested / "overlays" / "test/good/broken_0.png.png").exists()
+
+
+def test_recalibrated_p_values_stand_beside_the_raw_one(tested, calibrated):
+    kept = load_calibration(calibrated)
+    records = {}
+    for line in (tested / "run" / "results.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        records[record["name"]] = record
+    for name, row in table(tested).items():
+        if row["status"] != "OK":
+            continue
+        record = records[name]
+        assert float(row["p_value"]) == record["p_value"]
+        conformal = (1 + sum(p <= record["p_value"] for p in kept.selective)) / (
+            1 + len(kept.selective)
+        )
+        assert float(row["p_conformal"]) == pytest.approx(conformal)
+        assert float(row["p_inflated"]) == kept.p_values(record)["inflated"]
+
+
+def test_metrics_know_the_masks(tested):
+    found = json.loads((tested / "metrics.json").read_text())
+    assert found["image"]["num_anomalous"] == 4 and found["image"]["num_normal"] == 5
+    assert found["pixel"]["num_regions"] == 4
+
+
+def test_the_same_command_repeats_nothing(data, calibrated, tested, capsys, monkeypatch):
+    before = (tested / "results.csv").read_bytes()
+    from dal_jax import _test_run
+
+    def never(*_, **__):
+        raise AssertionError("a finished test was done again")
+        yield
+
+    monkeypatch.setattr(_test_run, "stream_tests", never)
+    words = ["test", data, "--model", calibrated, "--out", tested]
+    assert main([str(word) for word in words]) == 0
+    assert (tested / "results.csv").read_bytes() == before
+
+
+def record(p, z=1.0, score=1.0):
+    return {
+        "status": "OK",
+        "p_value": p,
+        "naive_p": p / 2,
+        "statistic": 2 * z,
+        "sd": 2.0,
+        "truncation": [[0.0, 5.0]],
+        "searched": [[-24.0, 24.0]],
+        "max_score": score,
+    }
+
+
+def test_rates_count_what_was_tested_and_know_the_objects():
+    p = np.array([0.001, 0.2, np.nan, 0.04])
+    found = {(r.method, r.alpha): r for r in rates({"selective": p}, ["a", "b", "b", "c"])}
+    one = found["selective", 0.05]
+    assert (one.rejected, one.tested, one.rate) == (2, 3, 2 / 3)
+
+
+def test_cross_fitting_leaves_the_own_object_out():
+    rng = np.random.default_rng(1)
+    records = [record(p, rng.uniform(0.1, 2), rng.uniform()) for p in rng.uniform(size=20)]
+    groups = [f"g{k // 2}" for k in range(20)]
+    found = cross_fitted_p(records, groups, seed=0)["conformal"]
+    # Against all 20 the smallest p has a rank of 2 / 21; against the other folds' it has less.
+    smallest = int(np.argmin([r["p_value"] for r in records]))
+    assert found[smallest] == pytest.approx(1 / (1 + 16))  # five folds of two objects, four views
+
+
+def test_decisions_follow_the_chosen_p_value_and_need_its_calibration():
+    calibration = fit_calibration([record(p, z) for p, z in ((0.1, 1.0), (0.9, 0.4))], ["a", "b"])
+    with pytest.raises(InputError, match="decide_by is 'conformal', expected 'selective'"):
+        rows_of([], None, InspectOptions(decide_by="conformal"))
+    with pytest.raises(InputError, match="decide_by is 'naive'"):
+        InspectOptions(decide_by="naive")
+    assert isinstance(calibration, Calibration)
+    assert calibration.p_values(record(0.01))["conformal"] == 1 / 3
+    assert calibration.p_values({**record(np.nan), "status": "NO_REGION"})["inflated"] != 0
+
+
+def test_inflation_is_the_same_test_with_a_larger_variance():
+    # With Sigma -> c^2 Sigma the line stays: the same set in units of the statistic.
+    kept = Calibration(Law(1.5), Law(), (), (), (), 1, 1)
+    wide = {**record(0.0), "sd": 3.0}
+    assert kept.p_values(record(0.0))["inflated"] == pytest.approx(
+        Calibration(Law(), Law(), (), (), (), 1, 1).p_values(wide)["inflated"], rel=1e-12
+    )
+
+
+def test_stretching_noise_moves_its_lags_and_keeps_its_variance():
+    table = np.zeros((15, 15))
+    for lag, value in ((0, 1.0), (1, 0.5), (-1, 0.5)):
+        table[lag, 0] += value if lag else 0.0
+        table[0, lag] += value if lag else 0.0
+    table[0, 0] = 2.2
+    noise = stationary(table)
+    wide = stretched(noise, (8, 8, 1), 2.0)
+    impulse = np.zeros((8, 8, 1))
+    impulse[4, 4] = 1.0
+    before, after = noise.apply(impulse)[..., 0], wide.apply(impulse)[..., 0]
+    assert after[4, 4] == pytest.approx(before[4, 4])
+    assert after[6, 4] > 0.5 * before[5, 4] and before[6, 4] == pytest.approx(0.0, abs=1e-12)
+    alone = stretched(iid(1.5), (6, 8, 1), 1.0)
+    pixels = np.random.default_rng(2).standard_normal((6, 8, 1))
+    assert alone.apply(pixels) == pytest.approx(2.25 * pixels, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "words, named",
+    [
+        (["train", "--out", "m"], "--images, --data"),
+        (["train", "--data", "no_such", "--out", "m"], "no_such"),
+        (["calibrate", "--model", "no_such", "--data", "d"], "profile.json"),
+        (["test", "folder", "--model", "no_such", "--out", "o"], "profile.json"),
+        (["test", "folder", "--model", "no_such"], "--out"),
+        (["test", "folder", "--out", "o"], "--model"),
+    ],
+    ids=["neither", "no data", "no model", "no profile", "no out", "no model of a folder"],
+)
+def test_refusals(words, named, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert named in err and err.count("\n") == 1
