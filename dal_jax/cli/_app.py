@@ -4,10 +4,12 @@ import typer
 
 import dal_jax
 from dal_jax.cli._bench import bench
+from dal_jax.cli._calibrate import calibrate
 from dal_jax.cli._demo import demo
 from dal_jax.cli._experiment import experiment
 from dal_jax.cli._import_weights import import_weights
 from dal_jax.cli._localize import localize
+from dal_jax.cli._report import report
 from dal_jax.cli._script import script
 from dal_jax.cli._test import test
 from dal_jax.cli._train import train
@@ -38,8 +40,10 @@ def _common(
 
 app.command("demo")(demo)
 app.command("train")(train)
+app.command("calibrate")(calibrate)
 app.command("localize")(localize)
 app.command("test")(test)
+app.command("report")(report)
 app.command("import-weights")(import_weights)
 app.command("script")(script)
 app.command("bench")(bench)

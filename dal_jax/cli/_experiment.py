@@ -17,7 +17,11 @@ from dal_jax.runs import join_hosts, leave_hosts
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Of the experiment; `list` lists them.")]
 Preset = Annotated[
-    str, typer.Option("--preset", help="quick (minutes on 2 cores) or paper (the full sweep).")
+    str,
+    typer.Option(
+        "--preset",
+        help="quick (minutes on 2 cores), paper (the full sweep) or, of some, standard (between).",
+    ),
 ]
 Spec = Annotated[
     Path | None,

@@ -55,4 +55,15 @@ def _refuse(name: str, message: str) -> int:
     return BAD_INPUT
 
 
-VERBS = ("bench", "demo", "experiment", "import-weights", "localize", "script", "test", "train")
+VERBS = (
+    "bench",
+    "calibrate",
+    "demo",
+    "experiment",
+    "import-weights",
+    "localize",
+    "report",
+    "script",
+    "test",
+    "train",
+)

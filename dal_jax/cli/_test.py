@@ -6,13 +6,15 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import typer
 
-from dal_jax import TestResult, dal_test
+from dal_jax import TestOptions, TestResult, dal_test
 from dal_jax._errors import InputError
 from dal_jax.cli import _options as options
 from dal_jax.cli._output import dumps, filed, listed, need_figures
 from dal_jax.cli._spec import TestSpec, expanded, read_spec
+from dal_jax.cli._test_folder import test_folder
 from dal_jax.cli._test_many import test_many
 from dal_jax.images import write_text
+from dal_jax.inspection import InspectOptions
 from dal_jax.report import figure, table
 from dal_jax.runs import join_hosts, leave_hosts
 
@@ -105,6 +107,20 @@ Maps = Annotated[
     bool,
     typer.Option("--maps", help="Several images: also write each one's maps and figure to --out."),
 ]
+Folder = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[FOLDER]",
+        help="Data set whose test images are tested, with a --model trained with --data.",
+    ),
+]
+DecideBy = Annotated[
+    Literal["selective", "inflated", "heavy_tails", "conformal"],
+    typer.Option("--decide-by", help="FOLDER: p-value of the decision; others are shown beside."),
+]
+Overlays = Annotated[
+    bool, typer.Option("--overlays/--no-overlays", help="FOLDER: a picture of each image.")
+]
 Count = Annotated[
     int | None, typer.Option("--devices", metavar="N", help="Devices to use; by default all.")
 ]
@@ -114,6 +130,7 @@ BatchSize = Annotated[
 
 
 def test(
+    folder: Folder = None,
     spec: Spec = None,
     model: Model = None,
     image: Images = [],  # noqa: B006 (typer copies it)
@@ -133,6 +150,8 @@ def test(
     batch_size: BatchSize = None,
     out: options.Out = None,
     maps: Maps = False,
+    decide_by: DecideBy = "selective",
+    overlays: Overlays = True,
     seed: options.Seed = 0,
     cache: options.Cache = None,
     coordinator: options.Coordinator = None,
@@ -152,6 +171,17 @@ def test(
     the images.
     """
     options.keep_compilations(cache)
+    if folder is not None:
+        if model is None or spec is not None or image or reference:
+            raise InputError(
+                "FOLDER: expected --model with it, and no --spec, --image, --reference"
+            )
+        host = join_hosts(coordinator, num_processes, process_id)
+        chosen = InspectOptions(0.05 if alpha is None else alpha, decide_by)
+        how = TestOptions(alternative=alternative, precision=precision, dtype=dtype, seed=seed)
+        test_folder(model, folder, out, chosen, how, host, devices, overlays, json)
+        leave_hosts()
+        return
     if spec is None:
         if model is None:
             raise InputError("--model: got none, expected a checkpoint (or --spec)")

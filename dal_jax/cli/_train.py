@@ -1,6 +1,8 @@
 """`dal-jax train`: a diffusion model of normal images."""
 
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,12 +11,14 @@ import typer
 from tqdm import tqdm
 
 from dal_jax._errors import InputError
+from dal_jax.cli import _data as data_options
 from dal_jax.cli import _options as options
 from dal_jax.cli._output import dumps
 from dal_jax.diffusion import DalConfig, ReverseConfig, TrainConfig
 from dal_jax.diffusion import train as run_training
 from dal_jax.diffusion._train import Progress
-from dal_jax.images import read_images
+from dal_jax.images import Preparation, read_images
+from dal_jax.inspection import Learned, LearnOptions, learn
 from dal_jax.models import UNetConfig
 
 Images = Annotated[
@@ -50,14 +54,42 @@ Dtype = Annotated[
 Ema = Annotated[
     float | None, typer.Option("--ema", help="Decay of averaged weights; default: not averaged.")
 ]
+NoiseKind = Annotated[
+    str, typer.Option("--noise", help="--data: kind of noise model, or auto for the best fit.")
+]
+References = Annotated[
+    int, typer.Option("--references", metavar="K", help="--data: normal views to compare with.")
+]
+FlagShare = Annotated[
+    float,
+    typer.Option("--flag-share", help="--data: share of normal pixels that the threshold flags."),
+]
 Resume = Annotated[
     bool, typer.Option("--resume/--no-resume", help="Go on with a run found in DIR, or start over.")
 ]
 
 
 def train(
-    images: Images,
     out: Directory,
+    images: Images = [],  # noqa: B006 (typer copies it)
+    data: data_options.Data = None,
+    layout: data_options.Layout = "auto",
+    category: data_options.Category = None,
+    contrast: data_options.Contrast = None,
+    slices: data_options.Slices = None,
+    groups: data_options.Groups = None,
+    view: data_options.View = "resize",
+    intensity: data_options.Intensity = "log",
+    background: data_options.Background = "quadratic",
+    scale: data_options.Scale = "view",
+    reduce: data_options.Reduce = 1,
+    border: data_options.Border = 0,
+    overlap: data_options.Overlap = 0,
+    colour: data_options.Colour = False,
+    foreground: data_options.Foreground = "none",
+    noise: NoiseKind = "auto",
+    references: References = 20,
+    flag_share: FlagShare = 0.02,
     size: Size = None,
     steps: Annotated[int, typer.Option(help="Updates of the weights.")] = 2000,
     batch: Annotated[int, typer.Option(help="Images in an update.")] = 64,
@@ -77,7 +109,12 @@ def train(
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
-    """Trains a diffusion model on normal images and writes a checkpoint that test accepts."""
+    """Trains a diffusion model on normal images and writes a checkpoint that test accepts.
+
+    With --data the normal training images of a data set are prepared, dealt out by physical object
+    and described by a noise model, references and a threshold, which calibrate and test take from
+    the checkpoint's folder.
+    """
     settings = TrainConfig(
         steps=steps,
         batch_size=batch,
@@ -89,13 +126,44 @@ def train(
         checkpoint_every=checkpoint_every,
         log_every=log_every,
     )
-    views = cut_views(read_images(images), size)
+    if bool(images) == (data is not None):
+        given = "both" if images else "none"
+        raise InputError(f"--images, --data: got {given}, expected one of them")
     config = DalConfig(
-        unet=UNetConfig(views.shape[-1], parse_channels(channels), activation=activation),
+        unet=UNetConfig(1, parse_channels(channels), activation=activation),
         reverse=ReverseConfig(start, reverse_steps, eta),
         filter_size=filter_size,
-        image_size=views.shape[1:3],
     )
+    if data is not None:
+        preparation = Preparation(
+            32 if size is None else size,
+            view,
+            intensity,
+            background,
+            scale,
+            border,
+            not colour,
+            overlap,
+            reduce,
+            foreground,
+        )
+        source = data_options.source_of(layout, category, contrast, slices, groups)
+        chosen = LearnOptions(noise=noise, references=references, flag_share=flag_share, seed=seed)
+        learned = learn(
+            data,
+            source,
+            preparation,
+            config,
+            settings,
+            chosen,
+            out,
+            partial(train_with_bar, resume=resume),
+        )
+        _say_learned(learned, out, json)
+        return
+    views = cut_views(read_images(images), size)
+    unet = replace(config.unet, in_channels=views.shape[-1])
+    config = replace(config, unet=unet, image_size=views.shape[1:3])
     loss, seconds = train_with_bar(views, config, settings, out, resume)
     fields = {
         "checkpoint": out,
@@ -109,6 +177,37 @@ def train(
         typer.echo(dumps(fields))
     else:
         typer.echo(f"{steps} steps on {len(views)} views, loss {loss:.4g}, {seconds:.0f} s: {out}")
+
+
+def _say_learned(learned: Learned, out: Path, json: bool) -> None:
+    profile = learned.profile
+    roles = {role: len(groups) for role, groups in profile.roles.items()}
+    fields = {
+        "checkpoint": out,
+        "num_views": learned.num_views,
+        "groups": roles,
+        "left_out_groups": len(learned.left_out),
+        "refused_images": learned.refused,
+        "noise": profile.noise_kind,
+        "noise_compared": [
+            {
+                "kind": report.kind,
+                "region_error": report.region_error,
+                "log_likelihood": report.log_likelihood.value,
+            }
+            for report in learned.choice.reports
+        ],
+        "references": len(profile.references),
+        "threshold": profile.threshold,
+    }
+    if json:
+        typer.echo(dumps(fields))
+        return
+    told = ", ".join(f"{count} to {role}" for role, count in roles.items())
+    typer.echo(f"{learned.num_views} views trained on; objects: {told}")
+    if learned.left_out:
+        typer.echo(f"{len(learned.left_out)} objects left out: they are among the test images")
+    typer.echo(f"noise {profile.noise_kind}, threshold {profile.threshold:.3g}: {out}")
 
 
 def train_with_bar(

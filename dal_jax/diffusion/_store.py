@@ -41,8 +41,8 @@ def store(directory: Path, record: str, stem: str, tree: PyTree, facts: dict[str
         former = [p for p in directory.glob(f"{stem}-*") if p.is_dir()]
         number = 1 + max([_number(p) for p in former], default=0)
         target = directory / f"{stem}-{number:06d}"
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(target, jax.tree.map(_as_array, tree))
+        with _checkpointer() as checkpointer:
+            checkpointer.save(target, jax.tree.map(np.asarray, tree))
         entries = {
             "format": FORMAT,
             **facts,
@@ -118,11 +118,20 @@ def fetch(directory: Path, entries: dict[str, Any], like: PyTree) -> PyTree:
             )
     like = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), like)
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _checkpointer() as checkpointer:
             return checkpointer.restore(source, like)
     except (ValueError, KeyError, TypeError, OSError) as error:
         reason = " ".join(str(error).split())[:120]
         raise CheckpointError(f"checkpoint: cannot read {source}: {reason}") from error
+
+
+def _checkpointer() -> ocp.StandardCheckpointer:
+    """One that works for this process alone: the others of a run may be elsewhere, or waiting."""
+    own = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=alone)
 
 
 def named_shapes(tree: PyTree) -> dict[str, list[int]]:
@@ -136,10 +145,6 @@ def named_shapes(tree: PyTree) -> dict[str, list[int]]:
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path): list(np.shape(leaf)) for path, leaf in leaves}
-
-
-def _as_array(leaf: Any) -> Any:
-    return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
 
 
 def _number(path: Path) -> int:

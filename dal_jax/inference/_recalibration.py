@@ -133,7 +133,8 @@ def inflation(observed: Sequence[Observed], alternative: str = "two-sided") -> L
     low, high = np.log(_FACTORS)
     if excess(low) * excess(high) >= 0:
         return Law(_FACTORS[int(abs(excess(high)) < abs(excess(low)))])
-    return Law(float(np.exp(optimize.brentq(excess, low, high, xtol=1e-4))))
+    root: Any = optimize.brentq(excess, low, high, xtol=1e-4)
+    return Law(float(np.exp(root)))
 
 
 def heavy_tails(observed: Sequence[Observed], groups: ArrayLike | None = None) -> Law:

@@ -1,4 +1,4 @@
-"""Results for people: a figure and a text table."""
+"""Results for people: figures, a text table, a page."""
 
 from dal_jax.report._figure import figure as figure
 from dal_jax.report._outcome import NO_REGION as NO_REGION
@@ -8,4 +8,7 @@ from dal_jax.report._outcome import Result as Result
 from dal_jax.report._outcome import format_p as format_p
 from dal_jax.report._outcome import outcome as outcome
 from dal_jax.report._outline import outline as outline
+from dal_jax.report._overlay import overlay as overlay
+from dal_jax.report._page import Page as Page
+from dal_jax.report._page import page as page
 from dal_jax.report._table import table as table

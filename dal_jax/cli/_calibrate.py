@@ -1,0 +1,104 @@
+"""`dal-jax calibrate`: how far the p-values of a model can be trusted on real images."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from tqdm import tqdm
+
+from dal_jax import TestOptions
+from dal_jax.cli import _options as options
+from dal_jax.cli._output import dumps
+from dal_jax.inspection import (
+    Calibrated,
+    CalibrateOptions,
+    keep,
+    load_profile,
+    open_model,
+    runner,
+)
+from dal_jax.inspection import (
+    calibrate as run_calibration,
+)
+from dal_jax.runs import join_hosts, leave_hosts
+
+Model = Annotated[
+    Path, typer.Option("--model", metavar="DIR", help="Model trained with --data; kept there.")
+]
+Data = Annotated[Path, typer.Option("--data", metavar="FOLDER", help="The data set it is from.")]
+Control = Annotated[
+    int, typer.Option("--control", metavar="N", help="Images drawn from the noise model; 0: none.")
+]
+Lengths = Annotated[
+    bool, typer.Option("--lengths/--no-lengths", help="Also other correlation lengths.")
+]
+Count = Annotated[
+    int | None, typer.Option("--devices", metavar="N", help="Devices to use; by default all.")
+]
+
+
+def calibrate(
+    model: Model,
+    data: Data,
+    control: Control = 200,
+    lengths: Lengths = True,
+    devices: Count = None,
+    cache: options.Cache = None,
+    coordinator: options.Coordinator = None,
+    num_processes: options.NumProcesses = None,
+    process_id: options.ProcessId = None,
+    seed: options.Seed = 0,
+    json: options.Json = False,
+) -> None:
+    """Tests the normal images that training kept aside and says whether p-values can be trusted.
+
+    The recalibrations that it fits go to calibration.json in the model's folder, where test finds
+    them. The same command goes on after an interruption.
+    """
+    options.keep_compilations(cache)
+    profile = load_profile(model)
+    localizer = open_model(model, profile)
+    host = join_hosts(coordinator, num_processes, process_id)
+    source = profile.source.open(data)
+    with tqdm(unit="view", file=sys.stderr, disable=host.index > 0 or None) as bar:
+        run = runner(localizer, TestOptions(), host, devices, profile.references, _follow(bar))
+        wanted = CalibrateOptions(control, lengths, seed)
+        found = run_calibration(source, profile, run, model / "calibration", wanted)
+    if host.index == 0:
+        keep(model, found)
+        typer.echo(dumps(_fields(found, model)) if json else _summary(found))
+    leave_hosts()
+
+
+def _follow(bar: Any) -> Any:
+    def follow(what: str, done: int, total: int) -> None:
+        bar.set_description(what, refresh=False)
+        if bar.total != total or done < bar.n:
+            bar.reset(total)
+        bar.update(done - bar.n)
+
+    return follow
+
+
+def _fields(found: Calibrated, model: Path) -> dict[str, Any]:
+    return {
+        "model": model,
+        "verdict": found.verdict,
+        "rates": [rate._asdict() for rate in found.rates],
+        "control_rates": [rate._asdict() for rate in found.control_rates],
+        "sensitivity": found.sensitivity,
+    }
+
+
+def _summary(found: Calibrated) -> str:
+    lines = [
+        *found.verdict,
+        "",
+        f"{'false calls':<18}{'at 0.01':>22}{'at 0.05':>22}{'at 0.10':>22}",
+    ]
+    for method in dict.fromkeys(rate.method for rate in found.rates):
+        own = [rate for rate in found.rates if rate.method == method]
+        cells = [f"{r.rate:.3f} [{r.low:.3f}, {r.high:.3f}]" for r in own]
+        lines.append(f"{method:<18}" + "".join(f"{cell:>22}" for cell in cells))
+    return "\n".join(lines)

@@ -1,0 +1,57 @@
+"""`dal-jax report`: one HTML page of a tested folder, to be shown to a colleague."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dal_jax.cli import _options as options
+from dal_jax.cli._output import dumps
+from dal_jax.report import Page, page
+from dal_jax.report._page import NUM_PICTURES
+
+Directory = Annotated[
+    Path,
+    typer.Argument(metavar="DIR", help="The --out of dal-jax test FOLDER.", show_default=False),
+]
+Model = Annotated[
+    Path | None,
+    typer.Option("--model", metavar="DIR", help="Model, for its settings and its calibration."),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="FILE.html", help="The page; by default DIR/report.html."),
+]
+Pictures = Annotated[
+    int,
+    typer.Option("--pictures", metavar="N", help="Images shown, those with the smallest p-values."),
+]
+
+
+def report(
+    directory: Directory,
+    model: Model = None,
+    out: Out = None,
+    pictures: Pictures = NUM_PICTURES,
+    seed: options.Seed = 0,
+    json: options.Json = False,
+) -> None:
+    """Writes one self-contained HTML page of a tested folder (--seed has no effect).
+
+    It holds decisions, calibration, pictures, table, settings and fingerprints, and loads nothing
+    from anywhere.
+    """
+    made = page(directory, out, model=model, num_pictures=pictures)
+    typer.echo(dumps(made._asdict()) if json else _summary(made))
+
+
+def _summary(made: Page) -> str:
+    told = ", ".join(f"{count} {decision}" for decision, count in made.decisions.items())
+    shown = f"{made.num_pictures} pictures"
+    if made.num_left_out:
+        shown += f" ({made.num_left_out} images only in the table)"
+    trust = "with calibration" if made.calibrated else "WITHOUT calibration"
+    return (
+        f"{made.num_views} views of {made.num_images} images: {told}; {shown}, {trust}; "
+        f"written to {made.path} ({made.num_bytes / 1e6:.1f} MB)"
+    )

@@ -1,0 +1,146 @@
+"""`dal-jax test FOLDER`: every image of a data set, with tables and pictures."""
+
+import sys
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import typer
+from tqdm import tqdm
+
+from dal_jax import TestOptions
+from dal_jax._errors import InputError
+from dal_jax.cli._output import dumps
+from dal_jax.images import DataSet, Sample, write_text
+from dal_jax.inspection import (
+    Inspected,
+    InspectOptions,
+    Measures,
+    Profile,
+    Reader,
+    inspected,
+    load_calibration,
+    load_profile,
+    open_model,
+    rows_of,
+    test_samples,
+    write_rows,
+)
+from dal_jax.report import overlay
+from dal_jax.runs import Host
+
+
+def test_folder(
+    model: Path,
+    folder: Path,
+    out: Path | None,
+    options: InspectOptions,
+    test_options: TestOptions,
+    host: Host,
+    devices: int | None,
+    overlays: bool,
+    json: bool,
+) -> None:
+    """Tests the test images of a folder with a model that knows such images.
+
+    Args:
+        model: trained with --data.
+        folder: data set of the same layout, or any folder of images.
+        out: directory of the run.
+        options: how decisions are made.
+        test_options: of the tests.
+        host: this process.
+        devices: to use.
+        overlays: whether to write pictures.
+        json: whether to print one JSON object.
+
+    Raises:
+        InputError: something that all images need does not fit.
+        RunError: the disk is full, or another process was lost.
+    """
+    if out is None:
+        raise InputError("--out: got none, expected a directory for the results of a folder")
+    profile = load_profile(model)
+    calibration = load_calibration(model)
+    data = profile.source.open(folder)
+    samples = to_test(data, profile)
+    reader = Reader(data, profile.fitted)
+    with tqdm(unit="view", file=sys.stderr, disable=host.index > 0 or None) as bar:
+
+        def follow(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        tested = test_samples(
+            out / "run",
+            open_model(model, profile),
+            profile,
+            reader,
+            samples,
+            test_options,
+            host=host,
+            devices=devices,
+            progress=follow,
+        )
+    if host.index:
+        return
+    rows: list[dict[str, Any]] = []
+    measures = Measures()
+    plain = rows_of(tested, calibration, options)
+    for one in inspected(out / "run", reader, profile, tested, plain):
+        rows += one.rows
+        measures.add(one)
+        if overlays and one.image is not None:
+            _picture(one, out / "overlays")
+    write_rows(out, rows)
+    write_text(out / "test.json", dumps(asdict(options)) + "\n")
+    found = measures.result(options.alpha)
+    if found:
+        write_text(out / "metrics.json", dumps(found) + "\n")
+    _say(rows, out, options, json)
+
+
+test_folder.__test__ = False  # type: ignore[attr-defined]
+
+
+def to_test(data: DataSet, profile: Profile) -> list[Sample]:
+    """The samples of a folder that the model has never seen.
+
+    Args:
+        data: the folder.
+        profile: of the model.
+
+    Returns:
+        Its test samples; all samples if it has no split.
+
+    Raises:
+        InputError: none are left.
+    """
+    seen = {group for groups in profile.roles.values() for group in groups}
+    samples = [s for s in data.samples if s.split == "test" and s.group not in seen]
+    if not samples:
+        raise InputError(f"folder {str(data.root)!r}: no image to be tested")
+    return samples
+
+
+def _picture(one: Inspected, folder: Path) -> None:
+    assert one.image is not None and one.region is not None and one.significant is not None
+    # "/" in a name makes folders; a suffix tells a.png from a.jpg.
+    path = folder / f"{one.sample.name}.png"
+    overlay(one.image, one.region, one.significant, path, truth=one.mask)
+
+
+def _say(rows: list[dict[str, Any]], out: Path, options: InspectOptions, json: bool) -> None:
+    for row in rows:
+        if row["message"]:
+            print(f"{row['name']}: {row['message']}", file=sys.stderr)
+    counts = Counter(row["decision"] for row in rows)
+    if json:
+        typer.echo(dumps({"out": out, "views": len(rows), "decisions": dict(counts)}))
+        return
+    told = ", ".join(f"{count} {decision}" for decision, count in counts.items())
+    typer.echo(
+        f"{len(rows)} views: {told} (at {options.alpha:g} by the {options.decide_by} p-value); "
+        f"written to {out}"
+    )

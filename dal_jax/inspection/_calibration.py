@@ -1,0 +1,255 @@
+"""How far the p-values of a profile can be trusted: tests of held-out normal images."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from dal_jax._errors import CheckpointError
+from dal_jax._typing import Float, Int
+from dal_jax.images import cluster_interval, cluster_standard_error, split_groups, write_text
+from dal_jax.inference import (
+    Law,
+    Observed,
+    as_intervals,
+    conformal_p,
+    cross_fitted,
+    heavy_tails,
+    inflation,
+)
+from dal_jax.runs import decode, encode
+
+RECORD = "calibration.json"
+LEVELS = (0.01, 0.05, 0.10)
+FOLDS = 5
+# What each p-value is, in words; "raw" is what the others are shown beside, never in place of.
+METHODS = {
+    "selective": "raw: the noise model as fitted",
+    "inflated": "selective, standard deviation of the statistic times a factor",
+    "heavy_tails": "selective, statistic of a Student law",
+    "conformal": "rank of the raw selective p among those of normal images",
+    "naive": "not valid: forgets that the region was chosen",
+    "conformal_naive": "rank of the naive p; null: the view is exchangeable with normal views",
+    "conformal_score": "rank of the maximum score; null: the same",
+}
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What held-out normal images taught, for p-values of further images."""
+
+    inflated: Law
+    heavy_tails: Law
+    selective: tuple[float, ...]  # raw p-values of normal views with a region, ascending
+    naive: tuple[float, ...]
+    score: tuple[float, ...]  # minus the maximum score of all normal views, ascending
+    num_views: int
+    num_groups: int
+
+    def p_values(self, record: dict[str, Any]) -> dict[str, float]:
+        """All p-values of one tested view.
+
+        Args:
+            record: of a view with a region, `as_record` with `max_score`.
+
+        Returns:
+            p by method, see `METHODS`; NaN without a region.
+        """
+        empty = record["status"] != "OK"
+        observed = None if empty else observed_of(record)
+        nan = float("nan")
+        return {
+            "selective": record["p_value"],
+            "inflated": nan if observed is None else self.inflated.p_value(observed).p,
+            "heavy_tails": nan if observed is None else self.heavy_tails.p_value(observed).p,
+            "conformal": conformal_p(self.selective, record["p_value"]),
+            "naive": record["naive_p"],
+            "conformal_naive": conformal_p(self.naive, record["naive_p"]),
+            "conformal_score": conformal_p(self.score, -record["max_score"]),
+        }
+
+
+class Rate(NamedTuple):
+    """How often a method calls a normal view significant."""
+
+    method: str
+    alpha: float
+    rejected: int
+    tested: int
+    rate: float
+    standard_error: float  # clustered by physical object
+    low: float  # 95% interval, clustered
+    high: float
+
+
+def observed_of(record: dict[str, Any]) -> Observed:
+    """What recalibration needs of a record.
+
+    Args:
+        record: of a view with a region.
+
+    Returns:
+        The observation, standardized.
+    """
+    sd = record["sd"]
+    return Observed(
+        record["statistic"] / sd,
+        as_intervals(record["truncation"]) / sd,
+        as_intervals(record["searched"]) / sd,
+    )
+
+
+def fit_calibration(records: Sequence[dict[str, Any]], groups: Sequence[str]) -> Calibration:
+    """Fits the laws and keeps the p-values of normal views.
+
+    Args:
+        records: of normal views, with `max_score`.
+        groups: the physical object of each.
+
+    Returns:
+        The calibration.
+
+    Raises:
+        InputError: no view has a region.
+    """
+    tested = [k for k, record in enumerate(records) if record["status"] == "OK"]
+    observed = [observed_of(records[k]) for k in tested]
+    return Calibration(
+        inflation(observed),
+        heavy_tails(observed, [groups[k] for k in tested]),
+        tuple(sorted(records[k]["p_value"] for k in tested)),
+        tuple(sorted(records[k]["naive_p"] for k in tested)),
+        tuple(sorted(-record["max_score"] for record in records if _finite(record["max_score"]))),
+        len(records),
+        len(set(groups)),
+    )
+
+
+def cross_fitted_p(
+    records: Sequence[dict[str, Any]], groups: Sequence[str], seed: int
+) -> dict[str, Float[np.ndarray, " m"]]:
+    """P-values of normal views, each by a calibration that never saw its physical object.
+
+    Args:
+        records: of normal views, with `max_score`.
+        groups: the physical object of each.
+        seed: of the folds.
+
+    Returns:
+        (m,) p-values by method; NaN for views without a region.
+    """
+    folds = _folds(groups, seed)
+
+    def fit(others: np.ndarray) -> Calibration:
+        own: list[str] = [groups[int(k)] for k in others]
+        return fit_calibration([records[k] for k in others], own)
+
+    found = cross_fitted(folds, fit, lambda fitted, k: fitted.p_values(records[k]))
+    return {method: np.array([one[method] for one in found]) for method in METHODS}
+
+
+def rates(p_values: dict[str, Float[np.ndarray, " m"]], groups: Sequence[str]) -> list[Rate]:
+    """False calls on normal views at each level, with errors clustered by physical object.
+
+    Args:
+        p_values: by method; NaN where there was nothing to test.
+        groups: the physical object of each view.
+
+    Returns:
+        A rate for each method and level, among the views that have a p-value.
+    """
+    out = []
+    for method, p in p_values.items():
+        known = ~np.isnan(p)
+        own = [group for group, use in zip(groups, known, strict=True) if use]
+        for alpha in LEVELS:
+            if not own:
+                continue
+            called = (p[known] <= alpha).astype(float)
+            low, high = cluster_interval(called, own)
+            out.append(
+                Rate(
+                    method,
+                    alpha,
+                    int(called.sum()),
+                    len(called),
+                    float(called.mean()),
+                    cluster_standard_error(called, own),
+                    max(0.0, low),
+                    min(1.0, high),
+                )
+            )
+    return out
+
+
+def uniformity(p: Float[np.ndarray, " m"]) -> float:
+    """Kolmogorov-Smirnov p of uniformity, as if the views were independent.
+
+    Args:
+        p: p-values, NaN left out.
+
+    Returns:
+        p; NaN if there are none.
+    """
+    known = p[~np.isnan(p)]
+    return float(stats.kstest(known, "uniform").pvalue) if len(known) else float("nan")
+
+
+def save_calibration(directory: Path, calibration: Calibration, facts: dict[str, Any]) -> None:
+    """Writes a calibration beside the model, whole or not at all.
+
+    Args:
+        directory: of the model.
+        calibration: to be kept.
+        facts: what else was found, JSON values.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    held = encode({"format": 1, **asdict(calibration), "found": facts})
+    text = json.dumps(held, indent=1, allow_nan=False)
+    write_text(directory / RECORD, text + "\n")
+
+
+def load_calibration(directory: Path) -> Calibration | None:
+    """Reads what `save_calibration` wrote.
+
+    Args:
+        directory: of the model.
+
+    Returns:
+        The calibration; None if there is none.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    path = directory / RECORD
+    if not path.is_file():
+        return None
+    try:
+        facts = decode(json.loads(path.read_text()))
+        return Calibration(
+            inflated=Law(**facts["inflated"]),
+            heavy_tails=Law(**facts["heavy_tails"]),
+            **{name: tuple(facts[name]) for name in ("selective", "naive", "score")},
+            num_views=int(facts["num_views"]),
+            num_groups=int(facts["num_groups"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: damaged, run dal-jax calibrate again") from error
+
+
+def _folds(groups: Sequence[str], seed: int) -> Int[np.ndarray, " m"]:
+    parts = split_groups(groups, [1.0] * min(FOLDS, len(set(groups))), seed)
+    folds = np.empty(len(groups), int)
+    for number, part in enumerate(parts):
+        folds[part] = number
+    return folds
+
+
+def _finite(value: float) -> bool:
+    return bool(np.isfinite(value))

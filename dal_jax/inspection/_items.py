@@ -1,0 +1,110 @@
+"""The views of a folder's images as tests of a run."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dal_jax._errors import InputError
+from dal_jax._one_test import Case
+from dal_jax._test_run import Item
+from dal_jax.images import DataSet, Fitted, Sample, Views, read_sample, views
+
+# The items of one image come one after the other: so many images are kept for the next item.
+_KEPT = 2
+
+
+class ViewItem(NamedTuple):
+    """One view to be tested, or the first of an image that cannot be read."""
+
+    sample: Sample
+    view: int  # number of the view in its image
+    num_views: int
+
+
+class Reader:
+    """Reads samples and cuts their views, the latest ones once.
+
+    Args:
+        data: the samples' data set.
+        fitted: the preparation.
+    """
+
+    def __init__(self, data: DataSet, fitted: Fitted):
+        self._data, self._fitted = data, fitted
+        self._kept: dict[str, tuple[np.ndarray, np.ndarray | None, Views]] = {}
+
+    def read(self, sample: Sample) -> tuple[np.ndarray, np.ndarray | None, Views]:
+        """Reads a sample.
+
+        Args:
+            sample: of the data set.
+
+        Returns:
+            Its image (H, W, C), its mask bool (H, W) or None, and its views.
+
+        Raises:
+            InputError: the file cannot be read, or the preparation refuses the image.
+        """
+        if sample.name not in self._kept:
+            image, mask = read_sample(self._data, sample)
+            while len(self._kept) >= _KEPT:
+                del self._kept[next(iter(self._kept))]
+            self._kept[sample.name] = image, mask, views(self._fitted, image)
+        return self._kept[sample.name]
+
+
+def view_items(reader: Reader, samples: Sequence[Sample]) -> list[ViewItem]:
+    """Lists the views of samples; with one view an image nothing is read.
+
+    Args:
+        reader: of the samples.
+        samples: to be tested.
+
+    Returns:
+        The views, image by image.
+    """
+    listed = []
+    for sample in samples:
+        count = 1
+        if reader._fitted.preparation.view == "tile":
+            try:
+                count = len(reader.read(sample)[2].pixels)
+            except InputError:
+                count = 1  # said when its turn comes
+        listed += [ViewItem(sample, view, count) for view in range(count)]
+    return listed
+
+
+def as_items(reader: Reader, listed: Sequence[ViewItem], references: np.ndarray) -> list[Item]:
+    """Makes tests of views.
+
+    Args:
+        reader: of the samples.
+        listed: what to test.
+        references: (K, H, W, C), for all.
+
+    Returns:
+        Items for `run_tests`, known by name and size of the file.
+    """
+    return [
+        Item(_name(one), _size(one.sample.path), partial(_case, reader, one, references))
+        for one in listed
+    ]
+
+
+def _name(one: ViewItem) -> str:
+    return one.sample.name if one.num_views == 1 else f"{one.sample.name}@{one.view}"
+
+
+def _size(path: Path) -> Any:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _case(reader: Reader, one: ViewItem, references: np.ndarray) -> Case:
+    return Case(reader.read(one.sample)[2].pixels[one.view], references)

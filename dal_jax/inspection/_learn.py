@@ -1,0 +1,248 @@
+"""From normal images to a profile: who serves for what, views, noise, references, threshold."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from dal_jax._dal_test import evaluator_of
+from dal_jax._errors import InputError
+from dal_jax._typing import Float
+from dal_jax.images import (
+    DataSet,
+    Fitted,
+    Preparation,
+    Sample,
+    fit,
+    random_views,
+    read_sample,
+    shared_groups,
+    split_groups,
+    views,
+)
+from dal_jax.localizers import Localizer
+from dal_jax.noise import Choice, choose, estimate
+
+ROLES = {"train": 0.6, "tune": 0.15, "calibrate": 0.25}
+MOST_REFERENCES = 20
+# Views on which the threshold is set: enough pixels for a quantile, few seconds of work.
+_TUNING = 128
+
+
+@dataclass(frozen=True)
+class LearnOptions:
+    """How a profile is made.
+
+    Raises:
+        InputError: a value does not fit.
+    """
+
+    views_per_image: int = 8  # random ones, to train on; the tested geometry's own come on top
+    noise: str = "auto"  # a kind of `dal_jax.noise.estimate`, or the best on held-out groups
+    references: int = MOST_REFERENCES  # at most; of as many physical objects
+    flag_share: float = 0.02  # of the pixels of normal views, to be flagged
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.views_per_image < 0:
+            raise InputError(f"views_per_image is {self.views_per_image}, expected 0 or more")
+        if self.references < 1:
+            raise InputError(f"references is {self.references}, expected 1 or more")
+        if not 0 < self.flag_share < 1:
+            raise InputError(f"flag_share is {self.flag_share}, expected a share in (0, 1)")
+
+
+class Normal(NamedTuple):
+    """Views of normal images and the physical object that each is of."""
+
+    pixels: Float[np.ndarray, "N H W C"]
+    groups: tuple[str, ...]
+    names: tuple[str, ...]  # of their samples
+
+
+def share_out(data: DataSet, seed: int) -> tuple[dict[str, list[Sample]], tuple[str, ...]]:
+    """Deals the normal training samples out to roles, each physical object to one.
+
+    Objects that are also among the test samples serve for nothing.
+
+    Args:
+        data: the samples.
+        seed: of the dealing.
+
+    Returns:
+        (samples of each of `ROLES`, groups left out since they are tested).
+
+    Raises:
+        InputError: too few groups.
+    """
+    left_out = set(shared_groups(data))
+    usable = [s for s in data.samples if s.split == "train" and s.group not in left_out]
+    if len({sample.group for sample in usable}) < len(ROLES):
+        raise InputError(
+            f"data {str(data.root)!r}: {len({s.group for s in usable})} groups of normal training "
+            f"images, expected {len(ROLES)} or more"
+        )
+    parts = split_groups([sample.group for sample in usable], list(ROLES.values()), seed)
+    dealt = {role: [usable[k] for k in part] for role, part in zip(ROLES, parts, strict=True)}
+    return dealt, tuple(sorted(left_out))
+
+
+class Images:
+    """Images of samples, read one at a time, as often as wanted; what cannot be read is told."""
+
+    def __init__(self, data: DataSet, samples: Sequence[Sample]):
+        self._data, self._samples = data, samples
+        self.refused: dict[str, str] = {}
+
+    def pairs(self) -> Iterator[tuple[Sample, np.ndarray]]:
+        """Yields (sample, image) of those that can be read."""
+        for sample in self._samples:
+            try:
+                image, _ = read_sample(self._data, sample)
+            except InputError as error:
+                self._refuse(sample, error)
+                continue
+            yield sample, image
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (image for _, image in self.pairs())
+
+    def normal_views(self, fitted: Fitted) -> Normal:
+        """The views of all images that are tested in this geometry.
+
+        Args:
+            fitted: the preparation.
+
+        Returns:
+            The views; images that the preparation refuses are left out and told.
+        """
+        pixels, groups, names = [], [], []
+        for sample, image in self.pairs():
+            try:
+                found = views(fitted, image)
+            except InputError as error:
+                self._refuse(sample, error)
+                continue
+            pixels.append(found.pixels)
+            groups += [sample.group] * len(found.pixels)
+            names += [sample.name] * len(found.pixels)
+        if not pixels:
+            raise InputError("data: no normal image can be used")
+        return Normal(np.concatenate(pixels), tuple(groups), tuple(names))
+
+    def training_views(self, fitted: Fitted, count: int, seed: int) -> np.ndarray:
+        """Views to train on: those of the tested geometry, and random ones (none if "resize").
+
+        Args:
+            fitted: the preparation.
+            count: random views of each image, 0 or more.
+            seed: of their places.
+
+        Returns:
+            float32 (N, H, W, C).
+        """
+        pixels = []
+        count = 0 if fitted.preparation.view == "resize" else count
+        for number, (sample, image) in enumerate(self.pairs()):
+            try:
+                pixels.append(views(fitted, image).pixels.astype(np.float32))
+                if count:
+                    more = random_views(fitted, image, count, seed + number)
+                    pixels.append(more.pixels.astype(np.float32))
+            except InputError as error:
+                self._refuse(sample, error)
+        if not pixels:
+            raise InputError("data: no normal image can be used")
+        return np.concatenate(pixels)
+
+    def _refuse(self, sample: Sample, error: InputError) -> None:
+        if sample.name not in self.refused:
+            self.refused[sample.name] = str(error)
+            print(f"{sample.name}: left out: {error}", file=sys.stderr)
+
+
+def fit_preparation(preparation: Preparation, images: Images) -> Fitted:
+    """Fits a preparation on the images that can be read.
+
+    Args:
+        preparation: what is done to images.
+        images: normal ones, for training.
+
+    Returns:
+        The preparation with its statistics.
+
+    Raises:
+        InputError: no image can be used.
+    """
+    return fit(preparation, images)
+
+
+def fit_noise(normal: Normal, options: LearnOptions) -> Choice:
+    """Estimates the covariance of normal views.
+
+    Args:
+        normal: views, with the objects they are of.
+        options: which kind; "auto" takes the best judge of held-out region means.
+
+    Returns:
+        The estimate, and how the kinds compared (a given kind is not compared).
+
+    Raises:
+        InputError: unknown kind, or too few views.
+    """
+    if options.noise == "auto":
+        return choose(normal.pixels, groups=normal.groups, seed=options.seed, by="regions")
+    found = estimate(normal.pixels, options.noise, groups=normal.groups)
+    return Choice(options.noise, found, (), ())
+
+
+def choose_references(normal: Normal, options: LearnOptions) -> np.ndarray:
+    """Picks normal views to compare with, each of another physical object.
+
+    Args:
+        normal: views.
+        options: how many, and the seed.
+
+    Returns:
+        (K, H, W, C).
+    """
+    rng = np.random.default_rng((options.seed, 1))
+    groups = np.array(normal.groups)
+    chosen = [
+        int(rng.choice(np.flatnonzero(groups == group)))
+        for group in rng.permutation(np.unique(groups))[: options.references]
+    ]
+    return normal.pixels[chosen]
+
+
+def set_threshold(localizer: Localizer, normal: Normal, options: LearnOptions) -> float:
+    """The score that a wanted share of the pixels of normal views exceeds.
+
+    Args:
+        localizer: whose scores.
+        normal: views that are not tested afterwards.
+        options: the share.
+
+    Returns:
+        The threshold.
+
+    Raises:
+        InputError: scores that are not finite, or no positive threshold.
+    """
+    rng = np.random.default_rng((options.seed, 2))
+    count = min(_TUNING, len(normal.pixels))
+    pixels = normal.pixels[rng.choice(len(normal.pixels), count, replace=False)]
+    evaluator = evaluator_of(localizer)
+    step = evaluator.capacity("float32")
+    scores = np.concatenate(
+        [
+            np.asarray(evaluator(pixels[k : k + step], None, "float32").score)[: count - k]
+            for k in range(0, count, step)
+        ]
+    )
+    threshold = float(np.quantile(scores.astype(np.float64), 1 - options.flag_share))
+    if not threshold > 0:
+        raise InputError(f"threshold is {threshold}, expected above 0: are the views constant?")
+    return threshold

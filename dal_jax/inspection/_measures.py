@@ -1,0 +1,81 @@
+"""Metrics of a tested folder whose truth is known, image by image."""
+
+from typing import Any
+
+import numpy as np
+
+from dal_jax.images import PixelMetrics, image_metrics, region_counts
+from dal_jax.images._samples import NORMAL, UNKNOWN
+from dal_jax.inspection._inspect import COLUMNS, Inspected
+
+
+class Measures:
+    """Collects what the metrics need; of a pixel no more than `PixelMetrics` keeps."""
+
+    def __init__(self) -> None:
+        self._pixels = PixelMetrics()
+        self._any_pixels = False
+        self._labels: list[bool] = []
+        self._scores: list[float] = []
+        self._rows: list[dict[str, Any]] = []
+
+    def add(self, one: Inspected) -> None:
+        """Counts an image; one that could not be tested, or of unknown kind, is left out.
+
+        Args:
+            one: tested.
+        """
+        if one.score is None or one.sample.label == UNKNOWN:
+            return
+        inside = np.isfinite(one.score)
+        if not inside.any():
+            return
+        self._labels.append(one.sample.label != NORMAL)
+        self._scores.append(float(one.score[inside].max()))
+        self._rows += [row for row in one.rows if row["num_flagged"]]
+        if one.mask is not None:
+            self._pixels.add(one.score, one.mask, inside)
+            self._any_pixels = True
+
+    def result(self, alpha: float) -> dict[str, Any]:
+        """The metrics so far.
+
+        Args:
+            alpha: level at which regions are called significant.
+
+        Returns:
+            JSON values: image (AUROC, AP, F1-max), pixel (the same and AUPRO), and for each
+            p-value the share of flagged regions that are significant, on normal and on anomalous
+            images; empty without images of known kind.
+        """
+        if not self._labels:
+            return {}
+        found: dict[str, Any] = {
+            "alpha": alpha,
+            "image": image_metrics(np.array(self._labels), np.array(self._scores))._asdict(),
+        }
+        if self._any_pixels:
+            pixel = self._pixels.result()
+            found["pixel"] = {**pixel._asdict(), "max_error": pixel.max_error._asdict()}
+        kinds = ["normal" if row["label"] == NORMAL else "anomalous" for row in self._rows]
+        groups = [row["group"] for row in self._rows]
+        touches = [row["touches_mask"] for row in self._rows]
+        if self._rows:
+            found["significant"] = {
+                method: _plain(self._column(column), kinds, groups, touches, alpha)
+                for method, column in COLUMNS.items()
+            }
+        return found
+
+    def _column(self, name: str) -> np.ndarray:
+        return np.array([row[name] for row in self._rows])
+
+
+def _plain(
+    p: np.ndarray, kinds: list[str], groups: list[str], touches: list[bool | None], alpha: float
+) -> dict[str, Any]:
+    counts = region_counts(p, kinds, groups, touches, alpha)
+    return {
+        name: getattr(counts, name)._asdict()
+        for name in ("normal", "anomalous", "touching", "elsewhere")
+    }

@@ -1,0 +1,158 @@
+"""What makes a trained model fit for a folder of images: preparation, noise, references."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dal_jax._errors import CheckpointError, InputError
+from dal_jax._typing import Float
+from dal_jax.images import DataSet, Fitted, open_data, write_array, write_text
+from dal_jax.localizers import Localizer, load_localizer
+from dal_jax.noise import Covariance, load_noise, save_noise
+
+RECORD, NOISE, REFERENCES = "profile.json", "noise.npz", "references.npy"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Source:
+    """How a folder of images is read; see `open_data`."""
+
+    layout: str = "auto"
+    category: str | None = None
+    contrast: str | None = None
+    slices: tuple[int, ...] | None = None
+    groups: str | None = None
+
+    def open(self, root: Path) -> DataSet:
+        """Lists the samples of a folder.
+
+        Args:
+            root: the folder.
+
+        Returns:
+            The data set.
+
+        Raises:
+            InputError: it does not fit.
+        """
+        return open_data(
+            root,
+            self.layout,
+            category=self.category,
+            contrast=self.contrast,
+            slices=self.slices,
+            groups=self.groups,
+        )
+
+
+class Profile(NamedTuple):
+    """Everything about the images that was fixed before any tested image was seen."""
+
+    source: Source
+    fitted: Fitted
+    noise_kind: str
+    noise: Covariance  # of one view
+    references: Float[np.ndarray, "K H W C"]  # views of normal images, of K physical objects
+    threshold: float  # of the score, units of a view
+    flag_share: float  # of the pixels of normal views that the threshold was to flag
+    roles: dict[str, tuple[str, ...]]  # groups that served to "train", "tune", "calibrate"
+    seed: int
+
+
+def save_profile(directory: Path, profile: Profile) -> None:
+    """Writes a profile beside a checkpoint; `profile.json` comes last and vouches for the rest.
+
+    Args:
+        directory: of the model.
+        profile: to be kept.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    save_noise(directory / NOISE, profile.noise)
+    write_array(directory / REFERENCES, profile.references)
+    facts = {
+        "format": _FORMAT,
+        "source": asdict(profile.source),
+        "preparation": profile.fitted.to_dict(),
+        "noise_kind": profile.noise_kind,
+        "threshold": profile.threshold,
+        "flag_share": profile.flag_share,
+        "roles": {role: list(groups) for role, groups in profile.roles.items()},
+        "seed": profile.seed,
+        "sha256": {name: _digest(directory / name) for name in (NOISE, REFERENCES)},
+    }
+    write_text(directory / RECORD, json.dumps(facts, indent=1) + "\n")
+
+
+def load_profile(directory: Path) -> Profile:
+    """Reads what `save_profile` wrote.
+
+    Args:
+        directory: of the model.
+
+    Returns:
+        The profile.
+
+    Raises:
+        CheckpointError: there is none, or a file is damaged or of another profile.
+    """
+    path = directory / RECORD
+    if not path.is_file():
+        raise CheckpointError(
+            f"model {str(directory)!r}: no {RECORD}, expected a model trained with --data"
+        )
+    try:
+        facts = json.loads(path.read_text())
+        if facts["format"] != _FORMAT:
+            raise CheckpointError(f"{path}: format {facts['format']}, expected {_FORMAT}")
+        for name, digest in facts["sha256"].items():
+            if name not in (NOISE, REFERENCES) or _digest(directory / name) != digest:
+                raise CheckpointError(f"{directory / name}: is not the file of {RECORD}")
+        return _parsed(directory, facts)
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, InputError) as error:
+        raise CheckpointError(f"{path}: damaged ({' '.join(str(error).split())[:120]})") from error
+
+
+def open_model(directory: Path, profile: Profile) -> Localizer:
+    """Loads the localizer that a profile belongs to.
+
+    Args:
+        directory: of the model.
+        profile: of the model.
+
+    Returns:
+        The localizer, with the profile's threshold and draws of its seed.
+
+    Raises:
+        CheckpointError: missing or damaged checkpoint.
+    """
+    return load_localizer(directory, profile.threshold, profile.seed)
+
+
+def _parsed(directory: Path, facts: dict[str, Any]) -> Profile:
+    source = dict(facts["source"])
+    if source["slices"] is not None:
+        source["slices"] = tuple(source["slices"])
+    return Profile(
+        Source(**source),
+        Fitted.from_dict(facts["preparation"]),
+        str(facts["noise_kind"]),
+        load_noise(directory / NOISE),
+        np.load(directory / REFERENCES, allow_pickle=False),
+        float(facts["threshold"]),
+        float(facts["flag_share"]),
+        {role: tuple(groups) for role, groups in facts["roles"].items()},
+        int(facts["seed"]),
+    )
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,97 @@
+"""In plain words: can the noise model be trusted, and what to try if not."""
+
+from collections.abc import Sequence
+
+from dal_jax.inspection._calibration import Calibration, Rate
+from dal_jax.noise import FitReport
+
+ALPHA = 0.05
+# Kurtosis in excess of the normal's from which tails are called heavy.
+_HEAVY = 1.0
+
+
+def verdict(
+    rates: Sequence[Rate],
+    control: Sequence[Rate],
+    fit: FitReport,
+    kind: str,
+    calibration: Calibration,
+) -> list[str]:
+    """Says what the false calls on held-out normal images mean.
+
+    Args:
+        rates: on held-out normal views, by method and level.
+        control: on images drawn from the noise model.
+        fit: of the noise model on the held-out views.
+        kind: of noise model.
+        calibration: what was fitted.
+
+    Returns:
+        Sentences, the verdict first.
+    """
+    raw = _at(rates, "selective")
+    told = [_first(raw)] if raw else ["No view had a region: nothing can be said."]
+    drawn = _at(control, "selective")
+    if drawn is not None:
+        fine = drawn.low <= ALPHA <= drawn.high
+        told.append(
+            f"Images drawn from the noise model itself: {_percent(drawn)}; the search "
+            + ("is sound." if fine else "does NOT reach the level: please report this.")
+        )
+    if raw and not raw.low <= ALPHA <= raw.high:
+        told += _advice(fit, kind)
+    for method, name in (("inflated", "inflation"), ("heavy_tails", "Student law")):
+        rate = _at(rates, method)
+        if rate:
+            law = calibration.inflated if method == "inflated" else calibration.heavy_tails
+            degrees = "" if method == "inflated" else f", {law.degrees:g} degrees of freedom"
+            told.append(f"After {name} (factor {law.factor:.3g}{degrees}): {_percent(rate)}.")
+    rate = _at(rates, "conformal")
+    if rate:
+        told.append(f"After conformal recalibration: {_percent(rate)}.")
+    if calibration.num_groups < 20:
+        told.append(
+            f"Only {calibration.num_groups} objects were held out: the intervals are wide; more "
+            "normal objects would say more."
+        )
+    return told
+
+
+def _first(raw: Rate) -> str:
+    told = f"Raw selective p-values on held-out normal views: {_percent(raw)}"
+    if raw.low <= ALPHA <= raw.high:
+        return f"{told}: the noise model can be trusted at this level as far as these images tell."
+    if raw.low > ALPHA:
+        return f"{told}: too many. Do NOT trust the raw p-values; use a recalibrated one."
+    return f"{told}: too few. The raw p-values are valid but give power away."
+
+
+def _advice(fit: FitReport, kind: str) -> list[str]:
+    told = []
+    if fit.residual_kurtosis > _HEAVY:
+        told.append(
+            f"Whitened residuals have heavy tails (excess kurtosis {fit.residual_kurtosis:.1f}): "
+            "try --scale view, --intensity log, or the Student law."
+        )
+    if kind in ("iid", "diagonal"):
+        told.append("The noise model has no correlations: try --noise auto.")
+    worst = max(fit.regions, key=lambda region: region.rejection.value, default=None)
+    if worst is not None and worst.rejection.value > 2 * ALPHA:
+        height, width = worst.shape
+        told.append(
+            f"Fixed regions of {height} x {width} pixels are rejected at "
+            f"{worst.rejection.value:.0%}: the covariance does not fit that scale."
+        )
+    told.append("Look at the normal images with the smallest p-values: defects among them count.")
+    return told
+
+
+def _percent(rate: Rate) -> str:
+    return (
+        f"{rate.rate:.1%} at {rate.alpha:g} ({rate.rejected} of {rate.tested}; 95% interval "
+        f"{rate.low:.1%} to {rate.high:.1%})"
+    )
+
+
+def _at(rates: Sequence[Rate], method: str) -> Rate | None:
+    return next((rate for rate in rates if (rate.method, rate.alpha) == (method, ALPHA)), None)

@@ -1,0 +1,129 @@
+"""The p-values of held-out normal views against what they should be: a figure as SVG text."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import special
+
+from dal_jax._errors import InputError
+from dal_jax._typing import Float
+
+_LEVEL = 0.95
+_INCHES = (4.4, 4.0)
+_LEAST = 1e-6  # smallest p-value that the logarithmic axes show; smaller ones are drawn there
+_POINTS = 400  # of a curve, at most; the smallest p-values are all among them
+
+
+def calibration_figure(
+    selective: Sequence[float],
+    naive: Sequence[float],
+    num_groups: int,
+    *,
+    logarithmic: bool = False,
+) -> str:
+    """Draws quantiles of p-values of normal views against those of a uniform law.
+
+    The k-th of m p-values is drawn over `(k - 1/2)/m`. The band holds 95% of the values at each
+    place if as many p-values as there are physical objects were drawn from the uniform law:
+    views of one object count as one value, which is careful.
+
+    Args:
+        selective: p-values of normal views, raw.
+        naive: the same, naive.
+        num_groups: physical objects that the views are from, positive.
+        logarithmic: draw both axes as powers of ten, where small p-values can be seen.
+
+    Returns:
+        An SVG document; the same for the same values.
+
+    Raises:
+        InputError: matplotlib is missing.
+
+    Example:
+        >>> calibration_figure([0.2, 0.7], [0.01, 0.1], 2).startswith("<?xml")
+        True
+
+    Source: this project.
+    """
+    try:
+        import matplotlib
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        hint = 'pip install "dal-jax[figures]"'
+        raise InputError(f"report: drawing needs matplotlib: {hint}") from error
+    with matplotlib.rc_context({"svg.hashsalt": "dal_jax", "svg.fonttype": "path"}):
+        page = Figure(figsize=_INCHES, layout="constrained")
+        FigureCanvasSVG(page)
+        _draw(page.add_subplot(), selective, naive, num_groups, logarithmic)
+        file = io.StringIO()
+        page.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
+
+
+def uniform_band(
+    expected: Float[np.ndarray, " m"], count: int, level: float = _LEVEL
+) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
+    """Pointwise band of the quantiles of uniform values.
+
+    The quantile at u of n values is taken to be Beta(u (n + 1), (1 - u) (n + 1)).
+
+    Args:
+        expected: (m,) u in (0, 1).
+        count: n, number of independent values.
+        level: share of the values that lie within, at each u.
+
+    Returns:
+        (m,) lower and upper ends.
+
+    Source: the law of order statistics, at fractional ranks.
+    """
+    a, b = expected * (count + 1), (1 - expected) * (count + 1)
+    tail = (1 - level) / 2
+    return special.betaincinv(a, b, tail), special.betaincinv(a, b, 1 - tail)
+
+
+def _draw(
+    axes: Any,
+    selective: Sequence[float],
+    naive: Sequence[float],
+    num_groups: int,
+    logarithmic: bool,
+) -> None:
+    start = 0.4 / max(len(selective), len(naive), 10) if logarithmic else 0.001
+    places = (np.geomspace if logarithmic else np.linspace)(start, 0.999, 200)
+    low, high = uniform_band(places, max(num_groups, 1))
+    least = _LEAST if logarithmic else 0.0
+    axes.fill_between(
+        places,
+        np.maximum(low, least),
+        np.maximum(high, least),
+        color="#d9d9d9",
+        label=f"95% band, {num_groups} objects",
+        linewidth=0,
+    )
+    axes.plot([start, 1], [start, 1], color="#888888", linewidth=1, linestyle=":", label="uniform")
+    for values, style, colour, name in (
+        (selective, "-", "#1f77b4", "raw selective p"),
+        (naive, "--", "#d62728", "naive p (not valid)"),
+    ):
+        if len(values):
+            axes.plot(*_curve(values, least), style, color=colour, linewidth=1.8, label=name)
+    if logarithmic:
+        axes.set(xscale="log", yscale="log", ylim=(_LEAST / 2, 1.5))
+    axes.set_xlabel("expected p of a normal view")
+    axes.set_ylabel("observed p")
+    axes.set_title("small p-values, powers of ten" if logarithmic else "all p-values", fontsize=10)
+    if not logarithmic:  # there curves may be anywhere, and the words are the same
+        axes.legend(fontsize=8, frameon=False, loc="upper left")
+
+
+def _curve(values: Sequence[float], least: float) -> tuple[np.ndarray, np.ndarray]:
+    observed = np.sort(np.asarray(values, np.float64))
+    count = len(observed)
+    expected = (np.arange(count) + 0.5) / count
+    half = min(count, _POINTS // 2)
+    shown = np.union1d(np.arange(half), np.linspace(0, count - 1, half).round().astype(int))
+    return expected[shown], np.maximum(observed[shown], least)

@@ -1,0 +1,79 @@
+"""An image with its flagged region, coloured by the decision."""
+
+from pathlib import Path
+
+import numpy as np
+
+from dal_jax._errors import InputError
+from dal_jax.images import atomic_path
+
+# Red: significant. Blue: flagged, not significant.
+SIGNIFICANT, FLAGGED = (0.84, 0.15, 0.16), (0.12, 0.47, 0.71)
+TRUTH = (0.95, 0.85, 0.1)
+_OPACITY = 0.45
+_LEAST_SIDE = 256  # pixels; smaller images are enlarged by a whole number
+
+
+def overlay(
+    image: np.ndarray,
+    region: np.ndarray,
+    significant: np.ndarray,
+    path: str | Path,
+    *,
+    truth: np.ndarray | None = None,
+    limits: tuple[float, float] | None = None,
+) -> None:
+    """Writes an image as a picture, its flagged pixels tinted, on a fixed scale of grey.
+
+    A normal image without a region looks like itself: nothing is stretched by the image's own
+    scores.
+
+    Args:
+        image: (H, W, C), C = 1 or 3.
+        region: (H, W) bool, flagged pixels.
+        significant: (H, W) bool, those of regions called significant.
+        path: the file, .png.
+        truth: (H, W) bool, edged in yellow, or None.
+        limits: values shown as black and white; None: 0 and 1 for images within, else the image's
+            own extremes.
+
+    Raises:
+        InputError: shapes that do not fit, pillow is missing, or the file cannot be written.
+
+    Source: this project.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise InputError('overlay: needs pillow: pip install "dal-jax[images]"') from error
+    pixels = _grey(image, limits)
+    if region.shape != pixels.shape[:2] or significant.shape != region.shape:
+        raise InputError(
+            f"region has shape {region.shape} and {significant.shape}, expected {pixels.shape[:2]}"
+        )
+    for mask, colour in ((region & ~significant, FLAGGED), (significant, SIGNIFICANT)):
+        pixels[mask] = (1 - _OPACITY) * pixels[mask] + _OPACITY * np.array(colour)
+    if truth is not None:
+        pixels[_edge(truth)] = TRUTH
+    times = max(1, -(-_LEAST_SIDE // max(pixels.shape[:2])))
+    pixels = np.repeat(np.repeat(pixels, times, axis=0), times, axis=1)
+    with atomic_path(path) as temporary:
+        Image.fromarray((pixels * 255).round().astype(np.uint8)).save(temporary)
+
+
+def _grey(image: np.ndarray, limits: tuple[float, float] | None) -> np.ndarray:
+    """(H, W, 3) in [0, 1]."""
+    values = np.asarray(image, np.float64)
+    if limits is None:
+        inside = values.min() >= 0 and values.max() <= 1
+        limits = (0.0, 1.0) if inside else (float(values.min()), float(values.max()))
+    low, high = limits
+    shown = np.clip((values - low) / (high - low if high > low else 1.0), 0.0, 1.0)
+    return shown.copy() if shown.shape[-1] == 3 else np.repeat(shown[..., :1], 3, axis=-1)
+
+
+def _edge(mask: np.ndarray) -> np.ndarray:
+    """Pixels of a mask that touch the outside."""
+    padded = np.pad(mask, 1)
+    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return mask & ~inner

@@ -1,0 +1,177 @@
+"""One self-contained HTML page of a tested folder: decisions, trust, pictures, table."""
+
+import base64
+import hashlib
+import importlib.resources
+import platform
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from dal_jax._errors import InputError
+from dal_jax._version import __version__
+from dal_jax.images import write_text
+from dal_jax.report._calibration_figure import calibration_figure
+from dal_jax.report._page_model import Model, Trust, of_this_calibration, read_model
+from dal_jax.report._page_pictures import SIDE, Pictures, data_uri, pictures
+from dal_jax.report._page_rows import TABLE, Tested, read_tested
+from dal_jax.report._page_sections import full_table, metrics, recalibrated, summary
+
+NUM_PICTURES = 60
+_LINES = 2000  # of the full table, at most
+_TEMPLATES = "templates"
+
+
+class Page(NamedTuple):
+    """A page that was written."""
+
+    path: Path
+    num_bytes: int
+    num_views: int
+    num_images: int
+    num_pictures: int  # embedded
+    num_left_out: int  # images that are not among the cards
+    calibrated: bool  # the page shows a calibration
+    decisions: dict[str, int]
+
+
+def page(
+    directory: str | Path,
+    path: str | Path | None = None,
+    *,
+    model: str | Path | None = None,
+    num_pictures: int = NUM_PICTURES,
+) -> Page:
+    """Writes what `dal-jax test FOLDER` found as one HTML file, whole or not at all.
+
+    The file needs no other file and no network: pictures and figures are inside, and a content
+    security policy in it forbids the browser to load anything. Every text is escaped.
+
+    Args:
+        directory: the `--out` of `dal-jax test FOLDER`.
+        path: the file; by default report.html in the directory.
+        model: folder of the model, for its settings and calibration; None: they are left out, and
+            the page says so.
+        num_pictures: images that are shown, those with the smallest p-values; not negative.
+
+    Returns:
+        What was written.
+
+    Raises:
+        InputError: a file is missing or damaged, cannot be written, or a library is missing.
+
+    Source: this project.
+    """
+    if num_pictures < 0:
+        raise InputError(f"pictures: got {num_pictures}, expected 0 or more")
+    template = _template()
+    tested = read_tested(Path(directory))
+    known = None if model is None else read_model(Path(model))
+    shown = pictures(tested.directory, tested.rows, num_pictures)
+    counted = summary(tested)
+    trust = None if known is None else known.trust
+    text = template.render(
+        title=f"Tests of {counted['images']} images",
+        summary=counted,
+        tested=tested,
+        trust=trust,
+        notices=_notices(tested, known),
+        figures=[] if trust is None else _figures(trust),
+        pictures=shown,
+        side=SIDE,
+        table=full_table(tested.rows, _LINES),
+        csv=TABLE if (tested.directory / TABLE).is_file() else None,
+        metrics=metrics(tested),
+        profile=[] if known is None else known.profile,
+        versions=_versions(),
+        digests=tested.digests | ({} if known is None else known.digests),
+    )
+    # Half of a surrogate pair is no text that a file can hold.
+    text = text.encode("utf-8", "backslashreplace").decode()
+    target = tested.directory / "report.html" if path is None else Path(path)
+    write_text(target, text)
+    return _page(target, text, counted, shown, trust)
+
+
+def _page(
+    path: Path, text: str, counted: dict[str, Any], shown: Pictures, trust: Trust | None
+) -> Page:
+    return Page(
+        path,
+        len(text.encode()),
+        counted["views"],
+        shown.num_images,
+        len(shown.cards) - shown.num_missing,
+        shown.num_images - len(shown.cards),
+        trust is not None,
+        dict(counted["decisions"]),
+    )
+
+
+def _template() -> Any:
+    try:
+        import jinja2
+        import markupsafe
+    except ImportError as error:
+        raise InputError('report: the page needs jinja2: pip install "dal-jax[report]"') from error
+    folder = importlib.resources.files("dal_jax.report") / _TEMPLATES
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = (folder / "sort.js").read_text(encoding="utf-8")
+    # The one script that the page lets run is known by its hash.
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    environment.globals.update(script=markupsafe.Markup(script), script_hash=digest)
+    return environment.get_template("report.html")
+
+
+def _notices(tested: Tested, known: Model | None) -> list[str]:
+    """What a reader must know before trusting the recalibrated p-values."""
+    inside = recalibrated(tested.rows)
+    if known is None and inside:
+        return [
+            "The calibration is not shown: the page was made without the model's folder (--model)."
+        ]
+    if known is None or known.trust is None:
+        told = ["Not calibrated: p-values were not checked on normal images."]
+        if inside:
+            told.append("The recalibrated p-values below are from a calibration that is not here.")
+        return told
+    if not inside:
+        return ["The images were tested before this calibration: test again for recalibrated p."]
+    if not of_this_calibration(tested.rows, known.trust.calibration):
+        return ["The recalibrated p-values below are of another calibration than the one shown."]
+    return []
+
+
+def _figures(trust: Trust) -> list[tuple[str, str]]:
+    """(address, what it shows) of each figure."""
+    held = trust.calibration
+    texts = ("All p-values of normal views", "The small p-values of normal views, powers of ten")
+    return [
+        (
+            data_uri(
+                calibration_figure(
+                    held.selective, held.naive, held.num_groups, logarithmic=small
+                ).encode(),
+                "image/svg+xml",
+            ),
+            f"{text}: observed against expected, raw selective and naive",
+        )
+        for small, text in zip((False, True), texts, strict=True)
+    ]
+
+
+def _versions() -> list[tuple[str, str]]:
+    return [
+        ("dal_jax", __version__),
+        ("jax", jax.__version__),
+        ("numpy", np.__version__),
+        ("python", platform.python_version()),
+    ]

@@ -1,0 +1,142 @@
+"""The pictures of the page: overlays made small, those of the smallest p-values first."""
+
+import base64
+import io
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dal_jax._errors import InputError
+from dal_jax.report import _outcome as words
+from dal_jax.report._outcome import format_p
+from dal_jax.report._page_model import NAMES
+from dal_jax.report._page_rows import PICTURES
+
+SIDE = 320  # pixels, longer side of an embedded picture at most
+# Shown beside the raw p-value, where known.
+_BESIDE = ("inflated", "heavy_tails", "conformal", "naive")
+
+
+class Pictures(NamedTuple):
+    """What the page shows of the images."""
+
+    cards: list[dict[str, Any]]
+    num_images: int
+    num_missing: int  # cards without a picture
+
+
+def pictures(directory: Path, rows: Sequence[dict[str, Any]], limit: int) -> Pictures:
+    """Makes a card for each of the images with the smallest raw p-values.
+
+    Args:
+        directory: of the results, with its folder of overlays.
+        rows: of all views.
+        limit: number of cards, at most.
+
+    Returns:
+        The cards, the smallest p first, images without a p last.
+
+    Raises:
+        InputError: a picture leads outside the folder, or pillow is missing.
+    """
+    images: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        images.setdefault(row["name"], []).append(row)
+    firsts = [(min(views, key=by_p), views) for views in images.values()]
+    firsts.sort(key=lambda pair: by_p(pair[0]))
+    cards = [_card(directory, first, views) for first, views in firsts[:limit]]
+    return Pictures(cards, len(images), sum(card["picture"] is None for card in cards))
+
+
+def by_p(row: dict[str, Any]) -> tuple[bool, float, bool, str, int]:
+    """Sorts rows by raw p; those without one last, of them those that failed first.
+
+    Args:
+        row: of a view.
+
+    Returns:
+        A key.
+    """
+    unknown = math.isnan(row["p_value"])
+    quiet = row["status"] == "NO_REGION"
+    return unknown, 0.0 if unknown else row["p_value"], quiet, row["name"], row["view"]
+
+
+def data_uri(data: bytes, kind: str) -> str:
+    """Writes a file as an address that holds it.
+
+    Args:
+        data: its bytes.
+        kind: its media type.
+
+    Returns:
+        `data:KIND;base64,...`
+    """
+    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def _card(
+    directory: Path, first: dict[str, Any], views: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    beside = [
+        (NAMES[method], format_p(first[f"p_{method}"]))
+        for method in _BESIDE
+        if not math.isnan(first[f"p_{method}"])
+    ]
+    decisions = {row["decision"] for row in views}
+    # Of several views the strongest word is the picture's; how many share it is said beside.
+    order = (words.SIGNIFICANT, words.UNDECIDED, words.NOT_SIGNIFICANT, words.NO_REGION)
+    decision = next((word for word in order if word in decisions), first["decision"])
+    count = sum(row["decision"] == decision for row in views)
+    picture, why = _picture(directory, first["name"])
+    return {
+        "name": first["name"],
+        "label": first["label"],
+        "group": first["group"],
+        "decision": decision,
+        "views": f"{count} of {len(views)} views" if len(views) > 1 else "",
+        "p": format_p(first["p_value"]),
+        "of": f"smallest of {len(views)} views, not corrected for their number",
+        "several": len(views) > 1,
+        "beside": beside,
+        "message": first["message"],
+        "picture": picture,
+        "why": why,
+    }
+
+
+def _picture(directory: Path, name: str) -> tuple[str | None, str]:
+    """The picture's address, or why there is none."""
+    folder = directory / PICTURES
+    path = folder / f"{name}.png"
+    try:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"picture {str(path)!r} leads outside the folder {str(folder)!r}")
+        if not path.is_file():
+            return None, "no picture"
+    except (OSError, RuntimeError) as error:  # a name too long, a loop of links
+        raise InputError(f"picture {str(path)!r}: {error}") from error
+    try:
+        return data_uri(_small(path), "image/png"), ""
+    except (OSError, ValueError, SyntaxError) as error:  # what pillow raises for spoilt files
+        if isinstance(error, InputError):
+            raise
+        return None, "picture cannot be read"
+
+
+def _small(path: Path) -> bytes:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise InputError('report: pictures need pillow: pip install "dal-jax[images]"') from error
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        # Large scans are what the pictures are made of; what is shown is small.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(path, formats=["PNG"]) as image:
+            shown = image.convert("RGB")
+    shown.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    shown.save(file, "PNG", optimize=True)
+    return file.getvalue()

@@ -1,0 +1,57 @@
+"""An experiment shared by two processes that talk to each other gives the same tables."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("typer")
+pytest.importorskip("matplotlib")
+
+SPEC = """
+size = 8
+steps = [1]
+etas = [1.0]
+starts = [460]
+default_steps = 2
+calibration_images = 4
+null_images = 6
+images = 4
+signals = [3.0]
+timed_images = 2
+channels = [4, 8]
+train_size = 8
+train_steps = 2
+threshold = 0.4
+"""
+
+
+def start(folder, out, *words):
+    command = [sys.executable, "-m", "experiments.steps", "--spec", "spec.toml", "--out", out]
+    return subprocess.Popen(
+        [*command, "--models", f"models-{out}", *words],
+        cwd=folder,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.getcwd()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_two_processes_share_an_experiment(tmp_path):
+    (tmp_path / "spec.toml").write_text(SPEC)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", "2", "--process-id"]
+    together = [start(tmp_path, "two", *shared, str(index)) for index in range(2)]
+    for process in [*together, start(tmp_path, "one")]:
+        said, _ = process.communicate(timeout=280)
+        assert process.returncode == 0, said
+    for name in ("steps.csv", "steps.npz", "thresholds.csv", "work.csv", "runs.csv"):
+        alone = (tmp_path / "one" / name).read_bytes()
+        assert (tmp_path / "two" / name).read_bytes() == alone, name
+    shards = list((tmp_path / "two" / "runs").glob("*/shard-00001-*.jsonl"))
+    assert any(len(path.read_text().splitlines()) > 1 for path in shards)
