@@ -1,10 +1,12 @@
 """What a test says of one image."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ._errors import InputError
 from ._typing import Bool, Float
 from .inference import Line, as_intervals, bonferroni_log10_p, naive_p, over_conditioned_p
 from .search import Searched, Status
@@ -167,3 +169,30 @@ def run_lengths(region: np.ndarray) -> list[list[int]]:
     edges = np.diff(flags)
     starts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
     return [[int(a), int(b - a)] for a, b in zip(starts, ends, strict=True)]
+
+
+def region_of(runs: Sequence[Sequence[int]], shape: Sequence[int]) -> Bool[np.ndarray, "H W"]:
+    """Reads what `run_lengths` coded.
+
+    Args:
+        runs: pairs [start, length].
+        shape: (H, W).
+
+    Returns:
+        bool (H, W).
+
+    Raises:
+        InputError: a run leaves the shape.
+
+    Example:
+        >>> region_of([[0, 2], [3, 1]], (2, 2)).tolist()
+        [[True, True], [False, True]]
+
+    Source: this project.
+    """
+    region = np.zeros(math.prod(shape), bool)
+    for start, length in runs:
+        if not 0 <= start <= start + length <= region.size:
+            raise InputError(f"runs hold [{start}, {length}], expected them within {region.size}")
+        region[start : start + length] = True
+    return region.reshape(tuple(shape))

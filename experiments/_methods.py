@@ -58,12 +58,35 @@ def method_rows(measured: Sequence[Measured], levels: Sequence[float]) -> list[R
         Rows of `rejections`, with the labels of the settings.
     """
     rows = []
-    for condition, records, _ in measured:
-        labels = {key: value for key, value in condition.labels.items() if key != _PART}
-        own = condition.labels[_PART] == "permutation"
-        found = rejections(labels, records, levels)
+    for one in measured:
+        found = rejections(labels_of(one), one.records, levels)
+        own = is_permutation(one)
         rows += [row for row in found if (row["method"] == "permutation") == own]
     return rows
+
+
+def labels_of(measured: Measured) -> Row:
+    """The labels of the setting that a condition of `compared` belongs to.
+
+    Args:
+        measured: the condition.
+
+    Returns:
+        Labels.
+    """
+    return {key: value for key, value in measured.condition.labels.items() if key != _PART}
+
+
+def is_permutation(measured: Measured) -> bool:
+    """Says whether a condition of `compared` is that of the permutation baseline.
+
+    Args:
+        measured: the condition.
+
+    Returns:
+        True for the one with fewer images.
+    """
+    return measured.condition.labels[_PART] == "permutation"
 
 
 def test_options(settings: Any) -> TestOptions:

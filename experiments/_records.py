@@ -8,30 +8,12 @@ from typing import Any
 import numpy as np
 
 from dal_jax import dal_test_batch
+from dal_jax._result import region_of
 
 from ._experiment import Context, Measured
 from ._models import localizer_of
 from ._output import Row
 from ._rates import TESTED, counts
-
-
-def region_of(record: dict[str, Any]) -> np.ndarray:
-    """The flagged region of an image.
-
-    Args:
-        record: of its test.
-
-    Returns:
-        bool (H, W).
-
-    Example:
-        >>> region_of({"region": [[0, 2], [3, 1]], "region_shape": [2, 2]}).tolist()
-        [[True, True], [False, True]]
-    """
-    region = np.zeros(math.prod(record["region_shape"]), bool)
-    for start, length in record["region"]:
-        region[start : start + length] = True
-    return region.reshape(record["region_shape"])
 
 
 def mean_and_se(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
@@ -55,7 +37,7 @@ def agreement(smooth: Sequence[dict[str, Any]], replaced: Sequence[dict[str, Any
         which both reject at 0.05 or neither does) with decided, their number.
     """
     pairs = list(zip(smooth, replaced, strict=False))  # the smooth one has more
-    regions = [(region_of(one), region_of(other)) for one, other in pairs]
+    regions = [(_region(one), _region(other)) for one, other in pairs]
     same = [float((one == other).all()) for one, other in regions]
     shares = [
         (one & other).sum() / (one | other).sum() for one, other in regions if (one | other).any()
@@ -98,6 +80,32 @@ def engine_difference(exact: Sequence[dict[str, Any]], adaptive: Sequence[dict[s
             a["p_low"] > b["p_high"] + slack or b["p_low"] > a["p_high"] + slack for a, b in both
         ),
     }
+
+
+def regions_row(measured: Measured) -> Row:
+    """What is flagged of all pixels and of the square, over all images, whatever the tests say.
+
+    Args:
+        measured: the condition.
+
+    Returns:
+        images, no_region, touching (regions with a pixel of the square), flagged_share and its se
+        (of all pixels), covered_share and its se (of the square's; NaN without a signal).
+    """
+    condition = measured.condition
+    simulation = condition.simulation
+    draws_shape = (1 + condition.use.reverse.steps, *simulation.shape)
+    flagged, covered = [], []
+    for number, record in enumerate(measured.records):
+        region = _region(record)
+        flagged.append(region.mean())
+        if simulation.signal:
+            square = simulation.square(number, draws_shape)
+            covered.append((region & square).sum() / square.sum())
+    row: Row = {"images": len(flagged), "no_region": flagged.count(0.0)}
+    row["touching"] = sum(share > 0 for share in covered)
+    row |= dict(zip(("flagged_share", "flagged_se"), mean_and_se(flagged), strict=True))
+    return row | dict(zip(("covered_share", "covered_se"), mean_and_se(covered), strict=True))
 
 
 def work_row(measured: Measured) -> Row:
@@ -174,6 +182,10 @@ def _together(measured: Measured, context: Context, images: int) -> tuple[float,
     timed = run(images)
     seconds = time.perf_counter() - started
     return (seconds / timed if timed else math.nan), timed
+
+
+def _region(record: dict[str, Any]) -> np.ndarray:
+    return region_of(record["region"], record["region_shape"])
 
 
 def _median(values: Sequence[float]) -> float:

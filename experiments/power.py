@@ -6,15 +6,22 @@ dal-jax experiment power --out DIR
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from ._experiment import Condition, Context, Experiment, Measured, runs
+from ._experiment import Condition, Context, Experiment, runs
 from ._figures import finish, panels, rate_lines
 from ._main import run_module
-from ._methods import Counts, check_lengths, compared, method_rows, test_options
+from ._methods import (
+    Counts,
+    check_lengths,
+    compared,
+    is_permutation,
+    labels_of,
+    method_rows,
+    test_options,
+)
 from ._models import Model, Use
-from ._output import Row, Tables, pivot
+from ._output import Tables, pivot
 from ._rates import rate_cell
+from ._records import regions_row
 from ._simulation import Simulation
 
 
@@ -71,34 +78,10 @@ def measure(settings: Settings, context: Context) -> Tables:
     measured = context.tests(conditions)
     return {
         "power": method_rows(measured, settings.levels),
-        "regions": [_regions(one) for one in measured if "window" in one.condition.name],
+        "regions": [
+            {**labels_of(one), **regions_row(one)} for one in measured if not is_permutation(one)
+        ],
         "runs": runs(measured),
-    }
-
-
-def _regions(measured: Measured) -> Row:
-    """How well the flagged regions fit the square, whatever the tests say."""
-    condition, records, _ = measured
-    steps = condition.use.reverse.steps
-    flagged, covered, found = [], [], 0
-    for number, record in enumerate(records):
-        if not record["region"]:
-            continue
-        region = np.zeros(condition.simulation.size**2, bool)
-        for start, length in record["region"]:
-            region[start : start + length] = True
-        shape = (1 + steps, *condition.simulation.shape)
-        square = condition.simulation.square(number, shape).ravel()
-        flagged.append(region.mean())
-        covered.append((region & square).sum() / square.sum())
-        found += bool((region & square).any())
-    return {
-        **{key: condition.labels[key] for key in ("size", "noise", "signal")},
-        "images": len(records),
-        "no_region": len(records) - len(flagged),
-        "touching": found,  # regions with a pixel of the square
-        "flagged_share": float(np.mean(flagged)) if flagged else 0.0,  # of all pixels
-        "covered_share": float(np.mean(covered)) if covered else 0.0,  # of the square's
     }
 
 

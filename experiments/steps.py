@@ -19,7 +19,7 @@ from ._methods import check_lengths, test_options
 from ._models import Model, Use, localizer_of
 from ._output import Row, Tables, pivot
 from ._rates import rate_cell, rejections
-from ._records import mean_and_se, region_of, time_row, work_row
+from ._records import regions_row, time_row, work_row
 from ._simulation import Simulation
 
 DEFAULT = "default"
@@ -104,7 +104,7 @@ def measure(settings: Settings, context: Context) -> Tables:
             for row in rejections(_facts(one.condition), one.records, settings.levels)
         ],
         "thresholds": thresholds,
-        "regions": [_regions(one) for one in measured],
+        "regions": [{**_facts(one.condition), **regions_row(one)} for one in measured],
         "work": [_work(one) for one in measured],
         "steps_times": [_named(one, time_row(one, context, settings.timed_images)) for one in null],
         "runs": runs(measured),
@@ -221,23 +221,6 @@ def _work(measured: Measured) -> Row:
     row, steps = work_row(measured), measured.condition.use.reverse.steps
     passes = {key: steps * row[f"evaluations_{key}"] for key in ("median", "mean", "se")}
     return _named(measured, {**row, **{f"passes_{key}": value for key, value in passes.items()}})
-
-
-def _regions(measured: Measured) -> Row:
-    """What is flagged of all pixels and of the square, over all images; with standard errors."""
-    condition = measured.condition
-    simulation, steps = condition.simulation, condition.use.reverse.steps
-    flagged, covered = [], []
-    for number, record in enumerate(measured.records):
-        region = region_of(record)
-        flagged.append(region.mean())
-        if simulation.signal:
-            square = simulation.square(number, (1 + steps, *simulation.shape))
-            covered.append((region & square).sum() / square.sum())
-    row: Row = {"images": len(flagged), "no_region": flagged.count(0.0)}
-    row |= dict(zip(("flagged_share", "flagged_se"), mean_and_se(flagged), strict=True))
-    row |= dict(zip(("covered_share", "covered_se"), mean_and_se(covered), strict=True))
-    return {**_facts(condition), **row}
 
 
 def summary(tables: Tables) -> str:

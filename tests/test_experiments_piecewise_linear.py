@@ -14,7 +14,7 @@ from scipy import special
 from dal_jax import InputError
 from dal_jax.models import activation, hinge_table
 from experiments._experiment import Context, Measured, run_experiment
-from experiments._records import agreement, engine_difference, region_of, time_row
+from experiments._records import agreement, engine_difference, time_row
 from experiments.piecewise_linear import EXPERIMENT, Settings, activation_error
 
 TINY = Settings(
@@ -131,13 +131,6 @@ def _record(region, status="OK", p=0.3):
         "p_low": p - 0.01,
         "p_high": p + 0.01,
     }
-
-
-def test_region_of_a_record():
-    assert region_of(_record([[1, 2], [4, 1]])).tolist() == [
-        [False, True, True],
-        [False, True, False],
-    ]
 
 
 def test_agreement_of_regions_by_hand():

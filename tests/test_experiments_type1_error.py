@@ -212,7 +212,7 @@ def _refused(capsys: pytest.CaptureFixture[str], *words: Any) -> str:
         (["typ1_error"], "", "unknown experiment 'typ1_error', did you mean 'type1_error'?"),
         (["dance"], "", "unknown experiment 'dance', expected type1_error, power"),
         (["power", "--preset", "papr"], "", "unknown 'papr', did you mean 'paper'?"),
-        (["power"], 'preset = "slow"', "unknown 'slow', expected quick, paper"),
+        (["power"], 'preset = "slow"', "unknown 'slow', expected quick, standard, paper"),
         (["power"], "signal = [1.0]", "unknown key 'signal', did you mean 'signals'?"),
         (["type1_error"], "sises = [8]", "unknown key 'sises', did you mean 'sizes'?"),
         (["type1_error"], "sizes = 8", "sizes is 8, expected a list"),

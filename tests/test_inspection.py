@@ -119,6 +119,8 @@ def test_calibration_tests_the_objects_that_were_kept_aside(data, calibrated):
     assert kept.num_groups == len(profile.roles["calibrate"])
     assert kept.num_views == 2 * kept.num_groups
     facts = json.loads((calibrated / "calibration.json").read_text())["found"]
+    pictures = sorted(p.name for p in (calibrated / "calibration" / "smallest").iterdir())
+    assert len(pictures) == len(facts["smallest"]) and pictures[0] == "01.png"
     assert facts["verdict"] and {row["method"] for row in facts["rates"]} <= set(METHODS)
     assert [row["factor"] for row in facts["sensitivity"]] == [0.8, 0.9, 1.0, 1.1, 1.25, 0.7, 1.4]
 

@@ -8,6 +8,7 @@ import typer
 from tqdm import tqdm
 
 from dal_jax import TestOptions
+from dal_jax._result import region_of
 from dal_jax.cli import _options as options
 from dal_jax.cli._output import dumps
 from dal_jax.inspection import (
@@ -21,6 +22,7 @@ from dal_jax.inspection import (
 from dal_jax.inspection import (
     calibrate as run_calibration,
 )
+from dal_jax.report import overlay
 from dal_jax.runs import join_hosts, leave_hosts
 
 Model = Annotated[
@@ -67,8 +69,18 @@ def calibrate(
         found = run_calibration(source, profile, run, model / "calibration", wanted)
     if host.index == 0:
         keep(model, found)
+        _pictures(found, model / "calibration" / "smallest")
         typer.echo(dumps(_fields(found, model)) if json else _summary(found))
     leave_hosts()
+
+
+def _pictures(found: Calibrated, folder: Path) -> None:
+    """The normal views with the smallest p-values, numbered from the smallest on: look at them."""
+    for number, (record, view) in enumerate(found.smallest, 1):
+        region = region_of(record["region"], view.shape[:2])
+        called = region & bool(record["p_value"] <= 0.05)
+        limits = (-3.0, 3.0) if view.min() < 0 else None  # standard deviations of the view
+        overlay(view, region, called, folder / f"{number:02d}.png", limits=limits)
 
 
 def _follow(bar: Any) -> Any:

@@ -60,6 +60,7 @@ class Calibrated(NamedTuple):
     fit: FitReport  # of the noise model on the held-out views
     sensitivity: list[dict[str, Any]]
     verdict: list[str]  # plain sentences
+    smallest: list[tuple[dict[str, Any], np.ndarray]]  # records and views (H, W, C), see `smallest`
 
 
 # (directory, items, noise) -> records
@@ -159,6 +160,7 @@ def calibrate(
         fit,
         sensitivity,
         told,
+        [(records[k], pixels[k]) for k in smallest(records)],
     )
 
 
@@ -179,23 +181,23 @@ def keep(directory: Path, found: Calibrated) -> None:
         "uniformity": {method: uniformity(p) for method, p in found.p_values.items()},
         "by_distance": by_distance(found.records),
         "sensitivity": found.sensitivity,
-        "smallest": [record["name"] for record in smallest(found.records, 12)],
+        "smallest": [record["name"] for record, _ in found.smallest],
     }
     save_calibration(directory, found.calibration, facts)
 
 
-def smallest(records: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """The records of the smallest raw selective p-values: contaminated normal images show here.
+def smallest(records: Sequence[dict[str, Any]], count: int = 12) -> list[int]:
+    """The views of the smallest raw selective p-values: contaminated normal images show here.
 
     Args:
         records: of views.
         count: how many, at most.
 
     Returns:
-        Records, the smallest p first.
+        Their numbers, the smallest p first.
     """
-    tested = [record for record in records if record["status"] == "OK"]
-    return sorted(tested, key=lambda record: record["p_value"])[:count]
+    tested = [k for k, record in enumerate(records) if record["status"] == "OK"]
+    return sorted(tested, key=lambda k: records[k]["p_value"])[:count]
 
 
 def by_distance(records: Sequence[dict[str, Any]], alpha: float = ALPHA) -> list[dict[str, Any]]:
