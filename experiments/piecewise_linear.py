@@ -44,8 +44,8 @@ class Settings:
     families: tuple[str, ...] = ("silu", "gelu")
     knots: tuple[int, ...] = (4, 8, 16, 32)  # of the function that replaces each activation
     smooth_images: int = 1000  # tested with the smooth network
-    replaced_images: int = 300  # the first of them, with each replaced network: adaptive engine
-    exact_images: tuple[int, ...] = (20, 16, 8, 4)  # the first of these: exact engine
+    replaced_images: int = 150  # the first of them, with each replaced network: adaptive engine
+    exact_images: tuple[int, ...] = (20, 12, 6, 4)  # the first of these: exact engine
     score_images: int = 50  # the first of all, whose score maps are compared
     timed_images: int = 64  # the first of all, by which the adaptive engine is timed
     levels: tuple[float, ...] = (0.01, 0.05, 0.10)
@@ -351,6 +351,7 @@ def _draw_p_values(rows: Sequence[Row]) -> Any:
     return finish(figure, axes, "p-value")
 
 
+STANDARD = Settings(replaced_images=300, exact_images=(20, 16, 8, 4))
 PAPER = Settings(
     size=16,
     train_size=16,
@@ -361,7 +362,7 @@ PAPER = Settings(
 )
 EXPERIMENT = Experiment(
     "Smooth networks and their piecewise-linear replacements",
-    {"quick": Settings(), "paper": PAPER},
+    {"quick": Settings(), "standard": STANDARD, "paper": PAPER},
     measure,
     summary,
     draw,

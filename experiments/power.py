@@ -37,7 +37,7 @@ class Settings:
     noises: tuple[str, ...] = ("iid:1", "ar1:0.5:1")
     signals: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0)  # heights of the square, standard deviations
     images: tuple[int, ...] = (200, 100, 40, 12)  # of a size, a noise and a signal
-    permutation_images: tuple[int, ...] = (20, 5, 0, 0)  # the first of them, 25 times dearer
+    permutation_images: tuple[int, ...] = (12, 3, 0, 0)  # the first of them, 25 times dearer
     permutations: int = 1000
     levels: tuple[float, ...] = (0.05,)
     train_sizes: tuple[int, ...] = (8, 16, 16, 16)  # sides of the squares trained on

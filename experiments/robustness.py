@@ -46,10 +46,10 @@ class Settings:
     size: int = 16  # of the part on families: side, pixels
     families: tuple[str, ...] = tuple(FAMILIES)
     distances: tuple[float, ...] = (0.01, 0.02, 0.03, 0.04)  # 1-Wasserstein, from N(0, 1)
-    images: int = 160  # null images of a family and a distance, and Gaussian ones
+    images: int = 80  # null images of a family and a distance, and Gaussian ones
     variances: tuple[str, ...] = (KNOWN, SAME, f"{OTHERS}10")  # see `Simulation.case`
     variance_sizes: tuple[int, ...] = (8, 16)  # sides, pixels
-    variance_images: tuple[int, ...] = (400, 100)  # of a size, a variance and a signal
+    variance_images: tuple[int, ...] = (200, 60)  # of a size, a variance and a signal
     signals: tuple[float, ...] = (0.0, 2.0)  # heights of the square in the part on variance
     levels: tuple[float, ...] = (0.05, 0.01)
     train_steps: int = 2000
@@ -210,6 +210,7 @@ def _variance_name(variance: str) -> str:
     return names.get(variance, f"of {variance.removeprefix(OTHERS)} other images")
 
 
+STANDARD = Settings(images=160, variance_images=(400, 100))
 PAPER = Settings(
     images=1000,
     variance_sizes=(8, 16, 32, 64),
@@ -217,7 +218,11 @@ PAPER = Settings(
     signals=(0.0, 1.0, 2.0, 3.0, 4.0),
 )
 EXPERIMENT = Experiment(
-    "Robustness to other noise", {"quick": Settings(), "paper": PAPER}, measure, summary, draw
+    "Robustness to other noise",
+    {"quick": Settings(), "standard": STANDARD, "paper": PAPER},
+    measure,
+    summary,
+    draw,
 )
 
 if __name__ == "__main__":

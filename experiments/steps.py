@@ -45,9 +45,9 @@ class Settings:
     default_start: int = 460
     threshold: float = 0.8  # of the default process; the others flag as many null pixels
     calibration_images: int = 64  # null images, not tested, that the thresholds are set by
-    null_images: int = 200
+    null_images: int = 100
     signals: tuple[float, ...] = (2.0, 3.0)  # heights of the square, standard deviations
-    images: int = 100  # of a signal
+    images: int = 50  # of a signal
     timed_images: int = 32  # null images by which the tests are timed
     levels: tuple[float, ...] = (0.01, 0.05, 0.10)
     noise: str = "iid:1"
@@ -306,12 +306,13 @@ def draw(tables: Tables) -> dict[str, Any]:
     return {"steps": finish(figure, axes, f"rejected at {alpha:g}")}
 
 
+STANDARD = Settings(null_images=200, images=100)
 PAPER = Settings(
     calibration_images=1000, null_images=1000, signals=(1.0, 2.0, 3.0, 4.0), images=1000
 )
 EXPERIMENT = Experiment(
     "Steps, fresh noise and start of the reverse process",
-    {"quick": Settings(), "paper": PAPER},
+    {"quick": Settings(), "standard": STANDARD, "paper": PAPER},
     measure,
     summary,
     draw,

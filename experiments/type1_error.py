@@ -27,7 +27,7 @@ class Settings:
     sizes: tuple[int, ...] = (8, 16, 32, 64)  # sides, pixels
     noises: tuple[str, ...] = ("iid:1", "ar1:0.5:1")
     images: tuple[int, ...] = (1000, 400, 120, 40)  # null images of a size and a noise
-    permutation_images: tuple[int, ...] = (100, 20, 4, 0)  # the first of them, 25 times dearer
+    permutation_images: tuple[int, ...] = (60, 12, 2, 0)  # the first of them, 25 times dearer
     permutations: int = 1000
     levels: tuple[float, ...] = (0.01, 0.05, 0.10)
     train_sizes: tuple[int, ...] = (8, 16, 16, 16)  # sides of the squares trained on
