@@ -13,6 +13,7 @@ pytest.importorskip("matplotlib")
 
 from dal_jax import DalConfig
 from dal_jax.cli import main
+from dal_jax.cli._spec import expanded
 from dal_jax.diffusion import save_checkpoint
 from dal_jax.models import UNetConfig, init_unet
 
@@ -41,6 +42,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(capsys: pytest.CaptureFixture[str], *words: Any) -> tuple[int, str, str]:
     code = main([str(word) for word in words])
     return code, *capsys.readouterr()
+
+
+def test_a_file_in_a_folder_with_a_bracketed_name_is_no_pattern(tmp_path):
+    own = tmp_path / "scans[1]"
+    assert expanded(["x.npy"], own, "--image") == (own / "x.npy",)
 
 
 def test_options_and_specification_are_the_same(capsys, folder, tmp_path):

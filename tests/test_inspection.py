@@ -274,3 +274,20 @@ def test_refusals(words, named, capsys, tmp_path, monkeypatch):
     assert main(words) == 2
     err = capsys.readouterr().err
     assert named in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words, named",
+    [
+        (["--noise", "iid:2"], "--noise"),
+        (["--threshold", "0.5"], "--threshold"),
+        (["--draws", "d.npy"], "--draws"),
+        (["--maps"], "--maps"),
+        (["--engine", "exact", "--permutations", "3"], "permutations is 3"),
+    ],
+    ids=["noise", "threshold", "draws", "maps", "engine"],
+)
+def test_no_option_of_a_folder_is_ignored(words, named, capsys):
+    assert main(["test", "folder", "--model", "m", "--out", "o", *words]) == 2
+    err = capsys.readouterr().err
+    assert named in err and err.count("\n") == 1

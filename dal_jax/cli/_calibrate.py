@@ -35,9 +35,6 @@ Control = Annotated[
 Lengths = Annotated[
     bool, typer.Option("--lengths/--no-lengths", help="Also other correlation lengths.")
 ]
-Count = Annotated[
-    int | None, typer.Option("--devices", metavar="N", help="Devices to use; by default all.")
-]
 
 
 def calibrate(
@@ -45,7 +42,7 @@ def calibrate(
     data: Data,
     control: Control = 200,
     lengths: Lengths = True,
-    devices: Count = None,
+    devices: options.Devices = None,
     cache: options.Cache = None,
     coordinator: options.Coordinator = None,
     num_processes: options.NumProcesses = None,

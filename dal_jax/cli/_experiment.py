@@ -39,12 +39,6 @@ Models = Annotated[
 Seed = Annotated[
     int | None, typer.Option("--seed", help="Seed of everything random; default: the preset's.")
 ]
-Count = Annotated[
-    int | None, typer.Option("--devices", metavar="N", help="Devices to use; by default all.")
-]
-BatchSize = Annotated[
-    int | None, typer.Option("--batch-size", metavar="N", help="Tests under way at a time.")
-]
 
 
 def experiment(
@@ -53,8 +47,8 @@ def experiment(
     spec: Spec = None,
     out: Out = None,
     models: Models = Path("results/models"),
-    devices: Count = None,
-    batch_size: BatchSize = None,
+    devices: options.Devices = None,
+    batch_size: options.BatchSize = None,
     cache: options.Cache = None,
     coordinator: options.Coordinator = None,
     num_processes: options.NumProcesses = None,

@@ -30,7 +30,8 @@ def main(args: Sequence[str] | None = None) -> int:
     from dal_jax.cli._app import app
 
     command = typer.main.get_command(app)
-    name = " ".join(["dal-jax", *(word for word in words[:1] if word in VERBS)])
+    verbs = getattr(command, "commands", {})
+    name = " ".join(["dal-jax", *(word for word in words[:1] if word in verbs)])
     try:
         code = command.main(args=words, prog_name="dal-jax", standalone_mode=False)
     except InputError as error:
@@ -53,17 +54,3 @@ def main(args: Sequence[str] | None = None) -> int:
 def _refuse(name: str, message: str) -> int:
     print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
     return BAD_INPUT
-
-
-VERBS = (
-    "bench",
-    "calibrate",
-    "demo",
-    "experiment",
-    "import-weights",
-    "localize",
-    "report",
-    "script",
-    "test",
-    "train",
-)

@@ -38,6 +38,12 @@ Out = Annotated[
     typer.Option("--out", metavar="DIR", help="Write arrays, figure.png and result.json there."),
 ]
 
+Devices = Annotated[
+    int | None, typer.Option("--devices", metavar="N", help="Devices to use; by default all.")
+]
+BatchSize = Annotated[
+    int | None, typer.Option("--batch-size", metavar="N", help="Tests under way at a time.")
+]
 Cache = Annotated[
     Path | None,
     typer.Option(

@@ -50,7 +50,7 @@ class TestSpec:
         """What the tests are told."""
         return TestOptions(
             alternative=self.alternative,
-            engine=self.visit if self.engine == "exact" else self.engine,
+            engine=engine_name(self.engine, self.visit),
             dtype=self.dtype,
             precision=self.precision,
             alpha=self.alpha,
@@ -58,6 +58,19 @@ class TestSpec:
             first_window=self.first_window,
             permutations=self.permutations,
         )
+
+
+def engine_name(engine: str, visit: str) -> str:
+    """The engine's name in Python.
+
+    Args:
+        engine: "adaptive" or "exact".
+        visit: "sweep" or "scan", how the exact one visits the windows.
+
+    Returns:
+        "adaptive", "sweep" or "scan".
+    """
+    return visit if engine == "exact" else engine
 
 
 def read_spec(path: Path) -> TestSpec:
@@ -107,7 +120,7 @@ def expanded(patterns: Sequence[str | Path], folder: Path, name: str) -> tuple[P
     found: list[Path] = []
     for pattern in patterns:
         full = str(folder / pattern)
-        if not glob.has_magic(full):
+        if not glob.has_magic(str(pattern)):
             found.append(Path(full))
             continue
         fitting = sorted(glob.glob(full, recursive=True))

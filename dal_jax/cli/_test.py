@@ -10,7 +10,7 @@ from dal_jax import TestOptions, TestResult, dal_test
 from dal_jax._errors import InputError
 from dal_jax.cli import _options as options
 from dal_jax.cli._output import dumps, filed, listed, need_figures
-from dal_jax.cli._spec import TestSpec, expanded, read_spec
+from dal_jax.cli._spec import TestSpec, engine_name, expanded, read_spec
 from dal_jax.cli._test_folder import test_folder
 from dal_jax.cli._test_many import test_many
 from dal_jax.images import write_text
@@ -121,12 +121,7 @@ DecideBy = Annotated[
 Overlays = Annotated[
     bool, typer.Option("--overlays/--no-overlays", help="FOLDER: a picture of each image.")
 ]
-Count = Annotated[
-    int | None, typer.Option("--devices", metavar="N", help="Devices to use; by default all.")
-]
-BatchSize = Annotated[
-    int | None, typer.Option("--batch-size", metavar="N", help="Tests under way at a time.")
-]
+NOISE, THRESHOLD = "iid:1", 0.8  # where not given
 
 
 def test(
@@ -136,8 +131,8 @@ def test(
     image: Images = [],  # noqa: B006 (typer copies it)
     reference: References = [],  # noqa: B006
     draws: options.Draws = None,
-    noise: Noise = "iid:1",
-    threshold: options.Threshold = 0.8,
+    noise: Noise = NOISE,
+    threshold: options.Threshold = THRESHOLD,
     engine: Engine = "adaptive",
     visit: Visit = "sweep",
     precision: Precision = 1e-3,
@@ -146,8 +141,8 @@ def test(
     permutations: Permutations = 0,
     first_window: FirstWindow = False,
     dtype: Dtype = None,
-    devices: Count = None,
-    batch_size: BatchSize = None,
+    devices: options.Devices = None,
+    batch_size: options.BatchSize = None,
     out: options.Out = None,
     maps: Maps = False,
     decide_by: DecideBy = "selective",
@@ -176,10 +171,19 @@ def test(
             raise InputError(
                 "FOLDER: expected --model with it, and no --spec, --image, --reference"
             )
+        _refuse_fixed(noise, threshold, draws, maps)
         host = join_hosts(coordinator, num_processes, process_id)
         chosen = InspectOptions(0.05 if alpha is None else alpha, decide_by)
-        how = TestOptions(alternative=alternative, precision=precision, dtype=dtype, seed=seed)
-        test_folder(model, folder, out, chosen, how, host, devices, overlays, json)
+        how = TestOptions(
+            alternative=alternative,
+            engine=engine_name(engine, visit),
+            dtype=dtype,
+            precision=precision,
+            seed=seed,
+            first_window=first_window,
+            permutations=permutations,
+        )
+        test_folder(model, folder, out, chosen, how, host, devices, batch_size, overlays, json)
         leave_hosts()
         return
     if spec is None:
@@ -216,6 +220,19 @@ def test(
     host = join_hosts(coordinator, num_processes, process_id)
     test_many(wanted, out, maps, json, host)
     leave_hosts()
+
+
+def _refuse_fixed(noise: str, threshold: float, draws: Path | None, maps: bool) -> None:
+    """Refuses what a model trained with --data has fixed, rather than ignore it."""
+    changed = {
+        "--noise": noise != NOISE,
+        "--threshold": threshold != THRESHOLD,
+        "--draws": draws is not None,
+        "--maps": maps,
+    }
+    for option, given in changed.items():
+        if given:
+            raise InputError(f"{option}: expected none with FOLDER, the model has fixed it")
 
 
 def _test_one(wanted: TestSpec, out: Path | None, json: bool) -> None:

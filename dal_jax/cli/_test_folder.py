@@ -39,6 +39,7 @@ def test_folder(
     test_options: TestOptions,
     host: Host,
     devices: int | None,
+    batch_size: int | None,
     overlays: bool,
     json: bool,
 ) -> None:
@@ -52,6 +53,7 @@ def test_folder(
         test_options: of the tests.
         host: this process.
         devices: to use.
+        batch_size: tests under way at a time.
         overlays: whether to write pictures.
         json: whether to print one JSON object.
 
@@ -81,6 +83,7 @@ def test_folder(
             test_options,
             host=host,
             devices=devices,
+            batch_size=batch_size,
             progress=follow,
         )
     if host.index:

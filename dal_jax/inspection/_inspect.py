@@ -68,6 +68,7 @@ def test_samples(
     *,
     host: Host,
     devices: int | None = None,
+    batch_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[tuple[ViewItem, dict[str, Any]]]:
     """Tests all views of samples in a run directory, where their maps are kept, too.
@@ -81,6 +82,7 @@ def test_samples(
         options: of the tests.
         host: this process.
         devices: to use.
+        batch_size: tests under way at a time; None fills the devices.
         progress: called with (done, of how many).
 
     Returns:
@@ -102,6 +104,7 @@ def test_samples(
         host=host,
         shared=profile.references,
         devices=devices,
+        batch_size=batch_size,
         progress=None if progress is None else lambda done, _: progress(done, len(items)),
         keep=lambda item, result: _keep_maps(directory, numbers[item.name], item, result),
     )
