@@ -7,6 +7,7 @@ import pytest
 
 from dal_jax._errors import CheckpointError, DalJaxError, InputError
 from dal_jax.diffusion import (
+    Batch,
     DalConfig,
     TrainConfig,
     batch_indices,
@@ -107,11 +108,11 @@ def test_damaged_state_is_refused(tmp_path):
 
 
 def test_average_forgets_the_first_weights_faster():
-    update = update_function(CONFIG, SETTINGS)
-    first = initial_state(CONFIG, SETTINGS)
+    update = update_function(SETTINGS, CONFIG.objective)
+    first = initial_state(SETTINGS, CONFIG.objective)
     state, expected = first, first.variables
     for step in range(2):
-        state = update(state, IMAGES[:8].astype(np.float32))
+        state = update(state, Batch(IMAGES[:8].astype(np.float32)))
         keep = (1 + step) / (10 + step)
         expected = jax.tree.map(
             lambda a, b, keep=keep: keep * np.float64(a) + (1 - keep) * np.float64(b),
@@ -124,7 +125,7 @@ def test_average_forgets_the_first_weights_faster():
         expected,
     )
     assert not same(jax.tree.map(np.asarray, state.averaged), jax.tree.map(np.asarray, state[1]))
-    assert initial_state(CONFIG, replace(SETTINGS, ema_decay=None)).averaged == {}
+    assert initial_state(replace(SETTINGS, ema_decay=None), CONFIG.objective).averaged == {}
 
 
 def test_bfloat16_learns():

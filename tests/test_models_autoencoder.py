@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from dal_jax._errors import InputError
-from dal_jax.diffusion import DalConfig, TrainConfig, train
-from dal_jax.diffusion._update import NoisePrediction
+from dal_jax.diffusion import Batch, DalConfig, NoisePrediction, TrainConfig, train
 from dal_jax.localizers._autoencoder import AutoencoderLocalizerConfig
 from dal_jax.models import (
     Autoencoder,
@@ -80,7 +79,7 @@ def test_loss_by_hand():
     objective = Reconstruction(TRAINED.network)
     variables = objective.init(0)
     batch = jnp.asarray(IMAGES[:5], np.float32)
-    prepared = objective.prepare(jax.random.key(0), batch)
+    prepared = objective.prepare(jax.random.key(0), Batch(batch))
     loss, stats = jax.jit(objective.loss, static_argnums=3)(
         variables["params"], {}, prepared, np.float32
     )

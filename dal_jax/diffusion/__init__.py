@@ -11,6 +11,7 @@ from dal_jax.diffusion._schedule import ReverseConfig as ReverseConfig
 from dal_jax.diffusion._schedule import Schedule as Schedule
 from dal_jax.diffusion._train import batch_indices as batch_indices
 from dal_jax.diffusion._train import train as train
+from dal_jax.diffusion._update import Batch as Batch
 from dal_jax.diffusion._update import NoisePrediction as NoisePrediction
 from dal_jax.diffusion._update import Objective as Objective
 from dal_jax.diffusion._update import TrainConfig as TrainConfig

@@ -1,11 +1,12 @@
 """Everything that a trained diffusion localizer must carry with its weights, as JSON."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 from dal_jax._errors import InputError
 from dal_jax._typing import PyTree
 from dal_jax.diffusion._schedule import ReverseConfig, Schedule
+from dal_jax.diffusion._update import NoisePrediction
 from dal_jax.models import UNetConfig, unet_shapes
 
 
@@ -51,6 +52,26 @@ class DalConfig:
     def variable_shapes(self) -> PyTree:
         """The variables of the network, as `jax.ShapeDtypeStruct`."""
         return unet_shapes(self.unet)
+
+    @property
+    def objective(self) -> NoisePrediction:
+        """What training minimizes."""
+        return NoisePrediction(self.unet, self.schedule)
+
+    def for_images(self, shape: tuple[int, int, int]) -> "DalConfig":
+        """The same localizer of images of another shape.
+
+        Args:
+            shape: (H, W, C).
+
+        Returns:
+            The configuration.
+
+        Raises:
+            InputError: the network cannot take such images.
+        """
+        unet = replace(self.unet, in_channels=shape[2])
+        return replace(self, unet=unet, image_size=tuple(shape[:2]))
 
     def to_dict(self) -> dict[str, Any]:
         """Gives the configuration as plain values, ready for JSON."""

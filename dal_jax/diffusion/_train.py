@@ -16,6 +16,7 @@ from dal_jax._typing import PyTree
 from dal_jax.diffusion._checkpoint import Config, save_checkpoint
 from dal_jax.diffusion._store import fetch, read_record, store
 from dal_jax.diffusion._update import (
+    Batch,
     Objective,
     TrainConfig,
     TrainState,
@@ -38,6 +39,11 @@ class Trainable(Config, Protocol):
         """(H, W, C)."""
         ...
 
+    @property
+    def objective(self) -> Objective:
+        """What training minimizes unless it is told."""
+        ...
+
 
 def train(
     images: np.ndarray,
@@ -47,11 +53,15 @@ def train(
     progress: Progress | None = None,
     resume: bool = True,
     objective: Objective | None = None,
+    where: np.ndarray | None = None,
+    textures: np.ndarray | None = None,
 ) -> PyTree:
-    """Trains a network to predict the noise in noised normal images, or for another objective.
+    """Trains the network of a localizer on normal images.
 
-    Least squares `mean |eps - UNet(sqrt(a) x + sqrt(1-a) eps, t)|^2`, `a = alpha_bar[t+1]`, t
-    uniform over the levels; Adam with the gradient clipped to a global norm.
+    `DalConfig`, `MdpsConfig`: least squares `mean |eps - UNet(sqrt(a) x + sqrt(1-a) eps, t)|^2`,
+    `a = alpha_bar[t+1]`, t uniform over the levels; `GladConfig`: the same with synthetic
+    anomalies to be removed; an autoencoder: `mean |AE(x) - x|^2`. Adam with the gradient clipped
+    to a global norm.
 
     Batches and random numbers are functions of (seed, step). A directory gets `loss.jsonl` (mean
     loss of every `log_every` steps), the state every `checkpoint_every` steps, and at the end a
@@ -67,6 +77,9 @@ def train(
         progress: called with (step, steps, mean loss) whenever the log is written and at the end.
         resume: False starts over, whatever is in the directory.
         objective: what to minimize, a frozen dataclass of plain values; None: the above.
+        where: (N, H, W) bool, pixels of the object, where anomalies may be put; None: all.
+        textures: (T, H, W, C), finite, other things to take anomalies from, on the device all the
+            time; None: anomalies are of the images' own parts.
 
     Returns:
         {"params": ..., "batch_stats": ...}, numpy float32; the averaged ones with `ema_decay`.
@@ -78,18 +91,19 @@ def train(
 
     Source: Ho et al., arXiv 2006.11239, algorithm 1; resuming: this project.
     """
-    pixels = _check_images(images, config)
+    given = _check_batch(images, where, textures, config)
     folder = None if directory is None else Path(directory)
-    facts = _facts(pixels, config, train_config, objective)
-    state = initial_state(config, train_config, objective)
+    facts = _facts(given, config, train_config, objective)
+    objective = config.objective if objective is None else objective
+    state = initial_state(train_config, objective)
     if folder is not None:
         if folder.exists() and not folder.is_dir():
             raise InputError(f"directory: {folder} is a file")
         if resume and (folder / _RECORD).is_file():
             state = _restore(folder, facts, state, train_config.steps)
         _cut_log(folder / _LOG, int(state.step))
-    update = update_function(config, train_config, objective)
-    state = _run(state, update, pixels, train_config, folder, facts, progress)
+    update = update_function(train_config, objective)
+    state = _run(state, update, given, train_config, folder, facts, progress)
     final = state.variables if train_config.ema_decay is None else state.averaged
     variables = jax.tree.map(np.asarray, final)
     if folder is not None:
@@ -122,17 +136,19 @@ def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
 
 def _run(
     state: TrainState,
-    update: Callable[[TrainState, np.ndarray], TrainState],
-    pixels: np.ndarray,
+    update: Callable[[TrainState, Batch], TrainState],
+    given: Batch,
     train_config: TrainConfig,
     folder: Path | None,
     facts: dict[str, Any],
     progress: Progress | None,
 ) -> TrainState:
-    total, every = train_config.steps, train_config.log_every
+    total, every, count = train_config.steps, train_config.log_every, len(given.images)
+    textures = None if given.textures is None else jax.device_put(given.textures)
     for step in range(int(state.step) + 1, total + 1):
-        chosen = batch_indices(train_config.seed, step - 1, train_config.batch_size, len(pixels))
-        state = update(state, pixels[chosen])
+        chosen = batch_indices(train_config.seed, step - 1, train_config.batch_size, count)
+        where = None if given.where is None else given.where[chosen]
+        state = update(state, Batch(given.images[chosen], where, textures))
         if step % every == 0 or step == total:
             loss = float(state.loss_sum) / ((step - 1) % every + 1)
             if not np.isfinite(loss):
@@ -149,36 +165,50 @@ def _run(
     return state
 
 
-def _check_images(images: Any, config: Trainable) -> np.ndarray:
+def _check_batch(images: Any, where: Any, textures: Any, config: Trainable) -> Batch:
+    """All that there is to train on, in the dtypes that training takes."""
+    pixels = _check_images("images", images, config)
+    if where is not None:
+        where = np.asarray(where, bool)
+        if where.shape != pixels.shape[:3]:
+            raise InputError(f"where: got shape {where.shape}, expected {pixels.shape[:3]}")
+    if textures is not None:
+        textures = _check_images("textures", textures, config)
+    return Batch(pixels, where, textures)
+
+
+def _check_images(name: str, images: Any, config: Trainable) -> np.ndarray:
     pixels = np.asarray(images, np.float32)
     if pixels.ndim != 4 or len(pixels) == 0 or pixels.shape[1:] != config.image_shape:
         height, width, channels = config.image_shape
         raise InputError(
-            f"images: got shape {pixels.shape}, expected (N, {height}, {width}, {channels})"
+            f"{name}: got shape {pixels.shape}, expected (N, {height}, {width}, {channels})"
         )
     bad = np.flatnonzero(~np.isfinite(pixels).all(axis=(1, 2, 3)))
     if bad.size:
-        raise InputError(f"images: number {bad[0]} has pixels that are not finite, expected none")
+        raise InputError(f"{name}: number {bad[0]} has pixels that are not finite, expected none")
     return pixels
 
 
 def _facts(
-    pixels: np.ndarray, config: Trainable, train_config: TrainConfig, objective: Objective | None
+    given: Batch, config: Trainable, train_config: TrainConfig, objective: Objective | None
 ) -> dict[str, Any]:
     """What must agree for a run to be continued: JSON values."""
     settings = asdict(train_config)
     for name in ("steps", "checkpoint_every"):
         del settings[name]
-    digest = hashlib.sha256(pixels.tobytes()).hexdigest()
-    facts = {"config": config.to_dict(), "train": settings, "images": digest}
-    if objective is not None:
+    facts = {"config": config.to_dict(), "train": settings}
+    for name, array in given._asdict().items():
+        if array is not None:
+            facts[name] = hashlib.sha256(array.tobytes()).hexdigest()
+    if objective is not None and objective != config.objective:
         facts["objective"] = repr(objective)
     return json.loads(json.dumps(facts))
 
 
 def _restore(folder: Path, facts: dict[str, Any], like: TrainState, steps: int) -> TrainState:
     entries = read_record(folder, _RECORD)
-    for name in ("config", "train", "images", "objective"):
+    for name in ("config", "train", *Batch._fields, "objective"):
         if entries.get(name) != facts.get(name):
             raise InputError(
                 f"directory: {folder} holds a run with another {name}: choose another or start over"

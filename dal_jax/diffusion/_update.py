@@ -59,6 +59,14 @@ class TrainState(NamedTuple):
     loss_sum: Any  # float32, since the last record of the log
 
 
+class Batch(NamedTuple):
+    """What a step of training is given."""
+
+    images: Any  # (B, H, W, C), float32, normal ones
+    where: Any = None  # (B, H, W), bool: pixels of the object, or None: all are
+    textures: Any = None  # (T, H, W, C), float32, of other things, the same in every step; or None
+
+
 class Objective(Protocol):
     """What training minimizes. Frozen and hashable: equal ones share a compiled update.
 
@@ -69,8 +77,8 @@ class Objective(Protocol):
         """Draws the first variables {"params": ..., "batch_stats": ...}, numpy float32."""
         ...
 
-    def prepare(self, key: Array, batch: Array) -> PyTree:
-        """Makes what the loss is of from a batch (B, H, W, C), float32, and random numbers."""
+    def prepare(self, key: Array, batch: Batch) -> PyTree:
+        """Makes what the loss is of from a batch and random numbers."""
         ...
 
     def loss(
@@ -97,15 +105,27 @@ class NoisePrediction:
         """Draws the network's first variables."""
         return init_unet(self.unet, seed)
 
-    def prepare(self, key: Array, batch: Array) -> tuple[Array, Array, Array]:
+    def prepare(self, key: Array, batch: Batch) -> tuple[Array, Array, Array]:
         """Noises each image to a level of its own, uniform over the levels."""
-        shares = self.schedule.alpha_bar[1:].astype(np.float32)
-        level_key, noise_key = jax.random.split(key)
-        level = jax.random.randint(level_key, batch.shape[:1], 0, len(shares), jnp.int32)
-        noise = jax.random.normal(noise_key, batch.shape, jnp.float32)
-        share = jnp.asarray(shares)[level][:, None, None, None]
-        x = jnp.sqrt(share) * batch + jnp.sqrt(jnp.float32(1) - share) * noise
+        images, (level, noise) = batch.images, self.levels_and_noise(key, batch.images.shape)
+        share = jnp.asarray(self.schedule.alpha_bar[1:].astype(np.float32))[level]
+        share = share[:, None, None, None]
+        x = jnp.sqrt(share) * images + jnp.sqrt(jnp.float32(1) - share) * noise
         return x, level, noise
+
+    def levels_and_noise(self, key: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
+        """Draws a level for each image (B,) int32, and noise (B, H, W, C) float32.
+
+        Args:
+            key: of random numbers.
+            shape: (B, H, W, C).
+
+        Returns:
+            Levels and noise.
+        """
+        level_key, noise_key = jax.random.split(key)
+        level = jax.random.randint(level_key, shape[:1], 0, self.schedule.num_levels, jnp.int32)
+        return level, jax.random.normal(noise_key, shape, jnp.float32)
 
     def loss(
         self, params: PyTree, stats: PyTree, prepared: tuple[Array, Array, Array], dtype: Any
@@ -120,50 +140,42 @@ class NoisePrediction:
         return jnp.mean(jnp.square(error)), changed.get("batch_stats", {})
 
 
-def initial_state(
-    config: Any, train_config: TrainConfig, objective: Objective | None = None
-) -> TrainState:
+def initial_state(train_config: TrainConfig, objective: Objective) -> TrainState:
     """Draws the state before the first step.
 
     Args:
-        config: `DalConfig` or another with `unet` and `schedule`; not looked at with an objective.
         train_config: with the seed.
-        objective: None: prediction of noise by the network of `config`.
+        objective: what is minimized.
 
     Returns:
         The state.
     """
-    variables = _objective(config, objective).init(train_config.seed)
+    variables = objective.init(train_config.seed)
     optimizer = jax.jit(_optimizer(train_config).init)(variables["params"])
     averaged = {} if train_config.ema_decay is None else variables
     return TrainState(np.int32(0), variables, averaged, optimizer, np.float32(0))
 
 
 def update_function(
-    config: Any, train_config: TrainConfig, objective: Objective | None = None
-) -> Callable[[TrainState, np.ndarray], TrainState]:
+    train_config: TrainConfig, objective: Objective
+) -> Callable[[TrainState, Batch], TrainState]:
     """Gives the compiled update, the same one for runs that differ in their lengths only.
 
     Args:
-        config: `DalConfig` or another with `unet` and `schedule`; not looked at with an objective.
         train_config: how to train.
-        objective: None: prediction of noise by the network of `config`.
+        objective: what is minimized.
 
     Returns:
-        A function of the state and a batch (B, H, W, C) float32, giving the next state.
+        A function of the state and a batch, giving the next state.
     """
     lengths = {"steps": 1, "batch_size": 1, "checkpoint_every": 1, "log_every": 1}
-    return _update_function(_objective(config, objective), replace(train_config, **lengths))
-
-
-def _objective(config: Any, objective: Objective | None) -> Objective:
-    return objective or NoisePrediction(config.unet, config.schedule)
+    return _update_function(objective, replace(train_config, **lengths))
 
 
 @lru_cache(maxsize=8)
 def _update_function(
     objective: Objective, train_config: TrainConfig
-) -> Callable[[TrainState, np.ndarray], TrainState]:
+) -> Callable[[TrainState, Batch], TrainState]:
     optimizer = _optimizer(train_config)
     dtype = jnp.dtype(train_config.dtype)
 
@@ -171,7 +183,7 @@ def _update_function(
         return objective.loss(params, stats, prepared, dtype)
 
     @jax.jit
-    def update(state: TrainState, batch: Array) -> TrainState:
+    def update(state: TrainState, batch: Batch) -> TrainState:
         key = jax.random.fold_in(jax.random.key(train_config.seed), state.step)
         prepared = objective.prepare(key, batch)
         params, stats = state.variables["params"], state.variables["batch_stats"]

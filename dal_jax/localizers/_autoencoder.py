@@ -1,6 +1,6 @@
 """The autoencoder as a localizer: how far an image is from its reconstruction, smoothed."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
 
 from dal_jax._errors import InputError
@@ -8,7 +8,7 @@ from dal_jax._typing import Array, PyTree
 from dal_jax.diffusion._config import build_config, sides_of
 from dal_jax.localizers._filters import filtered_difference
 from dal_jax.localizers._localizer import Localizer, check_threshold, make_draws
-from dal_jax.models import AutoencoderConfig, autoencode, autoencoder_shapes
+from dal_jax.models import AutoencoderConfig, Reconstruction, autoencode, autoencoder_shapes
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,26 @@ class AutoencoderLocalizerConfig:
     def variable_shapes(self) -> PyTree:
         """The variables of the network, as `jax.ShapeDtypeStruct`."""
         return autoencoder_shapes(self.network)
+
+    @property
+    def objective(self) -> Reconstruction:
+        """What training minimizes."""
+        return Reconstruction(self.network)
+
+    def for_images(self, shape: tuple[int, int, int]) -> "AutoencoderLocalizerConfig":
+        """The same localizer of images of another shape.
+
+        Args:
+            shape: (H, W, C).
+
+        Returns:
+            The configuration.
+
+        Raises:
+            InputError: the network cannot take such images.
+        """
+        network = replace(self.network, in_channels=shape[2])
+        return replace(self, network=network, image_size=tuple(shape[:2]))
 
     def to_dict(self) -> dict[str, Any]:
         """Gives the configuration as plain values, ready for JSON."""

@@ -1,7 +1,7 @@
 """What localizers that compare an image with its counterpart by features have in common."""
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
 
 import jax
@@ -9,7 +9,7 @@ import numpy as np
 
 from dal_jax._errors import InputError
 from dal_jax._typing import PyTree
-from dal_jax.diffusion import DalConfig, ReverseConfig, Schedule
+from dal_jax.diffusion import DalConfig, NoisePrediction, ReverseConfig, Schedule
 from dal_jax.diffusion._config import build_config
 from dal_jax.models import UNetConfig, UNetEncoder, unet_shapes
 
@@ -138,6 +138,26 @@ class PerceptualConfig:
     def variable_shapes(self) -> PyTree:
         """The variables of the network, as `jax.ShapeDtypeStruct`."""
         return unet_shapes(self.unet)
+
+    @property
+    def objective(self) -> NoisePrediction:
+        """What training minimizes."""
+        return NoisePrediction(self.unet, self.schedule)
+
+    def for_images(self: Config, shape: tuple[int, int, int]) -> Config:
+        """The same localizer of images of another shape.
+
+        Args:
+            shape: (H, W, C).
+
+        Returns:
+            The configuration.
+
+        Raises:
+            InputError: the network cannot take such images.
+        """
+        unet = replace(self.unet, in_channels=shape[2])
+        return replace(self, unet=unet, image_size=tuple(shape[:2]))
 
     def to_dict(self) -> dict[str, Any]:
         """Gives the configuration as plain values, ready for JSON."""

@@ -175,9 +175,9 @@ class Reconstruction:
         """Draws the network's first variables."""
         return init_autoencoder(self.config, seed)
 
-    def prepare(self, key: Array, batch: Array) -> Array:
+    def prepare(self, key: Array, batch: Any) -> Array:
         """Takes the images as they are."""
-        return batch
+        return batch.images
 
     def loss(
         self, params: PyTree, stats: PyTree, prepared: Array, dtype: Any
