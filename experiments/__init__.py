@@ -16,6 +16,7 @@ NAMES = (
     "steps",
     "engine_agreement",
     "real_images",
+    "localizers",
 )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -38,7 +39,8 @@ class Condition(NamedTuple):
     @property
     def name(self) -> str:
         """A folder's name."""
-        return "-".join(f"{key}={value}" for key, value in self.labels.items()).replace(":", "_")
+        words = "-".join(f"{key}={value}" for key, value in self.labels.items())
+        return re.sub(r"[^A-Za-z0-9_.=-]", "_", words)
 
     @property
     def effort(self) -> float:

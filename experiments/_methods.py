@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from dal_jax import InputError, TestOptions
 
 from ._experiment import Condition, Measured
-from ._models import Model, Use
+from ._models import DAL, Model, Use
 from ._output import Row
 from ._rates import rejections
 from ._simulation import Simulation
@@ -37,11 +37,14 @@ class ComparisonSettings:
     over_conditioned: bool = True
     region: str = "all"  # or "peak", see `dal_jax.TestOptions`
     seed: int = 0
+    # As `localizer_preset` takes them; the threshold is of "dal", others learn theirs.
+    localizers: tuple[str, ...] = (DAL,)
 
     def __post_init__(self) -> None:
         check_lengths(self, "sizes", "images", "permutation_images", "train_sizes")
         check_lengths(self, "noises")
         check_lengths(self, "levels")
+        check_lengths(self, "localizers")
 
 
 class Counts(NamedTuple):
@@ -63,24 +66,57 @@ def comparisons(settings: ComparisonSettings, signals: Sequence[float] = ()) -> 
         Conditions of `compared`.
     """
     conditions = []
-    for k, size in enumerate(settings.sizes):
-        counts = Counts(settings.images[k], settings.permutation_images[k], settings.permutations)
-        for noise in settings.noises:
-            model = Model(
-                settings.train_sizes[k], noise, steps=settings.train_steps, seed=settings.seed
-            )
-            for signal in signals or (0.0,):
-                labels = {"size": size, "noise": noise}
-                condition = Condition(
-                    {**labels, "signal": signal} if signals else labels,
-                    model,
-                    Use(size, settings.threshold),
-                    Simulation(size, noise, signal, seed=settings.seed),
-                    settings.images[k],
-                    replace(test_options(settings), region=settings.region),
-                )
-                conditions += compared(condition, counts)
+    for localizer in settings.localizers:
+        for k, size in enumerate(settings.sizes):
+            for noise in settings.noises:
+                conditions += _signals(settings, signals, localizer, k, size, noise)
     return conditions
+
+
+def _signals(
+    settings: ComparisonSettings,
+    signals: Sequence[float],
+    localizer: str,
+    k: int,
+    size: int,
+    noise: str,
+) -> list[Condition]:
+    """The conditions of one localizer, size and noise."""
+    counts = Counts(settings.images[k], settings.permutation_images[k], settings.permutations)
+    model = Model(
+        settings.train_sizes[k],
+        noise,
+        steps=settings.train_steps,
+        seed=settings.seed,
+        localizer=localizer,
+    )
+    named = {} if settings.localizers == (DAL,) else {"localizer": localizer}
+    found = []
+    for signal in signals or (0.0,):
+        labels = {**named, "size": size, "noise": noise}
+        condition = Condition(
+            {**labels, "signal": signal} if signals else labels,
+            model,
+            Use(size, settings.threshold if localizer == DAL else None),
+            Simulation(size, noise, signal, seed=settings.seed),
+            settings.images[k],
+            replace(test_options(settings), region=settings.region),
+        )
+        found += compared(condition, counts)
+    return found
+
+
+def index_of(rows: Sequence[Row], *names: str) -> tuple[str, ...]:
+    """The columns that tell the settings of rows apart.
+
+    Args:
+        rows: of a table.
+        *names: columns that all tables have.
+
+    Returns:
+        The names, after that of the localizer where there are several.
+    """
+    return ("localizer", *names) if "localizer" in rows[0] else names
 
 
 def compared(condition: Condition, counts: Counts) -> list[Condition]:

@@ -7,13 +7,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from dal_jax import DalConfig, InputError, Localizer, dal_localizer
+from dal_jax import DalConfig, InputError, Localizer
 from dal_jax.cli._train import train_with_bar
 from dal_jax.diffusion import ReverseConfig, TrainConfig, load_checkpoint
+from dal_jax.inspection import learn_constants, threshold_of
+from dal_jax.localizers import CONFIGS, localizer_preset, make_localizer
 from dal_jax.models import UNetConfig
 from dal_jax.runs import fingerprint
 
 from ._simulation import Simulation
+
+DAL = "dal"
+FLAG_SHARE = 0.02
 
 
 @dataclass(frozen=True)
@@ -32,20 +37,24 @@ class Model:
     steps: int = 2_000
     batch_size: int = 64
     seed: int = 0
+    localizer: str = DAL  # others, as `localizer_preset` takes them, have networks of their own
 
     def __post_init__(self) -> None:
         _ = self.config
 
     @property
-    def config(self) -> DalConfig:
-        """Network and diffusion; the paper's reverse process."""
+    def config(self) -> Any:
+        """Network and localizer; of the DAL localizer with the paper's reverse process."""
+        if self.localizer != DAL:
+            return localizer_preset(self.localizer).config.for_images((self.size, self.size, 1))
         unet = UNetConfig(1, tuple(self.channels), activation=self.activation)
         return DalConfig(unet=unet, image_size=self.size)
 
     @property
     def name(self) -> str:
         """A folder's name, another for every model."""
-        words = f"{self.activation}-{self.size}-{self.noise}-{fingerprint(asdict(self))[:8]}"
+        kind = self.activation if self.localizer == DAL else self.config.kind
+        words = f"{kind}-{self.size}-{self.noise}-{fingerprint(asdict(self))[:8]}"
         return re.sub(r"[^A-Za-z0-9.-]+", "_", words)
 
 
@@ -54,7 +63,7 @@ class Use:
     """How a trained network localizes; settings other than those of training."""
 
     size: int  # side of the tested images, pixels
-    threshold: float = 0.8
+    threshold: float | None = 0.8  # None: that flags `FLAG_SHARE` of the pixels of normal images
     reverse: ReverseConfig = field(default_factory=ReverseConfig)
     activation: str = ""  # in place of the trained one
 
@@ -96,13 +105,17 @@ def variables_of(model: Model, folder: Path) -> Any:
     if not (home / "config.json").is_file():  # written last
         images = Simulation(model.size, model.noise, seed=model.seed).training_images(model.images)
         plan = TrainConfig(steps=model.steps, batch_size=model.batch_size, seed=model.seed)
-        train_with_bar(images, model.config, plan, home, resume=True)
-    return _loaded(home)
+
+        def finish(variables: Any) -> Any:
+            return learn_constants(variables, model.config, images, model.seed)
+
+        train_with_bar(images, model.config, plan, home, resume=True, finish=finish)
+    return _loaded(home)[0]
 
 
 @lru_cache(maxsize=4)  # conditions of one network follow one another
 def _loaded(home: Path) -> Any:
-    return load_checkpoint(home)[0]
+    return load_checkpoint(home, list(CONFIGS.values()))
 
 
 def localizer_of(model: Model, use: Use, folder: Path) -> Localizer:
@@ -110,13 +123,19 @@ def localizer_of(model: Model, use: Use, folder: Path) -> Localizer:
 
     Args:
         model: the network.
-        use: the way.
+        use: the way; reverse process and activation are of the DAL localizer alone.
         folder: of all models.
 
     Returns:
         The localizer, with draws that each tested image replaces by its own.
     """
-    config = model.config
-    unet = replace(config.unet, activation=use.activation or model.activation)
-    config = replace(config, unet=unet, reverse=use.reverse, image_size=use.size)
-    return dal_localizer(variables_of(model, folder), config, use.threshold)
+    variables = variables_of(model, folder)
+    config = _loaded(folder / model.name)[1].for_images((use.size, use.size, 1))
+    if model.localizer == DAL:
+        unet = replace(config.unet, activation=use.activation or model.activation)
+        config = replace(config, unet=unet, reverse=use.reverse)
+    if use.threshold is not None:
+        return make_localizer(variables, config, use.threshold)
+    localizer = make_localizer(variables, config)
+    images = Simulation(use.size, model.noise, seed=model.seed + 1).training_images(64)
+    return localizer.with_threshold(threshold_of(localizer, images, FLAG_SHARE))

@@ -13,6 +13,7 @@ from ._methods import (
     ComparisonSettings,
     check_lengths,
     comparisons,
+    index_of,
     is_permutation,
     labels_of,
     method_rows,
@@ -54,7 +55,7 @@ def summary(tables: Tables) -> str:
     rows = tables["power"]
     alpha = rows[0]["alpha"]
     own = [row for row in rows if row["alpha"] == alpha]
-    index = ("size", "noise", "signal")
+    index = index_of(rows, "size", "noise", "signal")
     return "\n".join(
         [
             f"Rejected at {alpha:g}, among the images with a region (standard error):\n",
@@ -76,11 +77,14 @@ def draw(tables: Tables) -> dict[str, Any]:
     """A panel for each size and noise: power at the first level against the signal."""
     rows = tables["power"]
     alpha = rows[0]["alpha"]
-    pairs = list(dict.fromkeys((row["noise"], row["size"]) for row in rows))
-    pairs.sort(key=lambda pair: pair[0] != rows[0]["noise"])
-    figure, axes = panels([f"{size} x {size}, noise {noise}" for noise, size in pairs])
-    for axis, (noise, size) in zip(axes, pairs, strict=True):
-        own = [r for r in rows if (r["noise"], r["size"], r["alpha"]) == (noise, size, alpha)]
+    names = ("noise", "size", "localizer")
+    parts = list(dict.fromkeys(tuple(row.get(name, "") for name in names) for row in rows))
+    parts.sort(key=lambda part: part[0] != rows[0]["noise"])
+    titles = [f"{kind} {size} x {size}, noise {noise}".strip() for noise, size, kind in parts]
+    figure, axes = panels(titles)
+    for axis, part in zip(axes, parts, strict=True):
+        own = [row for row in rows if row["alpha"] == alpha]
+        own = [row for row in own if tuple(row.get(name, "") for name in names) == part]
         rate_lines(axis, own, "signal")
         axis.set_ylim(-0.03, 1.03)
     return {"power": finish(figure, axes, f"power at {alpha:g}")}

@@ -11,38 +11,23 @@ for what these data are, and are not.
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from dal_jax import DalConfig, InputError, TestOptions
+from dal_jax import DalConfig, InputError
 from dal_jax.cli._train import train_with_bar
 from dal_jax.diffusion import TrainConfig
 from dal_jax.images import DataSet, Preparation, RegionShare, region_counts
-from dal_jax.inspection import (
-    Calibrated,
-    CalibrateOptions,
-    InspectOptions,
-    LearnOptions,
-    Profile,
-    Reader,
-    Source,
-    calibrate,
-    inspected,
-    learn,
-    load_profile,
-    open_model,
-    rows_of,
-    runner,
-    test_samples,
-    to_test,
-)
+from dal_jax.inspection import CalibrateOptions, LearnOptions, Source, learn
 from dal_jax.models import UNetConfig
 from dal_jax.runs import fingerprint, wait_for_hosts
 
 from ._brain import MIDDLE, BrainPlan, lesions_of, write_patients
+from ._chain import ALPHA, Chain, run_chain
 from ._experiment import Context, Experiment
 from ._figures import COLOURS, MARKERS, finish, panels
 from ._main import run_module
@@ -59,7 +44,6 @@ COLUMNS = {
     "naive": "p_naive",
 }
 METHODS = tuple(COLUMNS)
-ALPHA = 0.05
 HELD_OUT, GOOD, DEFECT = "held out", "test", "defect"
 _COLOURS = {**COLOURS, "inflated": "#4c72b0", "conformal": "#55a868"}
 _MARKERS = {**MARKERS, "inflated": "s", "conformal": "v"}
@@ -124,25 +108,23 @@ class Subject(NamedTuple):
     views_per_image: int  # random ones, to train on
 
 
-class Chain(NamedTuple):
+class Tested(NamedTuple):
     """What the chain gave on one data set."""
 
     subject: Subject
-    profile: Profile
-    calibrated: Calibrated
+    chain: Chain
     rows: list[Row]  # of the tested views, with `touches_mask` and `contrast`
-    parameters: str  # fingerprint of the network's
 
 
 def measure(settings: Settings, context: Context) -> Tables:
     """Takes every data set through the chain, one after the other."""
-    chains = []
+    found = []
     with tqdm(unit="view", file=sys.stderr, disable=context.host.index > 0 or None) as bar:
         for name in settings.data:
-            chains.append(_chain(subject_of(name, settings), settings, context, bar))
+            found.append(_tested(subject_of(name, settings), settings, context, bar))
     return {
-        "real_images": [row for chain in chains for row in _rates(chain)],
-        "data_sets": [_facts(chain) for chain in chains],
+        "real_images": [row for one in found for row in _rates(one)],
+        "data_sets": [_facts(one) for one in found],
     }
 
 
@@ -209,50 +191,25 @@ def learnt(folder: Path, subject: Subject, settings: Settings, models: Path) -> 
     asked = fingerprint(tuple(subject), config, training, options)
     home = models / f"real-{subject.name}-{asked[:8]}"
     if not (home / "profile.json").is_file():  # written last
-        trainer = _trained
+        trainer = partial(train_with_bar, resume=True)
         source, preparation = subject.source, subject.preparation
         learn(folder, source, preparation, config, training, options, home, trainer)
     return home
 
 
-def _trained(views: np.ndarray, config: DalConfig, training: TrainConfig, home: Path) -> None:
-    train_with_bar(views, config, training, home, resume=True)
-
-
-def _chain(subject: Subject, settings: Settings, context: Context, bar: Any) -> Chain:
+def _tested(subject: Subject, settings: Settings, context: Context, bar: Any) -> Tested:
     root = context.directory / "data" / subject.name
     if context.host.index == 0:
         write_data(root, subject)
         learnt(root, subject, settings, context.models)
     wait_for_hosts(f"learnt {subject.name}")
     home = learnt(root, subject, settings, context.models)
-    profile = load_profile(home)
-    localizer = open_model(home, profile)
-    data = profile.source.open(root)
     directory = context.directory / "runs" / subject.name
-    say = _follow(bar, subject.name)
-    options = TestOptions(region=profile.region)
-    run = runner(localizer, options, context.host, context.devices, profile.references, say)
     wanted = CalibrateOptions(settings.control, settings.lengths, settings.seed)
-    calibrated = calibrate(data, profile, run, directory / "calibration", wanted)
-    reader = Reader(data, profile.fitted)
-    tested = test_samples(
-        directory / "test",
-        localizer,
-        profile,
-        reader,
-        to_test(data, profile),
-        options,
-        host=context.host,
-        devices=context.devices,
-        batch_size=context.batch_size,
-        progress=lambda done, total: say("test", done, total),
-    )
-    rows = rows_of(tested, calibrated.calibration, InspectOptions(ALPHA))
-    images = inspected(directory / "test", reader, profile, tested, rows)
-    contrast = _contrasts(subject, data)
-    found = [{**row, "contrast": contrast(row)} for image in images for row in image.rows]
-    return Chain(subject, profile, calibrated, found, fingerprint(localizer.params))
+    chain = run_chain(root, home, directory, context, bar, subject.name, wanted)
+    contrast = _contrasts(subject, chain.data)
+    rows = [{**row, "contrast": contrast(row)} for image in chain.images() for row in image.rows]
+    return Tested(subject, chain, rows)
 
 
 def _contrasts(subject: Subject, data: DataSet) -> Callable[[Row], float]:
@@ -263,34 +220,26 @@ def _contrasts(subject: Subject, data: DataSet) -> Callable[[Row], float]:
     return lambda row: lesions.get(row["group"], 0.0)
 
 
-def _follow(bar: Any, name: str) -> Callable[[str, int, int], None]:
-    def follow(what: str, done: int, total: int) -> None:
-        bar.set_description(f"{name}, {what}", refresh=False)
-        if bar.total != total or done < bar.n:
-            bar.reset(total)
-        bar.update(done - bar.n)
-
-    return follow
-
-
-def _rates(chain: Chain) -> list[Row]:
+def _rates(tested: Tested) -> list[Row]:
     """How often each method calls a view significant, by what is in it."""
-    found, rows = chain.calibrated, []
+    found, rows = tested.chain.calibrated, []
     for method in METHODS:
         held = found.p_values[method]
-        rows.append(_rate(chain, HELD_OUT, 0.0, method, held, found.records, found.groups))
-        for contrast in (0.0, *chain.subject.plan.contrasts):
-            own = [row for row in chain.rows if row["contrast"] == contrast]
+        rows.append(_rate(tested.subject, HELD_OUT, 0.0, method, held, found.records, found.groups))
+        for contrast in (0.0, *tested.subject.plan.contrasts):
+            own = [row for row in tested.rows if row["contrast"] == contrast]
             p = np.array([row[COLUMNS[method]] for row in own], np.float64)
             groups = [row["group"] for row in own]
             rows.append(
-                _rate(chain, DEFECT if contrast else GOOD, contrast, method, p, own, groups)
+                _rate(
+                    tested.subject, DEFECT if contrast else GOOD, contrast, method, p, own, groups
+                )
             )
     return rows
 
 
 def _rate(
-    chain: Chain,
+    subject: Subject,
     part: str,
     contrast: float,
     method: str,
@@ -299,21 +248,21 @@ def _rate(
     groups: Sequence[str],
 ) -> Row:
     states = [view["status"] for view in views]
-    tested = [k for k, state in enumerate(states) if state == "OK"]
-    kinds = ["anomalous" if part == DEFECT else "normal"] * len(tested)
-    touches = [views[k]["touches_mask"] if part == DEFECT else None for k in tested]
-    share = _share(p[tested], kinds, [groups[k] for k in tested], touches)
+    known = [k for k, state in enumerate(states) if state == "OK"]
+    kinds = ["anomalous" if part == DEFECT else "normal"] * len(known)
+    touches = [views[k]["touches_mask"] if part == DEFECT else None for k in known]
+    share = _share(p[known], kinds, [groups[k] for k in known], touches)
     empty = states.count("NO_REGION")
     return {
-        "data": chain.subject.name,
+        "data": subject.name,
         "part": part,
         "contrast": contrast,
         "method": method,
         "alpha": ALPHA,
         "views": len(views),
         "no_region": empty,
-        "failed": len(views) - empty - len(tested),
-        "elsewhere": len(tested) - share.num_decided - share.num_undecided,
+        "failed": len(views) - empty - len(known),
+        "elsewhere": len(known) - share.num_decided - share.num_undecided,
         "tested": share.num_decided,
         "rejected": share.num_significant,
         "rate": share.share,
@@ -333,15 +282,15 @@ def _share(
     return counts.touching if "anomalous" in kinds else counts.normal
 
 
-def _facts(chain: Chain) -> Row:
+def _facts(tested: Tested) -> Row:
     """What was learnt, and what calibration said."""
-    profile, found = chain.profile, chain.calibrated
+    profile, found = tested.chain.profile, tested.chain.calibrated
     roles = {f"{role}_objects": len(groups) for role, groups in profile.roles.items()}
     control = next((rate for rate in found.control_rates if rate.alpha == ALPHA), None)
     return {
-        "data": chain.subject.name,
+        "data": tested.subject.name,
         **roles,
-        "test_objects": len({row["group"] for row in chain.rows}),
+        "test_objects": len({row["group"] for row in tested.rows}),
         "noise": profile.noise_kind,
         "threshold": profile.threshold,
         "kurtosis": found.fit.residual_kurtosis,
@@ -349,7 +298,7 @@ def _facts(chain: Chain) -> Row:
         "least_conformal": 1 / (1 + len(found.calibration.selective)),
         "control": float("nan") if control is None else control.rate,
         "verdict": found.verdict[0],
-        "parameters": chain.parameters,
+        "parameters": fingerprint(tested.chain.localizer.params),
     }
 
 

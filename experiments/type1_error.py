@@ -9,7 +9,7 @@ from typing import Any
 from ._experiment import Context, Experiment, runs
 from ._figures import finish, panels, rate_lines
 from ._main import run_module
-from ._methods import ComparisonSettings, comparisons, method_rows
+from ._methods import ComparisonSettings, comparisons, index_of, method_rows
 from ._output import Tables
 from ._rates import middle_level, null_rates
 
@@ -35,17 +35,19 @@ def measure(settings: Settings, context: Context) -> Tables:
 
 def summary(tables: Tables) -> str:
     """Rates at each level, Markdown."""
-    return "\n".join(null_rates(tables["type1_error"], ("size", "noise")))
+    rows = tables["type1_error"]
+    return "\n".join(null_rates(rows, index_of(rows, "size", "noise")))
 
 
 def draw(tables: Tables) -> dict[str, Any]:
     """A panel for each noise: rates at 0.05, or at the level in the middle, against the size."""
     rows = tables["type1_error"]
     alpha = middle_level(rows)
-    noises = list(dict.fromkeys(row["noise"] for row in rows))
-    figure, axes = panels([f"noise {noise}" for noise in noises])
-    for axis, noise in zip(axes, noises, strict=True):
-        own = [row for row in rows if row["noise"] == noise and row["alpha"] == alpha]
+    pairs = list(dict.fromkeys((row.get("localizer", ""), row["noise"]) for row in rows))
+    figure, axes = panels([f"{localizer} noise {noise}".strip() for localizer, noise in pairs])
+    for axis, pair in zip(axes, pairs, strict=True):
+        own = [r for r in rows if (r.get("localizer", ""), r["noise"]) == pair]
+        own = [row for row in own if row["alpha"] == alpha]
         rate_lines(axis, own, "size")
         axis.axhline(alpha, color="black", linewidth=0.8, linestyle=":")
         axis.set_ylim(bottom=0)

@@ -151,3 +151,78 @@ def test_import_weights(
     assert score.shape == (8, 8) and np.isfinite(score).all()
     words = ["localize", "--model", tmp_path / "m", "--image", folder / "x.npy"]
     assert run_json(capsys, *words)["threshold"] == 0.8
+
+
+SHRUNK = ("unet.channels=[2,3]", "unet.time_dim=4")
+KINDS = {
+    "mdps": ",".join(["mdps:pl", *SHRUNK]),
+    "glad": ",".join(["glad:faithful", *SHRUNK, "unet.attention=[1]", "depths=[1,2]"]),
+    "autoencoder": "autoencoder:small,network.channels=[2,3]",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_localizers_are_trained_and_tested(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path, kind: str
+) -> None:
+    words = ["train", "--localizer", KINDS[kind], "--images", folder / "stack.npy", *TRAIN[2:]]
+    if kind == "glad":
+        np.save(tmp_path / "textures.npy", RNG.normal(size=(3, 8, 8, 1)))
+        words += ["--textures", tmp_path / "textures.npy"]
+    found = run_json(capsys, *words, "--out", tmp_path / "m")
+    assert found["threshold"] > 0
+    config = found["config"]
+    if kind != "autoencoder":
+        assert config["pixel_scale"] not in (0.0, 1.0)  # learned
+        assert len(config["feature_scales"]) == 2
+    if kind == "glad":
+        assert config["stop_distance"] > 0
+    case = ["--image", folder / "x.npy", "--reference", folder / "y.npy"]
+    threshold = ["--threshold", f"{found['threshold'] / 2:g}"]
+    result = run_json(capsys, "test", "--model", tmp_path / "m", *case, *threshold)
+    assert result["status"] == "OK" and 0 <= result["p_value"] <= 1
+
+
+def test_another_use_of_a_network(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    words = ["localize", "--model", folder / "model", "--image", folder / "x.npy"]
+    scores = [run_json(capsys, *words, *more)["score"] for more in ([], ["--localizer", "mdps:pl"])]
+    assert scores[0] != scores[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--localizer", "dall"], "localizer: got 'dall', expected one of dal, mdps, glad, autoe"),
+        (["--localizer", "mdps:best"], "localizer: got preset 'best' of mdps, expected one of pl"),
+        (["--localizer", "glad", "--eta", "0.5"], "--eta: got 0.5, expected none with glad"),
+        (["--textures", "."], "textures '.': no image in this folder"),
+        (["--localizer", "glad", "--textures", "."], "textures '.': no image in this folder"),
+        (
+            ["--extractor", "resnet:w.npz"],
+            "--extractor: got 'resnet:w.npz', expected none ",
+        ),
+        (
+            ["--localizer", "mdps", "--extractor", "w.npz"],
+            "--extractor: got 'w.npz', expected ",
+        ),
+        (
+            ["--localizer", "mdps", "--extractor", "vgg:w.npz"],
+            "kind: got 'vgg', expected one of ",
+        ),
+    ],
+)
+def test_bad_localizers_are_refused_in_one_line(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    tmp_path: Path,
+    words: list[str],
+    expected: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ["train", "--images", str(folder / "stack.npy"), "--out", str(tmp_path / "m"), *words]
+    assert main(given) == 2
+    message = capsys.readouterr().err.strip()
+    assert message.startswith(f"dal-jax train: {expected}"), message
+    assert "\n" not in message
+    assert not (tmp_path / "m").exists()

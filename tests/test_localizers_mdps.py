@@ -162,6 +162,30 @@ def test_the_two_passes(config):
     assert np.any(samples(found.with_draws(found.draws[:, ::-1].copy()), x).first != first)
 
 
+def test_a_single_pass_has_no_mask():
+    x = normal_draws(8, 8, 1)
+    one = localizer(replace(CONFIG, first_start=0, weight=CONFIG.first_weight))
+    both = localizer(draws=np.repeat(one.draws, 2, axis=1))
+    found = samples(one, x)
+    assert one.draws.shape == (1, 1, 3, 8, 8, 1) and found.first is None
+    np.testing.assert_array_equal(found.mask, 1.0)
+    np.testing.assert_allclose(found.difference, samples(both, x).first, rtol=ROUNDING)
+
+
+def test_the_first_pass_may_start_elsewhere():
+    x, first = normal_draws(8, 8, 1), 2 * CONFIG.spacing + CONFIG.start
+    far = localizer(replace(CONFIG, first_start=first))
+    steps = replace(CONFIG, start=first).reverse.steps
+    assert steps > CONFIG.reverse.steps and far.draws.shape[2] == 1 + steps
+    own = localizer(replace(CONFIG, start=first), draws=far.draws)
+    np.testing.assert_array_equal(samples(far, x).first, samples(own, x).first)
+    assert (samples(far, x).normal != samples(own, x).normal).any()
+    np.testing.assert_array_equal(
+        samples(localizer(replace(CONFIG, first_start=CONFIG.start)), x).normal,
+        samples(localizer(), x).normal,
+    )
+
+
 def test_float32_follows_the_image():
     found, x = localizer(), np.asarray(normal_draws(8, 8, 1))
     narrow = found.score(x.astype(np.float32))
@@ -297,10 +321,10 @@ def test_parts_that_do_not_fit_are_refused():
         mdps_localizer(variables, CONFIG, draws=-1)
     with pytest.raises(InputError, match="threshold: got 0"):
         mdps_localizer(variables, CONFIG, 0.0)
-    with pytest.raises(InputError, match="scales: got 'colour', expected features, pixel"):
-        mdps_localizer(variables, CONFIG, scales={"colour": 1.0})
-    with pytest.raises(InputError, match=r"scales\['pixel'\]: got -1.0, expected finite numbers"):
-        mdps_localizer(variables, CONFIG, scales={"pixel": -1.0})
+    with pytest.raises(InputError, match=r"feature_scales: got -1\.0, expected finite numbers"):
+        replace(CONFIG, feature_scales=(-1.0, 1.0))
+    with pytest.raises(InputError, match=r"pixel_scale: got -1\.0, expected a number of 0"):
+        replace(CONFIG, pixel_scale=-1.0)
     with pytest.raises(InputError, match="extractor: got int, expected a callable with piecewise"):
         mdps_localizer(variables, CONFIG, extractor=3)
     with pytest.raises(InputError, match="extractor: got UNetEncoder, which is not piecewise"):

@@ -1,6 +1,6 @@
 """Features, distances, blur and resizing that MDPS and GLAD share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -117,13 +117,16 @@ def test_scales_are_learned_from_normal_images(preset):
         ratios.append(np.abs(ends[0] - ends[1]).max())
     means = np.array([[d.mean() for d in maps] for maps in far]).mean(0)
     scales = 1 / means if linear else np.ones(2)
-    np.testing.assert_allclose(found.params["scales"]["features"], scales, rtol=1e-10)
+    np.testing.assert_allclose(found.feature_scales, scales, rtol=1e-10)
     highest = [
         sum(s * resize(d, (4, 4)) for s, d in zip(scales, maps, strict=True)).max() for maps in far
     ]
     expected = np.mean(np.array(highest) / ratios)
-    np.testing.assert_allclose(found.params["scales"]["pixel"], expected, rtol=1e-10)
-    assert found.score_fn == plain.score_fn
+    np.testing.assert_allclose(found.pixel_scale, expected, rtol=1e-10)
+    assert replace(found, feature_scales=None, pixel_scale=1.0) == config
+    scaled = mdps_localizer(network(), found)
+    assert scaled.score_fn == plain.score_fn  # the scales are parameters
+    np.testing.assert_array_equal(scaled.params["scales"]["features"], found.feature_scales)
     with pytest.raises(InputError, match=r"images: got shape \(4, 4, 1\), expected \(K, H, W, C\)"):
         calibrate_scales(plain, images[0])
     with pytest.raises(InputError, match="localizer: got function, expected one of MDPS or GLAD"):

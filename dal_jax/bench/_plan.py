@@ -10,6 +10,7 @@ from dal_jax._errors import InputError
 from dal_jax._options import DTYPES
 from dal_jax.bench._process import work
 from dal_jax.bench._subject import Subject
+from dal_jax.localizers import localizer_preset
 
 ENGINES = {"adaptive": "float32", "exact": "float64"}  # with the dtype where none is named
 
@@ -48,8 +49,11 @@ class Plan:
     threads: int = 0  # 1, or 0 for all cores
     limit_seconds: float = 1800.0  # of one measurement
     seed: int = 0
+    localizer: str | None = None  # as `localizer_preset` takes it
 
     def __post_init__(self) -> None:
+        if self.localizer is not None:
+            localizer_preset(self.localizer)
         for name in ("sizes", "tests", "exact_tests", "devices", "batch_sizes"):
             values = getattr(self, name)
             if any(value < 1 for value in values):
@@ -81,6 +85,7 @@ class Plan:
             at(self.models, position) if self.models else None,
             self.threshold,
             self.seed,
+            self.localizer,
         )
 
 

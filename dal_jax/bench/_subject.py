@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +14,8 @@ from dal_jax._errors import InputError
 from dal_jax._typing import Float
 from dal_jax.diffusion import DalConfig, load_checkpoint
 from dal_jax.images import atomic_path
-from dal_jax.localizers import Localizer, dal_localizer
-from dal_jax.models import import_state_dict, infer_unet_config, init_unet
+from dal_jax.localizers import CONFIGS, Localizer, as_kind, localizer_preset, make_localizer
+from dal_jax.models import import_state_dict, infer_unet_config
 from dal_jax.search import Evaluator
 
 # Without a threshold: half of this many null images are flagged.
@@ -40,6 +40,7 @@ class Subject:
     model: str | None = None  # or checkpoint; without either an untrained network
     threshold: float | None = None  # of the score; None: half of the null images are flagged
     seed: int = 0  # of the images, the draws and an untrained network
+    localizer: str | None = None  # as `localizer_preset` takes it; None: dal, or the checkpoint's
 
     def __post_init__(self) -> None:
         for name, low in (("size", 1), ("tests", 1), ("seed", 0)):
@@ -72,18 +73,21 @@ def open_subject(subject: Subject) -> tuple[Localizer, str]:
         InputError: a file that does not fit, or a size that the network cannot take.
     """
     if subject.model is not None:
-        variables, config = load_checkpoint(subject.model)
-        config, source = replace(config, image_size=subject.size), "a checkpoint"
+        variables, config = load_checkpoint(subject.model, list(CONFIGS.values()))
+        source = "a checkpoint"
     elif subject.weights is not None:
-        unet = infer_unet_config(subject.weights)
-        config = DalConfig(unet=unet, image_size=subject.size)
-        variables, source = import_state_dict(subject.weights, unet), "a weights file"
+        config = DalConfig(infer_unet_config(subject.weights), image_size=subject.size)
+        variables, source = import_state_dict(subject.weights, config.unet), "a weights file"
     else:
-        config = DalConfig(image_size=subject.size)
-        variables = init_unet(config.unet, subject.seed)
+        config = localizer_preset(subject.localizer or DalConfig.kind).config
+        variables = config.objective.init(subject.seed)
         source = f"untrained, seed {subject.seed}"
+    trained = subject.model is not None or subject.weights is not None
+    if trained and subject.localizer is not None:
+        config = as_kind(config, subject.localizer)
+    config = config.for_images((subject.size, subject.size, config.image_shape[2]))
     threshold = 1.0 if subject.threshold is None else subject.threshold
-    return dal_localizer(variables, config, threshold, subject.seed), source
+    return make_localizer(variables, config, threshold, subject.seed), source
 
 
 def choose_inputs(subject: Subject, localizer: Localizer) -> Inputs:

@@ -91,6 +91,7 @@ def bench(
     engines: Engines = "adaptive,exact",
     weights: Weights = [],  # noqa: B006 (typer copies it)
     model: Models = [],  # noqa: B006
+    localizer: options.Use = None,
     threshold: Threshold = None,
     devices: Devices = "",
     batch_sizes: BatchSizes = "",
@@ -126,6 +127,7 @@ def bench(
         threads,
         limit_seconds,
         seed,
+        localizer,
     )
     beside = None
     if peer or peer_python is not None:
@@ -161,7 +163,7 @@ def _peer(python: str, settings: dict[str, Any]) -> Beside:
 def _images(record: dict[str, Any]) -> str:
     machine = record["machine"]
     return (
-        f"size {record['size']}: U-Net, weights: {record['weights']}; threshold "
+        f"size {record['size']}: weights: {record['weights']}; threshold "
         f"{record['threshold']:.4g}, flags {record['flagged_null_images']} null images; "
         f"{machine['device_kind']} x {machine['devices']}, {machine['cores']} cores, "
         f"{machine['memory_gib']} GiB, JAX {machine['jax']}"

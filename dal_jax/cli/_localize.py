@@ -12,6 +12,7 @@ from dal_jax.report import Maps, figure
 def localize(
     model: options.Model,
     image: options.Image,
+    localizer: options.Use = None,
     draws: options.Draws = None,
     threshold: options.Threshold = 0.8,
     out: options.Out = None,
@@ -20,13 +21,13 @@ def localize(
 ) -> None:
     """Flags the region of an image that its reconstruction does not explain; no test."""
     need_figures(out)
-    localizer = options.open_localizer(model, threshold, draws, seed)
-    x = options.open_image(image, localizer)
-    score = localizer.score(x)
-    reconstruction = localizer.reconstruct(x)
-    region = score > localizer.threshold
+    found = options.open_localizer(model, threshold, draws, seed, localizer)
+    x = options.open_image(image, found)
+    score = found.score(x)
+    reconstruction = found.reconstruct(x)
+    region = score > found.threshold
     maps = {"region": region, "score": score, "reconstruction": reconstruction}
-    fields = {"threshold": localizer.threshold, "num_flagged": int(region.sum()), **maps}
+    fields = {"threshold": found.threshold, "num_flagged": int(region.sum()), **maps}
     shown = listed(fields) if out is None else filed(fields, out)
     if out is not None:
         figure([x], [Maps(**maps)], out / "figure.png", titles=[image.name], threshold=threshold)

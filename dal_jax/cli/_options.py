@@ -10,6 +10,7 @@ import typer
 from dal_jax._errors import InputError
 from dal_jax.images import read_image
 from dal_jax.localizers import Localizer, load_localizer
+from dal_jax.localizers._presets import FORM
 
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
@@ -27,6 +28,15 @@ Draws = Annotated[
         metavar="FILE.npy",
         help="Draws (1 + steps, H, W, C), standard normal, fixed before the image is seen; "
         "by default drawn from --seed.",
+    ),
+]
+Use = Annotated[
+    str | None,
+    typer.Option(
+        "--localizer",
+        metavar=FORM,
+        help="Another use of the model's network, as in train: mdps:pl, glad:pl,start=300, ...; "
+        "by default the one that it was trained for.",
     ),
 ]
 Threshold = Annotated[
@@ -84,7 +94,9 @@ def keep_compilations(directory: Path | None) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def open_localizer(model: Path, threshold: float, draws: Path | None, seed: int) -> Localizer:
+def open_localizer(
+    model: Path, threshold: float, draws: Path | None, seed: int, use: str | None = None
+) -> Localizer:
     """Loads a localizer as the options say.
 
     Args:
@@ -92,6 +104,7 @@ def open_localizer(model: Path, threshold: float, draws: Path | None, seed: int)
         threshold: positive, in units of the score.
         draws: .npy file, or None to draw from `seed`.
         seed: not negative.
+        use: of the network, if not the one that it was trained for.
 
     Returns:
         The localizer.
@@ -101,7 +114,8 @@ def open_localizer(model: Path, threshold: float, draws: Path | None, seed: int)
     """
     if seed < 0:
         raise InputError(f"--seed: got {seed}, expected 0 or more")
-    return load_localizer(model, threshold, seed if draws is None else _read_draws(draws))
+    given = seed if draws is None else _read_draws(draws)
+    return load_localizer(model, threshold, given, use)
 
 
 def open_image(path: Path, localizer: Localizer) -> np.ndarray:

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dal_jax import TestOptions
+from dal_jax import Localizer, TestOptions
 from dal_jax._errors import InputError
 from dal_jax._toml import fitted, read_toml
+from dal_jax.cli._options import open_localizer
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class TestSpec:
     permutations: int = 0
     first_window: bool = False
     region: str = "all"
+    localizer: str | None = None  # another use of the model's network
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
 
@@ -45,6 +47,10 @@ class TestSpec:
                 raise InputError(f"--{name[:-1]}: got none, expected one or more files")
         if self.engine not in ("exact", "adaptive"):
             raise InputError(f"engine: got {self.engine!r}, expected 'exact' or 'adaptive'")
+
+    def open_localizer(self) -> Localizer:
+        """Loads the localizer."""
+        return open_localizer(self.model, self.threshold, self.draws, self.seed, self.localizer)
 
     @property
     def options(self) -> TestOptions:

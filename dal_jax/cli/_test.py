@@ -138,6 +138,7 @@ def test(
     model: Model = None,
     image: Images = [],  # noqa: B006 (typer copies it)
     reference: References = [],  # noqa: B006
+    localizer: options.Use = None,
     draws: options.Draws = None,
     noise: Noise = NOISE,
     threshold: options.Threshold = THRESHOLD,
@@ -180,7 +181,7 @@ def test(
             raise InputError(
                 "FOLDER: expected --model with it, and no --spec, --image, --reference"
             )
-        _refuse_fixed(noise, threshold, draws, maps, region, alternative)
+        _refuse_fixed(noise, threshold, draws, maps, region, alternative, localizer)
         host = join_hosts(coordinator, num_processes, process_id)
         chosen = InspectOptions(0.05 if alpha is None else alpha, decide_by)
         how = TestOptions(
@@ -218,6 +219,7 @@ def test(
             permutations,
             first_window,
             region or "all",
+            localizer,
         )
     else:
         if model is not None or image or reference:
@@ -239,12 +241,14 @@ def _refuse_fixed(
     maps: bool,
     region: str | None,
     alternative: str,
+    localizer: str | None,
 ) -> None:
     """Refuses what a model trained with --data has fixed, rather than ignore it."""
     changed = {
         "--noise": noise != NOISE,
         "--threshold": threshold != THRESHOLD,
         "--draws": draws is not None,
+        "--localizer": localizer is not None,
         "--maps": maps,
         "--region": region is not None,
         "--alternative": alternative != "two-sided",  # that of the calibration
@@ -255,7 +259,7 @@ def _refuse_fixed(
 
 
 def _test_one(wanted: TestSpec, out: Path | None, json: bool) -> None:
-    localizer = options.open_localizer(wanted.model, wanted.threshold, wanted.draws, wanted.seed)
+    localizer = wanted.open_localizer()
     path = wanted.images[0]
     x = options.open_image(path, localizer)
     x_ref = np.stack([options.open_image(file, localizer) for file in wanted.references])

@@ -62,7 +62,7 @@ def test_many(wanted: TestSpec, out: Path | None, maps: bool, json: bool, host: 
         InputError: something that all images need does not fit.
         RunError: the disk is full, or another process was lost.
     """
-    localizer = options.open_localizer(wanted.model, wanted.threshold, wanted.draws, wanted.seed)
+    localizer = wanted.open_localizer()
     references = np.stack([options.open_image(file, localizer) for file in wanted.references])
     items = [
         # Known by its name alone: with many processes even a look at every file takes hours.

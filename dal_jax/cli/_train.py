@@ -1,10 +1,9 @@
-"""`dal-jax train`: a diffusion model of normal images."""
+"""`dal-jax train`: a localizer, learned from normal images."""
 
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import typer
@@ -14,12 +13,13 @@ from dal_jax._errors import InputError
 from dal_jax.cli import _data as data_options
 from dal_jax.cli import _options as options
 from dal_jax.cli._output import dumps
-from dal_jax.diffusion import DalConfig, ReverseConfig, TrainConfig
+from dal_jax.diffusion import TrainConfig
 from dal_jax.diffusion import train as run_training
 from dal_jax.diffusion._train import Progress
-from dal_jax.images import Preparation, read_images
-from dal_jax.inspection import Learned, LearnOptions, learn
-from dal_jax.models import UNetConfig
+from dal_jax.images import Preparation, image_files, read_images
+from dal_jax.inspection import Learned, LearnOptions, learn, learn_views
+from dal_jax.localizers import ExtractorFile, PerceptualConfig, localizer_preset
+from dal_jax.localizers._presets import FORM, split_settings
 
 Images = Annotated[
     list[Path],
@@ -41,12 +41,66 @@ Size = Annotated[
         "by side, what is left at the right and lower edge is not used. Default: whole images.",
     ),
 ]
+Kind = Annotated[
+    str,
+    typer.Option(
+        "--localizer",
+        metavar=FORM,
+        help="dal, mdps, glad or autoencoder, with a preset (mdps:pl, mdps:faithful, "
+        "mdps:mvtec/tile, ...) and changes of its fields (mdps:pl,start=150).",
+    ),
+]
+Textures = Annotated[
+    Path | None,
+    typer.Option(
+        "--textures",
+        metavar="DIR",
+        help="glad: images of other things, to make anomalies of; by default of the images' own "
+        "parts.",
+    ),
+]
+ExtractorWords = Annotated[
+    str | None,
+    typer.Option(
+        "--extractor",
+        metavar="KIND:FILE[,FIELD=VALUE...]",
+        help="mdps, glad: weights (.npz, .safetensors) of a network, resnet or vit, whose features "
+        "are compared; by default those of the model's own encoder. Copied to DIR.",
+    ),
+]
 Channels = Annotated[
-    str, typer.Option("--channels", help="Widths of the U-Net from the first level to the bottom.")
+    str | None,
+    typer.Option(
+        "--channels",
+        help="Widths of the network from the first level to the bottom; of dal 32,64,128,256.",
+    ),
 ]
 Activation = Annotated[
-    str,
+    str | None,
     typer.Option("--activation", help="relu, leaky_relu, relu6, hard_tanh, pl-silu:K, pl-gelu:K."),
+]
+Start = Annotated[
+    int | None, typer.Option("--start", help="Level at which images are noised; of dal 460.")
+]
+ReverseSteps = Annotated[
+    int | None, typer.Option("--reverse-steps", help="dal: steps back from that level, 5.")
+]
+Eta = Annotated[
+    float | None,
+    typer.Option("--eta", help="dal, mdps: share of fresh noise in a step, 0 to 1; of both 1."),
+]
+FilterSize = Annotated[
+    int | None,
+    typer.Option("--filter-size", help="dal, autoencoder: side of the score's filter, 3."),
+]
+Steps = Annotated[
+    int | None, typer.Option("--steps", help="Updates of the weights; 2000, or the preset's.")
+]
+Batch = Annotated[
+    int | None, typer.Option("--batch", help="Images in an update; 64, or the preset's.")
+]
+Rate = Annotated[
+    float | None, typer.Option("--lr", help="Learning rate of Adam; 0.001, or the preset's.")
 ]
 Dtype = Annotated[
     Literal["float32", "bfloat16"], typer.Option("--dtype", help="Type of the activations.")
@@ -79,6 +133,7 @@ Resume = Annotated[
 def train(
     out: Directory,
     images: Images = [],  # noqa: B006 (typer copies it)
+    localizer: Kind = "dal",
     data: data_options.Data = None,
     layout: data_options.Layout = "auto",
     category: data_options.Category = None,
@@ -99,34 +154,47 @@ def train(
     flag_share: FlagShare = 0.02,
     region: Region = "peak",
     size: Size = None,
-    steps: Annotated[int, typer.Option(help="Updates of the weights.")] = 2000,
-    batch: Annotated[int, typer.Option(help="Images in an update.")] = 64,
-    lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 1e-3,
+    steps: Steps = None,
+    batch: Batch = None,
+    lr: Rate = None,
     clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 1.0,
     ema: Ema = None,
     dtype: Dtype = "float32",
-    channels: Channels = "32,64,128,256",
-    activation: Activation = "relu",
-    start: Annotated[int, typer.Option(help="Level at which images are noised.")] = 460,
-    reverse_steps: Annotated[int, typer.Option(help="Steps back from that level.")] = 5,
-    eta: Annotated[float, typer.Option(help="Share of fresh noise in a step, 0 to 1.")] = 1.0,
-    filter_size: Annotated[int, typer.Option(help="Side of the score's averaging filter.")] = 3,
+    channels: Channels = None,
+    activation: Activation = None,
+    start: Start = None,
+    reverse_steps: ReverseSteps = None,
+    eta: Eta = None,
+    filter_size: FilterSize = None,
+    textures: Textures = None,
+    extractor: ExtractorWords = None,
     checkpoint_every: Annotated[int, typer.Option(help="Updates between stored states.")] = 500,
     log_every: Annotated[int, typer.Option(help="Updates between entries of the loss log.")] = 50,
     resume: Resume = True,
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
-    """Trains a diffusion model on normal images and writes a checkpoint that test accepts.
+    """Trains a localizer on normal images and writes a checkpoint that test accepts.
 
     With --data the normal training images of a data set are prepared, dealt out by physical object
     and described by a noise model, references and a threshold, which calibrate and test take from
     the checkpoint's folder.
     """
+    if bool(images) == (data is not None):
+        given = "both" if images else "none"
+        raise InputError(f"--images, --data: got {given}, expected one of them")
+    flags = {
+        "channels": None if channels is None else list(parse_channels(channels)),
+        "activation": activation,
+        "start": start,
+        "reverse_steps": reverse_steps,
+        "eta": eta,
+        "filter_size": filter_size,
+    }
+    config, training = localizer_preset(localizer, _changes(localizer, flags))
+    wanted = {"steps": steps, "batch_size": batch, "learning_rate": lr}
     settings = TrainConfig(
-        steps=steps,
-        batch_size=batch,
-        learning_rate=lr,
+        **{**training, **{name: value for name, value in wanted.items() if value is not None}},
         grad_clip=clip,
         ema_decay=ema,
         dtype=dtype,
@@ -134,14 +202,9 @@ def train(
         checkpoint_every=checkpoint_every,
         log_every=log_every,
     )
-    if bool(images) == (data is not None):
-        given = "both" if images else "none"
-        raise InputError(f"--images, --data: got {given}, expected one of them")
-    config = DalConfig(
-        unet=UNetConfig(1, parse_channels(channels), activation=activation),
-        reverse=ReverseConfig(start, reverse_steps, eta),
-        filter_size=filter_size,
-    )
+    features = None if extractor is None else parse_extractor(extractor)
+    if features is not None and not isinstance(config, PerceptualConfig):
+        raise InputError(f"--extractor: got {extractor!r}, expected none with {config.kind}")
     if data is not None:
         preparation = Preparation(
             32 if size is None else size,
@@ -172,25 +235,38 @@ def train(
             chosen,
             out,
             partial(train_with_bar, resume=resume),
+            textures,
+            features,
         )
         _say_learned(learned, out, json)
         return
+    chosen = LearnOptions(flag_share=flag_share, seed=seed)
     views = cut_views(read_images(images), size)
-    unet = replace(config.unet, in_channels=views.shape[-1])
-    config = replace(config, unet=unet, image_size=views.shape[1:3])
-    loss, seconds = train_with_bar(views, config, settings, out, resume)
+    others = None if textures is None else _textures(textures, size)
+    with_bar = partial(train_with_bar, resume=resume)
+    told = learn_views(views, config, settings, chosen, out, with_bar, others, features)
+    loss, seconds = told.trained
     fields = {
         "checkpoint": out,
         "num_images": len(views),
-        "steps": steps,
+        "steps": settings.steps,
         "loss": loss,
         "seconds": seconds,
-        "config": config.to_dict(),
+        "threshold": told.threshold,
+        "config": told.config.to_dict(),
     }
     if json:
         typer.echo(dumps(fields))
     else:
-        typer.echo(f"{steps} steps on {len(views)} views, loss {loss:.4g}, {seconds:.0f} s: {out}")
+        typer.echo(
+            f"{settings.steps} steps on {len(views)} views, loss {loss:.4g}, {seconds:.0f} s: {out}"
+        )
+        typer.echo(f"--threshold {told.threshold:.3g} flags {flag_share:.1%} of these pixels")
+
+
+def _textures(source: Path, size: int | None) -> np.ndarray:
+    files = image_files(source, "textures", deep=True)
+    return cut_views(read_images(files), size)
 
 
 def _say_learned(learned: Learned, out: Path, json: bool) -> None:
@@ -225,23 +301,24 @@ def _say_learned(learned: Learned, out: Path, json: bool) -> None:
 
 
 def train_with_bar(
-    views: np.ndarray, config: DalConfig, settings: TrainConfig, out: Path, resume: bool
+    views: np.ndarray, config: Any, settings: TrainConfig, out: Path, resume: bool, **parts: Any
 ) -> tuple[float, float]:
     """Trains with a progress bar that shows the loss, on standard error.
 
     Args:
         views: (N, H, W, C).
-        config: network and diffusion.
+        config: of the localizer.
         settings: how to train.
         out: folder for checkpoint, state and log.
         resume: go on with the run found there.
+        **parts: further arguments of `dal_jax.diffusion.train`.
 
     Returns:
         The last mean loss (NaN if the run was finished already), and the seconds taken.
     """
     begun, losses = time.perf_counter(), [float("nan")]
     with tqdm(total=settings.steps, unit="step", desc="training") as bar:
-        run_training(views, config, settings, out, _follow(bar, losses), resume)
+        run_training(views, config, settings, out, _follow(bar, losses), resume, **parts)
     return losses[-1], time.perf_counter() - begun
 
 
@@ -252,6 +329,57 @@ def _follow(bar: tqdm, losses: list[float]) -> Progress:
         bar.update(step - bar.n)
 
     return follow
+
+
+# Fields that options of their own stand for.
+_NETWORK = {"channels": "unet.channels", "activation": "unet.activation"}
+_FLAGS = {
+    "dal": {
+        **_NETWORK,
+        "start": "reverse.start",
+        "reverse_steps": "reverse.steps",
+        "eta": "reverse.eta",
+        "filter_size": "filter_size",
+    },
+    "mdps": {**_NETWORK, "start": "start", "eta": "eta"},
+    "glad": {**_NETWORK, "start": "start"},
+    "autoencoder": {
+        "channels": "network.channels",
+        "activation": "network.activation",
+        "filter_size": "filter_size",
+    },
+}
+
+
+def _changes(localizer: str, flags: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a configuration that options were given for, with their values."""
+    kind = localizer.partition(":")[0].partition(",")[0]
+    given = {name: value for name, value in flags.items() if value is not None}
+    known = _FLAGS.get(kind, {})  # an unknown kind is refused where the rest is read
+    for name, value in given.items():
+        if known and name not in known:
+            option = "--" + name.replace("_", "-")
+            raise InputError(f"{option}: got {value}, expected none with {kind}")
+    return {known[name]: value for name, value in given.items() if known}
+
+
+def parse_extractor(text: str) -> ExtractorFile:
+    """Reads words such as "resnet:weights.npz,blocks=[3,4]".
+
+    Args:
+        text: KIND:FILE[,FIELD=VALUE...], values as in TOML.
+
+    Returns:
+        The file, its kind and settings.
+
+    Raises:
+        InputError: another form.
+    """
+    head, settings = split_settings(text)
+    kind, colon, path = head.partition(":")
+    if not colon or not path:
+        raise InputError(f"--extractor: got {text!r}, expected KIND:FILE as in resnet:weights.npz")
+    return ExtractorFile(Path(path), kind, settings)
 
 
 def parse_channels(text: str) -> tuple[int, ...]:

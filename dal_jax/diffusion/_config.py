@@ -133,9 +133,10 @@ def build_config(kind: type, values: Any) -> Any:
         InputError: a field is unknown or a value does not fit.
     """
     known = {f.name for f in fields(kind)}
-    if not isinstance(values, dict) or not set(values) <= known:
+    strange = sorted(set(values) - known) if isinstance(values, dict) else [values]
+    if strange:
         raise InputError(
-            f"config: got {values!r:.80}, expected the fields {', '.join(sorted(known))}"
+            f"config: got {strange[0]!r:.80}, expected the fields {', '.join(sorted(known))}"
         )
     # JSON has lists where the fields are tuples.
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}

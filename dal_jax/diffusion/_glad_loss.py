@@ -1,11 +1,15 @@
 """Anomaly-oriented training: the network learns to lead images with anomalies to normal ones."""
 
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from dal_jax._typing import Array, Float, Int
 from dal_jax.diffusion._schedule import Schedule
+from dal_jax.diffusion._synthesis import Synthesis, synthesize
+from dal_jax.diffusion._update import Batch, NoisePrediction
 
 
 class GladPair(NamedTuple):
@@ -48,14 +52,31 @@ def glad_pair(
     return GladPair(noised, noise + jnp.sqrt(share / rest) * mixed)
 
 
-def glad_loss(predicted: Float[Array, "B H W C"], pair: GladPair) -> Float[Array, ""]:
-    """Mean squared error of the predicted noise.
+@dataclass(frozen=True)
+class AnomalyRemoval(NoisePrediction):
+    """Least squares of the noise that leads images with synthetic anomalies to normal ones.
 
-    Args:
-        predicted: of the network at `pair.noised`.
-        pair: from `glad_pair`.
+    `mean |target - UNet(z_t, t)|^2` with the pair of `glad_pair`; normal images without an anomaly
+    among them are learned as in `NoisePrediction`.
 
-    Returns:
-        A number.
+    Source: Yao et al., arXiv 2406.07487, section 3.1; mask and textures: Zavrtanik et al., DRAEM,
+    arXiv 2108.07610, section 3.1; own tiles: Yang et al., MemSeg, arXiv 2205.00908.
     """
-    return jnp.mean(jnp.square(predicted - pair.target))
+
+    synthesis: Synthesis = field(default_factory=Synthesis)
+
+    def prepare(self, key: Array, batch: Batch) -> tuple[Array, Array, Array]:
+        """Gives images anomalies and noises each to a level of its own, uniform over the levels.
+
+        Args:
+            key: of random numbers.
+            batch: normal images, where anomalies may be put, textures.
+
+        Returns:
+            Noised images (B, H, W, C), levels (B,), targets (B, H, W, C).
+        """
+        draw_key, anomaly_key = jax.random.split(key)
+        level, noise = self.levels_and_noise(draw_key, batch.images.shape)
+        anomalous, _ = synthesize(anomaly_key, batch, self.synthesis)
+        pair = glad_pair(batch.images, anomalous, level, noise, self.schedule)
+        return pair.noised, level, pair.target

@@ -55,6 +55,7 @@ def train(
     objective: Objective | None = None,
     where: np.ndarray | None = None,
     textures: np.ndarray | None = None,
+    finish: Callable[[PyTree], Config] | None = None,
 ) -> PyTree:
     """Trains the network of a localizer on normal images.
 
@@ -80,6 +81,7 @@ def train(
         where: (N, H, W) bool, pixels of the object, where anomalies may be put; None: all.
         textures: (T, H, W, C), finite, other things to take anomalies from, on the device all the
             time; None: anomalies are of the images' own parts.
+        finish: (variables) -> the configuration to be stored, with what is learned of them.
 
     Returns:
         {"params": ..., "batch_stats": ...}, numpy float32; the averaged ones with `ema_decay`.
@@ -107,7 +109,7 @@ def train(
     final = state.variables if train_config.ema_decay is None else state.averaged
     variables = jax.tree.map(np.asarray, final)
     if folder is not None:
-        save_checkpoint(folder, variables, config)
+        save_checkpoint(folder, variables, finish(variables) if finish else config)
     return variables
 
 
@@ -197,7 +199,7 @@ def _facts(
     settings = asdict(train_config)
     for name in ("steps", "checkpoint_every"):
         del settings[name]
-    facts = {"config": config.to_dict(), "train": settings}
+    facts: dict[str, Any] = {"config": config.to_dict(), "train": settings}
     for name, array in given._asdict().items():
         if array is not None:
             facts[name] = hashlib.sha256(array.tobytes()).hexdigest()

@@ -30,6 +30,7 @@ from dal_jax.images._prepare import views as views
 from dal_jax.images._read_sample import read_sample as read_sample
 from dal_jax.images._samples import DataSet as DataSet
 from dal_jax.images._samples import Sample as Sample
+from dal_jax.images._stack import image_files as image_files
 from dal_jax.images._stack import read_images as read_images
 from dal_jax.images._views import Views as Views
 from dal_jax.images._volumes import Volume as Volume

@@ -31,7 +31,7 @@ def read_images(sources: Sequence[str | Path]) -> np.ndarray:
     """
     stacks: list[np.ndarray] = []
     for source in map(Path, sources):
-        for path in _files(source):
+        for path in image_files(source):
             stack = _read_stack(path)
             if stacks and stack.shape[1:] != stacks[0].shape[1:]:
                 found, first = stack.shape[1:], stacks[0].shape[1:]
@@ -44,12 +44,26 @@ def read_images(sources: Sequence[str | Path]) -> np.ndarray:
     return np.concatenate(stacks)
 
 
-def _files(source: Path) -> list[Path]:
+def image_files(source: Path, name: str = "images", deep: bool = False) -> list[Path]:
+    """Lists the images of a folder by name.
+
+    Args:
+        source: the folder; a path that is none stands for itself.
+        name: of the argument that it was given as.
+        deep: with those of its subfolders.
+
+    Returns:
+        Paths.
+
+    Raises:
+        InputError: a folder without images.
+    """
     if not source.is_dir():
         return [source]
-    found = sorted(path for path in source.iterdir() if path.is_file() and is_image(path))
+    entries = source.rglob("*") if deep else source.iterdir()
+    found = sorted(path for path in entries if path.is_file() and is_image(path))
     if not found:
-        raise InputError(f"images {str(source)!r}: no image in this folder")
+        raise InputError(f"{name} {str(source)!r}: no image in this folder")
     return found
 
 

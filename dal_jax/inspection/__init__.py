@@ -14,6 +14,8 @@ from dal_jax.inspection._inspect import test_samples as test_samples
 from dal_jax.inspection._items import Reader as Reader
 from dal_jax.inspection._items import to_test as to_test
 from dal_jax.inspection._learn import LearnOptions as LearnOptions
+from dal_jax.inspection._learn import learn_constants as learn_constants
+from dal_jax.inspection._learn import threshold_of as threshold_of
 from dal_jax.inspection._measures import Measures as Measures
 from dal_jax.inspection._profile import Profile as Profile
 from dal_jax.inspection._profile import Source as Source
@@ -26,5 +28,7 @@ from dal_jax.inspection._rows import rows_of as rows_of
 from dal_jax.inspection._rows import write_csv as write_csv
 from dal_jax.inspection._rows import write_rows as write_rows
 from dal_jax.inspection._train import Learned as Learned
+from dal_jax.inspection._train import LearnedViews as LearnedViews
 from dal_jax.inspection._train import learn as learn
+from dal_jax.inspection._train import learn_views as learn_views
 from dal_jax.inspection._volume_maps import VolumeMaps as VolumeMaps

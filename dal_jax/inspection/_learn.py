@@ -3,25 +3,28 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dal_jax._dal_test import evaluator_of
 from dal_jax._errors import InputError
-from dal_jax._typing import Bool, Float
+from dal_jax._typing import Bool, Float, PyTree
 from dal_jax.images import (
     DataSet,
     Fitted,
     Sample,
     Views,
+    image_files,
     random_views,
+    read_image,
     read_sample,
     shared_groups,
     split_groups,
     views,
 )
-from dal_jax.localizers import Localizer
+from dal_jax.localizers import Localizer, PerceptualConfig, calibrate_scales, make_localizer
 from dal_jax.noise import Choice, choose, estimate
 from dal_jax.search import check_region
 
@@ -29,6 +32,10 @@ ROLES = {"train": 0.6, "tune": 0.15, "calibrate": 0.25}
 MOST_REFERENCES = 20
 # Views on which the threshold is set: enough pixels for a quantile, few seconds of work.
 _TUNING = 128
+# Views from which constants are learned, which takes a reconstruction of each.
+_CONSTANTS = 32
+# Images of other things.
+_TEXTURES = 512
 
 
 @dataclass(frozen=True)
@@ -141,7 +148,7 @@ class Images:
         """
         return self._cut(lambda _, image: [views(fitted, image)])
 
-    def training_views(self, fitted: Fitted, count: int, seed: int) -> Float[np.ndarray, "N H W C"]:
+    def training_views(self, fitted: Fitted, count: int, seed: int) -> Normal:
         """Views to train on: those of the tested geometry, and random ones (none if "resize").
 
         Args:
@@ -150,7 +157,7 @@ class Images:
             seed: of their places.
 
         Returns:
-            float32 (N, H, W, C).
+            The views, float32.
         """
         count = 0 if fitted.preparation.view == "resize" else count
 
@@ -160,7 +167,7 @@ class Images:
                 found.append(random_views(fitted, image, count, seed + number))
             return [one._replace(pixels=one.pixels.astype(np.float32)) for one in found]
 
-        return self._cut(cut).pixels
+        return self._cut(cut)
 
     def _cut(self, cut: Callable[[int, np.ndarray], list[Views]]) -> Normal:
         pixels, where, groups, names = [], [], [], []
@@ -223,12 +230,66 @@ def choose_references(normal: Normal, options: LearnOptions) -> np.ndarray:
     return normal.pixels[chosen]
 
 
+def texture_views(folder: Path, fitted: Fitted, seed: int) -> Float[np.ndarray, "T H W C"]:
+    """Views of images of other things, to take synthetic anomalies from.
+
+    Args:
+        folder: of images of any size that holds a view.
+        fitted: the preparation.
+        seed: of the choice and of the places.
+
+    Returns:
+        float32, of at most so many images that they fit a device.
+
+    Raises:
+        InputError: no image in the folder can be used.
+    """
+    paths = image_files(folder, "textures", deep=True)
+    order = np.random.default_rng((seed, 3)).permutation(len(paths))
+    found: list[np.ndarray] = []
+    for k in order[:_TEXTURES]:
+        try:
+            image = read_image(paths[k])
+            resized = fitted.preparation.view == "resize"
+            cut = views(fitted, image) if resized else random_views(fitted, image, 1, seed + int(k))
+        except InputError as error:
+            print(f"{paths[k].name}: left out: {error}", file=sys.stderr)
+            continue
+        found.append(cut.pixels.astype(np.float32))
+    if not found:
+        raise InputError(f"textures {str(folder)!r}: no image in this folder can be used")
+    return np.concatenate(found)
+
+
+def learn_constants(
+    variables: PyTree, config: Any, normal: Float[np.ndarray, "N H W C"], seed: int, **parts: Any
+) -> Any:
+    """Learns the constants of MDPS and GLAD from normal images; other kinds have none.
+
+    Args:
+        variables: of the trained network.
+        config: of the localizer.
+        normal: images; at most some dozens of them are looked at.
+        seed: of the choice, and of the localizer's draws.
+        **parts: of `make_localizer`.
+
+    Returns:
+        The configuration with the constants.
+    """
+    if not isinstance(config, PerceptualConfig):
+        return config
+    count = min(_CONSTANTS, len(normal))
+    chosen = np.random.default_rng((seed, 4)).choice(len(normal), count, replace=False)
+    localizer = make_localizer(variables, config, draws=seed, **parts)
+    return calibrate_scales(localizer, normal[chosen])
+
+
 def set_threshold(localizer: Localizer, normal: Normal, options: LearnOptions) -> float:
     """The score that a wanted share of the pixels of normal views exceeds.
 
     Args:
         localizer: whose scores.
-        normal: views that are not tested afterwards.
+        normal: views that are not tested afterwards; some are looked at.
         options: the share.
 
     Returns:
@@ -238,18 +299,41 @@ def set_threshold(localizer: Localizer, normal: Normal, options: LearnOptions) -
         InputError: scores that are not finite, or no positive threshold.
     """
     rng = np.random.default_rng((options.seed, 2))
-    count = min(_TUNING, len(normal.pixels))
-    chosen = rng.choice(len(normal.pixels), count, replace=False)
-    pixels, where = normal.pixels[chosen], normal.where[chosen]
-    evaluator = evaluator_of(localizer)
+    chosen = rng.choice(len(normal.pixels), min(_TUNING, len(normal.pixels)), replace=False)
+    return threshold_of(localizer, normal.pixels[chosen], options.flag_share, normal.where[chosen])
+
+
+def threshold_of(
+    localizer: Localizer,
+    images: Float[np.ndarray, "N H W C"],
+    flag_share: float,
+    where: Bool[np.ndarray, "N H W"] | None = None,
+) -> float:
+    """The score that a share of the pixels of images exceeds.
+
+    Args:
+        localizer: whose scores.
+        images: normal ones that are not tested afterwards.
+        flag_share: the share, in (0, 1).
+        where: pixels that count; None: all.
+
+    Returns:
+        The threshold.
+
+    Raises:
+        InputError: scores that are not finite, or no positive threshold.
+
+    Source: this project.
+    """
+    evaluator, count = evaluator_of(localizer), len(images)
     step = evaluator.capacity("float32")
-    scores = np.concatenate(
-        [
-            np.asarray(evaluator(pixels[k : k + step], None, "float32").score)[: count - k]
-            for k in range(0, count, step)
-        ]
-    )
-    threshold = float(np.quantile(scores[where].astype(np.float64), 1 - options.flag_share))
+    parts = [
+        np.asarray(evaluator(images[k : k + step], None, "float32").score)[: count - k]
+        for k in range(0, count, step)
+    ]
+    scores = np.concatenate(parts).astype(np.float64)
+    scores = scores if where is None else scores[where]
+    threshold = float(np.quantile(scores, 1 - flag_share))
     if not threshold > 0:
         raise InputError(f"threshold is {threshold}, expected above 0: are the views constant?")
     return threshold

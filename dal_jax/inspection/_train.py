@@ -1,29 +1,39 @@
 """Training on a folder of images: the network, and the profile that goes with it."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dal_jax.diffusion import DalConfig, TrainConfig
-from dal_jax.images import Preparation, fit
+from dal_jax._errors import InputError
+from dal_jax._typing import PyTree
+from dal_jax.diffusion import TrainConfig, load_checkpoint
+from dal_jax.images import Fitted, Preparation, fit
 from dal_jax.inspection._learn import (
     Images,
     LearnOptions,
+    Normal,
     choose_references,
     fit_noise,
     joined,
+    learn_constants,
     set_threshold,
     share_out,
+    texture_views,
 )
 from dal_jax.inspection._profile import Profile, Source, save_profile
-from dal_jax.localizers import load_localizer
+from dal_jax.localizers import (
+    CONFIGS,
+    ExtractorFile,
+    check_extractor,
+    load_localizer,
+    save_extractor,
+)
 from dal_jax.noise import Choice
 
-# (training views, configuration, how to train, directory): trains, or goes on with it.
-Trainer = Callable[[np.ndarray, DalConfig, TrainConfig, Path], Any]
+# As `dal_jax.diffusion.train` without `progress` and `resume`: trains, or goes on with it.
+Trainer = Callable[..., Any]
 
 
 class Learned(NamedTuple):
@@ -36,15 +46,67 @@ class Learned(NamedTuple):
     refused: dict[str, str]  # images that could not be used, and why
 
 
-def learn(
-    root: Path,
-    source: Source,
-    preparation: Preparation,
-    config: DalConfig,
+class LearnedViews(NamedTuple):
+    """What training on views gave."""
+
+    config: Any  # of the localizer, with what was learned
+    threshold: float  # that the wanted share of the views' pixels exceeds
+    trained: Any  # what the trainer returned
+
+
+def learn_views(
+    views: np.ndarray,
+    config: Any,
     train_config: TrainConfig,
     options: LearnOptions,
     directory: Path,
     trainer: Trainer,
+    textures: np.ndarray | None = None,
+    extractor: ExtractorFile | None = None,
+) -> LearnedViews:
+    """Trains a localizer on views of normal images and writes it; nothing is learned of noise.
+
+    Constants of MDPS and GLAD and the threshold are from some of the views themselves.
+
+    Args:
+        views: (N, H, W, C).
+        config: of the localizer; its image size and channels are replaced by the views'.
+        train_config: how to train.
+        options: the share to flag, and the seed.
+        directory: of the model.
+        trainer: what trains, in `directory`.
+        textures: (T, H, W, C), images of other things, for GLAD's synthetic anomalies.
+        extractor: of features, for MDPS and GLAD; None: the network's own encoder.
+
+    Returns:
+        The configuration, a threshold and what training told.
+
+    Raises:
+        InputError: parts that do not fit each other.
+    """
+    config, count = config.for_images(views.shape[1:]), len(views)
+    _check_textures(config, textures)
+    more = {} if textures is None else {"textures": textures}
+    plan = _Plan(config, train_config, directory, trainer, extractor, options.seed)
+    trained = plan.run(views, views, **more)
+    _, config = load_checkpoint(directory, list(CONFIGS.values()))
+    everywhere = np.ones(views.shape[:3], bool)
+    normal = Normal(views, ("",) * count, ("",) * count, everywhere)
+    localizer = load_localizer(directory, draws=options.seed)
+    return LearnedViews(config, set_threshold(localizer, normal, options), trained)
+
+
+def learn(
+    root: Path,
+    source: Source,
+    preparation: Preparation,
+    config: Any,
+    train_config: TrainConfig,
+    options: LearnOptions,
+    directory: Path,
+    trainer: Trainer,
+    textures: Path | None = None,
+    extractor: ExtractorFile | None = None,
 ) -> Learned:
     """Trains a network on the normal images of a folder and writes it with its profile.
 
@@ -55,11 +117,13 @@ def learn(
         root: of the data set.
         source: how it is read.
         preparation: what is done to each image.
-        config: network and diffusion; its image size and channels are replaced by the views'.
+        config: of the localizer; its image size and channels are replaced by the views'.
         train_config: how to train.
         options: noise, references, threshold.
         directory: of the model.
         trainer: what trains, in `directory`.
+        textures: folder of images of other things, for GLAD's synthetic anomalies.
+        extractor: of features, for MDPS and GLAD; None: the network's own encoder.
 
     Returns:
         The profile and what else was found; both are on disk.
@@ -72,13 +136,14 @@ def learn(
     images = Images(data, dealt["train"])
     fitted = fit(preparation, images)
     training = images.training_views(fitted, options.views_per_image, options.seed)
-    unet = replace(config.unet, in_channels=fitted.channels)
-    config = replace(config, unet=unet, image_size=preparation.size)
-    trainer(training, config, train_config, directory)
+    config = config.for_images(training.pixels.shape[1:])
     others = Images(data, dealt["tune"])
     tuning = others.normal_views(fitted)
+    more = _more(config, preparation, training, textures, fitted, options.seed)
+    plan = _Plan(config, train_config, directory, trainer, extractor, options.seed)
     known = joined(images.normal_views(fitted), tuning)
-    choice = fit_noise(known, options)
+    choice = fit_noise(known, options)  # before hours of training: it may refuse
+    plan.run(training.pixels, tuning.pixels, **more)
     roles = {role: tuple(sorted({s.group for s in part})) for role, part in dealt.items()}
     localizer = load_localizer(directory, draws=options.seed)
     profile = Profile(
@@ -94,4 +159,52 @@ def learn(
         options.seed,
     )
     save_profile(directory, profile)
-    return Learned(profile, choice, len(training), left_out, {**images.refused, **others.refused})
+    refused = {**images.refused, **others.refused}
+    return Learned(profile, choice, len(training.pixels), left_out, refused)
+
+
+class _Plan(NamedTuple):
+    """How a network is trained, and what is learned of it before it is stored."""
+
+    config: Any
+    train_config: TrainConfig
+    directory: Path
+    trainer: Trainer
+    extractor: ExtractorFile | None
+    seed: int
+
+    def run(self, views: np.ndarray, tuning: np.ndarray, **more: Any) -> Any:
+        """Trains on views, and learns the localizer's constants from others."""
+        parts: dict[str, Any] = {}
+        if self.extractor is not None:
+            parts = self.extractor.load()
+            check_extractor(parts["extractor"], self.config)
+            save_extractor(self.directory, self.extractor)
+
+        def finish(variables: PyTree) -> Any:
+            return learn_constants(variables, self.config, tuning, self.seed, **parts)
+
+        more = {"finish": finish, **more}
+        return self.trainer(views, self.config, self.train_config, self.directory, **more)
+
+
+def _more(
+    config: Any,
+    preparation: Preparation,
+    training: Normal,
+    textures: Path | None,
+    fitted: Fitted,
+    seed: int,
+) -> dict[str, Any]:
+    """What training is given besides views, if the localizer has a use for it."""
+    _check_textures(config, textures)
+    if config.kind != "glad":
+        return {}
+    where = None if preparation.foreground == "none" else training.where
+    found = None if textures is None else texture_views(textures, fitted, seed)
+    return {"where": where, "textures": found}
+
+
+def _check_textures(config: Any, textures: Any) -> None:
+    if textures is not None and config.kind != "glad":
+        raise InputError(f"textures: got some for {config.kind}, expected none but for glad")

@@ -10,6 +10,7 @@ from jax import lax
 
 from dal_jax._errors import InputError
 from dal_jax._typing import Array, Float, PyTree
+from dal_jax.diffusion import AnomalyRemoval
 from dal_jax.localizers._chain import Step, clean_image, next_image, noised, reverse_steps
 from dal_jax.localizers._filters import gaussian_filter, resize
 from dal_jax.localizers._localizer import Localizer, check_threshold, make_draws
@@ -37,7 +38,9 @@ class GladConfig(PerceptualConfig):
 
     start: int = 500
     spacing: int = 40
-    stop_distance: float = 0.3  # tau: the process stops once it is this far; infinity: never
+    # tau: the process stops once it is this far; infinity: never; None: as `calibrate_scales`
+    # learns, and 0.3 until then.
+    stop_distance: float | None = None
     stop_level: int = 0  # below it the process stops in any case; 0: never
     stop_count: int = 10  # largest distances whose mean is compared with tau
     radius: int | None = None  # places that are matched; None: 1 with "pl", all with "faithful"
@@ -45,7 +48,7 @@ class GladConfig(PerceptualConfig):
     fusion_width: float = 1.0  # of the mask's sigmoid, in units of the distance; "faithful" only
 
     def __post_init__(self) -> None:
-        if self.stop_distance != float("inf"):
+        if self.stop_distance not in (None, float("inf")):
             self.check_number("stop_distance", 0)
         for name, low in (("stop_level", 0), ("stop_count", 1)):
             self.check_number(name, low, whole=True)
@@ -67,6 +70,16 @@ class GladConfig(PerceptualConfig):
         return (1, *self.image_shape)
 
     @property
+    def tau(self) -> float:
+        """The distance at which the process stops."""
+        return 0.3 if self.stop_distance is None else self.stop_distance
+
+    @property
+    def objective(self) -> AnomalyRemoval:
+        """What training minimizes."""
+        return AnomalyRemoval(self.unet, self.schedule)
+
+    @property
     def reach(self) -> int | None:
         """How far places that are matched may be apart; None: any distance."""
         return 1 if self.radius is None and self.piecewise_linear else self.radius
@@ -75,7 +88,7 @@ class GladConfig(PerceptualConfig):
         """The share of the reverse process in the fused image, from distances: mu, 0 to 1."""
         centre = self.fusion_centre
         if centre is None:
-            centre = self.stop_distance if self.piecewise_linear else 0.0
+            centre = self.tau if self.piecewise_linear else 0.0
         if self.piecewise_linear:
             return (far > far.dtype.type(centre)).astype(far.dtype)
         return jax.nn.sigmoid(
@@ -129,10 +142,9 @@ def adaptive_chain(
 
     def advance(chain: Chain, step: Step) -> tuple[Chain, None]:
         eps, given = predict(chain.x, step.condition), noised(step, y, noise)
-        seen, made = (look(clean_image(step, image, eps))[-1] for image in (given, chain.x))
-        far = distance(seen, made, config.reach, config.piecewise_linear)
+        far = _departure(config, look, step, eps, given, chain.x)
         running = chain.stopped < 0
-        over = running & (_mean_of_largest(far, config.stop_count) > number(config.stop_distance))
+        over = running & (_mean_of_largest(far, config.stop_count) > number(config.tau))
         last = running & ~over & (step.level < config.stop_level)
         # One choice among three shares: all of the process, that of the mask, none.
         mu = config.mixing(resize(far, (y.shape[1], y.shape[2])))
@@ -141,10 +153,57 @@ def adaptive_chain(
         stopped = jnp.where(over | last, step.level, chain.stopped)
         return Chain(next_image(step, fuse(mu, chain.x, given), eps), stopped), None
 
+    second, rest = _second(predict, y, noise, steps)
+    return lax.scan(advance, Chain(second, jnp.full(y.shape[:1], -1, y.dtype)), rest)[0]
+
+
+def departures(
+    config: GladConfig, extractor: Any, params: PyTree, draws: Array, x: Float[Array, "H W C"]
+) -> Float[Array, " levels"]:
+    """Tells how far the reverse process of one image departs from it, where it is never stopped.
+
+    Args:
+        config: of GLAD; what it says of stopping is not looked at.
+        extractor: of features.
+        params: of the localizer.
+        draws: (1, H, W, C).
+        x: (H, W, C).
+
+    Returns:
+        (levels,), the mean of the largest distances at each level but the first, which is compared
+        with tau.
+    """
+    predict, look, steps = _parts(config, extractor, params, x)
+    y, noise = x[None], jnp.asarray(draws, x.dtype)
+
+    def advance(x: Array, step: Step) -> tuple[Array, Array]:
+        eps = predict(x, step.condition)
+        far = _departure(config, look, step, eps, noised(step, y, noise), x)
+        return next_image(step, x, eps), _mean_of_largest(far, config.stop_count)
+
+    return lax.scan(advance, *_second(predict, y, noise, steps))[1][:, 0]
+
+
+def _second(
+    predict: Callable[[Array, Any], Array], y: Array, noise: Array, steps: Step
+) -> tuple[Array, Step]:
+    """The image after the first level, where nothing is compared yet, and the other levels."""
     first, rest = (jax.tree.map(lambda v, k=k: v[k], steps) for k in (0, slice(1, None)))
     start = noised(first, y, noise)
-    second = next_image(first, start, predict(start, first.condition))
-    return lax.scan(advance, Chain(second, jnp.full(y.shape[:1], -1, y.dtype)), rest)[0]
+    return next_image(first, start, predict(start, first.condition)), rest
+
+
+def _departure(
+    config: GladConfig,
+    look: Callable[[Array], list[Array]],
+    step: Step,
+    eps: Array,
+    given: Array,
+    x: Array,
+) -> Array:
+    """Distances (B, h, w) of the clean images that the same noise gives of the input and of x."""
+    seen, made = (look(clean_image(step, image, eps))[-1] for image in (given, x))
+    return distance(seen, made, config.reach, config.piecewise_linear)
 
 
 def _mean_of_largest(far: Array, count: int) -> Array:
@@ -171,14 +230,19 @@ def glad_chain(
     Returns:
         The chain of one image, with a leading axis.
     """
+    predict, look, steps = _parts(config, extractor, params, x)
+    return adaptive_chain(config, predict, look, x[None], jnp.asarray(draws, x.dtype), steps)
+
+
+def _parts(config: GladConfig, extractor: Any, params: PyTree, x: Array) -> tuple[Any, Any, Step]:
+    """Prediction of noise, features of images, and the steps."""
     denoise = denoiser(params["network"], config.unet, config.sides, x.dtype)
-    steps = reverse_steps(denoise, config.schedule, config.reverse, x.dtype)
 
     def look(images: Array) -> list[Array]:
         return features(extractor, params["features"], images, config.image_range)
 
-    noise = jnp.asarray(draws, x.dtype)
-    return adaptive_chain(config, denoise.given, look, x[None], noise, steps)
+    steps = reverse_steps(denoise, config.schedule, config.reverse, x.dtype)
+    return denoise.given, look, steps
 
 
 @dataclass(frozen=True)
@@ -216,13 +280,12 @@ def glad_localizer(
     *,
     extractor: Any = None,
     features: PyTree = None,
-    scales: dict[str, Any] | None = None,
     foreground: Any = None,
 ) -> Localizer:
     """Makes the localizer of global and local adaptive diffusion, in the space of pixels.
 
     Everything is a function of the one image: what the published program takes over a batch is per
-    image here, or a constant (`scales`, `foreground`).
+    image here, or a constant (of the configuration, see `calibrate_scales`; `foreground`).
 
     Args:
         variables: {"params": ..., "batch_stats": ...} of `UNet(config.unet)`.
@@ -233,8 +296,6 @@ def glad_localizer(
         extractor: frozen, hashable, (params, images) -> features of several depths, with
             `piecewise_linear` and `input_range`; None: the network's own encoder.
         features: parameters of the extractor; None: the variables.
-        scales: {"features": a factor for each depth, "pixel": a factor}, found on normal images
-            that are not tested; None: ones. Stopping knows no scales.
         foreground: (H, W), factors of the score, 0 and above, that do not depend on the noise in
             the image; None: ones.
 
@@ -242,19 +303,19 @@ def glad_localizer(
         The localizer; two of equal configuration share their compiled programs.
 
     Raises:
-        InputError: draws, scales, foreground, extractor or threshold do not fit.
+        InputError: draws, foreground, extractor or threshold do not fit.
 
     Source: Yao et al., GLAD: Towards Better Reconstruction with Global and Local Adaptive
     Diffusion Models for Unsupervised Anomaly Detection, arXiv 2406.07487.
     """
     extractor = check_extractor(extractor, config)
-    params = make_params(variables, config, extractor, features, scales)
+    params = make_params(variables, config, extractor, features)
     shown = 1.0 if foreground is None else foreground
     shown = jnp.broadcast_to(shown, config.sides) if jnp.ndim(shown) == 0 else shown
     params["foreground"] = check_constants("foreground", shown, config.sides)
     return Localizer(
-        score_fn=GladScore(config, extractor),
-        reconstruct_fn=GladReconstruct(config, extractor),
+        score_fn=GladScore(config.unscaled, extractor),
+        reconstruct_fn=GladReconstruct(config.unscaled, extractor),
         params=params,
         draws=make_draws(draws, config.draws_shape),
         threshold=check_threshold(threshold),

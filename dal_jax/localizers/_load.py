@@ -1,26 +1,69 @@
-"""Localizers from checkpoints, whatever their kind."""
+"""Localizers of any kind: from their configuration, and from checkpoints."""
 
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from dal_jax.diffusion import DalConfig, load_checkpoint
-from dal_jax.localizers._autoencoder import AutoencoderLocalizerConfig, autoencoder_localizer
+from dal_jax._atomic import atomic_path, write_text
+from dal_jax._errors import CheckpointError, InputError
+from dal_jax._typing import PyTree
+from dal_jax.diffusion import load_checkpoint
+from dal_jax.localizers._autoencoder import autoencoder_localizer
 from dal_jax.localizers._dal import dal_localizer
-from dal_jax.localizers._glad import GladConfig, glad_localizer
+from dal_jax.localizers._glad import glad_localizer
 from dal_jax.localizers._localizer import Localizer
-from dal_jax.localizers._mdps import MdpsConfig, mdps_localizer
+from dal_jax.localizers._mdps import mdps_localizer
+from dal_jax.localizers._perceptual_config import PerceptualConfig
+from dal_jax.localizers._presets import CONFIGS, as_kind
+from dal_jax.models import load_extractor
 
-# (configuration, what makes a localizer of variables, configuration, threshold and draws)
-_KINDS: dict[str, tuple[Any, Any]] = {
-    "dal": (DalConfig, dal_localizer),
-    "mdps": (MdpsConfig, mdps_localizer),
-    "glad": (GladConfig, glad_localizer),
-    "autoencoder": (AutoencoderLocalizerConfig, autoencoder_localizer),
+# What makes a localizer of variables, configuration, threshold and draws.
+_MAKERS: dict[str, Any] = {
+    "dal": dal_localizer,
+    "mdps": mdps_localizer,
+    "glad": glad_localizer,
+    "autoencoder": autoencoder_localizer,
 }
-KINDS = tuple(_KINDS)
+_EXTRACTOR = "extractor.json"
 
 
-def load_localizer(directory: str | Path, threshold: float = 0.8, draws: Any = None) -> Localizer:
+def make_localizer(
+    variables: PyTree, config: Any, threshold: float = 0.8, draws: Any = None, **parts: Any
+) -> Localizer:
+    """Makes a localizer of the kind of its configuration.
+
+    Args:
+        variables: of the network.
+        config: `DalConfig`, `MdpsConfig`, `GladConfig` or `AutoencoderLocalizerConfig`.
+        threshold: positive, in units of the score.
+        draws: an array of the localizer's shape, or a seed; None is seed 0.
+        **parts: further arguments of `mdps_localizer` or `glad_localizer`.
+
+    Returns:
+        The localizer.
+
+    Raises:
+        InputError: something does not fit.
+
+    Example:
+        >>> from dal_jax.localizers import AutoencoderLocalizerConfig
+        >>> from dal_jax.models import AutoencoderConfig, init_autoencoder
+        >>> network = AutoencoderConfig(channels=(4,))
+        >>> config = AutoencoderLocalizerConfig(network, image_size=4)
+        >>> make_localizer(init_autoencoder(network, 0), config).image_shape
+        (4, 4, 1)
+
+    Source: this project.
+    """
+    return _MAKERS[config.kind](variables, config, threshold, draws, **parts)
+
+
+def load_localizer(
+    directory: str | Path, threshold: float = 0.8, draws: Any = None, localizer: str | None = None
+) -> Localizer:
     """Makes a localizer from a checkpoint.
 
     Args:
@@ -28,14 +71,85 @@ def load_localizer(directory: str | Path, threshold: float = 0.8, draws: Any = N
         threshold: positive, in units of the score.
         draws: fixed before the image is seen: an array of the localizer's shape, or a seed; None
             is seed 0.
+        localizer: another use of the same network, as `localizer_preset` takes it, such as
+            "mdps:pl"; None: the one that it was trained for.
 
     Returns:
-        The localizer, of the kind of the checkpoint's configuration.
+        The localizer, with the extractor that `save_extractor` put there.
 
     Raises:
         CheckpointError: missing or damaged checkpoint.
-        InputError: draws of another shape, or the threshold is not positive.
+        InputError: draws of another shape, the threshold is not positive, or the network cannot be
+            used so.
     """
-    configs = [config for config, _ in _KINDS.values()]
-    variables, config = load_checkpoint(directory, configs)
-    return _KINDS[config.kind][1](variables, config, threshold, draws)
+    variables, config = load_checkpoint(directory, list(CONFIGS.values()))
+    config = config if localizer is None else as_kind(config, localizer)
+    parts = _load_extractor(Path(directory)) if isinstance(config, PerceptualConfig) else {}
+    return make_localizer(variables, config, threshold, draws, **parts)
+
+
+class ExtractorFile(NamedTuple):
+    """Weights of an extractor of features in a file of the user's; see `load_extractor`."""
+
+    path: Path
+    kind: str  # "resnet" or "vit"
+    settings: Mapping[str, Any]  # fields of the extractor
+
+    def load(self) -> dict[str, Any]:
+        """Reads the weights.
+
+        Returns:
+            {"extractor": ..., "features": ...}, arguments of `make_localizer`.
+
+        Raises:
+            InputError: unknown kind or settings.
+            CheckpointError: the weights do not fit.
+        """
+        extractor, features = load_extractor(self.path, self.kind, **self.settings)
+        return {"extractor": extractor, "features": features}
+
+
+def save_extractor(directory: str | Path, extractor: ExtractorFile) -> None:
+    """Copies an extractor's weights beside a checkpoint, for `load_localizer`.
+
+    Args:
+        directory: of the model, made if missing.
+        extractor: whose weights fit.
+
+    Raises:
+        InputError, CheckpointError: they do not; nothing is written then.
+    """
+    extractor.load()
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    copy = folder / f"extractor{extractor.path.suffix}"
+    with atomic_path(copy) as temporary:
+        shutil.copyfile(extractor.path, temporary)
+    facts = {
+        "file": copy.name,
+        "sha256": _digest(copy),
+        "kind": extractor.kind,
+        "settings": dict(extractor.settings),
+    }
+    write_text(folder / _EXTRACTOR, json.dumps(facts, indent=1) + "\n")
+
+
+def _load_extractor(directory: Path) -> dict[str, Any]:
+    record = directory / _EXTRACTOR
+    if not record.is_file():
+        return {}
+    try:
+        facts = json.loads(record.read_text())
+        path = directory / Path(facts["file"]).name
+        if _digest(path) != facts["sha256"]:
+            raise CheckpointError(f"{path}: is not the file of {record.name}")
+        settings = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["settings"].items()}
+        return ExtractorFile(path, facts["kind"], settings).load()
+    except (OSError, ValueError, KeyError, TypeError, InputError) as error:
+        raise CheckpointError(
+            f"{record}: damaged ({' '.join(str(error).split())[:120]})"
+        ) from error
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -41,6 +41,8 @@ class MdpsConfig(PerceptualConfig):
     kind: ClassVar[str] = "mdps"
 
     eta: float = 1.0  # share of fresh noise in each step
+    # The levels of the pass without a mask are below it; None: `start`; 0: neither pass nor mask.
+    first_start: int | None = None
     first_weight: float = 0.04  # of the guidance while there is no mask
     weight: float = 0.08  # of the guidance in the masked pass
     mask_fraction: float = 0.12  # of the range of the first map, above which the mask is 1
@@ -52,7 +54,10 @@ class MdpsConfig(PerceptualConfig):
         for name in ("eta", "mask_fraction"):
             self.check_number(name, 0, 1)
         self.check_number("samples", 1, whole=True)
+        if self.first_start is not None:
+            self.check_number("first_start", 0, whole=True)
         super().__post_init__()
+        self.first_reverse.coefficients(self.schedule)
 
     @property
     def reach(self) -> int:
@@ -61,13 +66,24 @@ class MdpsConfig(PerceptualConfig):
 
     @property
     def reverse(self) -> ReverseConfig:
-        """The reverse process of each pass."""
+        """The reverse process of the last pass."""
         return self.reverse_with(self.eta)
 
     @property
+    def first_reverse(self) -> ReverseConfig:
+        """The reverse process of the pass without a mask, if there is one."""
+        return self.reverse_with(self.eta, self.first_start or None)
+
+    @property
+    def passes(self) -> int:
+        """1 or 2."""
+        return 1 if self.first_start == 0 else 2
+
+    @property
     def draws_shape(self) -> tuple[int, int, int, int, int, int]:
-        """(samples, 2 passes, 1 + steps, H, W, C)."""
-        return (self.samples, 2, 1 + self.reverse.steps, *self.image_shape)
+        """(samples, passes, 1 + steps, H, W, C), steps of the longer pass."""
+        steps = max(self.reverse.steps, self.first_reverse.steps)
+        return (self.samples, self.passes, 1 + steps, *self.image_shape)
 
 
 def guidance(
@@ -153,7 +169,7 @@ def posterior_sample(
 class MdpsSamples(NamedTuple):
     """What MDPS makes of one image."""
 
-    first: Array  # (samples, H, W), difference maps of the passes without masks
+    first: Array | None  # (samples, H, W), difference maps of the passes without masks, if any
     mask: Array  # (samples, H, W), 0 or 1
     normal: Array  # (samples, H, W, C), counterparts
     difference: Array  # (samples, H, W), difference maps of these
@@ -164,6 +180,8 @@ def mdps_samples(
 ) -> MdpsSamples:
     """Draws normal counterparts of an image, twice each: to find a mask, and with the mask.
 
+    Or once, without a mask, if the configuration says so.
+
     The mask is where the first map exceeds `min + c (max - min)` of its own values. (The published
     program takes these from all test images, which no test of one image could allow for.)
 
@@ -171,7 +189,7 @@ def mdps_samples(
         config: of MDPS.
         extractor: of features.
         params: of the localizer.
-        draws: (samples, 2, 1 + steps, H, W, C).
+        draws: (samples, passes, 1 + steps, H, W, C).
         x: (H, W, C).
 
     Returns:
@@ -179,21 +197,28 @@ def mdps_samples(
 
     Source: Wu et al., arXiv 2404.17900.
     """
-    denoise = denoiser(params["network"], config.unet, config.sides, x.dtype)
-    steps = reverse_steps(denoise, config.schedule, config.reverse, x.dtype)
-    linear, draws = config.piecewise_linear, jnp.asarray(draws, x.dtype)
-
+    network = (params["network"], config.unet, config.sides, x.dtype)
+    denoise, pulling = denoiser(*network), denoiser(*network, pulls=True)
+    draws, linear = jnp.asarray(draws, x.dtype), config.piecewise_linear
     difference = difference_from(config, extractor, params, x)
+
+    def drawn(number: int, reverse: ReverseConfig, weight: float, mask: Array | None) -> Array:
+        steps = reverse_steps(denoise, config.schedule, reverse, x.dtype)
+        own = draws[:, number, : 1 + reverse.steps]
+        predict = (pulling if weight else denoise).given
+        return posterior_sample(predict, x, own, steps, weight, mask, linear)
 
     def compared(normal: Array) -> Array:
         return gaussian_filter(x.dtype.type(0.5) * difference(normal), config.blur)
 
-    shown = (denoise.given, x, draws[:, 0], steps, config.first_weight, None, linear)
-    first = compared(posterior_sample(*shown))
+    if config.passes == 1:
+        normal = drawn(0, config.reverse, config.weight, None)
+        mask = jnp.ones((config.samples, *config.sides), x.dtype)
+        return MdpsSamples(None, mask, normal, compared(normal))
+    first = compared(drawn(0, config.first_reverse, config.first_weight, None))
     low, high = (f(first, axis=(1, 2), keepdims=True) for f in (jnp.min, jnp.max))
     mask = (first > low + x.dtype.type(config.mask_fraction) * (high - low)).astype(x.dtype)
-    hidden = (draws[:, 1], steps, config.weight, mask[..., None], linear)
-    normal = posterior_sample(denoise.given, x, *hidden)
+    normal = drawn(1, config.reverse, config.weight, mask[..., None])
     # A first pass that diverged would leave an empty mask, and a second one that looks well.
     finite = jnp.all(jnp.isfinite(first), axis=(1, 2))[:, None, None, None]
     normal = jnp.where(finite, normal, x.dtype.type(jnp.nan))
@@ -234,39 +259,37 @@ def mdps_localizer(
     *,
     extractor: Any = None,
     features: PyTree = None,
-    scales: dict[str, Any] | None = None,
 ) -> Localizer:
     """Makes the localizer of masked diffusion posterior sampling.
 
     Everything is a function of the one image: thresholds and maxima that the published program
-    takes over a batch or the test set are per image here, or constants (`scales`).
+    takes over a batch or the test set are per image here, or constants of the configuration, see
+    `calibrate_scales`.
 
     Args:
         variables: {"params": ..., "batch_stats": ...} of `UNet(config.unet)`.
         config: network, levels, guidance, comparison.
         threshold: positive, in units of the score.
-        draws: (samples, 2, 1 + steps, H, W, C) standard normal, fixed before the image is seen; or
-            a seed; None is seed 0.
+        draws: (samples, passes, 1 + steps, H, W, C) standard normal, fixed before the image is
+            seen; or a seed; None is seed 0.
         extractor: frozen, hashable, (params, images) -> features of several depths, with
             `piecewise_linear` and `input_range`; None: the network's own encoder.
         features: parameters of the extractor; None: the variables.
-        scales: {"features": a factor for each depth, "pixel": a factor}, found on normal images
-            that are not tested; None: ones.
 
     Returns:
         The localizer; two of equal configuration share their compiled programs.
 
     Raises:
-        InputError: draws, scales, extractor or threshold do not fit.
+        InputError: draws, extractor or threshold do not fit.
 
     Source: Wu et al., Unsupervised Anomaly Detection via Masked Diffusion Posterior Sampling,
     arXiv 2404.17900.
     """
     extractor = check_extractor(extractor, config)
     return Localizer(
-        score_fn=MdpsScore(config, extractor),
-        reconstruct_fn=MdpsReconstruct(config, extractor),
-        params=make_params(variables, config, extractor, features, scales),
+        score_fn=MdpsScore(config.unscaled, extractor),
+        reconstruct_fn=MdpsReconstruct(config.unscaled, extractor),
+        params=make_params(variables, config, extractor, features),
         draws=make_draws(draws, config.draws_shape),
         threshold=check_threshold(threshold),
         image_shape=config.image_shape,

@@ -41,6 +41,9 @@ class PerceptualConfig:
     depths: tuple[int, ...] = (1, 2)  # of the features, 1 is the finest
     image_range: tuple[float, float] = (-1.0, 1.0)  # what an extractor's input range is mapped to
     pixel_weight: float = 1.0  # of the difference of pixels beside that of features
+    # What `calibrate_scales` learns: factors of the depths, and of the pixels besides the weight.
+    feature_scales: tuple[float, ...] | None = None  # None: ones
+    pixel_scale: float = 1.0
     blur: float = 1.0  # standard deviation of the Gaussian filter, pixels; 0 for none
 
     def __post_init__(self) -> None:
@@ -48,10 +51,14 @@ class PerceptualConfig:
             raise InputError(f"preset: got {self.preset!r}, expected one of {', '.join(PRESETS)}")
         for name in ("start", "spacing"):
             self.check_number(name, 1, whole=True)
-        for name in ("pixel_weight", "blur", "feature_level"):
+        for name in ("pixel_weight", "pixel_scale", "blur", "feature_level"):
             self.check_number(name, 0)
         for name in ("depths", "image_range"):
             object.__setattr__(self, name, _as_tuple(name, getattr(self, name)))
+        if self.feature_scales is not None:
+            scales = _as_tuple("feature_scales", self.feature_scales)
+            check_constants("feature_scales", scales, (len(scales),))
+            object.__setattr__(self, "feature_scales", scales)
         if len(self.image_range) != 2 or not self.image_range[0] < self.image_range[1]:
             raise InputError(
                 f"image_range: got {self.image_range}, expected (low, high), low < high"
@@ -76,17 +83,23 @@ class PerceptualConfig:
         """The reverse process, without draws."""
         return self.reverse_with(0.0)
 
-    def reverse_with(self, eta: float) -> ReverseConfig:
+    def reverse_with(self, eta: float, start: int | None = None) -> ReverseConfig:
         """The reverse process with a share of fresh noise.
 
         Args:
             eta: the share, 0 to 1.
+            start: the levels are below it; None: that of the configuration.
 
         Returns:
-            The process at the levels of the configuration.
+            The process at multiples of the spacing.
         """
-        steps = math.ceil(self.start / self.spacing)
+        steps = math.ceil((start or self.start) / self.spacing)
         return ReverseConfig((steps - 1) * self.spacing, steps, eta)
+
+    @property
+    def unscaled(self: Config) -> Config:
+        """Without the scales, which are parameters: equal ones share their compiled programs."""
+        return replace(self, feature_scales=None, pixel_scale=1.0)
 
     @property
     def encoder(self) -> UNetEncoder:
@@ -219,31 +232,30 @@ def check_extractor(extractor: Any, config: PerceptualConfig) -> Any:
 
 
 def make_params(
-    variables: PyTree, config: PerceptualConfig, extractor: Any, features: PyTree, scales: Any
+    variables: PyTree, config: PerceptualConfig, extractor: Any, features: PyTree
 ) -> dict[str, Any]:
     """Puts together the parameters of a localizer.
 
     Args:
         variables: of the network.
-        config: of the localizer.
+        config: of the localizer, with the scales.
         extractor: of features.
         features: parameters of the extractor; None: the variables.
-        scales: {"features": a factor for each depth, "pixel": a factor}; None: ones.
 
     Returns:
-        {"network": ..., "features": ..., "scales": ...}.
+        {"network": ..., "features": ..., "scales": {"features": (depths,), "pixel": ()}}.
 
     Raises:
-        InputError: scales of another form.
+        InputError: not a scale for each depth of the extractor.
     """
     features = variables if features is None else features
     image = jax.ShapeDtypeStruct((1, *config.image_shape), np.float32)
     depths = len(jax.eval_shape(extractor, features, image))
-    found = {"features": np.ones(depths), "pixel": np.ones(())}
-    for name, value in (scales or {}).items():
-        if name not in found:
-            raise InputError(f"scales: got {name!r}, expected {', '.join(found)}")
-        found[name] = check_constants(f"scales[{name!r}]", value, found[name].shape)
+    scales = np.ones(depths) if config.feature_scales is None else config.feature_scales
+    found = {
+        "features": check_constants("feature_scales", scales, (depths,)),
+        "pixel": np.asarray(config.pixel_scale, np.float64),
+    }
     return {"network": variables, "features": features, "scales": found}
 
 

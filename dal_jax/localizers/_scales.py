@@ -1,5 +1,6 @@
 """How features and pixels are weighed against each other, learned from normal images."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,14 +12,22 @@ from dal_jax._arrays import cast_floats
 from dal_jax._compat import exact_arithmetic
 from dal_jax._errors import InputError
 from dal_jax._typing import Array, Float, PyTree
+from dal_jax.localizers._glad import GladConfig, departures
 from dal_jax.localizers._localizer import Localizer
 from dal_jax.localizers._perceptual import distance, features, perceptual_map
+from dal_jax.localizers._perceptual_config import PerceptualConfig
+
+# Share of normal images whose reverse process stops, where the distance is learned.
+STOPPING = 0.05
 
 
-def calibrate_scales(localizer: Localizer, images: Float[np.ndarray, "K H W C"]) -> Localizer:
-    """Learns the scales of an MDPS or GLAD localizer from normal images.
+def calibrate_scales(
+    localizer: Localizer, images: Float[np.ndarray, "K H W C"]
+) -> PerceptualConfig:
+    """Learns the constants of an MDPS or GLAD localizer from normal images.
 
-    "pl": `scale_d = 1 / mean d_d`, over places and images; "faithful": 1, as published. Then
+    GLAD with `stop_distance` None: the distance that 5% of the images exceed at some
+    level. "pl": `scale_d = 1 / mean d_d`, over places and images; "faithful": 1, as published. Then
     `scale_pixel = mean over images of max perceptual / max pixel`, where the published programs
     take the maxima of the test images themselves.
 
@@ -27,7 +36,8 @@ def calibrate_scales(localizer: Localizer, images: Float[np.ndarray, "K H W C"])
         images: (K, H, W, C), normal, none of them to be tested.
 
     Returns:
-        The localizer with these scales; its threshold means another score now.
+        The configuration with these constants, to make a localizer of the same variables; its
+        scores are others, so the threshold is to be set afterwards.
 
     Raises:
         InputError: another localizer, no images, or images that show no difference.
@@ -39,16 +49,37 @@ def calibrate_scales(localizer: Localizer, images: Float[np.ndarray, "K H W C"])
         raise InputError(f"localizer: got {type(fn).__name__}, expected one of MDPS or GLAD")
     if images.ndim != 4 or not len(images):
         raise InputError(f"images: got shape {images.shape}, expected (K, H, W, C), K above 0")
-    pairs = [(x, localizer.reconstruct(x)) for x in images]
     with exact_arithmetic():
         params = cast_floats(localizer.params, np.float64)
+        draws = cast_floats(localizer.draws, np.float64)
+        config = _with_stop(fn, params, draws, images)
+        parts: tuple[Any, Any] = (localizer.score_fn, localizer.reconstruct_fn)
+        fn, reconstruct = (replace(part, config=config) for part in parts)
+        pairs = [(x, _normal(reconstruct, params, draws, x)) for x in images]
         means = np.mean([_means(fn, params, *pair) for pair in pairs], axis=0)
-        scales = 1.0 / means if fn.config.piecewise_linear else np.ones_like(means)
+        scales = 1.0 / means if config.piecewise_linear else np.ones_like(means)
         ratio = np.mean([_ratio(fn, params, scales, *pair) for pair in pairs])
     if not np.isfinite([*scales, ratio]).all():
         raise InputError("images: got reconstructions equal to them, expected some difference")
-    found = {"features": scales, "pixel": np.asarray(ratio)}
-    return localizer._replace(params={**localizer.params, "scales": found})
+    return replace(config, feature_scales=tuple(map(float, scales)), pixel_scale=float(ratio))
+
+
+def _with_stop(fn: Any, params: PyTree, draws: Array, images: np.ndarray) -> PerceptualConfig:
+    config = fn.config
+    if not isinstance(config, GladConfig) or config.stop_distance is not None:
+        return config
+    farthest = [float(np.max(_departures(fn, params, draws, x))) for x in images]
+    return replace(config, stop_distance=float(np.quantile(farthest, 1 - STOPPING)))
+
+
+@partial(jax.jit, static_argnums=0)
+def _departures(fn: Any, params: PyTree, draws: Array, x: Array) -> Array:
+    return departures(fn.config, fn.extractor, params, draws, x)
+
+
+@partial(jax.jit, static_argnums=0)
+def _normal(fn: Any, params: PyTree, draws: Array, x: Array) -> Array:
+    return fn(params, draws, x)
 
 
 def _looks(fn: Any, params: PyTree, x: Array, normal: Array) -> list[list[Array]]:

@@ -1,7 +1,7 @@
 """Inference mode: batch norms folded into the convolutions, and all laid out to be fast."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,12 @@ from dal_jax.models._convolve import (
     border_kernel,
     convolve,
     convolve_doubled,
+    flipped,
     lay_out,
     lay_out_doubled,
     on_cpu,
+    pulled,
+    pulled_doubled,
     spread,
 )
 from dal_jax.models._resample import mean_pool, upsample
@@ -70,7 +73,7 @@ class Denoiser:
     config: UNetConfig
     sides: tuple[int, int]  # (H, W) of the images, pixels
     folded: PyTree  # from `fold_norm`
-    kernels: PyTree  # {block: kernels laid out}
+    kernels: PyTree  # {block: kernels laid out, `_Kernel`}
 
     def __call__(self, x: Array, level: Any) -> Array:
         """Predicts the noise in images (B, H, W, C) at a level, scalar or (B,): (B, H, W, C)."""
@@ -134,7 +137,7 @@ class Denoiser:
         maps = []
         for name in [*names, "bot1"][:depth]:
             x = mean_pool(maps[-1]) if maps else x
-            convolved = convolve(x, self.kernels[name]["kernel"])
+            convolved = _convolve(x, self.kernels[name]["kernel"])
             maps.append(self._finish(convolved, name, conditions))
         return maps
 
@@ -148,7 +151,11 @@ class Denoiser:
 
 
 def denoiser(
-    variables: PyTree, config: UNetConfig, image_size: tuple[int, int], dtype: Any
+    variables: PyTree,
+    config: UNetConfig,
+    image_size: tuple[int, int],
+    dtype: Any,
+    pulls: bool = False,
 ) -> Denoiser:
     """Binds variables to the network in inference mode, folded and laid out once.
 
@@ -157,6 +164,7 @@ def denoiser(
         config: the network.
         image_size: (H, W), pixels.
         dtype: floating dtype to compute in.
+        pulls: for `jax.vjp` by the images, several times faster there; no other derivative then.
 
     Returns:
         A function of images (B, H, W, C) in that dtype and a level, giving the noise (B, H, W, C).
@@ -166,7 +174,11 @@ def denoiser(
     for name, block in folded.items():
         if name != "out":
             height, width = _map_sides(name, config, image_size)
-            kernels[name] = _laid_out(block["kernel"], height, width, name.startswith("up"))
+            parts = _laid_out(block["kernel"], height, width, name.startswith("up"))
+            kernels[name] = {
+                part: _Kernel(laid, flipped(given) if pulls else None)
+                for part, (given, laid) in parts.items()
+            }
     return Denoiser(config, image_size, folded, kernels)
 
 
@@ -176,20 +188,36 @@ def _map_sides(name: str, config: UNetConfig, sides: tuple[int, int]) -> tuple[i
     return sides[0] >> halvings, sides[1] >> halvings
 
 
-def _laid_out(kernel: Array, height: int, width: int, joins: bool) -> dict[str, Array]:
-    """The kernel of a block; on a CPU that of a joining one in two, for what it joins."""
+class _Kernel(NamedTuple):
+    """A kernel laid out, and what convolves gradients, where these are wanted."""
+
+    laid: Array
+    back: Array | None
+
+
+def _laid_out(
+    kernel: Array, height: int, width: int, joins: bool
+) -> dict[str, tuple[Array, Array]]:
+    """The kernel of a block, as given and laid out; on a CPU of a joining one each part."""
     if not joins or not on_cpu():
-        return {"kernel": lay_out(kernel, height, width)}
+        return {"kernel": (kernel, lay_out(kernel, height, width))}
     skipped = kernel.shape[-1]  # a block makes as many channels as the map that it is joined with
     below, skip = kernel[:, :, :-skipped], kernel[:, :, -skipped:]
     return {
-        "below": lay_out_doubled(below, height // 2, width // 2),
-        "skip": lay_out(skip, height, width),
+        "below": (below, lay_out_doubled(below, height // 2, width // 2)),
+        "skip": (skip, lay_out(skip, height, width)),
     }
 
 
-def _convolve_joined(x: Array, skip: Array, kernels: dict[str, Array]) -> Array:
+def _convolve(x: Array, kernel: _Kernel) -> Array:
+    laid, back = kernel
+    return convolve(x, laid) if back is None else pulled(x, laid, back)
+
+
+def _convolve_joined(x: Array, skip: Array, kernels: dict[str, _Kernel]) -> Array:
     """Convolves the map from below, doubled, joined with the one from across."""
     if "kernel" in kernels:
-        return convolve(jnp.concatenate([upsample(x), skip], axis=-1), kernels["kernel"])
-    return convolve_doubled(x, kernels["below"]) + convolve(skip, kernels["skip"])
+        return _convolve(jnp.concatenate([upsample(x), skip], axis=-1), kernels["kernel"])
+    laid, back = kernels["below"]
+    below = convolve_doubled(x, laid) if back is None else pulled_doubled(x, laid, back)
+    return below + _convolve(skip, kernels["skip"])

@@ -1,0 +1,157 @@
+"""Localizers by name: settings from data files, and changes of single fields."""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
+from importlib import resources
+from typing import Any, NamedTuple
+
+from dal_jax._errors import InputError
+from dal_jax.diffusion import DalConfig
+from dal_jax.localizers._autoencoder import AutoencoderLocalizerConfig
+from dal_jax.localizers._glad import GladConfig
+from dal_jax.localizers._mdps import MdpsConfig
+
+CONFIGS: dict[str, Any] = {
+    config.kind: config
+    for config in (DalConfig, MdpsConfig, GladConfig, AutoencoderLocalizerConfig)
+}
+FORM = "KIND[:PRESET][,FIELD=VALUE...]"
+# Commas that a new field follows: others are inside of lists.
+_COMMA = re.compile(r",(?=\s*[A-Za-z_.]+\s*=)")
+
+
+class Preset(NamedTuple):
+    """What a name of settings stands for."""
+
+    config: Any  # of the localizer: `DalConfig`, `MdpsConfig`, ...
+    training: dict[str, Any]  # fields of `TrainConfig` that go with it
+
+
+def localizer_preset(text: str, changes: Mapping[str, Any] | None = None) -> Preset:
+    """Reads the settings of a localizer from its name.
+
+    Args:
+        text: "KIND[:PRESET][,FIELD=VALUE...]", KIND one of "dal", "mdps", "glad", "autoencoder";
+            PRESET one of `preset_names`, or the kind's default; FIELD of the configuration,
+            "unet.channels" for one of its parts; VALUE as in TOML, strings without quotes too.
+        changes: further fields and their values.
+
+    Returns:
+        The configuration, and what goes with it in training.
+
+    Raises:
+        InputError: unknown kind, preset or field, or a value that does not fit.
+
+    Example:
+        >>> localizer_preset("mdps:pl,start=150,unet.channels=[8,16]").config.start
+        150
+
+    Source: this project; the settings: see the data files.
+    """
+    head, given = split_settings(text)
+    kind, _, name = head.partition(":")
+    if kind not in CONFIGS:
+        raise InputError(f"localizer: got {kind!r}, expected one of {', '.join(CONFIGS)}")
+    file = _file(kind)
+    fields = _resolved(kind, name or file["default"])
+    for key, value in {**given, **(changes or {})}.items():
+        _put(fields, key, value)
+    training = fields.pop("training", {})
+    try:
+        return Preset(CONFIGS[kind].from_dict(fields), training)
+    except InputError as error:
+        raise InputError(f"localizer {text!r}: {error}") from error
+
+
+def as_kind(config: Any, text: str) -> Any:
+    """What another kind of localizer makes of a trained network.
+
+    Args:
+        config: of the localizer that the network was trained for.
+        text: as `localizer_preset` takes it; its network, schedule and image size are not looked
+            at, and constants that the kind learns are not learned.
+
+    Returns:
+        The configuration of that kind, with the network's.
+
+    Raises:
+        InputError: the kind has another network, or the preset does not fit this one.
+
+    Source: this project.
+    """
+    wanted = localizer_preset(text).config
+    if not (hasattr(wanted, "unet") and hasattr(config, "unet")):
+        if type(wanted) is not type(config):
+            raise InputError(
+                f"localizer: got {text!r}, expected one with the network of {config.kind}"
+            )
+        return replace(wanted, network=config.network, image_size=config.image_size)
+    parts = {name: getattr(config, name) for name in ("unet", "schedule", "image_size")}
+    return replace(wanted, **parts)
+
+
+def split_settings(text: str) -> tuple[str, dict[str, Any]]:
+    """Reads words with settings behind them, as in "name,start=150,channels=[8,16]".
+
+    Args:
+        text: HEAD[,FIELD=VALUE...].
+
+    Returns:
+        The head, and the values by field.
+    """
+    head, *rest = _COMMA.split(text)
+    parts = (part.partition("=") for part in rest)
+    return head, {key.strip(): _value(value.strip()) for key, _, value in parts}
+
+
+def preset_names(kind: str) -> tuple[str, ...]:
+    """The presets of a kind of localizer.
+
+    Args:
+        kind: "dal", "mdps", "glad" or "autoencoder".
+
+    Returns:
+        Names, those of published settings as "DATA/CATEGORY".
+
+    Example:
+        >>> preset_names("dal")
+        ('paper', 'small')
+    """
+    return tuple(_file(kind)["presets"])
+
+
+@lru_cache
+def _file(kind: str) -> dict[str, Any]:
+    folder = resources.files("dal_jax.localizers") / "presets"
+    return tomllib.loads((folder / f"{kind}.toml").read_text())
+
+
+def _resolved(kind: str, name: str) -> dict[str, Any]:
+    """The fields of a preset, on top of those of the one it is based on."""
+    presets = _file(kind)["presets"]
+    if name not in presets:
+        known = ", ".join(presets)
+        raise InputError(f"localizer: got preset {name!r} of {kind}, expected one of {known}")
+    own = dict(presets[name])
+    fields = _resolved(kind, own.pop("base")) if "base" in own else {}
+    for key, value in own.items():
+        both = isinstance(value, dict) and isinstance(fields.get(key), dict)
+        fields[key] = {**fields[key], **value} if both else value
+    return {k: dict(v) if isinstance(v, dict) else v for k, v in fields.items()}
+
+
+def _put(fields: dict[str, Any], key: str, value: Any) -> None:
+    *parts, last = key.split(".")
+    for part in parts:
+        fields = fields.setdefault(part, {})
+    fields[last] = value
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # a string without quotes

@@ -1,0 +1,109 @@
+"""The whole chain on one data set: a trained model is calibrated and tests the images."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dal_jax import Localizer, TestOptions
+from dal_jax.images import DataSet
+from dal_jax.inspection import (
+    Calibrated,
+    CalibrateOptions,
+    Inspected,
+    InspectOptions,
+    Profile,
+    Reader,
+    calibrate,
+    inspected,
+    load_profile,
+    open_model,
+    rows_of,
+    runner,
+    test_samples,
+    to_test,
+)
+
+from ._experiment import Context
+
+ALPHA = 0.05
+
+
+class Chain(NamedTuple):
+    """What the chain gave on one data set."""
+
+    data: DataSet
+    profile: Profile
+    localizer: Localizer
+    calibrated: Calibrated
+    images: Callable[[], Iterator[Inspected]]  # the tested images, one at a time
+
+
+def run_chain(
+    root: Path,
+    home: Path,
+    directory: Path,
+    context: Context,
+    bar: Any,
+    name: str,
+    wanted: CalibrateOptions,
+    keep: Callable[[DataSet, Profile], tuple[DataSet, Profile]] | None = None,
+) -> Chain:
+    """Calibrates a model and tests the images of its data set.
+
+    Args:
+        root: of the data set.
+        home: of the model, with its profile.
+        directory: for the runs; continued if they are there.
+        context: processes and devices.
+        bar: of tqdm, for the progress.
+        name: that it shows.
+        wanted: how much to calibrate.
+        keep: chooses some of the images; None: all.
+
+    Returns:
+        What was found.
+
+    Raises:
+        InputError: files that do not fit.
+        RunError: the disk is full, or another process was lost.
+    """
+    profile = load_profile(home)
+    data = profile.source.open(root)
+    localizer = open_model(home, profile)
+    if keep is not None:
+        data, profile = keep(data, profile)
+    options = TestOptions(region=profile.region)
+    say = _follow(bar, name)
+    run = runner(localizer, options, context.host, context.devices, profile.references, say)
+    calibrated = calibrate(data, profile, run, directory / "calibration", wanted)
+    reader = Reader(data, profile.fitted)
+    tested = test_samples(
+        directory / "test",
+        localizer,
+        profile,
+        reader,
+        to_test(data, profile),
+        options,
+        host=context.host,
+        devices=context.devices,
+        batch_size=context.batch_size,
+        progress=lambda done, total: say("test", done, total),
+    )
+    rows = rows_of(tested, calibrated.calibration, InspectOptions(ALPHA))
+    return Chain(
+        data,
+        profile,
+        localizer,
+        calibrated,
+        lambda: inspected(directory / "test", reader, profile, tested, rows),
+    )
+
+
+def _follow(bar: Any, name: str) -> Callable[[str, int, int], None]:
+    def follow(what: str, done: int, total: int) -> None:
+        bar.set_description(f"{name}, {what}", refresh=False)
+        if bar.total != total or done < bar.n:
+            bar.reset(total)
+        bar.update(done - bar.n)
+
+    return follow

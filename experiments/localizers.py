@@ -1,0 +1,310 @@
+"""Localizers on the same images: detection, false calls, power and cost, on one data set.
+
+dal-jax experiment localizers --out DIR
+
+All are trained on the same views with the same number of updates of the same batches; those that
+share network and objective share the training. The default is a photograph with defects put in;
+`experiments/specs/tiles.toml` is for photographs of magnetic tiles.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from dal_jax import DalConfig, InputError, dal_test_batch
+from dal_jax.cli._train import train_with_bar
+from dal_jax.diffusion import TrainConfig, save_checkpoint
+from dal_jax.images import DataSet, Preparation
+from dal_jax.inspection import CalibrateOptions, LearnOptions, Measures, Profile, Source, learn
+from dal_jax.localizers import localizer_preset
+from dal_jax.runs import fingerprint, wait_for_hosts
+
+from ._chain import ALPHA, Chain, run_chain
+from ._experiment import Context, Experiment
+from ._figures import finish, panels
+from ._main import run_module
+from ._output import Row, Tables, pivot
+from ._textures import GROUPS, PATCH, TexturePlan, write_textures
+
+MAIN = ("dal:small", "mdps:pl", "mdps:faithful", "glad:pl", "glad:faithful", "autoencoder:small")
+# What each part is for: the mask and the guidance of MDPS, stopping and fusion of GLAD.
+PARTS = (
+    "mdps:pl,first_start=0",
+    "mdps:pl,weight=0,first_weight=0",
+    "glad:pl,stop_distance=inf",
+    "glad:pl,fusion_centre=1e6",
+)
+METHODS = ("selective", "conformal", "naive")
+_METRICS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is compared on which images.
+
+    Raises:
+        InputError: a value does not fit.
+    """
+
+    localizers: tuple[str, ...] = (*MAIN, *PARTS)  # as `localizer_preset` takes them
+    data: str = ""  # folder of images; "": a photograph of gravel with defects put in
+    layout: str = "auto"
+    groups: str | None = None  # which images are of one object, as --groups takes it
+    view: str = "resize"
+    size: int = 32  # side of a view, pixels
+    reduce: int = 1
+    labels: tuple[str, ...] = ()  # of the test images; (): all
+    per_label: int = 60  # at most so many test images of each label
+    held_out: int = 60  # at most so many normal images are kept for false calls
+    steps: int = 600  # of training
+    batch_size: int = 16
+    noise: str = "auto"
+    flag_share: float = 0.02
+    region: str = "peak"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for text in self.localizers:
+            localizer_preset(text)
+        for name in ("per_label", "held_out"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}, expected 1 or more")
+
+    @property
+    def preparation(self) -> Preparation:
+        """What is done to each image."""
+        if self.data:
+            return Preparation(self.size, self.view, reduce=self.reduce)  # type: ignore[arg-type]
+        how: dict[str, Any] = {"view": "crop", "intensity": "raw", "scale": "train"}
+        return Preparation(self.size, **how, reduce=PATCH // self.size)
+
+    @property
+    def source(self) -> Source:
+        """How the images are read."""
+        if self.data:
+            return Source(self.layout, groups=self.groups)
+        return Source("mvtec", groups=GROUPS)
+
+
+class Found(NamedTuple):
+    """What one localizer gave."""
+
+    name: str
+    chain: Chain
+    measures: dict[str, Any]  # of `Measures`
+    per_test: float  # seconds
+    evaluations: float  # of the score, of a test
+
+
+def measure(settings: Settings, context: Context) -> Tables:
+    """Trains, calibrates and tests with each localizer, one after the other."""
+    root = Path(settings.data) if settings.data else context.directory / "data"
+    if context.host.index == 0 and not settings.data:
+        write_textures(root, "gravel", TexturePlan((2.0, 4.0), 2, 32, settings.seed))
+    wait_for_hosts("data")
+    with tqdm(unit="view", file=sys.stderr, disable=context.host.index > 0 or None) as bar:
+        found = [_found(name, root, settings, context, bar) for name in settings.localizers]
+    return {
+        "localizers": [_row(one) for one in found],
+        "localizers_times": [
+            {"localizer": one.name, "seconds": one.per_test, "evaluations": one.evaluations}
+            for one in found
+        ],
+    }
+
+
+def _found(name: str, root: Path, settings: Settings, context: Context, bar: Any) -> Found:
+    if context.host.index == 0:
+        _learnt(name, root, settings, context.models)
+    wait_for_hosts(f"learnt {name}")
+    home = _learnt(name, root, settings, context.models)
+    directory = context.directory / "runs" / fingerprint(name)[:12]
+    wanted = CalibrateOptions(control=0, lengths=False, seed=settings.seed)
+    keep = partial(_some, settings=settings)
+    chain = run_chain(root, home, directory, context, bar, name, wanted, keep)
+    measures = Measures()
+    for image in chain.images():
+        measures.add(image)
+    return Found(name, chain, measures.result(ALPHA), *_cost(chain))
+
+
+def _cost(chain: Chain, count: int = 4) -> tuple[float, float]:
+    """Seconds of a test among several side by side, without compiling, and its evaluations."""
+    profile = chain.profile
+    x = profile.references[:count]
+    arguments = (chain.localizer, x, np.roll(x, 1, axis=0), profile.noise)
+    dal_test_batch(*arguments, region=profile.region)  # compiles
+    begun = time.perf_counter()
+    results = dal_test_batch(*arguments, region=profile.region)
+    seconds = (time.perf_counter() - begun) / len(x)
+    return seconds, float(np.mean([result.num_evaluations for result in results]))
+
+
+def _learnt(name: str, root: Path, settings: Settings, models: Path) -> Path:
+    """Trains, or takes the network of another localizer that is trained alike."""
+    training = TrainConfig(steps=settings.steps, batch_size=settings.batch_size, seed=settings.seed)
+    options = LearnOptions(
+        noise=settings.noise,
+        flag_share=settings.flag_share,
+        region=settings.region,
+        seed=settings.seed,
+    )
+    config = localizer_preset(name).config
+    asked = (settings.source, settings.preparation, config, training, options, str(root.resolve()))
+    home = models / f"localizer-{config.kind}-{fingerprint(*asked)[:8]}"
+    if not (home / "profile.json").is_file():  # written last
+        learn(
+            root,
+            settings.source,
+            settings.preparation,
+            config,
+            training,
+            options,
+            home,
+            partial(_trained, models),
+        )
+    return home
+
+
+def _trained(
+    models: Path,
+    views: np.ndarray,
+    config: Any,
+    training: TrainConfig,
+    home: Path,
+    finish: Callable[[Any], Any],
+    **more: Any,
+) -> None:
+    """Trains a network for its objective, once for all localizers that have it."""
+    objective = config.objective
+    plain = config
+    if config.kind in ("mdps", "glad"):  # how they use the network is not of the network
+        plain = DalConfig(config.unet, config.schedule, image_size=config.image_size)
+    name = f"network-{fingerprint(repr(objective), training, views)[:8]}"
+    variables: list[Any] = []
+
+    def caught(found: Any) -> Any:
+        variables.append(found)
+        return plain
+
+    more = {"objective": objective, "finish": caught, **more}
+    train_with_bar(views, plain, training, models / name, resume=True, **more)
+    save_checkpoint(home, variables[0], finish(variables[0]))
+
+
+def _some(data: DataSet, profile: Profile, settings: Settings) -> tuple[DataSet, Profile]:
+    """The images that are looked at, chosen by seed, not by what they show."""
+    rng = np.random.default_rng((settings.seed, 5))
+    held = set(profile.roles["calibrate"])
+    kept = [s for s in data.samples if s.split == "train" and s.group not in held]
+    parts = [[s for s in data.samples if s.split == "train" and s.group in held]]
+    labels = list(dict.fromkeys(s.label for s in data.samples if s.split == "test"))
+    for label in settings.labels or labels:
+        parts.append([s for s in data.samples if s.split == "test" and s.label == label])
+    for number, part in enumerate(parts):
+        most = settings.per_label if number else settings.held_out
+        kept += [part[k] for k in sorted(rng.permutation(len(part))[:most])]
+    return data._replace(samples=tuple(kept)), profile
+
+
+def _row(one: Found) -> Row:
+    image, pixel = one.measures["image"], one.measures.get("pixel", {})
+    row: Row = {
+        "localizer": one.name,
+        "image_auroc": image["auroc"],
+        "image_ap": image["ap"],
+        **{name: pixel.get(name, float("nan")) for name in ("pixel_auroc", "pixel_ap", "aupro")},
+        "threshold": one.chain.profile.threshold,
+        "parameters": fingerprint(one.chain.localizer.params),
+    }
+    rates = {(rate.method, rate.alpha): rate for rate in one.chain.calibrated.rates}
+    for method in METHODS:
+        found = one.measures["significant"][method]
+        for part, share in (("normal", found["normal"]), ("defect", found["touching"])):
+            row[f"{part}_{method}"] = share["share"]
+            row[f"{part}_{method}_se"] = share["standard_error"]
+        row[f"{method}_regions"] = found["normal"]["num_decided"]
+        row[f"{method}_touching"] = found["touching"]["num_decided"]
+        held = rates[method, ALPHA]
+        row[f"held_{method}"] = held.rate
+        row[f"held_{method}_low"], row[f"held_{method}_high"] = held.low, held.high
+    return row
+
+
+def summary(tables: Tables) -> str:
+    """Metrics, false calls, defects found and cost, Markdown."""
+    rows = tables["localizers"]
+    metrics = [{**row, "metric": name, "value": row[name]} for row in rows for name in _METRICS]
+    calls = [
+        {
+            **row,
+            "what": what,
+            "cell": _call(row, key, method),
+            "method": method,
+        }
+        for row in rows
+        for what, key in (("held out", "held"), ("good", "normal"), ("defects", "defect"))
+        for method in METHODS
+    ]
+    times = tables["localizers_times"]
+    return "\n".join(
+        [
+            "Detection by the largest score of an image, and pixel by pixel:\n",
+            pivot(metrics, ("localizer",), "metric", lambda row: f"{row['value']:.3f}"),
+            f"Regions called significant at {ALPHA:g}: of held-out normal images (95% interval), "
+            "of good test images, and of those that touch a defect (standard errors):\n",
+            pivot(calls, ("localizer", "what"), "method", lambda row: row["cell"]),
+            "Cost of a test, several side by side:\n",
+            pivot(
+                [{**row, "": "seconds; evaluations"} for row in times],
+                ("localizer",),
+                "",
+                lambda row: f"{row['seconds']:.2f}; {row['evaluations']:.0f}",
+            ),
+        ]
+    )
+
+
+def _call(row: Row, key: str, method: str) -> str:
+    if key == "held":
+        low, high = row[f"held_{method}_low"], row[f"held_{method}_high"]
+        return f"{row[f'held_{method}']:.3f} ({low:.3f} to {high:.3f})"
+    count = row[f"{method}_{'regions' if key == 'normal' else 'touching'}"]
+    return f"{row[f'{key}_{method}']:.2f} ({row[f'{key}_{method}_se']:.2f}) of {count}"
+
+
+def draw(tables: Tables) -> dict[str, Any]:
+    """Detection, and what the tests call significant, by localizer."""
+    rows = tables["localizers"]
+    names = [row["localizer"] for row in rows]
+    place = np.arange(len(rows))
+    figure, axes = panels(["detection", "called significant, selective"])
+    for name in ("image_auroc", "pixel_auroc", "aupro"):
+        axes[0].plot(place, [row[name] for row in rows], "o", label=name.replace("_", " "))
+    axes[0].set_ylim(0, 1.03)
+    for key, label in (("defect", "touching a defect"), ("normal", "good test images")):
+        rates = [row[f"{key}_selective"] for row in rows]
+        errors = [row[f"{key}_selective_se"] for row in rows]
+        axes[1].errorbar(place, rates, errors, fmt="o", capsize=2, label=label)
+    axes[1].axhline(ALPHA, color="black", linewidth=0.8, linestyle=":")
+    axes[1].set_ylim(-0.03, 1.03)
+    for axis in axes:
+        axis.set_xticks(place, names, rotation=60, ha="right", fontsize=7)
+    return {"localizers": finish(figure, axes, "share")}
+
+
+QUICK = Settings()
+PAPER = Settings(size=32, per_label=1000, held_out=1000, steps=4000, batch_size=64)
+EXPERIMENT = Experiment(
+    "Localizers compared", {"quick": QUICK, "paper": PAPER}, measure, summary, draw
+)
+
+if __name__ == "__main__":
+    run_module("localizers")
