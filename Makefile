@@ -1,6 +1,7 @@
 # make demo   set up, run the demonstration, say where the picture is
 # make test   set up, run the tests
 # make lint   set up, run ruff and pyright
+# make docs   set up, build the documentation: docs/_build/html/index.html
 # Options: PYTHON=python3.12 (any interpreter >= 3.11), VENV=.venv, PYTEST="-n 2", PIP_ARGS=...
 
 VENV ?= .venv
@@ -12,7 +13,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3 p
 
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.ready
@@ -26,8 +27,13 @@ lint: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# Warnings are errors; nothing is fetched.
+docs: $(VENV)/.ready-docs
+	$(BIN)/python -m sphinx -W --keep-going -n -q -b html -d docs/_build/doctrees docs docs/_build/html
+	@echo docs/_build/html/index.html
+
 clean:
-	rm -rf $(VENV) $(OUT)
+	rm -rf $(VENV) $(OUT) docs/_build
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "no Python >= 3.11 found: make $(MAKECMDGOALS) PYTHON=/path/to/python" >&2; exit 1; }
@@ -39,4 +45,8 @@ $(VENV)/.ready: $(BIN)/python pyproject.toml
 
 $(VENV)/.ready-dev: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e ".[all,dev]"
+	@touch $@
+
+$(VENV)/.ready-docs: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e ".[all,docs]"
 	@touch $@

@@ -109,7 +109,7 @@ def resnet(tmp_path):
     for path, leaf in jax.tree_util.tree_flatten_with_path(extractor.shapes())[0]:
         keys = tuple(entry.key for entry in path)
         value = np.abs(rng.normal(size=leaf.shape)).astype(np.float32)  # variances are positive
-        arrays[extractor.source_name(keys)] = (
+        arrays[extractor.source_name(keys[1:])] = (
             value.transpose(3, 2, 0, 1) if value.ndim == 4 else value
         )
     file = tmp_path / "weights.npz"
