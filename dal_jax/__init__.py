@@ -20,5 +20,6 @@ from .localizers import Localizer as Localizer
 from .localizers import dal_localizer as dal_localizer
 from .localizers import from_score as from_score
 from .localizers import load_localizer as load_localizer
+from .localizers import make_localizer as make_localizer
 from .search import AdaptiveOptions as AdaptiveOptions
 from .search import Status as Status

@@ -1,6 +1,7 @@
 """The whole chain on one data set: a trained model is calibrated and tests the images."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +47,7 @@ def run_chain(
     bar: Any,
     name: str,
     wanted: CalibrateOptions,
+    options: TestOptions,
     keep: Callable[[DataSet, Profile], tuple[DataSet, Profile]] | None = None,
 ) -> Chain:
     """Calibrates a model and tests the images of its data set.
@@ -58,6 +60,7 @@ def run_chain(
         bar: of tqdm, for the progress.
         name: that it shows.
         wanted: how much to calibrate.
+        options: of the tests, but for the region.
         keep: chooses some of the images; None: all.
 
     Returns:
@@ -72,7 +75,7 @@ def run_chain(
     localizer = open_model(home, profile)
     if keep is not None:
         data, profile = keep(data, profile)
-    options = TestOptions(region=profile.region)
+    options = replace(options, region=profile.region)
     say = _follow(bar, name)
     run = runner(localizer, options, context.host, context.devices, profile.references, say)
     calibrated = calibrate(data, profile, run, directory / "calibration", wanted)

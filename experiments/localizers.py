@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from dal_jax import DalConfig, InputError, dal_test_batch
+from dal_jax import DalConfig, InputError, TestOptions, dal_test_batch
 from dal_jax.cli._train import train_with_bar
 from dal_jax.diffusion import TrainConfig, save_checkpoint
 from dal_jax.images import DataSet, Preparation
@@ -41,7 +41,7 @@ PARTS = (
     "glad:pl,stop_distance=inf",
     "glad:pl,fusion_centre=1e6",
 )
-METHODS = ("selective", "conformal", "naive")
+METHODS = ("selective", "naive")
 _METRICS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro")
 
 
@@ -68,6 +68,10 @@ class Settings:
     noise: str = "auto"
     flag_share: float = 0.02
     region: str = "peak"
+    # Widest bounds on p, for those that jump much (masks, stopping); with `decide`, a search ends
+    # as soon as the decision at 0.05 is certain. Decisions are what is compared.
+    precision: float = 0.01
+    decide: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -128,21 +132,27 @@ def _found(name: str, root: Path, settings: Settings, context: Context, bar: Any
     directory = context.directory / "runs" / fingerprint(name)[:12]
     wanted = CalibrateOptions(control=0, lengths=False, seed=settings.seed)
     keep = partial(_some, settings=settings)
-    chain = run_chain(root, home, directory, context, bar, name, wanted, keep)
+    options = TestOptions(precision=settings.precision, alpha=ALPHA if settings.decide else None)
+    chain = run_chain(root, home, directory, context, bar, name, wanted, options, keep)
     measures = Measures()
     for image in chain.images():
         measures.add(image)
-    return Found(name, chain, measures.result(ALPHA), *_cost(chain))
+    return Found(name, chain, measures.result(ALPHA), *_cost(chain, options))
 
 
-def _cost(chain: Chain, count: int = 4) -> tuple[float, float]:
+def _cost(chain: Chain, options: TestOptions, count: int = 4) -> tuple[float, float]:
     """Seconds of a test among several side by side, without compiling, and its evaluations."""
     profile = chain.profile
     x = profile.references[:count]
     arguments = (chain.localizer, x, np.roll(x, 1, axis=0), profile.noise)
-    dal_test_batch(*arguments, region=profile.region)  # compiles
+    how: dict[str, Any] = {
+        "region": profile.region,
+        "precision": options.precision,
+        "alpha": options.alpha,
+    }
+    dal_test_batch(*arguments, **how)  # compiles
     begun = time.perf_counter()
-    results = dal_test_batch(*arguments, region=profile.region)
+    results = dal_test_batch(*arguments, **how)
     seconds = (time.perf_counter() - begun) / len(x)
     return seconds, float(np.mean([result.num_evaluations for result in results]))
 

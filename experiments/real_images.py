@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from dal_jax import DalConfig, InputError
+from dal_jax import DalConfig, InputError, TestOptions
 from dal_jax.cli._train import train_with_bar
 from dal_jax.diffusion import TrainConfig
 from dal_jax.images import DataSet, Preparation, RegionShare, region_counts
@@ -206,7 +206,7 @@ def _tested(subject: Subject, settings: Settings, context: Context, bar: Any) ->
     home = learnt(root, subject, settings, context.models)
     directory = context.directory / "runs" / subject.name
     wanted = CalibrateOptions(settings.control, settings.lengths, settings.seed)
-    chain = run_chain(root, home, directory, context, bar, subject.name, wanted)
+    chain = run_chain(root, home, directory, context, bar, subject.name, wanted, TestOptions())
     contrast = _contrasts(subject, chain.data)
     rows = [{**row, "contrast": contrast(row)} for image in chain.images() for row in image.rows]
     return Tested(subject, chain, rows)

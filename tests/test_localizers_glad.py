@@ -243,7 +243,7 @@ def removing(config, **changes):
     return localizer(replace(config, stop_distance=0.06, pixel_weight=4.0, **changes), share=2.0)
 
 
-@BOTH
+@pytest.mark.parametrize("config", [pytest.param(CONFIG, marks=pytest.mark.slow), FAITHFUL])
 def test_null_p_values_are_uniform(config):
     check_uniform(removing(config), 200, precision=0.01)
 

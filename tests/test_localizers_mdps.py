@@ -232,7 +232,7 @@ def test_engines_agree_across_jumps_of_the_guidance():
     assert max(jumps) > 1e-3
 
 
-@BOTH
+@pytest.mark.parametrize("config", [CONFIG, pytest.param(FAITHFUL, marks=pytest.mark.slow)])
 def test_null_p_values_are_uniform(config):
     check_uniform(localizer(config), 200, precision=0.01)
 

@@ -94,7 +94,7 @@ def _model(trained: Path | None) -> Iterator[Path]:
 def _tests(localizer: Localizer, scene: data.Scene, noise: Covariance) -> list[TestResult]:
     images = np.stack([view.image for view in scene.views])
     references = np.stack([scene.references] * len(images))
-    with tqdm(total=len(images), desc="testing", unit="view") as bar:
+    with tqdm(total=len(images), desc="testing", unit="view", disable=None) as bar:
         return dal_test_batch(
             localizer, images, references, noise, progress=lambda *_: bar.update()
         )

@@ -3,7 +3,7 @@
 import time
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -12,128 +12,21 @@ from tqdm import tqdm
 from dal_jax._errors import InputError
 from dal_jax.cli import _data as data_options
 from dal_jax.cli import _options as options
+from dal_jax.cli import _train_options as words
 from dal_jax.cli._output import dumps
 from dal_jax.diffusion import TrainConfig
 from dal_jax.diffusion import train as run_training
 from dal_jax.diffusion._train import Progress
 from dal_jax.images import Preparation, image_files, read_images
-from dal_jax.inspection import Learned, LearnOptions, learn, learn_views
+from dal_jax.inspection import Learned, LearnedViews, LearnOptions, learn, learn_views
 from dal_jax.localizers import ExtractorFile, PerceptualConfig, localizer_preset
-from dal_jax.localizers._presets import FORM, split_settings
-
-Images = Annotated[
-    list[Path],
-    typer.Option(
-        "--images",
-        metavar="PATH",
-        help="Normal images: a folder, an image or a .npy stack (N, H, W, C); may be repeated.",
-    ),
-]
-Directory = Annotated[
-    Path, typer.Option("--out", metavar="DIR", help="Checkpoint, training state and loss log.")
-]
-Size = Annotated[
-    int | None,
-    typer.Option(
-        "--size",
-        metavar="S",
-        help="Side of the views that the model sees; larger images are cut into S x S views side "
-        "by side, what is left at the right and lower edge is not used. Default: whole images.",
-    ),
-]
-Kind = Annotated[
-    str,
-    typer.Option(
-        "--localizer",
-        metavar=FORM,
-        help="dal, mdps, glad or autoencoder, with a preset (mdps:pl, mdps:faithful, "
-        "mdps:mvtec/tile, ...) and changes of its fields (mdps:pl,start=150).",
-    ),
-]
-Textures = Annotated[
-    Path | None,
-    typer.Option(
-        "--textures",
-        metavar="DIR",
-        help="glad: images of other things, to make anomalies of; by default of the images' own "
-        "parts.",
-    ),
-]
-ExtractorWords = Annotated[
-    str | None,
-    typer.Option(
-        "--extractor",
-        metavar="KIND:FILE[,FIELD=VALUE...]",
-        help="mdps, glad: weights (.npz, .safetensors) of a network, resnet or vit, whose features "
-        "are compared; by default those of the model's own encoder. Copied to DIR.",
-    ),
-]
-Channels = Annotated[
-    str | None,
-    typer.Option(
-        "--channels",
-        help="Widths of the network from the first level to the bottom; of dal 32,64,128,256.",
-    ),
-]
-Activation = Annotated[
-    str | None,
-    typer.Option("--activation", help="relu, leaky_relu, relu6, hard_tanh, pl-silu:K, pl-gelu:K."),
-]
-Start = Annotated[
-    int | None, typer.Option("--start", help="Level at which images are noised; of dal 460.")
-]
-ReverseSteps = Annotated[
-    int | None, typer.Option("--reverse-steps", help="dal: steps back from that level, 5.")
-]
-Eta = Annotated[
-    float | None,
-    typer.Option("--eta", help="dal, mdps: share of fresh noise in a step, 0 to 1; of both 1."),
-]
-FilterSize = Annotated[
-    int | None,
-    typer.Option("--filter-size", help="dal, autoencoder: side of the score's filter, 3."),
-]
-Steps = Annotated[
-    int | None, typer.Option("--steps", help="Updates of the weights; 2000, or the preset's.")
-]
-Batch = Annotated[
-    int | None, typer.Option("--batch", help="Images in an update; 64, or the preset's.")
-]
-Rate = Annotated[
-    float | None, typer.Option("--lr", help="Learning rate of Adam; 0.001, or the preset's.")
-]
-Dtype = Annotated[
-    Literal["float32", "bfloat16"], typer.Option("--dtype", help="Type of the activations.")
-]
-Ema = Annotated[
-    float | None, typer.Option("--ema", help="Decay of averaged weights; default: not averaged.")
-]
-NoiseKind = Annotated[
-    str, typer.Option("--noise", help="--data: kind of noise model, or auto for the best fit.")
-]
-References = Annotated[
-    int, typer.Option("--references", metavar="K", help="--data: normal views to compare with.")
-]
-Region = Annotated[
-    Literal["all", "peak"],
-    typer.Option(
-        "--region",
-        help="--data: test all flagged pixels, or those connected with the highest score.",
-    ),
-]
-FlagShare = Annotated[
-    float,
-    typer.Option("--flag-share", help="--data: share of normal pixels that the threshold flags."),
-]
-Resume = Annotated[
-    bool, typer.Option("--resume/--no-resume", help="Go on with a run found in DIR, or start over.")
-]
+from dal_jax.localizers._presets import split_settings
 
 
 def train(
-    out: Directory,
-    images: Images = [],  # noqa: B006 (typer copies it)
-    localizer: Kind = "dal",
+    out: words.Directory,
+    images: words.Images = [],  # noqa: B006 (typer copies it)
+    localizer: words.Kind = "dal",
     data: data_options.Data = None,
     layout: data_options.Layout = "auto",
     category: data_options.Category = None,
@@ -149,28 +42,28 @@ def train(
     overlap: data_options.Overlap = 0,
     colour: data_options.Colour = False,
     foreground: data_options.Foreground = "none",
-    noise: NoiseKind = "auto",
-    references: References = 20,
-    flag_share: FlagShare = 0.02,
-    region: Region = "peak",
-    size: Size = None,
-    steps: Steps = None,
-    batch: Batch = None,
-    lr: Rate = None,
+    noise: words.NoiseKind = "auto",
+    references: words.References = 20,
+    flag_share: words.FlagShare = 0.02,
+    region: words.Region = "peak",
+    size: words.Size = None,
+    steps: words.Steps = None,
+    batch: words.Batch = None,
+    lr: words.Rate = None,
     clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 1.0,
-    ema: Ema = None,
-    dtype: Dtype = "float32",
-    channels: Channels = None,
-    activation: Activation = None,
-    start: Start = None,
-    reverse_steps: ReverseSteps = None,
-    eta: Eta = None,
-    filter_size: FilterSize = None,
-    textures: Textures = None,
-    extractor: ExtractorWords = None,
+    ema: words.Ema = None,
+    dtype: words.Dtype = "float32",
+    channels: words.Channels = None,
+    activation: words.Activation = None,
+    start: words.Start = None,
+    reverse_steps: words.ReverseSteps = None,
+    eta: words.Eta = None,
+    filter_size: words.FilterSize = None,
+    textures: words.Textures = None,
+    extractor: words.ExtractorWords = None,
     checkpoint_every: Annotated[int, typer.Option(help="Updates between stored states.")] = 500,
     log_every: Annotated[int, typer.Option(help="Updates between entries of the loss log.")] = 50,
-    resume: Resume = True,
+    resume: words.Resume = True,
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
@@ -193,62 +86,43 @@ def train(
     }
     config, training = localizer_preset(localizer, _changes(localizer, flags))
     wanted = {"steps": steps, "batch_size": batch, "learning_rate": lr}
-    settings = TrainConfig(
-        **{**training, **{name: value for name, value in wanted.items() if value is not None}},
-        grad_clip=clip,
-        ema_decay=ema,
-        dtype=dtype,
-        seed=seed,
-        checkpoint_every=checkpoint_every,
-        log_every=log_every,
-    )
-    features = None if extractor is None else parse_extractor(extractor)
-    if features is not None and not isinstance(config, PerceptualConfig):
-        raise InputError(f"--extractor: got {extractor!r}, expected none with {config.kind}")
+    training |= {name: value for name, value in wanted.items() if value is not None}
+    every = {"checkpoint_every": checkpoint_every, "log_every": log_every}
+    how = {"grad_clip": clip, "ema_decay": ema, "dtype": dtype, "seed": seed, **every}
+    settings = TrainConfig(**{**training, **how})
+    features = _features(extractor, config)
+    with_bar = partial(train_with_bar, resume=resume)
     if data is not None:
-        preparation = Preparation(
-            32 if size is None else size,
-            view,
-            intensity,
-            background,
-            scale,
-            border,
-            not colour,
-            overlap,
-            reduce,
-            foreground,
-        )
+        looks = (view, intensity, background, scale, border, not colour, overlap, reduce)
+        preparation = Preparation(32 if size is None else size, *looks, foreground)
         source = data_options.source_of(layout, category, contrast, slices, groups)
-        chosen = LearnOptions(
-            noise=noise,
-            references=references,
-            flag_share=flag_share,
-            region=region,
-            seed=seed,
-        )
-        learned = learn(
-            data,
-            source,
-            preparation,
-            config,
-            settings,
-            chosen,
-            out,
-            partial(train_with_bar, resume=resume),
-            textures,
-            features,
-        )
-        _say_learned(learned, out, json)
+        more = {"flag_share": flag_share, "region": region, "seed": seed}
+        chosen = LearnOptions(noise=noise, references=references, **more)
+        rest = (settings, chosen, out, with_bar, textures, features)
+        _say_learned(learn(data, source, preparation, config, *rest), out, json)
         return
     chosen = LearnOptions(flag_share=flag_share, seed=seed)
     views = cut_views(read_images(images), size)
     others = None if textures is None else _textures(textures, size)
-    with_bar = partial(train_with_bar, resume=resume)
     told = learn_views(views, config, settings, chosen, out, with_bar, others, features)
+    _say_trained(told, len(views), settings, flag_share, out, json)
+
+
+def _features(words: str | None, config: Any) -> ExtractorFile | None:
+    if words is None:
+        return None
+    if not isinstance(config, PerceptualConfig):
+        raise InputError(f"--extractor: got {words!r}, expected none with {config.kind}")
+    return parse_extractor(words)
+
+
+def _say_trained(
+    told: LearnedViews, count: int, settings: TrainConfig, share: float, out: Path, json: bool
+) -> None:
     loss, seconds = told.trained
     fields = {
         "checkpoint": out,
-        "num_images": len(views),
+        "num_images": count,
         "steps": settings.steps,
         "loss": loss,
         "seconds": seconds,
@@ -259,9 +133,9 @@ def train(
         typer.echo(dumps(fields))
     else:
         typer.echo(
-            f"{settings.steps} steps on {len(views)} views, loss {loss:.4g}, {seconds:.0f} s: {out}"
+            f"{settings.steps} steps on {count} views, loss {loss:.4g}, {seconds:.0f} s: {out}"
         )
-        typer.echo(f"--threshold {told.threshold:.3g} flags {flag_share:.1%} of these pixels")
+        typer.echo(f"--threshold {told.threshold:.3g} flags {share:.1%} of these pixels")
 
 
 def _textures(source: Path, size: int | None) -> np.ndarray:
@@ -317,7 +191,7 @@ def train_with_bar(
         The last mean loss (NaN if the run was finished already), and the seconds taken.
     """
     begun, losses = time.perf_counter(), [float("nan")]
-    with tqdm(total=settings.steps, unit="step", desc="training") as bar:
+    with tqdm(total=settings.steps, unit="step", desc="training", disable=None) as bar:
         run_training(views, config, settings, out, _follow(bar, losses), resume, **parts)
     return losses[-1], time.perf_counter() - begun
 

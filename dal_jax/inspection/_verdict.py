@@ -8,6 +8,8 @@ from dal_jax.noise import FitReport
 ALPHA = 0.05
 # Kurtosis in excess of the normal's from which tails are called heavy.
 _HEAVY = 1.0
+# An interval that reaches further says that there are too few images to trust anything.
+_CERTAIN = 2 * ALPHA
 
 
 def verdict(
@@ -33,10 +35,8 @@ def verdict(
     told = [_first(raw)] if raw else ["No view had a region: nothing can be said."]
     drawn = _at(control, "selective")
     if drawn is not None:
-        fine = drawn.low <= ALPHA <= drawn.high
         told.append(
-            f"Images drawn from the noise model itself: {_percent(drawn)}; the search "
-            + ("is sound." if fine else "does NOT reach the level: please report this.")
+            f"Images drawn from the noise model itself: {_percent(drawn)}; {_search(drawn)}"
         )
     if raw and not raw.low <= ALPHA <= raw.high:
         told += _advice(fit, kind)
@@ -65,11 +65,24 @@ def verdict(
 
 def _first(raw: Rate) -> str:
     told = f"Raw selective p-values on held-out normal views: {_percent(raw)}"
-    if raw.low <= ALPHA <= raw.high:
-        return f"{told}: the noise model can be trusted at this level as far as these images tell."
     if raw.low > ALPHA:
         return f"{told}: too many. Do NOT trust the raw p-values; use a recalibrated one."
-    return f"{told}: too few. The raw p-values are valid but give power away."
+    if raw.high < ALPHA:
+        return f"{told}: too few. The raw p-values are valid but give power away."
+    if raw.high > _CERTAIN:
+        return (
+            f"{told}: so few views CANNOT tell whether the raw p-values hold the level; hold out "
+            "more normal images, or use a recalibrated one."
+        )
+    return f"{told}: the noise model can be trusted at this level as far as these images tell."
+
+
+def _search(drawn: Rate) -> str:
+    if drawn.low > ALPHA:
+        return "the search calls too much: please report this."
+    if drawn.high > _CERTAIN:
+        return "too few to tell whether the search is sound: try a larger --control."
+    return "the search is sound."
 
 
 def _advice(fit: FitReport, kind: str) -> list[str]:

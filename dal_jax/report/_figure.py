@@ -81,7 +81,7 @@ def _draw(
 ) -> Any:
     names = [""] * len(images) if titles is None else list(titles)
     masks = [None] * len(images) if truths is None else list(truths)
-    if not images or not len(images) == len(results) == len(names) == len(masks):
+    if not len(images) or not len(images) == len(results) == len(names) == len(masks):
         raise InputError(
             f"figure: {len(images)} images, {len(results)} results, {len(names)} titles and "
             f"{len(masks)} truths, expected as many of each and at least one"
