@@ -305,3 +305,31 @@ def test_no_option_of_a_folder_is_ignored(words, named, capsys):
     assert main(["test", "folder", "--model", "m", "--out", "o", *words]) == 2
     err = capsys.readouterr().err
     assert named in err and err.count("\n") == 1
+
+
+def test_glad_learns_from_textures_and_tests_a_folder(data, tmp_path, capsys):
+    textures, rng = tmp_path / "textures", np.random.default_rng(5)
+    (textures / "deep").mkdir(parents=True)
+    for name in ("a.png", "deep/b.png"):
+        Image.fromarray(photograph(rng)).save(textures / name)
+    (textures / "broken.png").write_bytes(b"no picture")
+    tiny = "glad:pl,unet.channels=[2,4],unet.time_dim=4,spacing=250"
+    words = [w for w in TRAIN if w not in ("--channels", "4,8")]
+    words += ["--localizer", tiny, "--textures", textures, "--foreground", "otsu"]
+    model = tmp_path / "model"
+    command = ["train", "--data", data, "--out", model, *words]
+    assert main([str(word) for word in command]) == 0
+    assert "broken.png: left out" in capsys.readouterr().err
+    localizer = open_model(model, load_profile(model))
+    assert localizer.score_fn.config.kind == "glad"
+    assert localizer.score_fn.config.tau > 0 and (localizer.params["scales"]["features"] > 0).all()
+    command = ["calibrate", "--model", model, "--data", data, "--control", "0"]
+    assert main([str(word) for word in command]) == 0
+    command = ["test", data, "--model", model, "--out", tmp_path / "out", "--no-overlays"]
+    assert main([str(word) for word in command]) == 0
+    with (tmp_path / "out" / "results.csv").open(newline="") as file:
+        states = {row["status"] for row in csv.DictReader(file)}
+    assert "OK" in states and states <= {"OK", "NO_REGION", "INVALID_INPUT"}
+    refused = ["train", "--data", data, "--out", tmp_path / "m", *TRAIN, "--textures", textures]
+    assert main([str(word) for word in refused]) == 2
+    assert "expected none but for glad" in capsys.readouterr().err

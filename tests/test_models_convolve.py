@@ -10,8 +10,11 @@ from dal_jax.models._convolve import (
     by_products,
     convolve,
     convolve_doubled,
+    flipped,
     lay_out,
     lay_out_doubled,
+    pulled,
+    pulled_doubled,
     scheme,
     spread,
 )
@@ -109,3 +112,18 @@ def test_left_to_the_library_where_that_is_faster(monkeypatch):
     assert not chosen((8, 8), dtype=jnp.bfloat16)
     monkeypatch.setattr(_convolve, "on_cpu", lambda: False)
     assert not chosen((8, 8)) and not chosen((2, 2))
+
+
+@pytest.mark.parametrize(("side", "channels"), [(2, (3, 4)), (4, (32, 32)), (6, (3, 5))])
+def test_the_gradient_written_out_is_the_derived_one(side, channels):
+    kernel, x = drawn(side, (3, 3, *channels), (2, side, side, channels[0]))
+    laid, back = lay_out(kernel, side, side), flipped(kernel)
+    doubled = lay_out_doubled(kernel, side, side)
+    for own, derived in (
+        (lambda v: pulled(v, laid, back), lambda v: convolve(v, laid)),
+        (lambda v: pulled_doubled(v, doubled, back), lambda v: convolve_doubled(v, doubled)),
+    ):
+        (y, pull), (expected, known) = jax.vjp(own, x), jax.vjp(derived, x)
+        np.testing.assert_array_equal(y, expected)
+        (g,) = drawn(1, y.shape)
+        assert_close(pull(g)[0], known(g)[0], 1e-12)  # other orders of summation

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dal_jax.models import mean_pool, upsample
+from dal_jax.models._resample import double, undouble
 
 LINEAR = {"add", "mul", "reshape", "slice", "concatenate", "reduce_sum", "broadcast_in_dim"}
 
@@ -33,3 +34,16 @@ def test_only_linear_primitives_and_dtype_kept(function):
     assert function(x).dtype == jnp.float32
     batch = jax.vmap(jax.jit(function))(jnp.stack([x, x + 1.0]))
     np.testing.assert_allclose(batch[1] - batch[0], 1.0, rtol=1e-6)  # float32 rounding
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_undouble_is_the_transpose_of_double(size):
+    rng = np.random.default_rng(size)
+    for axis in (0, 1):
+        shape = [3, 3]
+        shape[axis] = size
+        x = jnp.asarray(rng.standard_normal(shape))
+        y = double(x, axis)
+        g = jnp.asarray(rng.standard_normal(y.shape))
+        (expected,) = jax.vjp(lambda v, axis=axis: double(v, axis), x)[1](g)
+        np.testing.assert_allclose(undouble(g, axis), expected, atol=1e-15)  # rounding

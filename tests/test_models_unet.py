@@ -189,3 +189,15 @@ def test_image_that_does_not_fit_is_refused(shape):
         predict = denoiser(init_unet(config, 0), config, (8, 8), np.float64)
         with pytest.raises(InputError, match="image: got"):
             predict(jnp.ones(shape), 1)
+
+
+def test_a_denoiser_that_pulls_has_the_same_values_and_gradients():
+    config = UNetConfig(channels=(4, 8, 16), time_dim=8)
+    variables = init_unet(config, 0)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 8, 8, 1)))
+    level = jnp.asarray(7.0)
+    plain, pulling = (denoiser(variables, config, (8, 8), np.float64, p) for p in (False, True))
+    found = [jax.vjp(lambda v, d=d: d(v, level), x) for d in (pulling, plain)]
+    (y, pull), (expected, known) = found
+    np.testing.assert_array_equal(y, expected)
+    np.testing.assert_allclose(pull(x)[0], known(x)[0], atol=1e-12)  # orders of summation

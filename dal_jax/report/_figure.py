@@ -234,7 +234,7 @@ def _finish(
         list(shown),
         loc="lower left",
         bbox_to_anchor=(0.02, 0.0),
-        ncols=max(len(shown), 1),
+        ncols=max(1, min(len(shown), int(page.get_figwidth() // 4))),  # beside the colour bar
         fontsize=8,
         frameon=False,
     )
