@@ -87,8 +87,12 @@ def dal_test(
             in the image.
 
     Example:
-        >>> result = dal_test(localizer, x, x_ref, "iid:1.0")  # doctest: +SKIP
-        >>> result.p_value, result.status  # doctest: +SKIP
+        >>> from dal_jax import from_score
+        >>> brightness = from_score(lambda params, draws, x: x[..., 0], (1, 2, 1), 2.5)
+        >>> x = np.array([[[3.0], [0.0]]])
+        >>> result = dal_test(brightness, x, np.zeros((1, 2, 1)), "iid:1.0", precision=1e-6)
+        >>> round(result.naive_p, 2), round(result.p_value, 3), result.status.value
+        (0.03, 0.215, 'OK')
 
     Source: Katsuoka et al., arXiv 2402.11789; bounds and engines: this project.
     """
@@ -142,6 +146,14 @@ def dal_test_batch(
 
     Raises:
         InputError: an argument that does not fit as a whole.
+
+    Example:
+        >>> from dal_jax import from_score
+        >>> brightness = from_score(lambda params, draws, x: x[..., 0], (1, 2, 1), 2.5)
+        >>> images = np.array([[[[3.0], [0.0]]], [[[1.0], [2.0]]]])
+        >>> results = dal_test_batch(brightness, images, np.zeros((2, 1, 2, 1)), "iid:1.0")
+        >>> [result.status.value for result in results]
+        ['OK', 'NO_REGION']
 
     Source: Katsuoka et al., arXiv 2402.11789.
     """

@@ -2,15 +2,42 @@
 
 
 class DalJaxError(Exception):
-    """Base of every exception that dal_jax raises on purpose."""
+    """Base of every exception that dal_jax raises on purpose.
+
+    Example:
+        >>> from dal_jax.noise import iid
+        >>> try:
+        ...     iid(-1.0)
+        ... except DalJaxError as error:
+        ...     print(type(error).__name__)
+        InputError
+    """
 
 
 class InputError(DalJaxError, ValueError):
-    """An argument, file or option cannot be used; the message is one line."""
+    """An argument, file or option cannot be used; the message is one line.
+
+    Example:
+        >>> from dal_jax.noise import iid
+        >>> try:
+        ...     iid(-1.0)
+        ... except InputError as error:
+        ...     print(error)
+        sigma is -1.0, expected a positive, finite standard deviation
+    """
 
 
 class CheckpointError(InputError):
-    """A checkpoint or weights file is missing, damaged or of another shape."""
+    """A checkpoint or weights file is missing, damaged or of another shape.
+
+    Example:
+        >>> from dal_jax import load_localizer
+        >>> try:
+        ...     load_localizer("no such folder")
+        ... except CheckpointError as error:
+        ...     print("no such folder" in str(error))
+        True
+    """
 
 
 class RunError(DalJaxError):
@@ -18,7 +45,22 @@ class RunError(DalJaxError):
 
 
 class NotPiecewiseAffineError(DalJaxError, TypeError):
-    """A function is not piecewise affine in its argument; names the primitive and the line."""
+    """A function is not piecewise affine in its argument; names the primitive and the line.
+
+    Args:
+        primitive: name of the JAX primitive, also an attribute, as the others are.
+        line: file and line of its source, "" where not known.
+        why: what is wrong with it, in words.
+
+    Example:
+        >>> from jax.numpy import exp
+        >>> from dal_jax import affine_piece
+        >>> try:
+        ...     affine_piece(exp, 0.0)
+        ... except NotPiecewiseAffineError as error:
+        ...     print(error.primitive)
+        exp
+    """
 
     def __init__(self, primitive: str, line: str, why: str):
         super().__init__(primitive, line, why)

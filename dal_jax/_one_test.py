@@ -38,10 +38,15 @@ from .search import (
 
 
 class Case(NamedTuple):
-    """One image to be tested."""
+    """One image to be tested.
 
-    image: Float[np.ndarray, "H W C"]
-    references: Float[np.ndarray, "*K H W C"]
+    Example:
+        >>> Case(np.ones((2, 2, 1)), np.zeros((5, 2, 2, 1))).references.shape
+        (5, 2, 2, 1)
+    """
+
+    image: Float[np.ndarray, "H W C"]  # finite, in units of the noise
+    references: Float[np.ndarray, "*K H W C"]  # one, or K independent ones to be averaged
     draws: Any = None  # those of this image; None: the localizer's
     noise: Noise | None = None  # the covariance of this image; None: that of all
     where: Bool[np.ndarray, "H W"] | None = None  # pixels that may be flagged; None: all

@@ -18,19 +18,23 @@ class TestOptions:
 
     Raises:
         InputError: an option does not fit.
+
+    Example:
+        >>> TestOptions(engine="sweep", alpha=0.05).dtype
+        'float64'
     """
 
-    alternative: str = "two-sided"
-    engine: str = "adaptive"
-    dtype: str | None = None
-    precision: float = 1e-3
-    alpha: float | None = None
-    z_max: float | None = None
+    alternative: str = "two-sided"  # or "equal-tailed", "greater", "less"
+    engine: str = "adaptive"  # or "sweep", "scan"
+    dtype: str | None = None  # None becomes the engine's: "float32" or "float64"
+    precision: float = 1e-3  # width of the bounds on p, in [0, 1)
+    alpha: float | None = None  # level in (0, 1) whose decision is enough
+    z_max: float | None = None  # half the range searched, standard deviations; None: 10 + |z_obs|
     adaptive: AdaptiveOptions = field(default_factory=AdaptiveOptions)
-    seed: int = 0
-    first_window: bool = False
-    permutations: int = 0
-    region: str = "all"
+    seed: int = 0  # 0 or above
+    first_window: bool = False  # with the adaptive engine, too
+    permutations: int = 0  # 0 or more; adaptive engine only
+    region: str = "all"  # or "peak"
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
 

@@ -16,7 +16,15 @@ MAPS = ("region", "score", "reconstruction")
 
 
 class TestResult(NamedTuple):
-    """What a test says of one image; numbers that are not valid are NaN."""
+    """What a test says of one image; numbers that are not valid are NaN.
+
+    Example:
+        >>> from dal_jax import dal_test, from_score
+        >>> brightness = from_score(lambda params, draws, x: x[..., 0], (2, 2, 1), 2.5)
+        >>> result = dal_test(brightness, np.ones((2, 2, 1)), np.zeros((2, 2, 1)), "iid:1.0")
+        >>> result.status.value, result.p_value  # nothing is brighter than 2.5
+        ('NO_REGION', nan)
+    """
 
     p_value: float  # selective; from the part of the truncation set that was found
     p_low: float  # p_low <= p <= p_high whatever the unsearched part of the line holds

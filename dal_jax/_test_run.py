@@ -18,11 +18,18 @@ FREE = ("seconds",)
 
 
 class Item(NamedTuple):
-    """One image of a run."""
+    """One image of a run.
 
-    name: str
+    Example:
+        >>> import numpy as np
+        >>> item = Item("a.png", None, lambda: Case(np.ones((2, 2, 1)), np.zeros((2, 2, 1))))
+        >>> item.load().image.shape
+        (2, 2, 1)
+    """
+
+    name: str  # in the records
     identity: Any  # what tells its content from another's; None: its name alone does
-    load: Callable[[], Case]
+    load: Callable[[], Case]  # when its turn comes
 
 
 def run_tests(
@@ -65,6 +72,18 @@ def run_tests(
     Raises:
         InputError: an argument that does not fit, or the directory of another run.
         RunError: the disk is full, or another process was lost.
+
+    Example:
+        >>> import numpy as np
+        >>> from tempfile import TemporaryDirectory
+        >>> from dal_jax import from_score
+        >>> def brightness(params, draws, x):
+        ...     return x[..., 0]
+        >>> localizer, x = from_score(brightness, (1, 1, 1), 2.5), np.full((1, 1, 1), 3.0)
+        >>> items = [Item("a.png", None, lambda: Case(x, np.zeros_like(x)))]
+        >>> with TemporaryDirectory() as folder:
+        ...     run_tests(folder, localizer, items, "iid:1.0", TestOptions()).finished()[0]["name"]
+        'a.png'
 
     Source: this project.
     """

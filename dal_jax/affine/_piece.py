@@ -14,7 +14,13 @@ from ._walk import walk
 
 
 class PieceStatus(IntEnum):
-    """What became of an affine piece."""
+    """What became of an affine piece.
+
+    Example:
+        >>> piece = affine_piece(lambda z: z * jnp.inf, 1.0)
+        >>> PieceStatus(int(piece.status)).name
+        'NON_FINITE'
+    """
 
     OK = 0
     TIE = 1  # the window is narrower than rounding: no point strictly inside it can be named
@@ -22,7 +28,13 @@ class PieceStatus(IntEnum):
 
 
 class AffinePiece(NamedTuple):
-    """A function around z: `f(t) = value + slope * (t - z)` for `lo <= t <= hi`."""
+    """A function around z: `f(t) = value + slope * (t - z)` for `lo <= t <= hi`.
+
+    Example:
+        >>> piece = affine_piece(jnp.abs, -2.0)
+        >>> float(piece.slope), float(piece.lo), float(piece.hi)
+        (-1.0, -inf, 0.0)
+    """
 
     value: PyTree  # f(z), or its limit from the right
     slope: PyTree  # same shapes as value; zero for outputs that only jump

@@ -17,7 +17,14 @@ MIN_CHUNK = 192
 
 
 class Swept(NamedTuple):
-    """What a function does on a part of the line: affine between neighbouring nodes."""
+    """What a function does on a part of the line: affine between neighbouring nodes.
+
+    Example:
+        >>> made = sweep(lambda a, z: abs(a * z), np.float32(2.0), np.float32(0.0))
+        >>> swept = next(made.run(made.bind(np.float32(2.0)), [(-1.0, 3.0)]))
+        >>> swept.z.tolist(), swept.outputs[0].tolist()
+        ([-1.0, 0.0, 3.0], [2.0, 0.0, 6.0])
+    """
 
     z: np.ndarray  # (N,) ascending
     closed: np.ndarray  # (N - 1,) bool: intervals of width zero or not asked for
@@ -25,14 +32,28 @@ class Swept(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """A function of (operands, z) made ready for sweeping."""
+    """A function of (operands, z) made ready for sweeping.
 
-    program: Program
-    plan: Plan
+    Example:
+        >>> made = sweep(lambda a, z: abs(z - a), np.float32(0.0), np.float32(0.0))
+        >>> statics = made.bind(np.float32(2.0))  # another operand needs no other preparation
+        >>> [part.z.tolist() for part in made.run(statics, [(-1.0, 3.0)])]
+        [[-1.0, 2.0, 3.0]]
+    """
+
+    program: Program  # what the function does, operation by operation
+    plan: Plan  # in which order, and what may be forgotten when
     compiled: dict[int, Any]  # of `compile_segments`; empty until the first `bind`
 
     def bind(self, operands: Any) -> dict[int, Any]:
-        """Computes all that does not move with z; the first time, compiles everything."""
+        """Computes all that does not move with z; the first time, compiles everything.
+
+        Args:
+            operands: of the shapes and dtypes that `sweep` was given.
+
+        Returns:
+            The values, for `run`.
+        """
         statics = self.plan.statics(*jax.tree.leaves(operands))
         if not self.compiled:
             segments = [step.segment for step in self.plan.steps if step.segment is not None]
@@ -130,6 +151,12 @@ def sweep(f: Any, operands: Any, z: Any) -> Sweep:
 
     Raises:
         NotPiecewiseAffineError: f is not piecewise affine in z.
+
+    Example:
+        >>> made = sweep(lambda a, z: a * abs(z), np.ones(5, np.float32), np.float32(0.0))
+        >>> swept = next(made.run(made.bind(np.ones(5, np.float32)), [(-1.0, 3.0)]))
+        >>> swept.outputs[0].shape  # three nodes
+        (3, 5)
 
     Source: this project.
     """

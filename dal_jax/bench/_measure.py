@@ -48,6 +48,17 @@ def adaptive_records(
 
     Raises:
         InputError: fewer devices than asked for.
+
+    Example:
+        >>> from dal_jax.localizers import from_score
+        >>> localizer = from_score(lambda params, draws, x: x.sum(-1), (2, 2, 1), threshold=1.0)
+        >>> images, references = np.full((1, 2, 2, 1), 2.0), np.zeros((1, 2, 2, 1))
+        >>> inputs = Inputs(images, references, threshold=1.0, flagged=1, looked=1)
+        >>> record = adaptive_records(localizer, inputs, repeats=1)[0]
+        >>> record["engine"], record["tests"], record["overhead_over_forward"] > 0
+        ('adaptive', 1, True)
+
+    Source: this project.
     """
     used = jax.local_devices()
     if devices is not None:
@@ -113,6 +124,17 @@ def exact_record(
     Returns:
         A record as of `adaptive_records`, with windows; its compile time is that by which the
         first test takes longer than its repetition.
+
+    Example:
+        >>> from dal_jax.localizers import from_score
+        >>> localizer = from_score(lambda params, draws, x: x.sum(-1), (2, 2, 1), threshold=1.0)
+        >>> images, references = np.full((1, 2, 2, 1), 2.0), np.zeros((1, 2, 2, 1))
+        >>> inputs = Inputs(images, references, threshold=1.0, flagged=1, looked=1)
+        >>> record = exact_record(localizer, inputs, repeat_first=False)
+        >>> record["engine"], record["status"], record["seconds_per_test"] > 0
+        ('exact', {'OK': 1}, True)
+
+    Source: this project.
     """
     localizer = localizer.with_threshold(inputs.threshold)
     order = [0, *range(len(inputs.images))] if repeat_first else [*range(len(inputs.images))]

@@ -16,11 +16,20 @@ ENGINES = {"adaptive": "float32", "exact": "float64"}  # with the dtype where no
 
 
 class Prepared(NamedTuple):
-    """What the measurements of one size have in common."""
+    """What the measurements of one size have in common.
+
+    Example:
+        >>> plan = Plan(sizes=(8, 16))
+        >>> prepared = Prepared(plan.subject(1), Path("16.npz"), plan)
+        >>> prepared.subject.size
+        16
+
+    Source: this project.
+    """
 
     subject: Subject
     inputs: Path  # .npz file of the images
-    plan: "Plan"
+    plan: "Plan"  # the whole run
 
 
 # Measures something else on the same images.
@@ -33,9 +42,16 @@ class Plan:
 
     Raises:
         InputError: a value does not fit.
+
+    Example:
+        >>> plan = Plan(sizes=(8, 16, 32), tests=(64, 8))
+        >>> [plan.subject(position).tests for position in range(3)]
+        [64, 8, 8]
+
+    Source: this project.
     """
 
-    sizes: tuple[int, ...] = (8, 16, 32)
+    sizes: tuple[int, ...] = (8, 16, 32)  # sides of the images, pixels
     tests: tuple[int, ...] = (64,)  # per size, images with a region, adaptive engine
     exact_tests: tuple[int, ...] = (2,)  # per size, the first of these images, exact engine
     engines: tuple[str, ...] = ("adaptive", "exact")  # or with a dtype, "exact:float32"
@@ -44,11 +60,11 @@ class Plan:
     threshold: float | None = None  # None: half of the null images are flagged
     devices: tuple[int, ...] = ()  # numbers of devices at which speed is measured
     batch_sizes: tuple[int, ...] = ()  # numbers of tests under way at which it is
-    precision: float = 1e-3
-    repeats: int = 3
+    precision: float = 1e-3  # of the tests
+    repeats: int = 3  # of which the medians are given
     threads: int = 0  # 1, or 0 for all cores
     limit_seconds: float = 1800.0  # of one measurement
-    seed: int = 0
+    seed: int = 0  # of the images, the draws and an untrained network
     localizer: str | None = None  # as `localizer_preset` takes it
 
     def __post_init__(self) -> None:
@@ -77,7 +93,14 @@ class Plan:
             self.subject(position)
 
     def subject(self, position: int) -> Subject:
-        """What is measured at the size of this position."""
+        """What is measured at the size of this position.
+
+        Args:
+            position: of the size among `sizes`, from 0.
+
+        Returns:
+            The localizer and the images.
+        """
         return Subject(
             self.sizes[position],
             at(self.tests, position),
@@ -104,6 +127,13 @@ def measure(plan: Plan, beside: Beside | None = None) -> Iterator[dict[str, Any]
     Yields:
         Records as they come; what failed is a record with "failure". The first record of a size
         has the kind "images" and tells machine, weights and threshold.
+
+    Example:
+        >>> plan = Plan(sizes=(8,), limit_seconds=0.01)  # too short for any process
+        >>> [(record["kind"], record["failure"]) for record in measure(plan)]
+        [('images', 'not finished within 0.01 s')]
+
+    Source: this project.
     """
     with tempfile.TemporaryDirectory() as folder:
         for position, size in enumerate(plan.sizes):

@@ -33,6 +33,12 @@ def thread_limits(threads: int = 0, host_devices: int | None = None) -> dict[str
 
     Returns:
         Variables by name, to be added to the environment.
+
+    Example:
+        >>> thread_limits(threads=1)["OMP_NUM_THREADS"]
+        '1'
+
+    Source: this project.
     """
     flags = [os.environ.get("XLA_FLAGS", "")]
     if host_devices is not None:
@@ -59,6 +65,12 @@ def in_process(
 
     Returns:
         What it printed, or {"failure": why} if it failed or took too long.
+
+    Example:
+        >>> in_process([sys.executable, "-c", "print('[1, 2]')"])
+        [1, 2]
+
+    Source: this project.
     """
     # A cache of compiled programs would hide what compilation costs.
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
@@ -102,6 +114,12 @@ def work(
 
     Returns:
         What `do` returned, or a failure.
+
+    Example:
+        >>> work({"do": "choose", "subject": {"size": 8}, "inputs": "8.npz"}, seconds=0.01)
+        {'failure': 'not finished within 0.01 s'}
+
+    Source: this project.
     """
     command = [sys.executable, "-m", "dal_jax.bench"]
     given = json.dumps({**task, "launched": time.time()})

@@ -32,6 +32,13 @@ class Subject:
 
     Raises:
         InputError: a value does not fit.
+
+    Example:
+        >>> subject = Subject(8, tests=2)
+        >>> subject.threshold is None, subject.seed
+        (True, 0)
+
+    Source: this project.
     """
 
     size: int  # side of the images, pixels
@@ -51,11 +58,20 @@ class Subject:
 
 
 class Inputs(NamedTuple):
-    """Images of the null hypothesis, all of them flagged somewhere."""
+    """Images of the null hypothesis, all of them flagged somewhere.
 
-    images: Float[np.ndarray, "N H W C"]
-    references: Float[np.ndarray, "N H W C"]
-    threshold: float
+    Example:
+        >>> images, references = np.random.default_rng(0).normal(size=(2, 3, 8, 8, 1))
+        >>> inputs = Inputs(images, references, threshold=0.5, flagged=16, looked=32)
+        >>> inputs.images.shape, inputs.flagged / inputs.looked
+        ((3, 8, 8, 1), 0.5)
+
+    Source: this project.
+    """
+
+    images: Float[np.ndarray, "N H W C"]  # standard normal
+    references: Float[np.ndarray, "N H W C"]  # one for each, likewise
+    threshold: float  # of the score
     flagged: int  # images that were flagged ...
     looked: int  # ... among as many
 
@@ -71,6 +87,13 @@ def open_subject(subject: Subject) -> tuple[Localizer, str]:
 
     Raises:
         InputError: a file that does not fit, or a size that the network cannot take.
+
+    Example:
+        >>> localizer, source = open_subject(Subject(8, localizer="autoencoder"))
+        >>> localizer.image_shape, source
+        ((8, 8, 1), 'untrained, seed 0')
+
+    Source: this project.
     """
     if subject.model is not None:
         variables, config = load_checkpoint(subject.model, list(CONFIGS.values()))
@@ -102,6 +125,15 @@ def choose_inputs(subject: Subject, localizer: Localizer) -> Inputs:
 
     Raises:
         InputError: almost nothing is flagged at the threshold.
+
+    Example:
+        >>> from dal_jax.localizers import from_score
+        >>> localizer = from_score(lambda params, draws, x: x.sum(-1), (4, 4, 1), threshold=1.0)
+        >>> inputs = choose_inputs(Subject(4, tests=2), localizer)
+        >>> inputs.images.shape, inputs.flagged, inputs.looked
+        ((2, 4, 4, 1), 16, 32)
+
+    Source: this project.
     """
     height, width, channels = localizer.image_shape
     shape = (height, width, channels)
@@ -133,13 +165,48 @@ def choose_inputs(subject: Subject, localizer: Localizer) -> Inputs:
 
 
 def save_inputs(path: str | Path, inputs: Inputs) -> None:
-    """Writes inputs to an .npz file, whole or not at all."""
+    """Writes inputs to an .npz file, whole or not at all.
+
+    Args:
+        path: of the file.
+        inputs: from `choose_inputs`.
+
+    Raises:
+        InputError: the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> inputs = Inputs(np.ones((1, 4, 4, 1)), np.zeros((1, 4, 4, 1)), 0.5, 1, 2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_inputs(f"{folder}/inputs.npz", inputs)
+        ...     print([path.name for path in Path(folder).iterdir()])
+        ['inputs.npz']
+
+    Source: this project.
+    """
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **inputs._asdict())
 
 
 def load_inputs(path: str | Path) -> Inputs:
-    """Reads what `save_inputs` wrote."""
+    """Reads what `save_inputs` wrote.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        The inputs, as they were.
+
+    Example:
+        >>> import tempfile
+        >>> inputs = Inputs(np.ones((1, 4, 4, 1)), np.zeros((1, 4, 4, 1)), 0.5, 1, 2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_inputs(f"{folder}/inputs.npz", inputs)
+        ...     print(load_inputs(f"{folder}/inputs.npz").looked)
+        2
+
+    Source: this project.
+    """
     with np.load(path, allow_pickle=False) as file:
         return Inputs(
             file["images"],

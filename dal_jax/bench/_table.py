@@ -30,6 +30,14 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
     Returns:
         A Markdown table.
+
+    Example:
+        >>> print(aligned([["size", "s"], ["8", "0.12"]]))
+        | size | s    |
+        |------|------|
+        | 8    | 0.12 |
+
+    Source: this project.
     """
     widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
     lines = [_line(row, widths) for row in rows]
@@ -45,6 +53,13 @@ def tables(records: Sequence[Mapping[str, Any]]) -> str:
 
     Returns:
         The tables, an empty line between them.
+
+    Example:
+        >>> record = {"size": 8, "engine": "exact", "dtype": "float64", "failure": "out of memory"}
+        >>> print(tables([record]).splitlines()[-1])
+        size 8 exact float64: out of memory
+
+    Source: this project.
     """
     found = []
     for kind, titles, cells in (
@@ -66,7 +81,21 @@ def tables(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """A number to so many significant digits; what is missing as a dash."""
+    """A number to so many significant digits; what is missing as a dash.
+
+    Args:
+        value: a number; None: missing. Whole numbers are written in full.
+        digits: significant ones of a float, 1 or more; all before the point are written.
+
+    Returns:
+        The text.
+
+    Example:
+        >>> number(0.012345), number(1234.5), number(None)
+        ('0.0123', '1234', '-')
+
+    Source: this project.
+    """
     if value is None:
         return "-"
     if isinstance(value, int):

@@ -40,6 +40,17 @@ def save_checkpoint(directory: str | Path, variables: PyTree, config: Config) ->
 
     Raises:
         InputError: the variables are not those of the network, or the directory cannot be written.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from dal_jax.models import UNetConfig, init_unet
+        >>> config = DalConfig(UNetConfig(channels=(2,)), image_size=4)
+        >>> with TemporaryDirectory() as folder:
+        ...     save_checkpoint(folder, init_unet(config.unet, seed=0), config)
+        ...     (Path(folder) / "config.json").is_file()
+        True
+
+    Source: this project.
     """
     _check_variables(variables, config)
     facts = {"localizer": config.kind, "config": config.to_dict()}
@@ -60,6 +71,18 @@ def load_checkpoint(
 
     Raises:
         CheckpointError: missing, truncated, changed, of another format, or training unfinished.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from dal_jax.models import UNetConfig, init_unet
+        >>> config = DalConfig(UNetConfig(channels=(2,)), image_size=4)
+        >>> with TemporaryDirectory() as folder:
+        ...     save_checkpoint(folder, init_unet(config.unet, seed=0), config)
+        ...     variables, found = load_checkpoint(folder)
+        >>> found == config
+        True
+
+    Source: this project.
     """
     folder = Path(directory)
     if not folder.is_dir():

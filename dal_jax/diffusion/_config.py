@@ -16,13 +16,19 @@ class DalConfig:
 
     Raises:
         InputError: parts that do not fit each other, or a filter that is not odd.
+
+    Example:
+        >>> DalConfig(UNetConfig(channels=(8, 16)), image_size=16).draws_shape
+        (6, 16, 16, 1)
+
+    Source: Katsuoka et al., arXiv 2402.11789, sections 2 and 5.
     """
 
     kind: ClassVar[str] = "dal"
 
-    unet: UNetConfig = field(default_factory=UNetConfig)
-    schedule: Schedule = field(default_factory=Schedule)
-    reverse: ReverseConfig = field(default_factory=ReverseConfig)
+    unet: UNetConfig = field(default_factory=UNetConfig)  # the network
+    schedule: Schedule = field(default_factory=Schedule)  # of the noise
+    reverse: ReverseConfig = field(default_factory=ReverseConfig)  # start, steps and eta
     filter_size: int = 3  # side of the averaging filter, pixels, odd
     image_size: int | tuple[int, ...] = (32, 32)  # pixels; kept as (H, W)
 
@@ -74,7 +80,11 @@ class DalConfig:
         return replace(self, unet=unet, image_size=tuple(shape[:2]))
 
     def to_dict(self) -> dict[str, Any]:
-        """Gives the configuration as plain values, ready for JSON."""
+        """Gives the configuration as plain values, ready for JSON.
+
+        Returns:
+            Fields and their values, those of the parts in dictionaries of their own.
+        """
         return {**asdict(self), "unet": self.unet.to_dict()}
 
     @staticmethod

@@ -41,6 +41,13 @@ def glad_pair(
     Returns:
         The pair, in the dtype of the images.
 
+    Example:
+        >>> normal, noise = jnp.ones((1, 2, 2, 1)), jnp.full((1, 2, 2, 1), 0.5)
+        >>> pair_of = jax.jit(glad_pair, static_argnums=4)
+        >>> pair = pair_of(normal, normal, jnp.array([10]), noise, Schedule())
+        >>> bool((pair.target == noise).all())  # without an anomaly: the noise itself
+        True
+
     Source: Yao et al., arXiv 2406.07487, section 3.1, with the sign that leads to the normal image.
     """
     number = normal.dtype.type
@@ -59,11 +66,19 @@ class AnomalyRemoval(NoisePrediction):
     `mean |target - UNet(z_t, t)|^2` with the pair of `glad_pair`; normal images without an anomaly
     among them are learned as in `NoisePrediction`.
 
+    Example:
+        >>> from dal_jax.models import UNetConfig
+        >>> objective = AnomalyRemoval(UNetConfig(channels=(2,)), Schedule())
+        >>> batch = Batch(jnp.ones((2, 8, 8, 1)))
+        >>> noised, level, target = jax.eval_shape(objective.prepare, jax.random.key(0), batch)
+        >>> noised.shape, level.shape, target.shape
+        ((2, 8, 8, 1), (2,), (2, 8, 8, 1))
+
     Source: Yao et al., arXiv 2406.07487, section 3.1; mask and textures: Zavrtanik et al., DRAEM,
     arXiv 2108.07610, section 3.1; own tiles: Yang et al., MemSeg, arXiv 2205.00908.
     """
 
-    synthesis: Synthesis = field(default_factory=Synthesis)
+    synthesis: Synthesis = field(default_factory=Synthesis)  # how anomalies are made
 
     def prepare(self, key: Array, batch: Batch) -> tuple[Array, Array, Array]:
         """Gives images anomalies and noises each to a level of its own, uniform over the levels.

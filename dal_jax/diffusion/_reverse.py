@@ -39,6 +39,13 @@ def reverse_process(
     Raises:
         InputError: the draws do not fit the image and the steps.
 
+    Example:
+        >>> x, reverse = jnp.ones((4, 4, 1)), ReverseConfig(start=20, steps=2, eta=0.0)
+        >>> draws = np.zeros((3, 4, 4, 1))  # neither noise put in nor noise found: the image itself
+        >>> made = reverse_process(lambda x, level: 0 * x, x, draws, Schedule(), reverse)
+        >>> np.allclose(made, x, atol=1e-5)
+        True
+
     Source: Katsuoka et al., arXiv 2402.11789, section 2; Song et al., arXiv 2010.02502, eq. 12.
     """
     expected = (1 + reverse.steps, *x.shape[-3:])

@@ -16,12 +16,16 @@ class Schedule:
     Raises:
         InputError: the betas do not satisfy 0 < beta_start <= beta_end < 1, or no levels.
 
+    Example:
+        >>> Schedule(num_levels=2, beta_start=0.5, beta_end=0.5).alpha_bar.tolist()
+        [1.0, 0.5, 0.25]
+
     Source: Ho et al., arXiv 2006.11239, section 4.
     """
 
     num_levels: int = 1000
-    beta_start: float = 1e-4
-    beta_end: float = 0.02
+    beta_start: float = 1e-4  # variance of the noise that the first level adds
+    beta_end: float = 0.02  # of that which the last one adds
 
     def __post_init__(self) -> None:
         if self.num_levels < 1:
@@ -40,12 +44,20 @@ class Schedule:
 
 
 class Coefficients(NamedTuple):
-    """Affine steps `x <- keep x + denoise eps + draw e` of the reverse process, float64."""
+    """Affine steps `x <- keep x + denoise eps + draw e` of the reverse process, float64.
+
+    Example:
+        >>> coefficients = ReverseConfig(start=20, steps=3).coefficients(Schedule())
+        >>> coefficients.levels.tolist(), coefficients.keep.shape
+        ([20.0, 10.0, 0.0], (3,))
+
+    Source: Song et al., arXiv 2010.02502, equations 12 and 16.
+    """
 
     start_keep: float  # the input becomes start_keep x + start_draw e_0
     start_draw: float
     levels: np.ndarray  # (steps,), the level at which each step calls the network
-    keep: np.ndarray  # (steps,)
+    keep: np.ndarray  # (steps,), factor of the image
     denoise: np.ndarray  # (steps,), factor of the predicted noise
     draw: np.ndarray  # (steps,), factor of the step's draw
 
@@ -58,11 +70,17 @@ class ReverseConfig:
 
     Raises:
         InputError: start, steps or eta out of range.
+
+    Example:
+        >>> ReverseConfig(start=460, steps=5).levels
+        (460, 345, 230, 115, 0)
+
+    Source: Song et al., arXiv 2010.02502, equations 12 and 16.
     """
 
-    start: int = 460
-    steps: int = 5
-    eta: float = 1.0
+    start: int = 460  # level that the image is noised to
+    steps: int = 5  # calls of the network
+    eta: float = 1.0  # share of fresh noise, 0 to 1
 
     def __post_init__(self) -> None:
         if self.start < 0:

@@ -21,6 +21,10 @@ class Synthesis:
     Raises:
         InputError: a number out of range.
 
+    Example:
+        >>> Synthesis(probability=1, tiles=4).texture_share
+        0.5
+
     Source: Zavrtanik et al., DRAEM, arXiv 2108.07610, section 3.1; own tiles: Yang et al., MemSeg,
     arXiv 2205.00908.
     """
@@ -68,6 +72,12 @@ def synthesize(
     Returns:
         Images with anomalies, in the dtype of the images, and where the anomalies are. Images that
         are not chosen are as they were, with an empty mask.
+
+    Example:
+        >>> batch, key = Batch(jnp.ones((2, 8, 8, 1))), jax.random.key(0)
+        >>> images, masks = jax.eval_shape(partial(synthesize, synthesis=Synthesis()), key, batch)
+        >>> images.shape, masks.shape
+        ((2, 8, 8, 1), (2, 8, 8))
 
     Source: Zavrtanik et al., DRAEM, arXiv 2108.07610, section 3.1.
     """

@@ -91,6 +91,13 @@ def train(
         CheckpointError: the state in the directory is damaged.
         DalJaxError: the loss is no longer finite.
 
+    Example:
+        >>> from dal_jax import DalConfig
+        >>> from dal_jax.models import UNetConfig
+        >>> config = DalConfig(UNetConfig(channels=(8, 16)), image_size=16)
+        >>> images = np.random.default_rng(0).normal(size=(64, 16, 16, 1))
+        >>> variables = train(images, config, TrainConfig(steps=200), "model")  # doctest: +SKIP
+
     Source: Ho et al., arXiv 2006.11239, algorithm 1; resuming: this project.
     """
     given = _check_batch(images, where, textures, config)
@@ -124,6 +131,12 @@ def batch_indices(seed: int, step: int, batch_size: int, count: int) -> np.ndarr
 
     Returns:
         (batch_size,) indices below `count`.
+
+    Example:
+        >>> sorted(batch_indices(seed=0, step=0, batch_size=4, count=4).tolist())
+        [0, 1, 2, 3]
+
+    Source: this project.
     """
     place = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs = range(int(place[0]) // count, int(place[-1]) // count + 1)

@@ -22,17 +22,23 @@ class TrainConfig:
 
     Raises:
         InputError: a number out of range, or another dtype.
+
+    Example:
+        >>> TrainConfig(steps=100, ema_decay=0.999).batch_size
+        64
+
+    Source: Adam: Kingma and Ba, arXiv 1412.6980; settings: this project.
     """
 
     steps: int = 2000
-    batch_size: int = 64
+    batch_size: int = 64  # images a step
     learning_rate: float = 1e-3  # of Adam
     grad_clip: float = 1.0  # largest global norm of the gradient
     ema_decay: float | None = None  # of the averaged weights, at most; None returns the last ones
     dtype: str = "float32"  # or "bfloat16", of the activations; weights are float32
-    seed: int = 0
-    checkpoint_every: int = 500
-    log_every: int = 50
+    seed: int = 0  # of the first weights, batches and noise
+    checkpoint_every: int = 500  # steps from one stored state to the next
+    log_every: int = 50  # steps from one record of the loss to the next
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "checkpoint_every", "log_every"):
@@ -50,17 +56,35 @@ class TrainConfig:
 
 
 class TrainState(NamedTuple):
-    """All that a run carries from step to step; the rest follows from (seed, step)."""
+    """All that a run carries from step to step; the rest follows from (seed, step).
+
+    Example:
+        >>> from dal_jax.models import AutoencoderConfig, Reconstruction
+        >>> objective = Reconstruction(AutoencoderConfig(channels=(2,)))
+        >>> state = initial_state(TrainConfig(), objective)
+        >>> state.step.item(), state.averaged
+        (0, {})
+
+    Source: this project.
+    """
 
     step: Any  # int32, updates done
     variables: PyTree  # {"params": ..., "batch_stats": ...}
     averaged: PyTree  # the same, averaged over steps; empty without ema_decay
-    optimizer: PyTree
+    optimizer: PyTree  # what Adam keeps of former gradients
     loss_sum: Any  # float32, since the last record of the log
 
 
 class Batch(NamedTuple):
-    """What a step of training is given."""
+    """What a step of training is given.
+
+    Example:
+        >>> batch = Batch(np.zeros((2, 4, 4, 1), np.float32))
+        >>> batch.images.shape, batch.where
+        ((2, 4, 4, 1), None)
+
+    Source: this project.
+    """
 
     images: Any  # (B, H, W, C), float32, normal ones
     where: Any = None  # (B, H, W), bool: pixels of the object, or None: all are
@@ -71,20 +95,63 @@ class Objective(Protocol):
     """What training minimizes. Frozen and hashable: equal ones share a compiled update.
 
     A step is a function of the weights, of the batch and of a key that follows from (seed, step).
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class OneNumber:
+        ...     def init(self, seed):
+        ...         return {"params": {"mean": np.float32(1)}, "batch_stats": {}}
+        ...
+        ...     def prepare(self, key, batch):
+        ...         return batch.images
+        ...
+        ...     def loss(self, params, stats, prepared, dtype):
+        ...         return jnp.mean((prepared - params["mean"]) ** 2), stats
+        >>> objective: Objective = OneNumber()
+        >>> images = np.full((1, 2, 2, 1), 3.0, np.float32)
+        >>> objective.loss(objective.init(0)["params"], {}, images, "float32")[0].item()
+        4.0
+
+    Source: this project.
     """
 
     def init(self, seed: int) -> PyTree:
-        """Draws the first variables {"params": ..., "batch_stats": ...}, numpy float32."""
+        """Draws the first variables {"params": ..., "batch_stats": ...}, numpy float32.
+
+        Args:
+            seed: of the random numbers, 0 or above.
+
+        Returns:
+            {"params": ..., "batch_stats": ...}, numpy float32.
+        """
         ...
 
     def prepare(self, key: Array, batch: Batch) -> PyTree:
-        """Makes what the loss is of from a batch and random numbers."""
+        """Makes what the loss is of from a batch and random numbers.
+
+        Args:
+            key: of random numbers.
+            batch: the images of the step.
+
+        Returns:
+            What `loss` takes.
+        """
         ...
 
     def loss(
         self, params: PyTree, stats: PyTree, prepared: PyTree, dtype: Any
     ) -> tuple[Array, PyTree]:
-        """Gives the loss, float32, with activations of a dtype, and the next batch statistics."""
+        """Gives the loss, float32, with activations of a dtype, and the next batch statistics.
+
+        Args:
+            params: of the network.
+            stats: its batch statistics.
+            prepared: from `prepare`.
+            dtype: of the activations.
+
+        Returns:
+            The loss and the statistics.
+        """
         ...
 
 
@@ -95,18 +162,40 @@ class NoisePrediction:
     `prepare` gives (noised images, levels, targets): an objective of other images or targets
     needs another `prepare` only.
 
+    Example:
+        >>> objective = NoisePrediction(UNetConfig(channels=(2,)), Schedule())
+        >>> batch = Batch(jnp.ones((2, 4, 4, 1)))
+        >>> noised, level, noise = jax.eval_shape(objective.prepare, jax.random.key(0), batch)
+        >>> noised.shape, level.shape, noise.shape
+        ((2, 4, 4, 1), (2,), (2, 4, 4, 1))
+
     Source: Ho et al., arXiv 2006.11239, algorithm 1.
     """
 
-    unet: UNetConfig
-    schedule: Schedule
+    unet: UNetConfig  # the network
+    schedule: Schedule  # of the noise
 
     def init(self, seed: int) -> PyTree:
-        """Draws the network's first variables."""
+        """Draws the network's first variables.
+
+        Args:
+            seed: of the random numbers, 0 or above.
+
+        Returns:
+            {"params": ..., "batch_stats": ...}, numpy float32.
+        """
         return init_unet(self.unet, seed)
 
     def prepare(self, key: Array, batch: Batch) -> tuple[Array, Array, Array]:
-        """Noises each image to a level of its own, uniform over the levels."""
+        """Noises each image to a level of its own, uniform over the levels.
+
+        Args:
+            key: of random numbers.
+            batch: with images (B, H, W, C).
+
+        Returns:
+            Noised images (B, H, W, C), levels (B,), noise (B, H, W, C).
+        """
         images, (level, noise) = batch.images, self.levels_and_noise(key, batch.images.shape)
         share = jnp.asarray(self.schedule.alpha_bar[1:].astype(np.float32))[level]
         share = share[:, None, None, None]
@@ -130,7 +219,20 @@ class NoisePrediction:
     def loss(
         self, params: PyTree, stats: PyTree, prepared: tuple[Array, Array, Array], dtype: Any
     ) -> tuple[Array, PyTree]:
-        """Gives the mean square of what is between prediction and target."""
+        """Gives the mean square of what is between prediction and target.
+
+        Args:
+            params: of the network.
+            stats: its batch statistics.
+            prepared: noised images, levels, targets, from `prepare`.
+            dtype: of the activations.
+
+        Returns:
+            The loss, float32, and the statistics.
+
+        Raises:
+            InputError: the images do not fit the network.
+        """
         x, level, target = prepared
         variables = {"params": params, "batch_stats": stats}
         predicted, changed = UNet(self.unet).apply(
@@ -149,6 +251,15 @@ def initial_state(train_config: TrainConfig, objective: Objective) -> TrainState
 
     Returns:
         The state.
+
+    Example:
+        >>> from dal_jax.models import AutoencoderConfig, Reconstruction
+        >>> objective = Reconstruction(AutoencoderConfig(channels=(2,)))
+        >>> state = initial_state(TrainConfig(seed=1), objective)
+        >>> state.variables["params"]["down1"]["kernel"].shape
+        (3, 3, 1, 2)
+
+    Source: this project.
     """
     variables = objective.init(train_config.seed)
     optimizer = jax.jit(_optimizer(train_config).init)(variables["params"])
@@ -167,6 +278,18 @@ def update_function(
 
     Returns:
         A function of the state and a batch, giving the next state.
+
+    Example:
+        >>> from dal_jax.models import AutoencoderConfig, Reconstruction
+        >>> objective = Reconstruction(AutoencoderConfig(channels=(2,)))
+        >>> config, batch = TrainConfig(), Batch(jnp.ones((1, 4, 4, 1)))
+        >>> update = update_function(config, objective)
+        >>> jax.eval_shape(update, initial_state(config, objective), batch).loss_sum.shape
+        ()
+        >>> update is update_function(TrainConfig(steps=5), objective)
+        True
+
+    Source: Kingma and Ba, arXiv 1412.6980; this project.
     """
     lengths = {"steps": 1, "batch_size": 1, "checkpoint_every": 1, "log_every": 1}
     return _update_function(objective, replace(train_config, **lengths))

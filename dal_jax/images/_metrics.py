@@ -12,23 +12,34 @@ from dal_jax.images._metrics_bins import Histogram
 class ImageMetrics(NamedTuple):
     """How well one score per image tells anomalous images from normal ones; NaN without both.
 
+    Example:
+        >>> found = image_metrics(np.array([0, 1, 1]), np.array([0.2, 0.5, 0.9]))
+        >>> found.auroc, found.num_anomalous
+        (1.0, 2)
+
     Source: this project.
     """
 
-    auroc: float
-    ap: float
-    f1_max: float
-    num_normal: int
-    num_anomalous: int
+    auroc: float  # in [0, 1], as the next two
+    ap: float  # average precision
+    f1_max: float  # over all thresholds
+    num_normal: int  # images
+    num_anomalous: int  # images
 
 
 class PixelError(NamedTuple):
     """By how much each pixel metric can be off at most because scores were binned; 0 if exact.
 
+    Example:
+        >>> metrics = PixelMetrics(exact_pixels=0, bin_bits=10)  # 0.8 and 0.81 share a bin
+        >>> metrics.add(np.array([[0.8, 0.81]]), np.array([[False, True]]))
+        >>> metrics.result().max_error.pixel_auroc
+        0.5
+
     Source: this project.
     """
 
-    pixel_auroc: float
+    pixel_auroc: float  # in the unit of the metric, as all of them
     pixel_ap: float
     pixel_f1_max: float
     aupro: float
@@ -37,19 +48,26 @@ class PixelError(NamedTuple):
 class PixelResult(NamedTuple):
     """What `PixelMetrics` found; metrics are NaN without both normal and anomalous pixels.
 
+    Example:
+        >>> metrics = PixelMetrics()
+        >>> metrics.add(np.eye(3), np.eye(3, dtype=bool))
+        >>> found = metrics.result()
+        >>> found.aupro, found.num_anomalous, found.num_regions
+        (1.0, 3, 1)
+
     Source: this project.
     """
 
-    pixel_auroc: float
-    pixel_ap: float
-    pixel_f1_max: float
-    aupro: float
+    pixel_auroc: float  # in [0, 1], as the next three
+    pixel_ap: float  # average precision
+    pixel_f1_max: float  # over all thresholds
+    aupro: float  # area under per-region overlap, up to the limit
     num_images: int
     num_pixels: int  # counted: those of the foreground
     resolution: int  # number of bins of the score; 0: every score was kept, nothing is approximate
     num_anomalous: int  # of the pixels counted
     num_regions: int  # connected components of the masks
-    max_error: PixelError
+    max_error: PixelError  # 0 where nothing was binned
 
 
 def image_auroc(labels: np.ndarray, scores: np.ndarray) -> float:

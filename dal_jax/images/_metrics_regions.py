@@ -14,14 +14,19 @@ KINDS = ("normal", "anomalous")
 class RegionShare(NamedTuple):
     """The share of some flagged regions that are significant; NaN where none was decided.
 
+    Example:
+        >>> found = region_counts(np.array([0.01, 0.4, np.nan]), ["normal"] * 3, ["a", "b", "c"])
+        >>> found.normal.share, found.normal.num_decided, found.normal.num_undecided
+        (0.5, 2, 1)
+
     Source: this project.
     """
 
-    share: float
+    share: float  # in [0, 1]
     standard_error: float  # by groups; NaN with one group
     low: float  # interval of the share, clipped to [0, 1]; NaN with one group
-    high: float
-    num_significant: int
+    high: float  # its upper end
+    num_significant: int  # p <= alpha
     num_decided: int  # regions with a p-value: what the share is of
     num_undecided: int  # regions whose p-value is NaN
     num_groups: int  # with a decided region
@@ -30,13 +35,20 @@ class RegionShare(NamedTuple):
 class RegionCounts(NamedTuple):
     """What `region_counts` found.
 
+    Example:
+        >>> kinds = ["normal", "anomalous", "anomalous"]
+        >>> touches = [None, True, False]
+        >>> found = region_counts(np.array([0.2, 0.01, 0.3]), kinds, ["a", "b", "c"], touches)
+        >>> found.normal.share, found.touching.share, found.elsewhere.share
+        (0.0, 1.0, 0.0)
+
     Source: this project.
     """
 
-    alpha: float
+    alpha: float  # level of the test
     level: float  # of confidence of the intervals
     normal: RegionShare  # false calls
-    anomalous: RegionShare
+    anomalous: RegionShare  # the two below together, and where it is not known
     touching: RegionShare  # of the anomalous, regions that share a pixel with the mask
     elsewhere: RegionShare  # of the anomalous, regions that share none
 

@@ -83,6 +83,14 @@ class Preparation:
 class Fitted:
     """A preparation with the statistics of its training images; JSON keeps it exactly.
 
+    Example:
+        >>> import json
+        >>> fitted = Fitted(Preparation(size=8), 1, (0.0, 100.0, 255.0), (0.0,), 1.0, 20)
+        >>> fitted.floor
+        1.0
+        >>> Fitted.from_dict(json.loads(json.dumps(fitted.to_dict()))) == fitted
+        True
+
     Source: this project.
     """
 
@@ -99,12 +107,22 @@ class Fitted:
         return self.quantiles[2] / 255
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns it as a dictionary that JSON can hold."""
+        """Returns it as a dictionary that JSON can hold.
+
+        Returns:
+            Its fields, tuples as lists; what `from_dict` takes.
+        """
         return {**asdict(self), "quantiles": list(self.quantiles), "mean": list(self.mean)}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Fitted":
         """Makes it from what `to_dict` returned.
+
+        Args:
+            data: that dictionary, perhaps by way of JSON.
+
+        Returns:
+            The preparation with its statistics, as it was.
 
         Raises:
             InputError: keys are missing or unknown, or a value is out of its range.

@@ -16,6 +16,12 @@ class Sample(NamedTuple):
 
     Every sample of the split "train" is normal.
 
+    Example:
+        >>> path = Path("bottle/test/crack/001.png")
+        >>> sample = Sample("test/crack/001.png", path, "test", "crack", None, "bottle 1")
+        >>> sample.label, sample.group, sample.slice is None
+        ('crack', 'bottle 1', True)
+
     Source: this project.
     """
 
@@ -31,12 +37,21 @@ class Sample(NamedTuple):
 class DataSet(NamedTuple):
     """The samples that `open_data` found in a folder, in an order that does not change.
 
+    Example:
+        >>> import tempfile
+        >>> from dal_jax.images import open_data
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "a.png").write_bytes(b"")  # listed, not read
+        ...     data = open_data(folder)
+        >>> data.layout, [(sample.name, sample.label) for sample in data.samples]
+        ('folder', [('a.png', 'unknown')])
+
     Source: this project.
     """
 
-    root: Path
-    layout: str
-    samples: tuple[Sample, ...]
+    root: Path  # the folder
+    layout: str  # that it was read as, never "auto"
+    samples: tuple[Sample, ...]  # one or more
 
 
 class Choice(NamedTuple):

@@ -57,6 +57,16 @@ def image_files(source: Path, name: str = "images", deep: bool = False) -> list[
 
     Raises:
         InputError: a folder without images.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("b.png", "a.png", "notes.txt"):
+        ...         _ = Path(folder, name).write_bytes(b"")
+        ...     print([path.name for path in image_files(Path(folder))])
+        ['a.png', 'b.png']
+
+    Source: this project.
     """
     if not source.is_dir():
         return [source]

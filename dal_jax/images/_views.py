@@ -19,6 +19,13 @@ _CONTRAST = 1e-9
 class Views(NamedTuple):
     """The views of one image.
 
+    Example:
+        >>> from dal_jax.images import fit, views
+        >>> ramp = np.arange(48.0).reshape(6, 8, 1) ** 3
+        >>> found = views(fit(Preparation(size=4, view="tile", intensity="raw"), [ramp]), ramp)
+        >>> found.pixels.shape, found.corners[-1].tolist(), found.extents[-1].tolist()
+        ((4, 4, 4, 1), [2, 4], [4, 4])
+
     Source: this project.
     """
 

@@ -18,6 +18,15 @@ _ENDS = (".nii", ".nii.gz")
 class Volume(NamedTuple):
     """A volume and where it lies; axes as stored.
 
+    Example:
+        >>> import tempfile
+        >>> affine = np.diag([2.0, 2.0, 5.0, 1.0])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_volume(f"{folder}/brain.nii.gz", np.ones((4, 6, 3)), affine)
+        ...     volume = read_volume(f"{folder}/brain.nii.gz")
+        >>> volume.voxels.shape, volume.spacing
+        ((4, 6, 3), (2.0, 2.0, 5.0))
+
     Source: this project.
     """
 

@@ -27,6 +27,10 @@ def naive_p(z_obs: float, alternative: str = "two-sided") -> float:
     Raises:
         InputError: unknown alternative.
 
+    Example:
+        >>> round(naive_p(2.0), 4)
+        0.0455
+
     Source: Katsuoka et al., arXiv 2402.11789.
     """
     return float(np.exp(_log_naive_p(z_obs, alternative)))
@@ -47,6 +51,10 @@ def bonferroni_log10_p(z_obs: float, num_pixels: int, alternative: str = "two-si
 
     Raises:
         InputError: unknown alternative or num_pixels < 1.
+
+    Example:
+        >>> round(bonferroni_log10_p(10.0, num_pixels=64), 2)
+        -3.55
 
     Source: Katsuoka et al., arXiv 2402.11789.
     """
@@ -69,6 +77,10 @@ def over_conditioned_p(z_obs: float, window: ArrayLike, alternative: str = "two-
 
     Raises:
         InputError: unknown alternative, or a window that is no interval.
+
+    Example:
+        >>> round(over_conditioned_p(2.0, [1.9, 2.5]), 3)
+        0.735
 
     Source: Katsuoka et al., arXiv 2402.11789.
     """

@@ -11,19 +11,51 @@ from .._typing import Float
 
 @runtime_checkable
 class Noise(Protocol):
-    """What a line needs of a covariance operator; those of `dal_jax.noise` fit."""
+    """What a line needs of a covariance operator; those of `dal_jax.noise` fit.
+
+    Example:
+        >>> class Unit:
+        ...     def apply(self, v):
+        ...         return v
+        ...     def check(self, shape):
+        ...         pass
+        >>> isinstance(Unit(), Noise)
+        True
+    """
 
     def apply(self, v: Float[np.ndarray, "H W C"]) -> Float[np.ndarray, "H W C"]:
-        """Returns Sigma v."""
+        """Returns Sigma v.
+
+        Args:
+            v: (H, W, C).
+
+        Returns:
+            (H, W, C), in squared units of the image times those of v.
+        """
         ...
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """Raises InputError when images of this shape do not fit."""
+        """Refuses a shape of images.
+
+        Args:
+            shape: (H, W, C).
+
+        Raises:
+            InputError: images of this shape do not fit.
+        """
         ...
 
 
 class Line(NamedTuple):
-    """The test image as a function of the standardized statistic: `X(z) = base + direction z`."""
+    """The test image as a function of the standardized statistic: `X(z) = base + direction z`.
+
+    Example:
+        >>> from dal_jax.noise import iid
+        >>> x = np.array([[[3.0], [0.0]]])
+        >>> line = region_line(x, np.zeros((1, 2, 1)), [[True, False]], iid(1.0))
+        >>> bool(np.allclose(line.base + line.direction * line.z_obs, x))
+        True
+    """
 
     base: Float[np.ndarray, "H W C"]  # independent of the statistic
     direction: Float[np.ndarray, "H W C"]  # per unit of z
@@ -51,6 +83,13 @@ def region_line(x: ArrayLike, x_ref: ArrayLike, region: ArrayLike, noise: Noise)
 
     Raises:
         InputError: shapes that do not fit, an empty region, or a variance that is not positive.
+
+    Example:
+        >>> from dal_jax.noise import iid
+        >>> x = np.array([[[3.0], [0.0]]])
+        >>> line = region_line(x, np.zeros((1, 2, 1)), [[True, False]], iid(1.0))
+        >>> line.statistic, round(line.sd, 4), round(line.z_obs, 4)
+        (3.0, 1.4142, 2.1213)
 
     Source: Katsuoka et al., arXiv 2402.11789; this project (several references and channels).
     """

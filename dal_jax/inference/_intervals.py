@@ -54,6 +54,10 @@ def merge(intervals: Intervals, tolerance: float = 0.0) -> Intervals:
     Returns:
         The union in canonical form (m, 2).
 
+    Example:
+        >>> merge(np.array([[2.0, 3.0], [0.0, 1.0]]), tolerance=1.0).tolist()
+        [[0.0, 3.0]]
+
     Source: this project.
     """
     pairs = intervals[intervals[:, 0] < intervals[:, 1]]
@@ -77,6 +81,10 @@ def union(a: Intervals, b: Intervals) -> Intervals:
     Returns:
         The union in canonical form (m, 2).
 
+    Example:
+        >>> union(as_intervals([0, 2]), as_intervals([[1, 3], [5, 6]])).tolist()
+        [[0.0, 3.0], [5.0, 6.0]]
+
     Source: this project.
     """
     return merge(np.concatenate([a, b]))
@@ -91,6 +99,10 @@ def complement(a: Intervals, within: tuple[float, float] = (-np.inf, np.inf)) ->
 
     Returns:
         The gaps in canonical form (m, 2), m <= k + 1.
+
+    Example:
+        >>> complement(as_intervals([[0, 1], [2, 3]])).tolist()
+        [[-inf, 0.0], [1.0, 2.0], [3.0, inf]]
 
     Source: this project.
     """
@@ -111,6 +123,10 @@ def intersect(a: Intervals, b: Intervals) -> Intervals:
     Returns:
         The intersection in canonical form (m, 2).
 
+    Example:
+        >>> intersect(as_intervals([0, 2]), as_intervals([1, 3])).tolist()
+        [[1.0, 2.0]]
+
     Source: this project.
     """
     return complement(union(complement(a), complement(b)))
@@ -126,6 +142,10 @@ def subtract(a: Intervals, b: Intervals) -> Intervals:
     Returns:
         The difference in canonical form (m, 2).
 
+    Example:
+        >>> subtract(as_intervals([0, 3]), as_intervals([1, 2])).tolist()
+        [[0.0, 1.0], [2.0, 3.0]]
+
     Source: this project.
     """
     return complement(union(complement(a), b))
@@ -139,6 +159,10 @@ def measure(a: Intervals) -> float:
 
     Returns:
         The sum of hi - lo.
+
+    Example:
+        >>> measure(as_intervals([[0, 1], [2, 5]]))
+        4.0
 
     Source: this project.
     """
@@ -154,6 +178,10 @@ def contains(a: Intervals, z: ArrayLike | float) -> Bool[np.ndarray, "..."]:
 
     Returns:
         bool array of the shape of `z`.
+
+    Example:
+        >>> contains(as_intervals([[0, 1], [2, 3]]), [1.0, 1.5, 2.5]).tolist()
+        [True, False, True]
 
     Source: this project.
     """

@@ -46,6 +46,10 @@ def log_total_mass(intervals: Intervals) -> float:
     Returns:
         `log sum_i P(lo_i < Z < hi_i)`; -inf for the empty set.
 
+    Example:
+        >>> round(log_total_mass(np.array([[-np.inf, -30.0], [30.0, np.inf]])), 3)  # 2 Q(30)
+        -453.628
+
     Source: this project.
     """
     return float(np.logaddexp.reduce(log_mass(intervals), initial=-np.inf))

@@ -17,7 +17,13 @@ _EDGE = 1e-9
 
 
 class SelectiveP(NamedTuple):
-    """A selective p-value and what it can become when the search is completed."""
+    """A selective p-value and what it can become when the search is completed.
+
+    Example:
+        >>> bounds = selective_p(2.0, [1.0, 2.5], searched=[-1.5, 2.5])
+        >>> bounds.low < bounds.p < bounds.high
+        True
+    """
 
     p: float  # from the truncation found so far; NaN when it is not valid
     low: float  # p if the unsearched rest lies in the truncation in the least favourable way
@@ -88,6 +94,10 @@ def decision(bounds: SelectiveP, alpha: float) -> Literal["reject", "accept", "u
 
     Raises:
         InputError: alpha not in (0, 1).
+
+    Example:
+        >>> decision(SelectiveP(p=0.02, low=0.01, high=0.03), alpha=0.05)
+        'reject'
 
     Source: this project.
     """

@@ -40,25 +40,45 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class CalibrateOptions:
-    """How much is tested besides the held-out images."""
+    """How much is tested besides the held-out images.
+
+    Example:
+        >>> options = CalibrateOptions(control=50, lengths=False)  # quicker
+        >>> options.control, options.seed
+        (50, 0)
+
+    Source: this project.
+    """
 
     control: int = 200  # images drawn from the fitted noise model; 0 leaves them out
     lengths: bool = True  # test under other correlation lengths, too
-    seed: int = 0
+    seed: int = 0  # of the folds and of the drawn images
 
 
 class Calibrated(NamedTuple):
-    """What calibration found."""
+    """What calibration found.
 
-    calibration: Calibration
+    Example:
+        >>> from dal_jax.inference import Law
+        >>> from dal_jax.noise import iid
+        >>> fit = fit_report(iid(1.0), np.random.default_rng(0).normal(size=(20, 4, 4, 1)))
+        >>> held = Calibration(Law(1.2), Law(1.1, 5.0), (0.3,), (0.1,), (-2.0,), 1, 1)
+        >>> found = Calibrated(held, [], [], {}, [], [], [], fit, [], [], ["Good."], [])
+        >>> found.calibration.inflated.factor, found.fit.num_images
+        (1.2, 20)
+
+    Source: this project.
+    """
+
+    calibration: Calibration  # for p-values of further images
     records: list[dict[str, Any]]  # of the held-out normal views
-    groups: list[str]
+    groups: list[str]  # the physical object of each
     p_values: dict[str, np.ndarray]  # cross-fitted, by method
-    rates: list[Rate]
+    rates: list[Rate]  # false calls of the held-out views
     control: list[dict[str, Any]]  # records of images drawn from the noise model
-    control_rates: list[Rate]
+    control_rates: list[Rate]  # false calls of these
     fit: FitReport  # of the noise model on the held-out views
-    sensitivity: list[dict[str, Any]]  # false calls
+    sensitivity: list[dict[str, Any]]  # false calls under another standard deviation or length
     moved: list[dict[str, Any]]  # p-value of each view under each factor
     verdict: list[str]  # plain sentences
     smallest: list[tuple[dict[str, Any], np.ndarray]]  # records and views (H, W, C), see `smallest`
@@ -88,6 +108,21 @@ def runner(
 
     Returns:
         The runner.
+
+    Example:
+        >>> import tempfile
+        >>> from dal_jax.localizers import from_score
+        >>> from dal_jax.noise import iid
+        >>> def brightness(params, draws, x):
+        ...     return x.sum(-1)
+        >>> localizer = from_score(brightness, (4, 4, 1), threshold=1.0)
+        >>> run = runner(localizer, TestOptions(), Host(0, 1), None, None, lambda *told: None)
+        >>> dark = Item("dark", None, lambda: Case(np.zeros((4, 4, 1)), np.zeros((1, 4, 4, 1))))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     print([record["status"] for record in run(Path(folder), [dark], iid(1.0))])
+        ['NO_REGION']
+
+    Source: this project.
     """
 
     def run(directory: Path, items: Sequence[Item], noise: Covariance) -> list[dict[str, Any]]:
@@ -128,6 +163,16 @@ def calibrate(
 
     Raises:
         InputError: no held-out images, or none with a region.
+
+    Example:
+        >>> profile = load_profile(Path("model"))  # doctest: +SKIP
+        >>> data = profile.source.open(Path("tiles"))  # doctest: +SKIP
+        >>> options = CalibrateOptions()
+        >>> found = calibrate(data, profile, run, Path("runs"), options)  # doctest: +SKIP
+        >>> found.calibration.num_views == len(found.records)  # doctest: +SKIP
+        True
+
+    Source: this project.
     """
     held = set(profile.roles["calibrate"])
     samples = [s for s in data.samples if s.split == "train" and s.group in held]
@@ -175,6 +220,15 @@ def keep(directory: Path, found: Calibrated) -> None:
 
     Raises:
         InputError: the file cannot be written.
+
+    Example:
+        >>> options = CalibrateOptions()
+        >>> found = calibrate(data, profile, run, Path("runs"), options)  # doctest: +SKIP
+        >>> keep(Path("model"), found)  # doctest: +SKIP
+        >>> load_calibration(Path("model")) == found.calibration  # doctest: +SKIP
+        True
+
+    Source: this project.
     """
     facts = {
         "verdict": found.verdict,

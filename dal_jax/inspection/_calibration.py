@@ -40,15 +40,26 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Calibration:
-    """What held-out normal images taught, for p-values of further images."""
+    """What held-out normal images taught, for p-values of further images.
 
-    inflated: Law
-    heavy_tails: Law
+    Example:
+        >>> held = Calibration(Law(1.2), Law(1.1, 5.0), (0.1, 0.4, 0.9), (0.01,), (-2.0,), 4, 4)
+        >>> record = {"status": "OK", "p_value": 0.14, "naive_p": 0.05, "max_score": 1.5, "sd": 1.0}
+        >>> line = {"statistic": 2.0, "truncation": [[1.0, 3.0]], "searched": [[-4.0, 4.0]]}
+        >>> p = held.p_values(record | line)
+        >>> p["conformal"], p["inflated"] > p["selective"]
+        (0.5, True)
+
+    Source: this project.
+    """
+
+    inflated: Law  # normal, its standard deviation fitted
+    heavy_tails: Law  # Student's, its scale and degrees of freedom fitted
     selective: tuple[float, ...]  # raw p-values of normal views with a region, ascending
-    naive: tuple[float, ...]
+    naive: tuple[float, ...]  # naive p-values of the same views, ascending
     score: tuple[float, ...]  # minus the maximum score of all normal views, ascending
-    num_views: int
-    num_groups: int
+    num_views: int  # with and without a region
+    num_groups: int  # physical objects that they are of
 
     def p_values(self, record: dict[str, Any]) -> dict[str, float]:
         """All p-values of one tested view.
@@ -241,6 +252,14 @@ def load_calibration(directory: Path) -> Calibration | None:
 
     Raises:
         CheckpointError: the file is damaged.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     print(load_calibration(Path(folder)))  # a model that was not calibrated
+        None
+
+    Source: this project.
     """
     path = directory / RECORD
     if not path.is_file():

@@ -21,7 +21,16 @@ MAPS = "maps"
 
 
 class Inspected(NamedTuple):
-    """One image after its tests."""
+    """One image after its tests.
+
+    Example:
+        >>> sample = Sample("a.png", Path("a.png"), "test", "unknown", None, "a")
+        >>> one = Inspected(sample, [], *[None] * 6)  # a file that could not be read
+        >>> one.sample.name, one.image is None
+        ('a.png', True)
+
+    Source: this project.
+    """
 
     sample: Sample
     rows: list[dict[str, Any]]  # of its views
@@ -66,6 +75,16 @@ def test_samples(
     Raises:
         InputError: the directory of another run.
         RunError: the disk is full, or another process was lost.
+
+    Example:
+        >>> reader = Reader(data, profile.fitted)  # doctest: +SKIP
+        >>> samples = to_test(data, profile)  # doctest: +SKIP
+        >>> here = (Path("runs"), localizer, profile, reader, samples)  # doctest: +SKIP
+        >>> tested = test_samples(*here, TestOptions(), host=Host(0, 1))  # doctest: +SKIP
+        >>> {item.sample for item, _ in tested} == set(samples)  # doctest: +SKIP
+        True
+
+    Source: this project.
     """
     listed = view_items(reader, samples)
     items = as_items(reader, listed, profile.references)
@@ -118,6 +137,14 @@ def inspected(
 
     Yields:
         The images in order.
+
+    Example:
+        >>> rows = rows_of(tested, None, InspectOptions())  # doctest: +SKIP
+        >>> images = list(inspected(Path("runs"), reader, profile, tested, rows))  # doctest: +SKIP
+        >>> [one.sample for one in images] == samples  # doctest: +SKIP
+        True
+
+    Source: this project.
     """
     start = 0
     while start < len(tested):

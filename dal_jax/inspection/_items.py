@@ -31,6 +31,20 @@ class Reader:
     Args:
         data: the samples' data set.
         fitted: the preparation.
+
+    Example:
+        >>> import tempfile
+        >>> from dal_jax.images import Preparation, fit, open_data
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.save(f"{folder}/a.npy", np.arange(64.0).reshape(8, 8, 1) ** 3)
+        ...     data = open_data(folder, "folder")
+        ...     fitted = fit(Preparation(size=4), [read_sample(data, data.samples[0])[0]])
+        ...     reader = Reader(data, fitted)
+        ...     image, mask, found = reader.read(data.samples[0])
+        >>> image.shape, mask is None, found.pixels.shape
+        ((8, 8, 1), True, (1, 4, 4, 1))
+
+    Source: this project.
     """
 
     def __init__(self, data: DataSet, fitted: Fitted):
@@ -69,6 +83,19 @@ def to_test(data: DataSet, profile: Profile) -> list[Sample]:
 
     Raises:
         InputError: none are left.
+
+    Example:
+        >>> from dal_jax.images import Preparation
+        >>> from dal_jax.inspection import Source
+        >>> from dal_jax.noise import iid
+        >>> fitted = Fitted(Preparation(size=4), 1, (0.0, 0.5, 1.0), (0.0,), 1.0, 20)
+        >>> views, roles = np.zeros((2, 4, 4, 1)), {"train": ("a", "b")}
+        >>> profile = Profile(Source(), fitted, "iid", iid(2.0), views, 0.5, "peak", 0.02, roles, 0)
+        >>> samples = [Sample(name, Path(name), "test", "unknown", None, name) for name in "abc"]
+        >>> [sample.name for sample in to_test(DataSet(Path(), "folder", tuple(samples)), profile)]
+        ['c']
+
+    Source: this project.
     """
     seen = {group for groups in profile.roles.values() for group in groups}
     samples = [s for s in data.samples if s.split == "test" and s.group not in seen]

@@ -44,6 +44,13 @@ class LearnOptions:
 
     Raises:
         InputError: a value does not fit.
+
+    Example:
+        >>> options = LearnOptions(noise="stationary", flag_share=0.01)
+        >>> options.noise, options.references
+        ('stationary', 20)
+
+    Source: this project.
     """
 
     views_per_image: int = 8  # random ones, to train on; the tested geometry's own come on top
@@ -275,6 +282,18 @@ def learn_constants(
 
     Returns:
         The configuration with the constants.
+
+    Raises:
+        InputError: images or constants that the localizer refuses.
+
+    Example:
+        >>> from dal_jax.diffusion import DalConfig
+        >>> from dal_jax.models import UNetConfig
+        >>> config = DalConfig(UNetConfig(1, (4, 8)), image_size=8)
+        >>> learn_constants((), config, np.zeros((1, 8, 8, 1)), seed=0) is config  # none to learn
+        True
+
+    Source: this project.
     """
     if not isinstance(config, PerceptualConfig):
         return config
@@ -322,6 +341,12 @@ def threshold_of(
 
     Raises:
         InputError: scores that are not finite, or no positive threshold.
+
+    Example:
+        >>> from dal_jax.localizers import from_score
+        >>> localizer = from_score(lambda params, draws, x: x.sum(-1), (4, 4, 1), threshold=1.0)
+        >>> threshold_of(localizer, np.arange(16.0).reshape(1, 4, 4, 1), flag_share=0.25)
+        11.25
 
     Source: this project.
     """

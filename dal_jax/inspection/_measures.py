@@ -11,7 +11,20 @@ from dal_jax.inspection._rows import COLUMNS
 
 
 class Measures:
-    """Collects what the metrics need; of a pixel no more than `PixelMetrics` keeps."""
+    """Collects what the metrics need; of a pixel no more than `PixelMetrics` keeps.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from dal_jax.images import Sample
+        >>> measures = Measures()
+        >>> for label, score in (("normal", 0.2), ("crack", 0.9)):
+        ...     sample = Sample(label, Path(f"{label}.png"), "test", label, None, label)
+        ...     measures.add(Inspected(sample, [], None, None, np.full((2, 2), score), *[None] * 3))
+        >>> measures.result(alpha=0.05)["image"]["auroc"]
+        1.0
+
+    Source: this project.
+    """
 
     def __init__(self) -> None:
         self._pixels = PixelMetrics()

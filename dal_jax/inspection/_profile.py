@@ -21,13 +21,23 @@ _FORMAT = 2
 
 @dataclass(frozen=True)
 class Source:
-    """How a folder of images is read; see `open_data`."""
+    """How a folder of images is read; see `open_data`.
 
-    layout: str = "auto"
-    category: str | None = None
-    contrast: str | None = None
-    slices: tuple[int, ...] | None = None
-    groups: str | None = None
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "a.png").write_bytes(b"")  # listed, not read
+        ...     print([sample.name for sample in Source("folder").open(Path(folder)).samples])
+        ['a.png']
+
+    Source: this project.
+    """
+
+    layout: str = "auto"  # or its name
+    category: str | None = None  # of the product; None: the only one
+    contrast: str | None = None  # of BraTS; None: FLAIR
+    slices: tuple[int, ...] | None = None  # (start, stop) or (start, stop, step)
+    groups: str | None = None  # what makes one physical object, as in `group_of`
 
     def open(self, root: Path) -> DataSet:
         """Lists the samples of a folder.
@@ -52,18 +62,30 @@ class Source:
 
 
 class Profile(NamedTuple):
-    """Everything about the images that was fixed before any tested image was seen."""
+    """Everything about the images that was fixed before any tested image was seen.
 
-    source: Source
-    fitted: Fitted
-    noise_kind: str
+    Example:
+        >>> from dal_jax.images import Preparation
+        >>> from dal_jax.noise import iid
+        >>> fitted = Fitted(Preparation(size=4), 1, (0.0, 0.5, 1.0), (0.0,), 1.0, 20)
+        >>> views, roles = np.zeros((2, 4, 4, 1)), {"train": ("a", "b")}
+        >>> profile = Profile(Source(), fitted, "iid", iid(2.0), views, 0.5, "peak", 0.02, roles, 0)
+        >>> profile.noise_kind, profile.references.shape, profile.roles["train"]
+        ('iid', (2, 4, 4, 1), ('a', 'b'))
+
+    Source: this project.
+    """
+
+    source: Source  # how the folder was read
+    fitted: Fitted  # what is done to each image
+    noise_kind: str  # a kind of `dal_jax.noise.estimate`
     noise: Covariance  # of one view
     references: Float[np.ndarray, "K H W C"]  # views of normal images, of K physical objects
     threshold: float  # of the score, units of a view
     region: str  # which flagged pixels are tested, as in `TestOptions`
     flag_share: float  # of the pixels of normal views that the threshold was to flag
     roles: dict[str, tuple[str, ...]]  # groups that served to "train", "tune", "calibrate"
-    seed: int
+    seed: int  # of the roles, the references and the localizer's draws
 
 
 def save_profile(directory: Path, profile: Profile) -> None:
@@ -75,6 +97,20 @@ def save_profile(directory: Path, profile: Profile) -> None:
 
     Raises:
         InputError: a file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from dal_jax.images import Preparation
+        >>> from dal_jax.noise import iid
+        >>> fitted = Fitted(Preparation(size=4), 1, (0.0, 0.5, 1.0), (0.0,), 1.0, 20)
+        >>> views, roles = np.zeros((2, 4, 4, 1)), {"train": ("a", "b")}
+        >>> profile = Profile(Source(), fitted, "iid", iid(2.0), views, 0.5, "peak", 0.02, roles, 0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_profile(Path(folder), profile)
+        ...     print(sorted(path.name for path in Path(folder).iterdir()))
+        ['noise.npz', 'profile.json', 'references.npy']
+
+    Source: this project.
     """
     save_noise(directory / NOISE, profile.noise)
     write_array(directory / REFERENCES, profile.references)
@@ -104,6 +140,20 @@ def load_profile(directory: Path) -> Profile:
 
     Raises:
         CheckpointError: there is none, or a file is damaged or of another profile.
+
+    Example:
+        >>> import tempfile
+        >>> from dal_jax.images import Preparation
+        >>> from dal_jax.noise import iid
+        >>> fitted = Fitted(Preparation(size=4), 1, (0.0, 0.5, 1.0), (0.0,), 1.0, 20)
+        >>> views, roles = np.zeros((2, 4, 4, 1)), {"train": ("a", "b")}
+        >>> profile = Profile(Source(), fitted, "iid", iid(2.0), views, 0.5, "peak", 0.02, roles, 0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_profile(Path(folder), profile)
+        ...     print(load_profile(Path(folder)).fitted == fitted)
+        True
+
+    Source: this project.
     """
     path = directory / RECORD
     if not path.is_file():
@@ -136,6 +186,13 @@ def open_model(directory: Path, profile: Profile) -> Localizer:
 
     Raises:
         CheckpointError: missing or damaged checkpoint.
+
+    Example:
+        >>> profile = load_profile(Path("model"))  # doctest: +SKIP
+        >>> open_model(Path("model"), profile).threshold == profile.threshold  # doctest: +SKIP
+        True
+
+    Source: this project.
     """
     return load_localizer(directory, profile.threshold, profile.seed)
 

@@ -31,10 +31,17 @@ class InspectOptions:
 
     Raises:
         InputError: a value does not fit.
+
+    Example:
+        >>> options = InspectOptions(decide_by="conformal")
+        >>> options.alpha, options.decide_by
+        (0.05, 'conformal')
+
+    Source: this project.
     """
 
-    alpha: float = 0.05
-    decide_by: str = "selective"
+    alpha: float = 0.05  # level for all views of an image together
+    decide_by: str = "selective"  # one of `DECIDING`: selective, inflated, heavy_tails, conformal
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:
@@ -64,6 +71,18 @@ def rows_of(
 
     Raises:
         InputError: a recalibrated p-value is to decide and there is no calibration.
+
+    Example:
+        >>> from dal_jax.images import Sample
+        >>> sample = Sample("a.png", Path("a.png"), "test", "unknown", None, "a")
+        >>> keys = ("p_value", "p_low", "p_high", "naive_p", "statistic", "sd")
+        >>> none = dict.fromkeys(keys, np.nan)
+        >>> record = {"status": "NO_REGION", "region": [], "max_score": 0.4, "message": "", **none}
+        >>> row = rows_of([(ViewItem(sample, 0, 1), record)], None, InspectOptions())[0]
+        >>> row["name"], row["decision"], row["num_flagged"]
+        ('a.png', 'no region', 0)
+
+    Source: this project.
     """
     if calibration is None and options.decide_by != "selective":
         raise InputError(
@@ -120,6 +139,16 @@ def image_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
         The most telling decision of its views, the smallest adjusted p-value, and counts.
+
+    Example:
+        >>> row = {"name": "a.png", "label": "unknown", "group": "a", "decision": "no region",
+        ...        "p_adjusted": np.nan, "num_flagged": 0, "message": ""}
+        >>> called = {**row, "decision": "significant", "p_adjusted": 0.01, "num_flagged": 5}
+        >>> found = image_row([row, called])
+        >>> found["decision"], found["p_value"], found["views_with_region"]
+        ('significant', 0.01, 1)
+
+    Source: this project.
     """
     first = rows[0]
     p = np.array([row["p_adjusted"] for row in rows], float)
@@ -163,6 +192,18 @@ def write_rows(directory: Path, rows: Sequence[dict[str, Any]]) -> None:
     Args:
         directory: where.
         rows: with the same keys.
+
+    Raises:
+        InputError: a file cannot be written, or a row holds what JSON cannot.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_rows(Path(folder), [{"name": "a.png", "p_value": float("nan")}])
+        ...     print(Path(folder, "rows.jsonl").read_text().strip())
+        {"name": "a.png", "p_value": {"$float": "nan"}}
+
+    Source: this project.
     """
     write_csv(directory / "results.csv", rows)
     with (
@@ -179,6 +220,18 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     Args:
         path: of the file.
         rows: with the same keys.
+
+    Raises:
+        InputError: the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_csv(Path(folder, "t.csv"), [{"name": "=1+1", "p_value": 0.5}])
+        ...     print(Path(folder, "t.csv").read_text().split())
+        ['name,p_value', "'=1+1,0.5"]
+
+    Source: this project.
     """
     with (
         atomic_path(path) as temporary,

@@ -37,9 +37,19 @@ Trainer = Callable[..., Any]
 
 
 class Learned(NamedTuple):
-    """What training on a folder gave."""
+    """What training on a folder gave.
 
-    profile: Profile
+    Example:
+        >>> learned = learn(  # doctest: +SKIP
+        ...     root, Source(), preparation, config, train_config, options, directory, train
+        ... )
+        >>> learned.profile.noise_kind == learned.choice.kind  # doctest: +SKIP
+        True
+
+    Source: this project.
+    """
+
+    profile: Profile  # that was written beside the network
     choice: Choice  # of the noise model
     num_views: int  # trained on
     left_out: tuple[str, ...]  # groups that are tested too
@@ -47,7 +57,17 @@ class Learned(NamedTuple):
 
 
 class LearnedViews(NamedTuple):
-    """What training on views gave."""
+    """What training on views gave.
+
+    Example:
+        >>> from dal_jax.diffusion import DalConfig
+        >>> from dal_jax.models import UNetConfig
+        >>> config = DalConfig(UNetConfig(1, (4, 8)), image_size=8)
+        >>> LearnedViews(config, threshold=0.8, trained=None).config.image_shape
+        (8, 8, 1)
+
+    Source: this project.
+    """
 
     config: Any  # of the localizer, with what was learned
     threshold: float  # that the wanted share of the views' pixels exceeds
@@ -83,6 +103,17 @@ def learn_views(
 
     Raises:
         InputError: parts that do not fit each other.
+
+    Example:
+        >>> from dal_jax.diffusion import train
+        >>> views = np.random.default_rng(0).normal(size=(500, 32, 32, 1))
+        >>> found = learn_views(  # doctest: +SKIP
+        ...     views, config, TrainConfig(), LearnOptions(), Path("model"), train
+        ... )
+        >>> found.threshold > 0  # doctest: +SKIP
+        True
+
+    Source: this project.
     """
     config, count = config.for_images(views.shape[1:]), len(views)
     _check_textures(config, textures)
@@ -130,6 +161,17 @@ def learn(
 
     Raises:
         InputError: the data do not fit.
+
+    Example:
+        >>> from dal_jax.diffusion import train
+        >>> learned = learn(  # doctest: +SKIP
+        ...     Path("tiles"), Source(), Preparation(), config, TrainConfig(), LearnOptions(),
+        ...     Path("model"), train,
+        ... )
+        >>> sorted(learned.profile.roles)  # doctest: +SKIP
+        ['calibrate', 'train', 'tune']
+
+    Source: this project.
     """
     data = source.open(root)
     dealt, left_out = share_out(data, options.seed)

@@ -20,6 +20,20 @@ class VolumeMaps:
 
     Args:
         folder: where, as `<name of the volume>_<kind>.nii.gz`.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path, score = Path(folder, "brain.nii.gz"), np.ones((6, 4))
+        ...     write_volume(path, np.zeros((4, 6, 1)), np.eye(4))
+        ...     sample = Sample("brain.nii.gz#0", path, "test", "unknown", None, "brain", 0)
+        ...     maps = VolumeMaps(Path(folder, "maps"))
+        ...     maps.add(Inspected(sample, [], None, None, score, score > 2, score > 2, score))
+        ...     maps.close()
+        ...     print(float(read_volume(Path(folder, "maps", "brain_score.nii.gz")).voxels.sum()))
+        24.0
+
+    Source: this project.
     """
 
     def __init__(self, folder: Path):

@@ -17,9 +17,16 @@ class AutoencoderLocalizerConfig:
 
     Raises:
         InputError: parts that do not fit each other, or a filter that is not odd.
+
+    Example:
+        >>> network = AutoencoderConfig(channels=(8, 16))
+        >>> AutoencoderLocalizerConfig(network, image_size=16).image_shape
+        (16, 16, 1)
+
+    Source: this project.
     """
 
-    network: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    network: AutoencoderConfig = field(default_factory=AutoencoderConfig)  # widths and depth
     filter_size: int = 3  # side of the averaging filter, pixels, odd
     image_size: int | tuple[int, ...] = (32, 32)  # pixels; kept as (H, W)
 
@@ -67,7 +74,11 @@ class AutoencoderLocalizerConfig:
         return replace(self, network=network, image_size=tuple(shape[:2]))
 
     def to_dict(self) -> dict[str, Any]:
-        """Gives the configuration as plain values, ready for JSON."""
+        """Gives the configuration as plain values, ready for JSON.
+
+        Returns:
+            Fields and their values, those of the network in a dictionary of their own.
+        """
         return asdict(self)
 
     @staticmethod
@@ -91,23 +102,70 @@ class AutoencoderLocalizerConfig:
 
 @dataclass(frozen=True)
 class AutoencoderReconstruct:
-    """`AE(x)`: (variables, draws, x (H, W, C)) -> (H, W, C); the draws are not used."""
+    """`AE(x)`: (variables, draws, x (H, W, C)) -> (H, W, C); the draws are not used.
 
-    config: AutoencoderLocalizerConfig
+    Example:
+        >>> import jax
+        >>> config = AutoencoderLocalizerConfig(AutoencoderConfig(channels=(2,)), image_size=8)
+        >>> reconstruct = AutoencoderReconstruct(config)
+        >>> image = jax.ShapeDtypeStruct((8, 8, 1), "float32")
+        >>> jax.eval_shape(reconstruct, config.variable_shapes, None, image).shape
+        (8, 8, 1)
+
+    Source: Bergmann et al., arXiv 1807.02011, section 3.1.
+    """
+
+    config: AutoencoderLocalizerConfig  # network and image size
 
     def __call__(self, params: PyTree, draws: Any, x: Array) -> Array:
-        """Reconstructs one image in its dtype."""
+        """Reconstructs one image in its dtype.
+
+        Args:
+            params: variables of the network.
+            draws: not used.
+            x: (H, W, C), the image.
+
+        Returns:
+            (H, W, C), in the dtype of x.
+
+        Raises:
+            InputError: the image does not fit the network.
+        """
         return autoencode(params, self.config.network, x[None])[0]
 
 
 @dataclass(frozen=True)
 class AutoencoderScore:
-    """`sum_c |F(AE(x) - x)|`: (variables, draws, x (H, W, C)) -> (H, W)."""
+    """`sum_c |F(AE(x) - x)|`: (variables, draws, x (H, W, C)) -> (H, W).
 
-    config: AutoencoderLocalizerConfig
+    Example:
+        >>> import jax
+        >>> config = AutoencoderLocalizerConfig(AutoencoderConfig(channels=(2,)), image_size=8)
+        >>> score = AutoencoderScore(config)
+        >>> image = jax.ShapeDtypeStruct((8, 8, 1), "float32")
+        >>> jax.eval_shape(score, config.variable_shapes, None, image).shape
+        (8, 8)
+
+    Source: Bergmann et al., arXiv 1807.02011, section 3.1; the filter: Katsuoka et al., arXiv
+    2402.11789, section 5.
+    """
+
+    config: AutoencoderLocalizerConfig  # network, filter and image size
 
     def __call__(self, params: PyTree, draws: Any, x: Array) -> Array:
-        """Scores one image in its dtype."""
+        """Scores one image in its dtype.
+
+        Args:
+            params: variables of the network.
+            draws: not used.
+            x: (H, W, C), the image.
+
+        Returns:
+            (H, W), in the dtype of x and the units of the image.
+
+        Raises:
+            InputError: the image does not fit the network.
+        """
         normal = AutoencoderReconstruct(self.config)(params, draws, x)
         return filtered_difference(normal, x, self.config.filter_size)
 
@@ -131,6 +189,14 @@ def autoencoder_localizer(
 
     Raises:
         InputError: draws of another shape, or the threshold is not positive.
+
+    Example:
+        >>> from dal_jax.models import init_autoencoder
+        >>> config = AutoencoderLocalizerConfig(AutoencoderConfig(channels=(2,)), image_size=8)
+        >>> variables = init_autoencoder(config.network, seed=0)
+        >>> localizer = autoencoder_localizer(variables, config, threshold=0.5)
+        >>> localizer.image_shape, localizer.draws.size
+        ((8, 8, 1), 0)
 
     Source: Bergmann et al., arXiv 1807.02011, section 3.1; the averaging filter as in Katsuoka et
     al., arXiv 2402.11789, section 5.

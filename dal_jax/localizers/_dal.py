@@ -12,12 +12,36 @@ from dal_jax.models import denoiser
 
 @dataclass(frozen=True)
 class DalReconstruct:
-    """`D(x)`: (variables, draws, x (H, W, C)) -> (H, W, C), batch norm in inference mode."""
+    """`D(x)`: (variables, draws, x (H, W, C)) -> (H, W, C), batch norm in inference mode.
 
-    config: DalConfig
+    Example:
+        >>> import jax
+        >>> from dal_jax.models import UNetConfig
+        >>> config = DalConfig(UNetConfig(channels=(2,)), image_size=8)
+        >>> image = jax.ShapeDtypeStruct((8, 8, 1), "float32")
+        >>> draws = jax.ShapeDtypeStruct(config.draws_shape, "float32")
+        >>> jax.eval_shape(DalReconstruct(config), config.variable_shapes, draws, image).shape
+        (8, 8, 1)
+
+    Source: Katsuoka et al., arXiv 2402.11789, section 2.
+    """
+
+    config: DalConfig  # network, diffusion and image size
 
     def __call__(self, params: PyTree, draws: Any, x: Array) -> Array:
-        """Reconstructs one image in its dtype."""
+        """Reconstructs one image in its dtype.
+
+        Args:
+            params: variables of the network.
+            draws: (1 + steps, H, W, C) standard normal.
+            x: (H, W, C), the image.
+
+        Returns:
+            (H, W, C), in the dtype of x.
+
+        Raises:
+            InputError: image or draws do not fit the configuration.
+        """
         denoise = denoiser(params, self.config.unet, self.config.sides, x.dtype)
         reverse = self.config.reverse
         conditions = denoise.conditions(reverse.coefficients(self.config.schedule).levels)
@@ -27,12 +51,36 @@ class DalReconstruct:
 
 @dataclass(frozen=True)
 class DalScore:
-    """`sum_c |F(D(x) - x)|`: (variables, draws, x (H, W, C)) -> (H, W)."""
+    """`sum_c |F(D(x) - x)|`: (variables, draws, x (H, W, C)) -> (H, W).
 
-    config: DalConfig
+    Example:
+        >>> import jax
+        >>> from dal_jax.models import UNetConfig
+        >>> config = DalConfig(UNetConfig(channels=(2,)), image_size=8)
+        >>> image = jax.ShapeDtypeStruct((8, 8, 1), "float32")
+        >>> draws = jax.ShapeDtypeStruct(config.draws_shape, "float32")
+        >>> jax.eval_shape(DalScore(config), config.variable_shapes, draws, image).shape
+        (8, 8)
+
+    Source: Katsuoka et al., arXiv 2402.11789, section 3; the filter: section 5.
+    """
+
+    config: DalConfig  # network, diffusion, filter and image size
 
     def __call__(self, params: PyTree, draws: Any, x: Array) -> Array:
-        """Scores one image in its dtype."""
+        """Scores one image in its dtype.
+
+        Args:
+            params: variables of the network.
+            draws: (1 + steps, H, W, C) standard normal.
+            x: (H, W, C), the image.
+
+        Returns:
+            (H, W), in the dtype of x and the units of the image.
+
+        Raises:
+            InputError: image or draws do not fit the configuration.
+        """
         normal = DalReconstruct(self.config)(params, draws, x)
         return filtered_difference(normal, x, self.config.filter_size)
 
@@ -54,6 +102,13 @@ def dal_localizer(
 
     Raises:
         InputError: draws of another shape, or the threshold is not positive.
+
+    Example:
+        >>> from dal_jax.models import UNetConfig, init_unet
+        >>> config = DalConfig(UNetConfig(channels=(2,)), image_size=4)
+        >>> localizer = dal_localizer(init_unet(config.unet, seed=0), config, threshold=0.5)
+        >>> localizer.threshold, localizer.draws.shape
+        (0.5, (6, 4, 4, 1))
 
     Source: Katsuoka et al., arXiv 2402.11789, section 3.
     """

@@ -22,6 +22,12 @@ def average_filter(x: Float[Array, "H W C"], size: int = 3) -> Float[Array, "H W
     Returns:
         (H, W, C), in the dtype of x.
 
+    Example:
+        >>> import jax
+        >>> averaged = jax.jit(average_filter)(np.full((3, 3, 1), 9.0))
+        >>> np.round(averaged[..., 0]).tolist()
+        [[4.0, 6.0, 4.0], [6.0, 9.0, 6.0], [4.0, 6.0, 4.0]]
+
     Source: Katsuoka et al., arXiv 2402.11789, section 5 (a 3 x 3 averaging filter).
     """
     rows = _running_sum(_running_sum(x, size, 0), size, 1)
@@ -67,6 +73,13 @@ def gaussian_filter(x: Float[Array, "*B H W"], sigma: float) -> Float[Array, "*B
 
     Returns:
         (..., H, W), in the dtype of x; a constant map stays what it is.
+
+    Example:
+        >>> point = np.zeros((9, 9))
+        >>> point[4, 4] = 1.0
+        >>> blurred = np.asarray(gaussian_filter(point, sigma=1.0))
+        >>> round(blurred[4, 4].item(), 2), round(blurred.sum().item(), 4)
+        (0.16, 1.0)
 
     Source: this project; the weights are those of `scipy.ndimage.gaussian_filter`.
     """

@@ -31,13 +31,18 @@ class GladConfig(PerceptualConfig):
     Raises:
         InputError: a value out of range, or parts that do not fit each other.
 
+    Example:
+        >>> config = GladConfig(image_size=8, start=120, stop_distance=0.5)
+        >>> config.reverse.levels, config.tau
+        ((80, 40, 0), 0.5)
+
     Source: Yao et al., arXiv 2406.07487: start 500, spacing 40, blur 6 at 512 x 512.
     """
 
     kind: ClassVar[str] = "glad"
 
-    start: int = 500
-    spacing: int = 40
+    start: int = 500  # the levels visited are below it
+    spacing: int = 40  # of the levels
     # tau: the process stops once it is this far; infinity: never; None: as `calibrate_scales`
     # learns, and 0.3 until then.
     stop_distance: float | None = None
@@ -85,7 +90,14 @@ class GladConfig(PerceptualConfig):
         return 1 if self.radius is None and self.piecewise_linear else self.radius
 
     def mixing(self, far: Float[Array, "B H W"]) -> Float[Array, "B H W"]:
-        """The share of the reverse process in the fused image, from distances: mu, 0 to 1."""
+        """The share of the reverse process in the fused image, from distances: mu, 0 to 1.
+
+        Args:
+            far: (B, H, W), distances of features.
+
+        Returns:
+            (B, H, W), in the dtype of `far`; 0 or 1 with the preset "pl".
+        """
         centre = self.fusion_centre
         if centre is None:
             centre = self.tau if self.piecewise_linear else 0.0
@@ -247,25 +259,67 @@ def _parts(config: GladConfig, extractor: Any, params: PyTree, x: Array) -> tupl
 
 @dataclass(frozen=True)
 class GladReconstruct:
-    """The fused reconstruction: (params, draws, x (H, W, C)) -> (H, W, C)."""
+    """The fused reconstruction: (params, draws, x (H, W, C)) -> (H, W, C).
 
-    config: GladConfig
-    extractor: Any
+    Example:
+        >>> from dal_jax.models import UNetConfig, init_unet
+        >>> config = GladConfig(UNetConfig(channels=(2,)), image_size=4, start=40, depths=(1,))
+        >>> localizer = glad_localizer(init_unet(config.unet, seed=0), config)
+        >>> reconstruct = GladReconstruct(config, config.encoder)
+        >>> image = jax.ShapeDtypeStruct((4, 4, 1), "float32")
+        >>> jax.eval_shape(reconstruct, localizer.params, localizer.draws, image).shape
+        (4, 4, 1)
+
+    Source: Yao et al., arXiv 2406.07487.
+    """
+
+    config: GladConfig  # without scales, which are parameters
+    extractor: Any  # of features, frozen and hashable
 
     def __call__(self, params: PyTree, draws: Any, x: Array) -> Array:
-        """Reconstructs one image in its dtype."""
+        """Reconstructs one image in its dtype.
+
+        Args:
+            params: of the localizer, as `Localizer.params` has them.
+            draws: (1, H, W, C) standard normal.
+            x: (H, W, C), the image.
+
+        Returns:
+            (H, W, C), in the dtype of x.
+        """
         return glad_chain(self.config, self.extractor, params, draws, x).x[0]
 
 
 @dataclass(frozen=True)
 class GladScore:
-    """Blurred difference from the reconstruction: (params, draws, x (H, W, C)) -> (H, W)."""
+    """Blurred difference from the reconstruction: (params, draws, x (H, W, C)) -> (H, W).
 
-    config: GladConfig
-    extractor: Any
+    Example:
+        >>> from dal_jax.models import UNetConfig, init_unet
+        >>> config = GladConfig(UNetConfig(channels=(2,)), image_size=4, start=40, depths=(1,))
+        >>> localizer = glad_localizer(init_unet(config.unet, seed=0), config)
+        >>> score = GladScore(config, config.encoder)
+        >>> image = jax.ShapeDtypeStruct((4, 4, 1), "float32")
+        >>> jax.eval_shape(score, localizer.params, localizer.draws, image).shape
+        (4, 4)
+
+    Source: Yao et al., arXiv 2406.07487.
+    """
+
+    config: GladConfig  # without scales, which are parameters
+    extractor: Any  # of features, frozen and hashable
 
     def __call__(self, params: PyTree, draws: Any, x: Array) -> Array:
-        """Scores one image in its dtype."""
+        """Scores one image in its dtype.
+
+        Args:
+            params: of the localizer, as `Localizer.params` has them.
+            draws: (1, H, W, C) standard normal.
+            x: (H, W, C), the image.
+
+        Returns:
+            (H, W), in the dtype of x.
+        """
         config = self.config
         normal = glad_chain(config, self.extractor, params, draws, x).x
         difference = difference_from(config, self.extractor, params, x, config.reach)
@@ -304,6 +358,13 @@ def glad_localizer(
 
     Raises:
         InputError: draws, foreground, extractor or threshold do not fit.
+
+    Example:
+        >>> from dal_jax.models import UNetConfig, init_unet
+        >>> config = GladConfig(UNetConfig(channels=(2,)), image_size=4, start=40, depths=(1,))
+        >>> localizer = glad_localizer(init_unet(config.unet, seed=0), config, threshold=0.5)
+        >>> localizer.draws.shape
+        (1, 4, 4, 1)
 
     Source: Yao et al., GLAD: Towards Better Reconstruction with Global and Local Adaptive
     Diffusion Models for Unsupervised Anomaly Detection, arXiv 2406.07487.

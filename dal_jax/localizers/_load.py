@@ -81,6 +81,18 @@ def load_localizer(
         CheckpointError: missing or damaged checkpoint.
         InputError: draws of another shape, the threshold is not positive, or the network cannot be
             used so.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from dal_jax.diffusion import DalConfig, save_checkpoint
+        >>> from dal_jax.models import UNetConfig, init_unet
+        >>> config = DalConfig(UNetConfig(channels=(2,)), image_size=4)
+        >>> with TemporaryDirectory() as folder:
+        ...     save_checkpoint(folder, init_unet(config.unet, seed=0), config)
+        ...     load_localizer(folder, threshold=0.5).image_shape
+        (4, 4, 1)
+
+    Source: this project.
     """
     variables, config = load_checkpoint(directory, list(CONFIGS.values()))
     config = config if localizer is None else as_kind(config, localizer)
@@ -89,9 +101,17 @@ def load_localizer(
 
 
 class ExtractorFile(NamedTuple):
-    """Weights of an extractor of features in a file of the user's; see `load_extractor`."""
+    """Weights of an extractor of features in a file of the user's; see `load_extractor`.
 
-    path: Path
+    Example:
+        >>> file = ExtractorFile(Path("resnet18.npz"), "resnet", {"depths": (1, 2)})
+        >>> file.kind, file.settings["depths"]
+        ('resnet', (1, 2))
+
+    Source: this project.
+    """
+
+    path: Path  # .npz or .safetensors
     kind: str  # "resnet" or "vit"
     settings: Mapping[str, Any]  # fields of the extractor
 
@@ -118,6 +138,12 @@ def save_extractor(directory: str | Path, extractor: ExtractorFile) -> None:
 
     Raises:
         InputError, CheckpointError: they do not; nothing is written then.
+
+    Example:
+        >>> file = ExtractorFile(Path("resnet18.npz"), "resnet", {"depths": (1, 2)})
+        >>> save_extractor("model", file)  # doctest: +SKIP
+
+    Source: this project.
     """
     extractor.load()
     folder = Path(directory)

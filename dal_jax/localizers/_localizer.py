@@ -23,14 +23,23 @@ class Localizer(NamedTuple):
     The functions are pure and hashable and capture no arrays; equal functions share one compiled
     program. `score` and `reconstruct` compute in the dtype of the image (float64 without touching
     JAX's global setting).
+
+    Example:
+        >>> def brightness(params, draws, x):
+        ...     return x.sum(-1)
+        >>> localizer = from_score(brightness, (2, 2, 1), threshold=0.5)
+        >>> localizer.region(np.eye(2)[..., None]).tolist()
+        [[True, False], [False, True]]
+
+    Source: this project.
     """
 
     score_fn: MapFunction  # (params, draws, x (H, W, C)) -> (H, W)
     reconstruct_fn: MapFunction  # (params, draws, x (H, W, C)) -> (H, W, C)
-    params: PyTree
+    params: PyTree  # of arrays
     draws: Any  # as the functions take them, for instance (1 + steps, H, W, C)
-    threshold: float
-    image_shape: tuple[int, int, int]
+    threshold: float  # positive, in units of the score
+    image_shape: tuple[int, int, int]  # (H, W, C)
 
     def score(self, x: np.ndarray | Array) -> Float[np.ndarray, "H W"]:
         """Computes the score map of an image.
@@ -230,6 +239,8 @@ def from_score(
         ...     return x.sum(-1)
         >>> from_score(brightness, (2, 2, 1), 0.5).region(np.eye(2)[..., None]).sum().item()
         2
+
+    Source: this project.
     """
     if len(image_shape) != 3 or min(image_shape) < 1:
         raise InputError(f"image_shape: got {image_shape}, expected (H, W, C)")

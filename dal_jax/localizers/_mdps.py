@@ -35,6 +35,11 @@ class MdpsConfig(PerceptualConfig):
     Raises:
         InputError: a value out of range, or parts that do not fit each other.
 
+    Example:
+        >>> config = MdpsConfig(image_size=8, start=60, samples=2)
+        >>> config.reverse.levels, config.draws_shape
+        ((40, 20, 0), (2, 2, 4, 8, 8, 1))
+
     Source: Wu et al., arXiv 2404.17900: start 150 to 250, spacing 20, eta 1, blur 4 at 256 x 256.
     """
 
@@ -227,26 +232,68 @@ def mdps_samples(
 
 @dataclass(frozen=True)
 class MdpsReconstruct:
-    """Mean of the normal counterparts: (params, draws, x (H, W, C)) -> (H, W, C)."""
+    """Mean of the normal counterparts: (params, draws, x (H, W, C)) -> (H, W, C).
 
-    config: MdpsConfig
-    extractor: Any
+    Example:
+        >>> from dal_jax.models import UNetConfig, init_unet
+        >>> config = MdpsConfig(UNetConfig(channels=(2,)), image_size=4, start=40, depths=(1,))
+        >>> localizer = mdps_localizer(init_unet(config.unet, seed=0), config)
+        >>> reconstruct = MdpsReconstruct(config, config.encoder)
+        >>> image = jax.ShapeDtypeStruct((4, 4, 1), "float32")
+        >>> jax.eval_shape(reconstruct, localizer.params, localizer.draws, image).shape
+        (4, 4, 1)
+
+    Source: Wu et al., arXiv 2404.17900.
+    """
+
+    config: MdpsConfig  # without scales, which are parameters
+    extractor: Any  # of features, frozen and hashable
 
     def __call__(self, params: PyTree, draws: Any, x: Array) -> Array:
-        """Reconstructs one image in its dtype."""
+        """Reconstructs one image in its dtype.
+
+        Args:
+            params: of the localizer, as `Localizer.params` has them.
+            draws: (samples, passes, 1 + steps, H, W, C) standard normal.
+            x: (H, W, C), the image.
+
+        Returns:
+            (H, W, C), in the dtype of x.
+        """
         normal = mdps_samples(self.config, self.extractor, params, draws, x).normal
         return jnp.sum(normal, axis=0) * x.dtype.type(1.0 / self.config.samples)
 
 
 @dataclass(frozen=True)
 class MdpsScore:
-    """Mean of the difference maps: (params, draws, x (H, W, C)) -> (H, W)."""
+    """Mean of the difference maps: (params, draws, x (H, W, C)) -> (H, W).
 
-    config: MdpsConfig
-    extractor: Any
+    Example:
+        >>> from dal_jax.models import UNetConfig, init_unet
+        >>> config = MdpsConfig(UNetConfig(channels=(2,)), image_size=4, start=40, depths=(1,))
+        >>> localizer = mdps_localizer(init_unet(config.unet, seed=0), config)
+        >>> score = MdpsScore(config, config.encoder)
+        >>> image = jax.ShapeDtypeStruct((4, 4, 1), "float32")
+        >>> jax.eval_shape(score, localizer.params, localizer.draws, image).shape
+        (4, 4)
+
+    Source: Wu et al., arXiv 2404.17900.
+    """
+
+    config: MdpsConfig  # without scales, which are parameters
+    extractor: Any  # of features, frozen and hashable
 
     def __call__(self, params: PyTree, draws: Any, x: Array) -> Array:
-        """Scores one image in its dtype."""
+        """Scores one image in its dtype.
+
+        Args:
+            params: of the localizer, as `Localizer.params` has them.
+            draws: (samples, passes, 1 + steps, H, W, C) standard normal.
+            x: (H, W, C), the image.
+
+        Returns:
+            (H, W), in the dtype of x.
+        """
         difference = mdps_samples(self.config, self.extractor, params, draws, x).difference
         return jnp.sum(difference, axis=0) * x.dtype.type(1.0 / self.config.samples)
 
@@ -281,6 +328,13 @@ def mdps_localizer(
 
     Raises:
         InputError: draws, extractor or threshold do not fit.
+
+    Example:
+        >>> from dal_jax.models import UNetConfig, init_unet
+        >>> config = MdpsConfig(UNetConfig(channels=(2,)), image_size=4, start=40, depths=(1,))
+        >>> localizer = mdps_localizer(init_unet(config.unet, seed=0), config, threshold=0.5)
+        >>> localizer.draws.shape
+        (1, 2, 3, 4, 4, 1)
 
     Source: Wu et al., Unsupervised Anomaly Detection via Masked Diffusion Posterior Sampling,
     arXiv 2404.17900.

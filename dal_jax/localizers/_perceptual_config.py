@@ -27,14 +27,21 @@ class PerceptualConfig:
     Raises:
         InputError: a value out of range, parts that do not fit each other, or a network with the
             preset "pl" that is not piecewise linear.
+
+    Example:
+        >>> config = PerceptualConfig(image_size=8, start=60, spacing=20)
+        >>> config.reverse.levels, config.piecewise_linear
+        ((40, 20, 0), True)
+
+    Source: this project.
     """
 
     kind: ClassVar[str] = ""
 
-    unet: UNetConfig = field(default_factory=UNetConfig)
-    schedule: Schedule = field(default_factory=Schedule)
+    unet: UNetConfig = field(default_factory=UNetConfig)  # the network
+    schedule: Schedule = field(default_factory=Schedule)  # of the noise
     image_size: int | tuple[int, ...] = (32, 32)  # pixels; kept as (H, W)
-    preset: str = "pl"
+    preset: str = "pl"  # or "faithful"
     start: int = 200  # the levels visited are below it
     spacing: int = 20  # of the levels
     feature_level: float = 10.0  # that the encoder of the features is told
@@ -173,7 +180,11 @@ class PerceptualConfig:
         return replace(self, unet=unet, image_size=tuple(shape[:2]))
 
     def to_dict(self) -> dict[str, Any]:
-        """Gives the configuration as plain values, ready for JSON."""
+        """Gives the configuration as plain values, ready for JSON.
+
+        Returns:
+            Fields and their values, those of the parts in dictionaries of their own.
+        """
         return {**asdict(self), "unet": self.unet.to_dict()}
 
     @classmethod
@@ -216,6 +227,13 @@ def check_extractor(extractor: Any, config: PerceptualConfig) -> Any:
     Raises:
         InputError: it cannot be called, lacks an attribute, or is not piecewise linear where the
             preset is.
+
+    Example:
+        >>> config = PerceptualConfig(image_size=8, depths=(1, 3))
+        >>> check_extractor(None, config) == config.encoder
+        True
+
+    Source: this project.
     """
     extractor = config.encoder if extractor is None else extractor
     for name in ("piecewise_linear", "input_range"):

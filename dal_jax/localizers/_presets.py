@@ -24,7 +24,14 @@ _COMMA = re.compile(r",(?=\s*[A-Za-z_.]+\s*=)")
 
 
 class Preset(NamedTuple):
-    """What a name of settings stands for."""
+    """What a name of settings stands for.
+
+    Example:
+        >>> localizer_preset("glad:pl,start=300").config.start
+        300
+
+    Source: this project.
+    """
 
     config: Any  # of the localizer: `DalConfig`, `MdpsConfig`, ...
     training: dict[str, Any]  # fields of `TrainConfig` that go with it
@@ -80,6 +87,12 @@ def as_kind(config: Any, text: str) -> Any:
     Raises:
         InputError: the kind has another network, or the preset does not fit this one.
 
+    Example:
+        >>> trained = localizer_preset("dal,image_size=16").config
+        >>> config = as_kind(trained, "mdps:pl")
+        >>> config.kind, config.image_size, config.unet == trained.unet
+        ('mdps', (16, 16), True)
+
     Source: this project.
     """
     wanted = localizer_preset(text).config
@@ -119,6 +132,8 @@ def preset_names(kind: str) -> tuple[str, ...]:
     Example:
         >>> preset_names("dal")
         ('paper', 'small')
+
+    Source: this project.
     """
     return tuple(_file(kind)["presets"])
 

@@ -42,6 +42,12 @@ def calibrate_scales(
     Raises:
         InputError: another localizer, no images, or images that show no difference.
 
+    Example:
+        >>> from dal_jax.localizers import load_localizer, make_localizer
+        >>> localizer = load_localizer("model", localizer="mdps:pl")  # doctest: +SKIP
+        >>> config = calibrate_scales(localizer, normal_images)  # doctest: +SKIP
+        >>> localizer = make_localizer(localizer.params["network"], config)  # doctest: +SKIP
+
     Source: ratio of the maxima: Wu et al., arXiv 2404.17900; constants: this project.
     """
     fn, images = localizer.score_fn, np.asarray(images, np.float64)

@@ -58,6 +58,11 @@ def hinge_table(name: str) -> tuple[Float[np.ndarray, " K"], Float[np.ndarray, "
     Raises:
         InputError: the name is not of this form.
 
+    Example:
+        >>> knots, changes = hinge_table("pl-silu:5")
+        >>> knots[[0, -1]].tolist(), round(changes.sum().item(), 6)
+        ([-8.0, 8.0], 1.0)
+
     Source: this project.
     """
     family, _, count = name.partition(":")

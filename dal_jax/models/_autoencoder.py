@@ -22,12 +22,18 @@ class AutoencoderConfig:
 
     Raises:
         InputError: a number is not positive or the activation is unknown.
+
+    Example:
+        >>> AutoencoderConfig(channels=(8, 16)).multiple
+        4
+
+    Source: this project.
     """
 
-    in_channels: int = 1
-    channels: tuple[int, ...] = (16, 32, 64)
+    in_channels: int = 1  # of the images
+    channels: tuple[int, ...] = (16, 32, 64)  # of the maps, the finest first
     latent: int = 16  # channels of the code, whose sides are those of the image / `multiple`
-    activation: str = "relu"
+    activation: str = "relu"  # as `activation` takes it
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))
@@ -67,6 +73,12 @@ class Autoencoder(nn.Module):
 
     Args:
         config: widths, depth, activation.
+
+    Example:
+        >>> config = AutoencoderConfig(channels=(4,), latent=2)
+        >>> network, image = Autoencoder(config), jnp.zeros((1, 8, 8, 1))
+        >>> jax.eval_shape(network.apply, init_autoencoder(config, 0), image).shape
+        (1, 8, 8, 1)
 
     Source: Hinton and Salakhutdinov, Science 313, 2006; with convolutions, for anomalies: Bergmann
     et al., arXiv 1807.02011, section 3.1.
@@ -123,6 +135,13 @@ def autoencoder_shapes(config: AutoencoderConfig) -> PyTree:
 
     Returns:
         {"params": ..., "batch_stats": {}} of `jax.ShapeDtypeStruct`, float32.
+
+    Example:
+        >>> shapes = autoencoder_shapes(AutoencoderConfig(channels=(4,)))
+        >>> shapes["params"]["down1"]["kernel"].shape
+        (3, 3, 1, 4)
+
+    Source: this project.
     """
     side = config.multiple
     image = jax.ShapeDtypeStruct((1, side, side, config.in_channels), np.float32)
@@ -139,6 +158,13 @@ def init_autoencoder(config: AutoencoderConfig, seed: int) -> PyTree:
 
     Returns:
         {"params": ..., "batch_stats": {}}, numpy float32.
+
+    Example:
+        >>> variables = init_autoencoder(AutoencoderConfig(channels=(4,), latent=2), seed=0)
+        >>> variables["params"]["code"]["kernel"].shape
+        (3, 3, 4, 2)
+
+    Source: LeCun et al., Efficient BackProp, 1998, section 4.6.
     """
     return draw_variables(autoencoder_shapes(config), seed)
 
@@ -156,6 +182,14 @@ def autoencode(variables: PyTree, config: AutoencoderConfig, x: Array) -> Array:
 
     Raises:
         InputError: x does not fit the network.
+
+    Example:
+        >>> config = AutoencoderConfig(channels=(4,), latent=2)
+        >>> variables, images = init_autoencoder(config, seed=0), np.ones((1, 4, 4, 1))
+        >>> jax.eval_shape(lambda x: autoencode(variables, config, x), images).shape
+        (1, 4, 4, 1)
+
+    Source: Bergmann et al., arXiv 1807.02011, section 3.1.
     """
     params = jax.tree.map(lambda a: jnp.asarray(a, x.dtype), variables["params"])
     reconstruction: Any = Autoencoder(config).apply({"params": params}, x)
@@ -166,23 +200,58 @@ def autoencode(variables: PyTree, config: AutoencoderConfig, x: Array) -> Array:
 class Reconstruction:
     """What training of an autoencoder minimizes: `mean |AE(x) - x|^2`.
 
+    Example:
+        >>> objective = Reconstruction(AutoencoderConfig(channels=(2,)))
+        >>> zeros = jax.tree.map(np.zeros_like, objective.init(seed=0))  # AE(x) = 0
+        >>> loss = jax.jit(objective.loss, static_argnums=3)
+        >>> loss(zeros["params"], {}, np.full((1, 2, 2, 1), 3.0), "float32")[0].item()
+        9.0
+
     Source: Bergmann et al., arXiv 1807.02011, equation 2.
     """
 
-    config: AutoencoderConfig
+    config: AutoencoderConfig  # the network
 
     def init(self, seed: int) -> PyTree:
-        """Draws the network's first variables."""
+        """Draws the network's first variables.
+
+        Args:
+            seed: of the random numbers, 0 or above.
+
+        Returns:
+            {"params": ..., "batch_stats": {}}, numpy float32.
+        """
         return init_autoencoder(self.config, seed)
 
     def prepare(self, key: Array, batch: Any) -> Array:
-        """Takes the images as they are."""
+        """Takes the images as they are.
+
+        Args:
+            key: of random numbers, not used.
+            batch: with images (B, H, W, C).
+
+        Returns:
+            The images.
+        """
         return batch.images
 
     def loss(
         self, params: PyTree, stats: PyTree, prepared: Array, dtype: Any
     ) -> tuple[Array, PyTree]:
-        """Gives the mean square of what is between reconstruction and image."""
+        """Gives the mean square of what is between reconstruction and image.
+
+        Args:
+            params: of the network.
+            stats: batch statistics, of which there are none.
+            prepared: images (B, H, W, C), float32.
+            dtype: of the activations.
+
+        Returns:
+            The loss, float32, in squared units of the images, and the statistics as given.
+
+        Raises:
+            InputError: the images do not fit the network.
+        """
         made = autoencode({"params": params}, self.config, prepared.astype(dtype))
         error = made.astype(jnp.float32) - prepared
         return jnp.mean(jnp.square(error)), stats

@@ -34,6 +34,12 @@ def load_extractor(
         CheckpointError: unreadable file, or a missing, misshapen, non-finite or extra array; the
             message names the array, its shape and the one expected.
 
+    Example:
+        >>> file = "resnet18.npz"  # of the user's
+        >>> extractor, params = load_extractor(file, "resnet", depths=(1, 2))  # doctest: +SKIP
+        >>> [m.shape for m in extractor(params, np.ones((1, 32, 32, 3)))]  # doctest: +SKIP
+        [(1, 8, 8, 64), (1, 4, 4, 128)]
+
     Source: this project.
     """
     if kind not in _KINDS:

@@ -12,7 +12,21 @@ from dal_jax.models._unet import UNetConfig
 
 
 class Extractor(Protocol):
-    """A frozen, hashable function of images; equal extractors share their compiled programs."""
+    """A frozen, hashable function of images; equal extractors share their compiled programs.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class Pixels:
+        ...     piecewise_linear, input_range = True, None
+        ...
+        ...     def __call__(self, params, x):
+        ...         return (x,)
+        >>> extractor: Extractor = Pixels()
+        >>> [m.shape for m in extractor((), jnp.ones((1, 4, 4, 1)))]
+        [(1, 4, 4, 1)]
+
+    Source: this project.
+    """
 
     @property
     def piecewise_linear(self) -> bool:
@@ -25,7 +39,15 @@ class Extractor(Protocol):
         ...
 
     def __call__(self, params: PyTree, x: Array) -> tuple[Array, ...]:
-        """Gives maps (B, h, w, D) of images (B, H, W, C), in the dtype of x."""
+        """Gives maps (B, h, w, D) of images (B, H, W, C), in the dtype of x.
+
+        Args:
+            params: of the extractor.
+            x: (B, H, W, C), in `input_range`.
+
+        Returns:
+            Maps (B, h, w, D), one for each depth; sides and D may differ.
+        """
         ...
 
 
@@ -39,11 +61,19 @@ class UNetEncoder:
     Raises:
         InputError: parts that do not fit each other.
 
+    Example:
+        >>> import jax
+        >>> from dal_jax.models import unet_shapes
+        >>> unet = UNetConfig(channels=(4, 8))
+        >>> encoder = UNetEncoder(unet, sides=(16, 16))
+        >>> [m.shape for m in jax.eval_shape(encoder, unet_shapes(unet), jnp.ones((1, 16, 16, 1)))]
+        [(1, 16, 16, 4), (1, 8, 8, 8)]
+
     Source: features of a noise predictor at a small level: Baranchuk et al., arXiv 2112.03126,
     section 3; with batch norm folded and piecewise linear: this project.
     """
 
-    unet: UNetConfig
+    unet: UNetConfig  # the network
     sides: tuple[int, int]  # (H, W) of the images, pixels
     level: float = 10.0  # of the diffusion, that the network is told; nothing is noised
     depths: tuple[int, ...] = (1, 2)  # increasing; 1 is the finest, len(channels) the bottom

@@ -41,6 +41,12 @@ def fold_norm(variables: PyTree, dtype: Any) -> dict[str, dict[str, Any]]:
         its 1 x 1 kernel; of a block without batch norm the kernel and bias as they are, with the
         "norm" over groups and the "attention" that it has.
 
+    Example:
+        >>> from dal_jax.models import init_unet
+        >>> folded = fold_norm(init_unet(UNetConfig(channels=(2,)), seed=0), np.float32)
+        >>> sorted(folded["bot1"])  # no norm is left
+        ['bias', 'kernel', 'mlp_0', 'mlp_2']
+
     Source: Jacob et al., arXiv 1712.05877, section 3.2.
     """
     params, stats = jax.tree.map(
@@ -168,6 +174,15 @@ def denoiser(
 
     Returns:
         A function of images (B, H, W, C) in that dtype and a level, giving the noise (B, H, W, C).
+
+    Example:
+        >>> from dal_jax.models import init_unet
+        >>> config = UNetConfig(channels=(2,))
+        >>> denoise = denoiser(init_unet(config, seed=0), config, (4, 4), np.float32)
+        >>> jax.eval_shape(denoise, np.ones((1, 4, 4, 1), np.float32), 10.0).shape
+        (1, 4, 4, 1)
+
+    Source: this project.
     """
     folded = fold_norm(variables, dtype)
     kernels = {}

@@ -1,4 +1,4 @@
-"""Weights of a PyTorch module with the names of DESIGN's import contract, read without pickle."""
+"""Weights of a PyTorch module, named as `import_state_dict` tells, read without pickle."""
 
 import re
 import zipfile
@@ -25,6 +25,15 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
 
     Raises:
         CheckpointError: missing, truncated or of another format.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     np.savez(f"{folder}/weights.npz", **{"unet.out.bias": np.zeros(1)})
+        ...     list(read_state_dict(f"{folder}/weights.npz"))
+        ['out.bias']
+
+    Source: this project.
     """
     path = Path(path)
     reader = {".npz": _read_npz, ".safetensors": _read_safetensors, ".pt": _read_torch}
@@ -62,6 +71,17 @@ def infer_unet_config(path: str | Path, activation: str = "relu") -> UNetConfig:
 
     Raises:
         CheckpointError: the file cannot be read or is not such a network.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> names = ("down1.convs.0.weight", "bot1.convs.0.weight", "down1.mlp.0.weight")
+        >>> arrays = map(np.ones, ((2, 1, 3, 3), (4, 2, 3, 3), (1, 8)))
+        >>> with TemporaryDirectory() as folder:
+        ...     np.savez(f"{folder}/weights.npz", **dict(zip(names, arrays)))
+        ...     infer_unet_config(f"{folder}/weights.npz").channels
+        (2, 4)
+
+    Source: this project.
     """
     arrays = read_state_dict(path)
     blocks = sorted(
@@ -96,6 +116,19 @@ def import_state_dict(path: str | Path, config: UNetConfig) -> PyTree:
 
     Raises:
         CheckpointError: unreadable file, or a missing, misshapen, non-finite or extra array.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> kernels = {"bot1.convs.0": (3, 3), "bot1.mlp.0": (), "bot1.mlp.2": (), "out": (1, 1)}
+        >>> arrays = {f"{name}.weight": np.ones((1, 1, *sides)) for name, sides in kernels.items()}
+        >>> arrays |= {f"{name}.bias": np.zeros(1) for name in kernels}
+        >>> with TemporaryDirectory() as folder:
+        ...     np.savez(f"{folder}/weights.npz", **arrays)
+        ...     variables = import_state_dict(
+        ...         f"{folder}/weights.npz", UNetConfig(channels=(1,), time_dim=1, norm="none")
+        ...     )
+        >>> variables["params"]["bot1"]["conv"]["kernel"].shape
+        (3, 3, 1, 1)
 
     Source: this project.
     """

@@ -15,6 +15,10 @@ def mean_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B H//2 W//2 C"]:
     Returns:
         (B, H/2, W/2, C).
 
+    Example:
+        >>> mean_pool(jnp.array([[1.0, 3.0], [5.0, 7.0]]).reshape(1, 2, 2, 1)).item()
+        4.0
+
     Source: this project.
     """
     batch, height, width, channels = x.shape
@@ -33,6 +37,11 @@ def upsample(x: Float[Array, "B H W C"]) -> Float[Array, "B 2*H 2*W C"]:
 
     Returns:
         (B, 2H, 2W, C), equal to `jax.image.resize(x, ..., "bilinear")`.
+
+    Example:
+        >>> import jax
+        >>> jax.jit(upsample)(jnp.array([0.0, 4.0]).reshape(1, 1, 2, 1))[0, 0, :, 0].tolist()
+        [0.0, 1.0, 3.0, 4.0]
 
     Source: this project.
     """

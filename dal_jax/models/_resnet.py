@@ -28,6 +28,12 @@ class ResNetExtractor:
     Raises:
         InputError: parts that do not fit each other.
 
+    Example:
+        >>> extractor = ResNetExtractor(stem=2, widths=(2, 4), blocks=(1, 1), depths=(1, 2))
+        >>> maps = jax.eval_shape(extractor, extractor.shapes(), jnp.ones((1, 32, 32, 1)))
+        >>> [m.shape for m in maps]
+        [(1, 8, 8, 2), (1, 4, 4, 4)]
+
     Source: He et al., arXiv 1512.03385, sections 3.3 and 4.1.
     """
 
@@ -87,18 +93,36 @@ class ResNetExtractor:
         return maps
 
     def shapes(self) -> PyTree:
-        """Gives the shapes and dtypes of the parameters without computing any."""
+        """Gives the shapes and dtypes of the parameters without computing any.
+
+        Returns:
+            {"params": ..., "batch_stats": ...} of `jax.ShapeDtypeStruct`, float32.
+        """
         image = jax.ShapeDtypeStruct((1, 32, 32, self.in_channels), np.float32)
         found = jax.eval_shape(_ResNet(self).init, jax.random.key(0), image)
         return {"batch_stats": {}, **found}
 
     def source_name(self, path: tuple[str, ...]) -> str:
-        """Names a parameter, given by its path, as a PyTorch module does."""
+        """Names a parameter, given by its path, as a PyTorch module does.
+
+        Args:
+            path: of the parameter, without its collection.
+
+        Returns:
+            The name of the array in a file of weights.
+        """
         inner = [re.sub(r"_(\d+)$", r".\1", part) for part in path[:-1]]
         return ".".join([*inner, LEAF.get(path[-1], path[-1])])
 
     def spare(self, name: str) -> bool:
-        """Tells whether an array belongs to parts that are not used."""
+        """Tells whether an array belongs to parts that are not used.
+
+        Args:
+            name: of an array in a file of weights.
+
+        Returns:
+            True if the extractor does not take it.
+        """
         found = re.match(r"layer(\d+)\.", name)
         return name.startswith("fc.") or (found is not None and int(found[1]) > self.depths[-1])
 

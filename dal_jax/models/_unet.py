@@ -30,12 +30,20 @@ class UNetConfig:
     Raises:
         InputError: a number is not positive, or the activation, the normalization or a level of
             attention is unknown.
+
+    Example:
+        >>> UNetConfig(channels=(8, 16)).multiple
+        2
+        >>> UNetConfig(activation="silu").piecewise_linear
+        False
+
+    Source: this project.
     """
 
-    in_channels: int = 1
-    channels: tuple[int, ...] = (32, 64, 128, 256)
+    in_channels: int = 1  # of the images
+    channels: tuple[int, ...] = (32, 64, 128, 256)  # of the maps, the finest first
     time_dim: int = 100  # length of the code of the level
-    activation: str = "relu"
+    activation: str = "relu"  # as `activation` takes it
     # "group", smooth, is over each image alone; there is "none" as well.
     norm: str = field(default="batch", metadata=_LATER)
     # Depths whose pixels attend to one another; 0 is the finest.
@@ -62,6 +70,9 @@ class UNetConfig:
         """Gives the configuration as plain values, ready for JSON, equal to that of older records.
 
         Fields that were added later are left out where they are at their defaults.
+
+        Returns:
+            Fields and their values.
         """
         values = {f.name: (f, getattr(self, f.name)) for f in fields(self)}
         return {
@@ -104,6 +115,10 @@ def time_code(level: Float[Array, " B"], length: int) -> Float[Array, "B length"
 
     Returns:
         (B, length) in the dtype of `level`.
+
+    Example:
+        >>> time_code(jnp.zeros(1), 4).tolist()
+        [[0.0, 1.0, 0.0, 1.0]]
 
     Source: Katsuoka et al., arXiv 2402.11789, appendix on the network, after Vaswani et al.,
     arXiv 1706.03762, section 3.5 (with i in place of 2 floor(i/2) in the exponent).
@@ -176,6 +191,12 @@ class UNet(nn.Module):
     Args:
         config: widths, depth, activation, normalization and attention.
 
+    Example:
+        >>> network = UNet(UNetConfig(channels=(4, 8)))
+        >>> image, variables = jnp.zeros((1, 8, 8, 1)), unet_shapes(network.config)
+        >>> jax.eval_shape(network.apply, variables, image, 10.0).shape
+        (1, 8, 8, 1)
+
     Source: Katsuoka et al., arXiv 2402.11789, appendix on the network, after Ronneberger et al.,
     arXiv 1505.04597; group normalization and attention as in Ho et al., arXiv 2006.11239,
     appendix B.
@@ -233,6 +254,12 @@ def unet_shapes(config: UNetConfig) -> PyTree:
     Returns:
         {"params": ..., "batch_stats": ...} of `jax.ShapeDtypeStruct`, float32; without batch norm
         there are no statistics, and their dictionary is empty.
+
+    Example:
+        >>> unet_shapes(UNetConfig(channels=(4,)))["params"]["bot1"]["conv"]["kernel"].shape
+        (3, 3, 1, 4)
+
+    Source: this project.
     """
     side = config.multiple
     image = jax.ShapeDtypeStruct((1, side, side, config.in_channels), np.float32)
@@ -250,6 +277,10 @@ def init_unet(config: UNetConfig, seed: int) -> PyTree:
 
     Returns:
         {"params": ..., "batch_stats": ...}, numpy float32.
+
+    Example:
+        >>> init_unet(UNetConfig(channels=(4,)), seed=0)["params"]["out"]["kernel"].shape
+        (1, 1, 4, 1)
 
     Source: LeCun et al., Efficient BackProp, 1998, section 4.6.
     """

@@ -32,6 +32,14 @@ class ViTExtractor:
     Raises:
         InputError: parts that do not fit each other.
 
+    Example:
+        >>> extractor = ViTExtractor(
+        ...     sides=(8, 8), patch=4, width=6, heads=2, hidden=8, depths=(1, 2)
+        ... )
+        >>> maps = jax.eval_shape(extractor, extractor.shapes(), jnp.ones((1, 8, 8, 1)))
+        >>> [m.shape for m in maps]
+        [(1, 2, 2, 6), (1, 2, 2, 6)]
+
     Source: Dosovitskiy et al., arXiv 2010.11929, section 3.1; maps of several blocks: Caron et
     al., arXiv 2104.14294, section 4.
     """
@@ -93,19 +101,37 @@ class ViTExtractor:
         return maps
 
     def shapes(self) -> PyTree:
-        """Gives the shapes and dtypes of the parameters without computing any."""
+        """Gives the shapes and dtypes of the parameters without computing any.
+
+        Returns:
+            {"params": ..., "batch_stats": ...} of `jax.ShapeDtypeStruct`, float32.
+        """
         image = jax.ShapeDtypeStruct((1, *self.sides, self.in_channels), np.float32)
         found = jax.eval_shape(_ViT(self).init, jax.random.key(0), image)
         return {"batch_stats": {}, **found}
 
     def source_name(self, path: tuple[str, ...]) -> str:
-        """Names a parameter, given by its path, as a PyTorch module does."""
+        """Names a parameter, given by its path, as a PyTorch module does.
+
+        Args:
+            path: of the parameter, without its collection.
+
+        Returns:
+            The name of the array in a file of weights.
+        """
         renamed = {"patch_embed": "patch_embed.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
         inner = [renamed.get(p, re.sub(r"_(\d+)$", r".\1", p)) for p in path[:-1]]
         return ".".join([*inner, LEAF.get(path[-1], path[-1])])
 
     def spare(self, name: str) -> bool:
-        """Tells whether an array belongs to parts that are not used."""
+        """Tells whether an array belongs to parts that are not used.
+
+        Args:
+            name: of an array in a file of weights.
+
+        Returns:
+            True if the extractor does not take it.
+        """
         found = re.match(r"blocks\.(\d+)\.", name)
         beyond = found is not None and int(found[1]) >= self.depths[-1]
         return name.startswith("head.") or beyond

@@ -26,6 +26,10 @@ def ar1(rho: float, sigma: float) -> Covariance:
     Raises:
         InputError: rho or sigma out of range.
 
+    Example:
+        >>> ar1(0.5, 1.0).apply(np.array([[[1.0], [0.0], [0.0]]])).ravel().tolist()
+        [1.0, 0.5, 0.25]
+
     Source: Katsuoka et al., arXiv 2402.11789 (there rho = 0.5, sigma = 1).
     """
     if not -1 < rho < 1:

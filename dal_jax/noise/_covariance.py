@@ -12,37 +12,108 @@ from .._typing import Float
 
 @runtime_checkable
 class Covariance(Protocol):
-    """The covariance Sigma of the flattened noise (H*W*C,) of one image, known by what it does."""
+    """The covariance Sigma of the flattened noise (H*W*C,) of one image, known by what it does.
+
+    Example:
+        >>> noise = iid(2.0)
+        >>> isinstance(noise, Covariance)
+        True
+        >>> noise.sample(np.random.default_rng(0), (4, 4, 1)).shape
+        (4, 4, 1)
+    """
 
     def apply(self, v: Float[np.ndarray, "H W C"]) -> Float[np.ndarray, "H W C"]:
-        """Returns Sigma v in the shape of v; InputError when the size does not fit."""
+        """Returns Sigma v.
+
+        Args:
+            v: (H, W, C).
+
+        Returns:
+            (H, W, C), in squared units of the image times those of v.
+
+        Raises:
+            InputError: the size does not fit.
+        """
         ...
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """Raises InputError when images of this shape (H, W, C) do not fit."""
+        """Refuses a shape of images.
+
+        Args:
+            shape: (H, W, C).
+
+        Raises:
+            InputError: images of this shape do not fit.
+        """
         ...
 
     def sample(
         self, rng: np.random.Generator, shape: tuple[int, int, int]
     ) -> Float[np.ndarray, "H W C"]:
-        """Returns one draw of N(0, Sigma) of shape (H, W, C)."""
+        """Returns one draw of N(0, Sigma).
+
+        Args:
+            rng: NumPy's random numbers.
+            shape: (H, W, C).
+
+        Returns:
+            (H, W, C), in units of the image.
+
+        Raises:
+            InputError: the size does not fit.
+        """
         ...
 
 
 @runtime_checkable
 class Whitening(Covariance, Protocol):
-    """A covariance that can also turn its noise into independent standard normal values."""
+    """A covariance that can also turn its noise into independent standard normal values.
+
+    Example:
+        >>> noise = iid(2.0)
+        >>> isinstance(noise, Whitening)
+        True
+        >>> noise.whiten(np.full((1, 1, 1, 1), 6.0)).item()
+        3.0
+    """
 
     def whiten(self, images: Float[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N H W C"]:
-        """Returns `A e` for each image e, `A Sigma A' = I`; InputError where Sigma is singular."""
+        """Returns `A e` for each image e, `A Sigma A' = I`.
+
+        Args:
+            images: (N, H, W, C) draws of the noise, in units of the image.
+
+        Returns:
+            (N, H, W, C) independent standard normal values.
+
+        Raises:
+            InputError: the size does not fit, or Sigma is singular.
+        """
         ...
 
     def log_determinant(self, shape: tuple[int, ...]) -> float:
-        """Returns log det Sigma for images of this shape (H, W, C)."""
+        """Returns log det Sigma.
+
+        Args:
+            shape: (H, W, C).
+
+        Returns:
+            The natural logarithm, of Sigma in squared units of the image.
+
+        Raises:
+            InputError: the size does not fit, or Sigma is singular.
+        """
         ...
 
     def is_exact(self, shape: tuple[int, ...]) -> bool:
-        """Returns whether `whiten` and `log_determinant` are exact for images of this shape."""
+        """Returns whether `whiten` and `log_determinant` are exact.
+
+        Args:
+            shape: (H, W, C).
+
+        Returns:
+            True, or False where they are those of an approximation.
+        """
         ...
 
 
@@ -66,6 +137,10 @@ def iid(sigma: float) -> Covariance:
     Raises:
         InputError: sigma not positive and finite.
 
+    Example:
+        >>> iid(2.0).apply(np.ones((1, 2, 1))).ravel().tolist()
+        [4.0, 4.0]
+
     Source: Katsuoka et al., arXiv 2402.11789.
     """
     _check_sigma(sigma)
@@ -83,6 +158,10 @@ def diagonal(variance: ArrayLike) -> Covariance:
 
     Raises:
         InputError: another number of axes, or a variance not positive and finite.
+
+    Example:
+        >>> diagonal([[[1.0], [4.0]]]).apply(np.ones((1, 2, 1))).ravel().tolist()
+        [1.0, 4.0]
 
     Source: this project.
     """

@@ -26,6 +26,10 @@ def dense(matrix: ArrayLike) -> Covariance:
     Raises:
         InputError: not square, not finite, not symmetric or not positive definite.
 
+    Example:
+        >>> dense([[2.0, 1.0], [1.0, 2.0]]).apply(np.array([[[1.0], [0.0]]])).ravel().tolist()
+        [2.0, 1.0]
+
     Source: this project.
     """
     return _Dense(*_checked(matrix, "matrix"))

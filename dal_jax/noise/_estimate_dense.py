@@ -47,6 +47,12 @@ def estimate_dense(
         InputError: wrong shape, shrinkage or target, values not finite, a pixel without variance
             (target "diagonal"), or a result that is not positive definite (shrinkage 0).
 
+    Example:
+        >>> images = np.random.default_rng(0).normal(0.0, 1.0, (5, 4, 4, 1))  # of 16 values
+        >>> matrix = as_matrix(estimate_dense(images), (4, 4, 1))
+        >>> bool(np.linalg.eigvalsh(matrix).min() > 0)
+        True
+
     Source: Ledoit and Wolf, J. Multivariate Analysis 88 (2004) 365-411; Schaefer and Strimmer,
     Stat. Appl. Genet. Mol. Biol. 4 (2005) 32, table 2, targets B ("identity") and D ("diagonal");
     groups and stationary target this project.

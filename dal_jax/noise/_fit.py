@@ -14,14 +14,30 @@ from ._sample import Groups, group_members, mean_image
 
 
 class Estimate(NamedTuple):
-    """A mean over images and its standard error, clustered by group."""
+    """A mean over images and its standard error, clustered by group.
+
+    Example:
+        >>> from dal_jax.noise import iid
+        >>> images = np.random.default_rng(0).normal(0.0, 1.0, (100, 8, 8, 1))
+        >>> variance = fit_report(iid(1.0), images).residual_variance
+        >>> abs(variance.value - 1) < 3 * variance.standard_error
+        True
+    """
 
     value: float
     standard_error: float  # NaN for a single group
 
 
 class RegionFit(NamedTuple):
-    """The tests of the mean of one fixed rectangle, under the covariance."""
+    """The tests of the mean of one fixed rectangle, under the covariance.
+
+    Example:
+        >>> from dal_jax.noise import iid
+        >>> images = np.random.default_rng(0).normal(0.0, 1.0, (100, 8, 8, 1))
+        >>> region = fit_report(iid(1.0), images).regions[1]
+        >>> region.shape, region.rejection.value < 0.1
+        ((2, 2), True)
+    """
 
     shape: tuple[int, int]  # height, width in pixels
     rejection: Estimate  # share with two-sided p <= 0.05; 0.05 where the covariance is right
@@ -29,7 +45,15 @@ class RegionFit(NamedTuple):
 
 
 class FitReport(NamedTuple):
-    """What held-out images say of a covariance; residuals are those of `whiten`."""
+    """What held-out images say of a covariance; residuals are those of `whiten`.
+
+    Example:
+        >>> from dal_jax.noise import iid
+        >>> images = np.random.default_rng(0).normal(0.0, 1.0, (100, 8, 8, 1))
+        >>> right, wrong = fit_report(iid(1.0), images), fit_report(iid(2.0), images)
+        >>> right.log_likelihood.value > wrong.log_likelihood.value
+        True
+    """
 
     kind: str  # name of the model, "" where not known
     num_images: int

@@ -91,6 +91,16 @@ def calibration_picture(
     Raises:
         InputError: matplotlib is missing, or the file cannot be written.
 
+    Example:
+        >>> import tempfile
+        >>> from dal_jax.noise import fit_report, iid
+        >>> fit = fit_report(iid(1.0), np.random.default_rng(0).normal(size=(20, 4, 4, 1)))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "calibration.png")
+        ...     calibration_picture(path, [0.2, 0.7], [0.01, 0.1], 2, fit, rates=[])
+        ...     print(path.is_file())
+        True
+
     Source: this project.
     """
     try:

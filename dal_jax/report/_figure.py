@@ -60,6 +60,15 @@ def figure(
     Raises:
         InputError: no image, lengths differ, matplotlib is missing, or the file cannot be written.
 
+    Example:
+        >>> import tempfile
+        >>> from dal_jax.report import Maps
+        >>> maps = Maps(np.eye(4) > 0, np.eye(4), np.zeros((4, 4, 1)))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     figure([np.eye(4)[..., None]], [maps], f"{folder}/a.png", titles=["tile 1"])
+        ...     print(Path(folder, "a.png").is_file())
+        True
+
     Source: this project.
     """
     canvas_figure = _draw(

@@ -14,7 +14,16 @@ NOT_TESTED = "not tested"
 
 
 class Result(Protocol):
-    """The fields of `dal_jax.TestResult` that reports read."""
+    """The fields of `dal_jax.TestResult` that reports read.
+
+    Example:
+        >>> import numpy as np
+        >>> found: Result = Maps(np.eye(4) > 0, np.eye(4), np.zeros((4, 4, 1)))
+        >>> math.isnan(found.p_value), found.status
+        (True, 'NOT_TESTED')
+
+    Source: this project.
+    """
 
     @property
     def p_value(self) -> float:
@@ -58,16 +67,25 @@ class Result(Protocol):
 
 
 class Maps(NamedTuple):
-    """Maps of an image that was localized but not tested: a `Result` without p-values."""
+    """Maps of an image that was localized but not tested: a `Result` without p-values.
+
+    Example:
+        >>> import numpy as np
+        >>> maps = Maps(np.eye(4) > 0, np.eye(4), np.zeros((4, 4, 1)))
+        >>> outcome(maps), int(maps.region.sum())
+        ('not tested', 4)
+
+    Source: this project.
+    """
 
     region: Any  # bool (H, W)
     score: Any  # (H, W)
     reconstruction: Any  # (H, W, C)
-    p_value: float = math.nan
-    p_low: float = math.nan
+    p_value: float = math.nan  # selective, in [0, 1]; NaN: not tested
+    p_low: float = math.nan  # bounds on it
     p_high: float = math.nan
-    naive_p: float = math.nan
-    status: str = "NOT_TESTED"
+    naive_p: float = math.nan  # that ignores the selection
+    status: str = "NOT_TESTED"  # a `Status` for one that was tested
 
 
 def outcome(result: Result, alpha: float = 0.05) -> str:
@@ -83,6 +101,11 @@ def outcome(result: Result, alpha: float = 0.05) -> str:
 
     Returns:
         One of the six phrases.
+
+    Example:
+        >>> found = Maps(None, None, None, p_value=0.03, p_low=0.02, p_high=0.06, status="OK")
+        >>> outcome(found), outcome(found, alpha=0.1)
+        ('undecided', 'significant')
 
     Source: this project.
     """

@@ -40,6 +40,14 @@ def overlay(
     Raises:
         InputError: shapes that do not fit, pillow is missing, or the file cannot be written.
 
+    Example:
+        >>> import tempfile
+        >>> region = np.eye(4, dtype=bool)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     overlay(np.zeros((4, 4, 1)), region, np.zeros_like(region), f"{folder}/a.png")
+        ...     print(Path(folder, "a.png").is_file())
+        True
+
     Source: this project.
     """
     try:

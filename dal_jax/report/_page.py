@@ -25,16 +25,24 @@ _TEMPLATES = "templates"
 
 
 class Page(NamedTuple):
-    """A page that was written."""
+    """A page that was written.
+
+    Example:
+        >>> made = Page(Path("report.html"), 90_000, 80, 70, 60, 10, False, {"significant": 3})
+        >>> made.decisions["significant"], made.num_left_out
+        (3, 10)
+
+    Source: this project.
+    """
 
     path: Path
-    num_bytes: int
-    num_views: int
-    num_images: int
+    num_bytes: int  # of the file
+    num_views: int  # tested
+    num_images: int  # that they are of
     num_pictures: int  # embedded
     num_left_out: int  # images that are not among the cards
     calibrated: bool  # the page shows a calibration
-    decisions: dict[str, int]
+    decisions: dict[str, int]  # views by decision
 
 
 def page(
@@ -61,6 +69,11 @@ def page(
 
     Raises:
         InputError: a file is missing or damaged, cannot be written, or a library is missing.
+
+    Example:
+        >>> made = page("results", model="model")  # doctest: +SKIP
+        >>> made.path.name, made.num_images <= made.num_views  # doctest: +SKIP
+        ('report.html', True)
 
     Source: this project.
     """

@@ -29,6 +29,14 @@ def table(
     Raises:
         InputError: the lengths differ.
 
+    Example:
+        >>> from dal_jax.report import Maps
+        >>> tested = Maps(np.eye(4) > 0, None, None, 0.03, 0.02, 0.04, 0.001, "OK")
+        >>> print(table([tested], ["tile 1"]))
+        image   region  naive p  selective p  bounds          decision
+        ------  ------  -------  -----------  --------------  -----------
+        tile 1  4 px    0.001    0.030        [0.020, 0.040]  significant
+
     Source: this project.
     """
     if len(titles) != len(results) or (truths is not None and len(truths) != len(results)):

@@ -24,7 +24,19 @@ RECORD, RESULTS = "run.json", "results.jsonl"
 
 
 class RunDirectory(NamedTuple):
-    """A run on disk; made by `open_run`."""
+    """A run on disk; made by `open_run`.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = open_run(folder, "squares", 3, {})
+        ...     with run.writer(process=0) as shard:
+        ...         shard.append(2, {"square": 4})
+        ...     print(run.num_tasks, run.finished())
+        3 {2: {'square': 4}}
+
+    Source: this project.
+    """
 
     path: Path
     fingerprint: str  # of everything that decides the records
@@ -131,11 +143,15 @@ def open_run(
             tasks.
 
     Example:
-        >>> run = open_run("out", fingerprint("squares"), 3, {})  # doctest: +SKIP
-        >>> with run.writer(process=0) as shard:  # doctest: +SKIP
-        ...     for task in sorted(set(range(3)) - run.finished().keys()):
-        ...         shard.append(task, {"square": task**2})
-        >>> run.collect()  # doctest: +SKIP
+        >>> import tempfile
+        >>> from dal_jax.runs import fingerprint
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = open_run(folder, fingerprint("squares"), 3, {})
+        ...     with run.writer(process=0) as shard:
+        ...         for task in sorted(set(range(3)) - run.finished().keys()):
+        ...             shard.append(task, {"square": task**2})
+        ...     print(run.collect().read_text().splitlines()[-1])
+        {"task":2,"square":4}
 
     Source: this project.
     """

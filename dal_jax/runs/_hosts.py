@@ -23,7 +23,15 @@ _barriers = itertools.count()
 
 
 class Host(NamedTuple):
-    """One process among those of a run."""
+    """One process among those of a run.
+
+    Example:
+        >>> host = Host(index=1, count=4)
+        >>> share(range(10), host)
+        [1, 5, 9]
+
+    Source: this project.
+    """
 
     index: int  # 0, ..., count - 1
     count: int  # of processes, 1 or more
@@ -56,6 +64,10 @@ def join_hosts(
             started several processes of which JAX cannot tell how they find one another.
         RunError: the processes did not find one another. (If one is missing when the time is up,
             JAX itself ends the others, with its own message.)
+
+    Example:
+        >>> join_hosts(num_processes=1)  # alone: nothing is started
+        Host(index=0, count=1)
 
     Source: this project; detection by `jax.distributed.initialize`.
     """
@@ -114,6 +126,9 @@ def wait_for_hosts(name: str, *, seconds: float = WAIT_SECONDS) -> None:
     Raises:
         RunError: a process was lost, or did not come in time.
 
+    Example:
+        >>> wait_for_hosts("all have read what is finished")  # at once: there is one process
+
     Source: this project.
     """
     if not jax.distributed.is_initialized():
@@ -134,6 +149,9 @@ def leave_hosts() -> None:
 
     Raises:
         RunError: another process was lost.
+
+    Example:
+        >>> leave_hosts()  # nothing to do: there is one process
 
     Source: this project.
     """

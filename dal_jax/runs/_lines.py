@@ -28,6 +28,10 @@ def encode(value: Any) -> Any:
     Raises:
         InputError: another type or key.
 
+    Example:
+        >>> encode({"p": float("nan"), "sides": (32, 32)})
+        {'p': {'$float': 'nan'}, 'sides': [32, 32]}
+
     Source: this project.
     """
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
@@ -61,6 +65,10 @@ def decode(value: Any) -> Any:
 
     Returns:
         The value, with NaN and infinities as floats.
+
+    Example:
+        >>> decode(json.loads('{"p": {"$float": "inf"}, "k": 3}'))
+        {'p': inf, 'k': 3}
 
     Source: this project.
     """

@@ -21,6 +21,15 @@ class ShardWriter:
     A line goes out in one `os.write`, so that a killed process leaves at most its last line torn,
     which the reader drops.
 
+    Example:
+        >>> import tempfile
+        >>> from dal_jax.runs import open_run
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with open_run(folder, "squares", 3, {}).writer(process=0) as shard:
+        ...         shard.append(2, {"square": 4})
+        ...     print(shard.path.name)
+        shard-00000-000.jsonl
+
     Source: this project.
     """
 
@@ -50,7 +59,15 @@ class ShardWriter:
         self.write({"task": int(task), "record": record})
 
     def write(self, fields: dict[str, Any]) -> None:
-        """Writes one line, and has the disk keep it if the last time is long enough ago."""
+        """Writes one line, and has the disk keep it if the last time is long enough ago.
+
+        Args:
+            fields: what `encode` takes, at least one.
+
+        Raises:
+            InputError: fields that JSON cannot hold; nothing is written.
+            RunError: closed, or the disk is full or fails; the lines before this one are kept.
+        """
         line = to_line(fields)
         if self._descriptor is None:
             raise RunError(f"{self.path}: closed, cannot take another record")

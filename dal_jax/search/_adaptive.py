@@ -63,6 +63,10 @@ class AdaptiveOptions:
 
     Raises:
         InputError: a number is out of range.
+
+    Example:
+        >>> AdaptiveOptions(spacing=0.25).max_evaluations
+        4000
     """
 
     spacing: float = 0.5  # of the first grid, standard deviations of the statistic, in (0, 1]
@@ -93,9 +97,18 @@ class Points(NamedTuple):
 
 
 class Adaptive(NamedTuple):
-    """A line searched adaptively."""
+    """A line searched adaptively.
 
-    searched: Searched
+    Example:
+        >>> from dal_jax.inference import as_intervals
+        >>> line = as_intervals([-4.0, 4.0])
+        >>> searched = Searched(line, line, SelectiveP(0.05, 0.05, 0.05), 0, 40, Status.OK)
+        >>> found = Adaptive(searched, spacing=0.5, num_checks=8, num_disagreements=0)
+        >>> round(misjudged_share(found.num_checks), 2)
+        0.31
+    """
+
+    searched: Searched  # sets, bounds, counts and status
     spacing: float  # the widest cell that was not divided, standardized
     num_checks: int  # random points at which the outcome was checked in the end
     num_disagreements: int  # points of any check that were not as predicted, followed up or not
@@ -133,6 +146,18 @@ def adaptive_search(
 
     Returns:
         The sets, bounds, counts and status. The bounds hold if the interpolation errors do.
+
+    Example:
+        >>> observed = Margins(np.array([[1.0]]), np.array([True]))  # the margin is z - 1
+        >>> how = SearchOptions(), AdaptiveOptions()
+        >>> search = adaptive_search(2.0, observed, *how, wide_only=True)
+        >>> points = next(search)
+        >>> try:
+        ...     while True:
+        ...         points = search.send(Margins(points.z[:, None] - 1.0, points.z > 1.0))
+        ... except StopIteration as end:
+        ...     round(float(end.value.searched.truncation[0, 0]), 6)
+        1.0
 
     Source: this project.
     """

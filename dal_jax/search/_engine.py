@@ -7,7 +7,15 @@ from ..inference import Intervals, union
 
 
 class Found(NamedTuple):
-    """The observed region's part of the line, within the parts that were asked for."""
+    """The observed region's part of the line, within the parts that were asked for.
+
+    Example:
+        >>> from dal_jax.inference import as_intervals
+        >>> none = as_intervals([])
+        >>> left = Found(as_intervals([-1.0, 0.0]), none, 1, 2, True)
+        >>> (left + Found(as_intervals([0.0, 2.0]), none, 1, 2, True)).inside.tolist()
+        [[-1.0, 2.0]]
+    """
 
     inside: Intervals  # (k, 2) standardized z: the region is the observed one
     gaps: Intervals  # (g, 2) standardized z: skipped; membership is not known there
@@ -27,8 +35,24 @@ class Found(NamedTuple):
 
 
 class Engine(Protocol):
-    """Finds the observed region's part of the line."""
+    """Finds the observed region's part of the line.
+
+    Example:
+        >>> from dal_jax.inference import as_intervals, intersect
+        >>> def engine(parts):  # the region is the observed one where z > 1
+        ...     inside = intersect(as_intervals(list(parts)), as_intervals([1.0, 9.0]))
+        ...     return Found(inside, as_intervals([]), 1, 1, True)
+        >>> engine([(-2.0, 2.0)]).inside.tolist()
+        [[1.0, 2.0]]
+    """
 
     def __call__(self, parts: Sequence[tuple[float, float]]) -> Found:
-        """Searches disjoint ascending finite parts (lo, hi) of the line."""
+        """Searches parts of the line.
+
+        Args:
+            parts: (lo, hi) pairs, standardized z, disjoint, ascending, finite.
+
+        Returns:
+            What was found within them.
+        """
         ...

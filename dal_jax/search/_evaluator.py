@@ -24,11 +24,18 @@ DEVICE_PIXELS, DEVICE_LANES, MEMORY_SHARE = 2**20, 1024, 0.25
 
 
 class Functions(NamedTuple):
-    """What a localizer computes; hashable, equal ones share their programs."""
+    """What a localizer computes; hashable, equal ones share their programs.
+
+    Example:
+        >>> def brightness(params, draws, x):
+        ...     return x.mean(-1)
+        >>> Functions(brightness, lambda params, draws, x: x, (28, 28, 1)).image_shape
+        (28, 28, 1)
+    """
 
     score: Any  # (params, draws, x (H, W, C)) -> (H, W)
     reconstruct: Any  # (params, draws, x (H, W, C)) -> (H, W, C)
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, int, int]  # (H, W, C)
 
 
 class Evaluated(NamedTuple):
@@ -60,6 +67,14 @@ class Evaluator:
 
     Raises:
         InputError: no devices; when it is used, scores of another shape than the images.
+
+    Example:
+        >>> def brightness(params, draws, x):
+        ...     return x.mean(-1)
+        >>> functions = Functions(brightness, lambda params, draws, x: x, (1, 2, 1))
+        >>> evaluated = Evaluator(functions, (), ())(np.full((3, 1, 2, 1), 7.0), (), "float32")
+        >>> evaluated.score[:3].tolist()
+        [[[7.0, 7.0]], [[7.0, 7.0]], [[7.0, 7.0]]]
     """
 
     @exact_arithmetic()

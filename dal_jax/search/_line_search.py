@@ -33,7 +33,12 @@ MARGIN = 10.0
 
 
 class Status(StrEnum):
-    """What became of a test; only with OK and NOT_CONVERGED is the p-value a number."""
+    """What became of a test; only with OK and NOT_CONVERGED is the p-value a number.
+
+    Example:
+        >>> Status("NO_REGION") is Status.NO_REGION
+        True
+    """
 
     OK = "OK"
     NO_REGION = "NO_REGION"  # nothing was flagged: there is nothing to test
@@ -44,13 +49,19 @@ class Status(StrEnum):
 
 
 class Searched(NamedTuple):
-    """A searched line, in standardized z."""
+    """A searched line, in standardized z.
+
+    Example:
+        >>> line = as_intervals([-4.0, 4.0])
+        >>> Searched(line, line, SelectiveP(0.05, 0.04, 0.06), 3, 9, Status.OK).bounds.high
+        0.06
+    """
 
     truncation: Intervals  # (k, 2) where the region is the observed one
-    searched: Intervals  # (m, 2)
-    bounds: SelectiveP
-    num_windows: int
-    num_evaluations: int
+    searched: Intervals  # (m, 2) where that is known
+    bounds: SelectiveP  # on p; NaN where the status has none
+    num_windows: int  # affine pieces met; exact engines only
+    num_evaluations: int  # of the score function
     status: Status
 
 
@@ -63,12 +74,16 @@ class SearchOptions:
 
     Raises:
         InputError: an option does not fit.
+
+    Example:
+        >>> SearchOptions(alpha=0.05).precision
+        0.001
     """
 
-    alternative: str = "two-sided"
-    precision: float = 1e-3
-    alpha: float | None = None
-    z_max: float | None = None
+    alternative: str = "two-sided"  # or "equal-tailed", "greater", "less"
+    precision: float = 1e-3  # width of the bounds on p, in [0, 1)
+    alpha: float | None = None  # level in (0, 1) whose decision is enough
+    z_max: float | None = None  # half the range, standard deviations; None: 10 + |z_obs|
 
     def __post_init__(self) -> None:
         check_options(self.alternative, self.precision, self.alpha, self.z_max)
@@ -104,6 +119,13 @@ def search_line(
 
     Raises:
         InputError: z_obs not finite, alternative unknown; precision, alpha or z_max out of range.
+
+    Example:
+        >>> def engine(parts):  # the region is the observed one where z > 1
+        ...     inside = intersect(as_intervals(list(parts)), as_intervals([1.0, np.inf]))
+        ...     return Found(inside, as_intervals([]), 1, 1, True)
+        >>> round(search_line(engine, 2.0, precision=0).bounds.p, 4)
+        0.1434
 
     Source: the rounds and bounds: this project; early stopping on bounds as in Katsuoka et al.,
     arXiv 2402.11789.
@@ -146,6 +168,15 @@ def check_options(
 
     Raises:
         InputError: one of them does not fit.
+
+    Example:
+        >>> try:
+        ...     check_options("two-sided", precision=2.0, alpha=None, z_max=None)
+        ... except InputError as error:
+        ...     print(error)
+        precision is 2.0, expected a number in [0, 1)
+
+    Source: this project.
     """
     if alternative not in ALTERNATIVES:
         raise InputError(

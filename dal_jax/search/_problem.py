@@ -14,16 +14,25 @@ from ._selection import Picked
 
 
 class LineProblem(NamedTuple):
-    """Where along `base + direction z` is the region the observed one?"""
+    """Where along `base + direction z` is the region the observed one?
+
+    Example:
+        >>> from dal_jax.search import pick
+        >>> bright, along = lambda params, draws, x: x[..., 0], np.array([[[1.0], [0.0]]])
+        >>> picked = pick(np.array([[2.0, 0.0]]), 1.0)  # at z = 2
+        >>> problem = LineProblem(bright, (), (), 1.0, 0 * along, along, picked, 2.0)
+        >>> bool(problem.membership(operands(problem, "float32"), jnp.float32(0.5))[0])  # 0.5 < 1
+        False
+    """
 
     score_fn: Callable[..., Any]  # (params, draws, x (H, W, C)) -> (H, W)
-    params: PyTree
-    draws: PyTree
-    threshold: float
-    base: Float[np.ndarray, "H W C"]
+    params: PyTree  # of the score
+    draws: PyTree  # fixed random numbers of the score
+    threshold: float  # of the score
+    base: Float[np.ndarray, "H W C"]  # independent of the statistic
     direction: Float[np.ndarray, "H W C"]  # per standard deviation of the statistic
-    picked: Picked
-    z_obs: float
+    picked: Picked  # at z_obs
+    z_obs: float  # observed statistic in units of its standard deviation
 
     @property
     def membership(self) -> "Membership":
@@ -33,13 +42,32 @@ class LineProblem(NamedTuple):
 
 @dataclass(frozen=True)
 class Membership:
-    """(operands, z) -> (whether the region is the observed one, the score map)."""
+    """(operands, z) -> (whether the region is the observed one, the score map).
 
-    score_fn: Callable[..., Any]
+    Example:
+        >>> from dal_jax.search import pick
+        >>> bright, along = lambda params, draws, x: x[..., 0], np.array([[[1.0], [0.0]]])
+        >>> picked = pick(np.array([[2.0, 0.0]]), 1.0)  # at z = 2
+        >>> problem = LineProblem(bright, (), (), 1.0, 0 * along, along, picked, 2.0)
+        >>> at = operands(problem, "float32"), jnp.float32(3.0)
+        >>> same, score = Membership(bright)(*at)
+        >>> bool(same), score.tolist()
+        (True, [[3.0, 0.0]])
+    """
+
+    score_fn: Callable[..., Any]  # (params, draws, x (H, W, C)) -> (H, W)
     rest: bool = False  # some pixels need only be lower than the highest of the region
 
     def __call__(self, operands: Any, z: Array) -> tuple[Array, Array]:
-        """Evaluates at one point of the line."""
+        """Evaluates at one point of the line.
+
+        Args:
+            operands: what `operands` returned.
+            z: standardized, a scalar of the same dtype.
+
+        Returns:
+            (bool, (H, W)): whether the observed region is picked there, and the score.
+        """
         params, draws, base, direction, picked, threshold = operands
         score = self.score_fn(params, draws, base + direction * z)
         flagged = score > threshold
@@ -59,6 +87,17 @@ def operands(problem: LineProblem, dtype: Any) -> Any:
 
     Returns:
         What `Membership` takes first.
+
+    Example:
+        >>> from dal_jax.search import pick
+        >>> bright, along = lambda params, draws, x: x[..., 0], np.array([[[1.0], [0.0]]])
+        >>> picked = pick(np.array([[2.0, 0.0]]), 1.0)  # at z = 2
+        >>> problem = LineProblem(bright, (), (), 1.0, 0 * along, along, picked, 2.0)
+        >>> _, _, base, _, _, threshold = operands(problem, "float32")
+        >>> base.dtype.name, threshold.dtype.name
+        ('float32', 'float32')
+
+    Source: this project.
     """
     arrays = (problem.params, problem.draws, problem.base, problem.direction)
     return (*cast_floats(arrays, dtype), problem.picked, np.asarray(problem.threshold, dtype))

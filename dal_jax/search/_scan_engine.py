@@ -116,6 +116,14 @@ class ScanEngine:
 
     Args:
         problem: the line.
+
+    Example:
+        >>> from dal_jax.search import pick
+        >>> bright, along = lambda params, draws, x: x[..., 0], np.array([[[1.0], [0.0]]])
+        >>> picked = pick(np.array([[2.0, 0.0]]), 1.0)  # at z = 2
+        >>> problem = LineProblem(bright, (), (), 1.0, 0 * along, along, picked, 2.0)
+        >>> ScanEngine(problem)([(-4.0, 4.0)]).inside.round(6).tolist()
+        [[1.0, 4.0]]
     """
 
     @exact_arithmetic()
@@ -125,7 +133,14 @@ class ScanEngine:
 
     @exact_arithmetic()
     def __call__(self, parts: Sequence[tuple[float, float]]) -> Found:
-        """Searches disjoint ascending finite parts of the line."""
+        """Searches parts of the line.
+
+        Args:
+            parts: (lo, hi) pairs, standardized z, disjoint, ascending, finite.
+
+        Returns:
+            What was found within them.
+        """
         queue = jnp.asarray(_segments(parts, LANES * SEGMENTS_PER_LANE))
         idle = jnp.zeros(LANES)
         lanes = Lanes(idle, idle, jnp.zeros((), jnp.int64))

@@ -17,7 +17,12 @@ Result = TypeVar("Result")
 
 
 class Request(NamedTuple):
-    """Images to be scored, one or more."""
+    """Images to be scored, one or more.
+
+    Example:
+        >>> Request(np.zeros((2, 4, 4, 1)), np.array([False, True]), ()).reconstruct
+        False
+    """
 
     images: Float[np.ndarray, "k H W C"]
     wide: Bool[np.ndarray, " k"]  # in float64; others in float32
@@ -26,7 +31,12 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """Their scores."""
+    """Their scores.
+
+    Example:
+        >>> Answer(np.zeros((2, 4, 4)), None).score.shape
+        (2, 4, 4)
+    """
 
     score: Float[np.ndarray, "k H W"]  # float64
     reconstruction: Float[np.ndarray, "H W C"] | None  # of the last image, if asked for
@@ -65,6 +75,18 @@ def run_side_by_side(
 
     Yields:
         (key, what the generator returned), in the order in which they finish.
+
+    Example:
+        >>> from dal_jax.search import Functions
+        >>> def brightest(image):
+        ...     answer = yield Request(image[None], np.array([True]), ())
+        ...     return float(answer.score.max())
+        >>> functions = Functions(lambda p, d, x: x[..., 0], lambda p, d, x: x, (1, 2, 1))
+        >>> tasks = [(name, brightest(np.full((1, 2, 1), name))) for name in (1.0, 2.0, 3.0)]
+        >>> sorted(run_side_by_side(tasks, Evaluator(functions, (), ()), in_flight=2))
+        [(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)]
+
+    Source: this project.
     """
     queue = iter(tasks)
     waiting: dict[str, deque[tuple[_Ticket, int]]] = {"float32": deque(), "float64": deque()}

@@ -14,14 +14,27 @@ _NEIGHBOURS = np.ones((3, 3), bool)
 
 
 class Margins(NamedTuple):
-    """What was found at evaluated points of a line."""
+    """What was found at evaluated points of a line.
+
+    Example:
+        >>> score = np.array([[2.0, 0.0]])
+        >>> found = margins(score[None], 1.0, pick(score, 1.0))
+        >>> found.margin.tolist(), found.inside.tolist()
+        ([[1.0, 1.0]], [True])
+    """
 
     margin: Float[np.ndarray, "k n"]  # of every pixel that counts, positive where as observed
     inside: Bool[np.ndarray, " k"]  # the region is the observed one
 
 
 class Picked(NamedTuple):
-    """A region and what of a score map decides that it is picked; masks (H, W)."""
+    """A region and what of a score map decides that it is picked; masks (H, W).
+
+    Example:
+        >>> picked = pick(np.array([[2.0, 0.0, 3.0, 0.5, 0.0]]), 1.0, "peak")
+        >>> picked.rim.tolist(), picked.rest.tolist()
+        ([[False, True, False, True, False]], [[True, False, False, False, True]])
+    """
 
     region: Bool[np.ndarray, "H W"]  # these pixels must be flagged
     rim: Bool[np.ndarray, "H W"]  # these must not
@@ -39,6 +52,12 @@ def check_region(kind: Any) -> str:
 
     Raises:
         InputError: unknown kind.
+
+    Example:
+        >>> check_region("peak")
+        'peak'
+
+    Source: this project.
     """
     if kind not in REGIONS:
         raise InputError(f"region is {kind!r}, expected one of {', '.join(REGIONS)}")
@@ -98,6 +117,12 @@ def margins(score: Float[np.ndarray, "k H W"], threshold: float, picked: Picked)
     Returns:
         For each pixel that counts by how far it is as observed, in units of the score; and whether
         all are.
+
+    Example:
+        >>> picked = pick(np.array([[2.0, 0.0]]), 1.0)
+        >>> along = np.array([[[2.0, 0.0]], [[2.0, 1.5]]])  # in the second both are flagged
+        >>> margins(along, 1.0, picked).inside.tolist()
+        [True, False]
 
     Source: this project.
     """

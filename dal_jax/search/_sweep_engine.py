@@ -40,6 +40,14 @@ class SweepEngine:
     Args:
         problem: the line.
         dtype: "float64", or "float32" to polish what a float32 sweep finds.
+
+    Example:
+        >>> from dal_jax.search import pick
+        >>> bright, along = lambda params, draws, x: x[..., 0], np.array([[[1.0], [0.0]]])
+        >>> picked = pick(np.array([[2.0, 0.0]]), 1.0)  # at z = 2
+        >>> problem = LineProblem(bright, (), (), 1.0, 0 * along, along, picked, 2.0)
+        >>> SweepEngine(problem)([(-4.0, 4.0)]).inside.round(6).tolist()
+        [[1.0, 4.0]]
     """
 
     @exact_arithmetic()
@@ -55,7 +63,14 @@ class SweepEngine:
 
     @exact_arithmetic()
     def __call__(self, parts: Sequence[tuple[float, float]]) -> Found:
-        """Searches disjoint ascending finite parts of the line."""
+        """Searches parts of the line.
+
+        Args:
+            parts: (lo, hi) pairs, standardized z, disjoint, ascending, finite.
+
+        Returns:
+            What was found within them.
+        """
         found, suspects = self._run(parts)
         if self._judge is None:
             return found
