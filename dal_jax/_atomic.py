@@ -53,6 +53,13 @@ def write_array(path: str | Path, array: np.ndarray) -> None:
     Raises:
         InputError: the file cannot be written.
 
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_array(f"{folder}/x.npy", np.arange(3))
+        ...     print(np.load(f"{folder}/x.npy"))
+        [0 1 2]
+
     Source: this project.
     """
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
@@ -68,6 +75,13 @@ def write_text(path: str | Path, text: str) -> None:
 
     Raises:
         InputError: the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_text(f"{folder}/a.txt", "whole")
+        ...     print(Path(folder, "a.txt").read_text())
+        whole
 
     Source: this project.
     """

@@ -73,7 +73,7 @@ def test_samples(
         Each view and its record.
 
     Raises:
-        InputError: the directory of another run.
+        InputError: the directory of another run, or options of another region than the profile's.
         RunError: the disk is full, or another process was lost.
 
     Example:
@@ -86,6 +86,10 @@ def test_samples(
 
     Source: this project.
     """
+    if options.region != profile.region:
+        raise InputError(
+            f"options: got region {options.region!r}, expected {profile.region!r}, the profile's"
+        )
     listed = view_items(reader, samples)
     items = as_items(reader, listed, profile.references)
     numbers = {item.name: number for number, item in enumerate(items)}
