@@ -161,7 +161,9 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param("mdps", marks=pytest.mark.slow), "glad", "autoencoder"]
+)
 def test_other_localizers_are_trained_and_tested(
     capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path, kind: str
 ) -> None:

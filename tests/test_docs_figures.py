@@ -16,6 +16,7 @@ def draw_idea(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("draw_idea")
 
 
+@pytest.mark.slow
 def test_the_pictures_can_be_drawn(draw_idea: Any, tmp_path: Path) -> None:
     told = draw_idea.draw(tmp_path, 8)
     text = (DOCS / "idea.md").read_text(encoding="utf-8")

@@ -215,7 +215,7 @@ def test_a_foreground_mask_and_scales_multiply():
     np.testing.assert_allclose(localizer(scaled).score(x), 3 * plain, rtol=1e-12)
 
 
-@BOTH
+@pytest.mark.parametrize("config", [CONFIG, pytest.param(FAITHFUL, marks=pytest.mark.slow)])
 def test_the_stopping_distance_is_learned_from_normal_images(config):
     images, _ = null_images(localizer(config), 4, 20)
     learned = calibrate_scales(localizer(replace(config, stop_distance=None)), images)

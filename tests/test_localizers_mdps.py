@@ -203,7 +203,7 @@ def test_exact_engine_a_grid_and_the_adaptive_engine_agree_across_masks():
         )
     )
     changes = 0
-    for seed in range(12):
+    for seed in range(6):
         flagged = Flagged(found, seed)
         masks = np.asarray(masks_of(flagged.within(flagged.check_engines().truncation)))
         changes += np.any(masks[1:] != masks[:-1], axis=(1, 2, 3)).sum()
@@ -225,7 +225,7 @@ def test_engines_agree_across_jumps_of_the_guidance():
     found = from_score(fn, (4, 4, 1), 1.0, network(UNET, 1.0), draws)
     found = mostly_flagging(found)
     jumps = []
-    for seed in range(12):
+    for seed in range(6):
         flagged = Flagged(found, seed)
         flagged.check_engines()
         jumps.append(flagged.largest_jump())

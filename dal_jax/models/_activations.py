@@ -129,8 +129,7 @@ def _hard_tanh(x: Array) -> Array:
 
 
 _PLAIN: dict[str, Callable[[Array], Array]] = {
-    # Its derivative is one comparison, that of `maximum` three: they are all cuts to the sweep.
-    "relu": jax.nn.relu,
+    "relu": _relu,
     "leaky_relu": _leaky_relu,
     "relu6": _relu6,
     "hard_tanh": _hard_tanh,
