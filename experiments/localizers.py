@@ -298,10 +298,11 @@ def draw(tables: Tables) -> dict[str, Any]:
     figure.set_size_inches(12, 1.6 + 0.3 * len(rows))
     for name in ("image_auroc", "pixel_auroc", "aupro"):
         axes[0].plot([row[name] for row in rows], place, "o", label=name.replace("_", " "))
-    for key, label in (("defect", "touching a defect"), ("normal", "good test images")):
+    parts = (("defect", "touching a defect", "C3"), ("normal", "good test images", "C7"))
+    for key, label, colour in parts:
         rates = [row[f"{key}_selective"] for row in rows]
         errors = [row[f"{key}_selective_se"] for row in rows]
-        axes[1].errorbar(rates, place, xerr=errors, fmt="o", capsize=2, label=label)
+        axes[1].errorbar(rates, place, xerr=errors, fmt="o", capsize=2, label=label, color=colour)
     axes[1].axvline(ALPHA, color="black", linewidth=0.8, linestyle=":")
     for axis in axes:
         axis.set_xlim(-0.03, 1.03)
