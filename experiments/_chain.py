@@ -48,7 +48,7 @@ def run_chain(
     name: str,
     wanted: CalibrateOptions,
     options: TestOptions,
-    keep: Callable[[DataSet, Profile], tuple[DataSet, Profile]] | None = None,
+    keep: Callable[[DataSet, Profile], DataSet] | None = None,
 ) -> Chain:
     """Calibrates a model and tests the images of its data set.
 
@@ -74,7 +74,7 @@ def run_chain(
     data = profile.source.open(root)
     localizer = open_model(home, profile)
     if keep is not None:
-        data, profile = keep(data, profile)
+        data = keep(data, profile)
     options = replace(options, region=profile.region)
     say = _follow(bar, name)
     run = runner(localizer, options, context.host, context.devices, profile.references, say)

@@ -10,7 +10,7 @@ share network and objective share the training. The default is a photograph with
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -145,11 +145,7 @@ def _cost(chain: Chain, options: TestOptions, count: int = 4) -> tuple[float, fl
     profile = chain.profile
     x = profile.references[:count]
     arguments = (chain.localizer, x, np.roll(x, 1, axis=0), profile.noise)
-    how: dict[str, Any] = {
-        "region": profile.region,
-        "precision": options.precision,
-        "alpha": options.alpha,
-    }
+    how = vars(replace(options, region=profile.region))
     dal_test_batch(*arguments, **how)  # compiles
     begun = time.perf_counter()
     results = dal_test_batch(*arguments, **how)
@@ -209,7 +205,7 @@ def _trained(
     save_checkpoint(home, variables[0], finish(variables[0]))
 
 
-def _some(data: DataSet, profile: Profile, settings: Settings) -> tuple[DataSet, Profile]:
+def _some(data: DataSet, profile: Profile, settings: Settings) -> DataSet:
     """The images that are looked at, chosen by seed, not by what they show."""
     rng = np.random.default_rng((settings.seed, 5))
     held = set(profile.roles["calibrate"])
@@ -221,7 +217,7 @@ def _some(data: DataSet, profile: Profile, settings: Settings) -> tuple[DataSet,
     for number, part in enumerate(parts):
         most = settings.per_label if number else settings.held_out
         kept += [part[k] for k in sorted(rng.permutation(len(part))[:most])]
-    return data._replace(samples=tuple(kept)), profile
+    return data._replace(samples=tuple(kept))
 
 
 def _row(one: Found) -> Row:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from dal_jax import CheckpointError, InputError
-from dal_jax.diffusion import DalConfig, TrainConfig, save_checkpoint
+from dal_jax.diffusion import DalConfig, TrainConfig, save_checkpoint, train
+from dal_jax.inspection import LearnOptions, learn_views
 from dal_jax.localizers import (
     CONFIGS,
     ExtractorFile,
@@ -135,6 +136,18 @@ def test_an_extractor_goes_with_the_checkpoint(resnet, tmp_path):
     (home / "extractor.json").write_text(json.dumps({"file": "x"}))
     with pytest.raises(CheckpointError, match=r"extractor\.json: damaged"):
         load_localizer(home)
+
+
+def test_training_again_without_the_extractor_drops_it(resnet, tmp_path):
+    config = MdpsConfig(UNET, image_size=8, start=40)
+    views = np.random.default_rng(0).normal(size=(4, 8, 8, 1))
+    settings, options = TrainConfig(steps=2, batch_size=2), LearnOptions()
+    home = tmp_path / "model"
+    learned = learn_views(views, config, settings, options, home, train, extractor=resnet)
+    assert load_localizer(home).score_fn.extractor == ResNetExtractor(**resnet.settings)
+    again = learn_views(views, config, settings, options, home, train)  # goes on, with no step left
+    assert load_localizer(home).score_fn.extractor == again.config.encoder
+    assert learned.config != again.config  # the scales of other features
 
 
 def test_misshapen_weights_are_refused(resnet, tmp_path):

@@ -227,7 +227,7 @@ _FLAGS = {
 
 def _changes(localizer: str, flags: dict[str, Any]) -> dict[str, Any]:
     """Fields of a configuration that options were given for, with their values."""
-    kind = localizer.partition(":")[0].partition(",")[0]
+    kind = split_settings(localizer)[0].partition(":")[0]
     given = {name: value for name, value in flags.items() if value is not None}
     known = _FLAGS.get(kind, {})  # an unknown kind is refused where the rest is read
     for name, value in given.items():

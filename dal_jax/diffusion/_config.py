@@ -1,7 +1,7 @@
 """Everything that a trained diffusion localizer must carry with its weights, as JSON."""
 
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from dal_jax._errors import InputError
 from dal_jax._typing import PyTree
@@ -10,8 +10,92 @@ from dal_jax.diffusion._update import NoisePrediction
 from dal_jax.models import UNetConfig, unet_shapes
 
 
+class LocalizerConfig:
+    """What configurations of localizers have in common; their fields are their own.
+
+    The network is the U-Net in the field `unet`, unless a class says otherwise.
+    """
+
+    network_field: ClassVar[str] = "unet"
+    # Fields that are configurations themselves, as `from_dict` reads them.
+    parts: ClassVar[dict[str, type]] = {"unet": UNetConfig, "schedule": Schedule}
+    image_size: int | tuple[int, ...]
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """(H, W)."""
+        return sides_of(self.image_size)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        return (*self.sides, self._network.in_channels)
+
+    @property
+    def variable_shapes(self) -> PyTree:
+        """The variables of the network, as `jax.ShapeDtypeStruct`."""
+        return unet_shapes(self._network)
+
+    @property
+    def objective(self) -> Any:
+        """What training minimizes."""
+        this: Any = self
+        return NoisePrediction(this.unet, this.schedule)
+
+    @property
+    def _network(self) -> Any:
+        return getattr(self, self.network_field)
+
+    def for_images(self, shape: tuple[int, int, int]) -> Self:
+        """The same localizer of images of another shape.
+
+        Args:
+            shape: (H, W, C).
+
+        Returns:
+            The configuration.
+
+        Raises:
+            InputError: the network cannot take such images.
+        """
+        network = replace(self._network, in_channels=shape[2])
+        this: Any = self
+        return replace(this, **{self.network_field: network}, image_size=tuple(shape[:2]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Gives the configuration as plain values, ready for JSON.
+
+        Returns:
+            Fields and their values, those of the parts in dictionaries of their own.
+        """
+        this: Any = self
+        values = asdict(this)
+        if isinstance(self._network, UNetConfig):
+            values[self.network_field] = self._network.to_dict()
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Reads what `to_dict` gave, also after a passage through JSON.
+
+        Args:
+            values: fields by name; those left out take their defaults.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            InputError: a field is unknown or a value does not fit.
+        """
+        given = dict(values)
+        for name, kind in cls.parts.items():
+            if name in given:
+                given[name] = build_config(kind, given[name])
+        return build_config(cls, given)
+
+
 @dataclass(frozen=True)
-class DalConfig:
+class DalConfig(LocalizerConfig):
     """Network, diffusion and filter of a localizer; `image_size` is (H, W), or one side of both.
 
     Raises:
@@ -25,6 +109,7 @@ class DalConfig:
     """
 
     kind: ClassVar[str] = "dal"
+    parts: ClassVar[dict[str, type]] = {**LocalizerConfig.parts, "reverse": ReverseConfig}
 
     unet: UNetConfig = field(default_factory=UNetConfig)  # the network
     schedule: Schedule = field(default_factory=Schedule)  # of the noise
@@ -40,75 +125,9 @@ class DalConfig:
         self.reverse.coefficients(self.schedule)
 
     @property
-    def sides(self) -> tuple[int, int]:
-        """(H, W)."""
-        return sides_of(self.image_size)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C)."""
-        return (*self.sides, self.unet.in_channels)
-
-    @property
     def draws_shape(self) -> tuple[int, int, int, int]:
         """(1 + steps, H, W, C)."""
         return (1 + self.reverse.steps, *self.image_shape)
-
-    @property
-    def variable_shapes(self) -> PyTree:
-        """The variables of the network, as `jax.ShapeDtypeStruct`."""
-        return unet_shapes(self.unet)
-
-    @property
-    def objective(self) -> NoisePrediction:
-        """What training minimizes."""
-        return NoisePrediction(self.unet, self.schedule)
-
-    def for_images(self, shape: tuple[int, int, int]) -> "DalConfig":
-        """The same localizer of images of another shape.
-
-        Args:
-            shape: (H, W, C).
-
-        Returns:
-            The configuration.
-
-        Raises:
-            InputError: the network cannot take such images.
-        """
-        unet = replace(self.unet, in_channels=shape[2])
-        return replace(self, unet=unet, image_size=tuple(shape[:2]))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Gives the configuration as plain values, ready for JSON.
-
-        Returns:
-            Fields and their values, those of the parts in dictionaries of their own.
-        """
-        return {**asdict(self), "unet": self.unet.to_dict()}
-
-    @staticmethod
-    def from_dict(values: dict[str, Any]) -> "DalConfig":
-        """Reads what `to_dict` gave, also after a passage through JSON.
-
-        Args:
-            values: fields by name; those left out take their defaults.
-
-        Returns:
-            The configuration.
-
-        Raises:
-            InputError: a field is unknown or a value does not fit.
-        """
-        parts: dict[str, Any] = dict(values)
-        for name, kind in (
-            ("unet", UNetConfig),
-            ("schedule", Schedule),
-            ("reverse", ReverseConfig),
-        ):
-            if name in parts:
-                parts[name] = build_config(kind, parts[name])
-        return build_config(DalConfig, parts)
 
 
 def sides_of(image_size: int | tuple[int, ...]) -> tuple[int, int]:

@@ -1,6 +1,5 @@
 """Pytrees of arrays on disk: written whole or not at all, and checked before they are read."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -11,6 +10,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from dal_jax._digest import file_digest
 from dal_jax._errors import CheckpointError, InputError
 from dal_jax._typing import PyTree
 
@@ -154,7 +154,4 @@ def _number(path: Path) -> int:
 
 def _digests(directory: Path) -> dict[str, str]:
     files = sorted(p for p in directory.rglob("*") if p.is_file())
-    return {
-        p.relative_to(directory).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in files
-    }
+    return {p.relative_to(directory).as_posix(): file_digest(p) for p in files}

@@ -1,6 +1,5 @@
 """What makes a trained model fit for a folder of images: preparation, noise, references."""
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dal_jax._digest import file_digest
 from dal_jax._errors import CheckpointError, InputError
 from dal_jax._typing import Float
 from dal_jax.images import DataSet, Fitted, open_data, write_array, write_text
@@ -124,7 +124,7 @@ def save_profile(directory: Path, profile: Profile) -> None:
         "flag_share": profile.flag_share,
         "roles": {role: list(groups) for role, groups in profile.roles.items()},
         "seed": profile.seed,
-        "sha256": {name: _digest(directory / name) for name in (NOISE, REFERENCES)},
+        "sha256": {name: file_digest(directory / name) for name in (NOISE, REFERENCES)},
     }
     write_text(directory / RECORD, json.dumps(facts, indent=1) + "\n")
 
@@ -165,7 +165,7 @@ def load_profile(directory: Path) -> Profile:
         if facts["format"] != _FORMAT:
             raise CheckpointError(f"{path}: format {facts['format']}, expected {_FORMAT}")
         for name, digest in facts["sha256"].items():
-            if name not in (NOISE, REFERENCES) or _digest(directory / name) != digest:
+            if name not in (NOISE, REFERENCES) or file_digest(directory / name) != digest:
                 raise CheckpointError(f"{directory / name}: is not the file of {RECORD}")
         return _parsed(directory, facts)
     except CheckpointError:
@@ -213,7 +213,3 @@ def _parsed(directory: Path, facts: dict[str, Any]) -> Profile:
         {role: tuple(groups) for role, groups in facts["roles"].items()},
         int(facts["seed"]),
     )
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -221,10 +221,11 @@ class _Plan(NamedTuple):
         if self.extractor is not None:
             parts = self.extractor.load()
             check_extractor(parts["extractor"], self.config)
-            save_extractor(self.directory, self.extractor)
 
         def finish(variables: PyTree) -> Any:
-            return learn_constants(variables, self.config, tuning, self.seed, **parts)
+            config = learn_constants(variables, self.config, tuning, self.seed, **parts)
+            save_extractor(self.directory, self.extractor)  # the checkpoint comes right after
+            return config
 
         more = {"finish": finish, **more}
         return self.trainer(views, self.config, self.train_config, self.directory, **more)

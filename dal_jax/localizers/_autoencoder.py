@@ -1,18 +1,18 @@
 """The autoencoder as a localizer: how far an image is from its reconstruction, smoothed."""
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from dal_jax._errors import InputError
 from dal_jax._typing import Array, PyTree
-from dal_jax.diffusion._config import build_config, sides_of
+from dal_jax.diffusion._config import LocalizerConfig
 from dal_jax.localizers._filters import filtered_difference
 from dal_jax.localizers._localizer import Localizer, check_threshold, make_draws
 from dal_jax.models import AutoencoderConfig, Reconstruction, autoencode, autoencoder_shapes
 
 
 @dataclass(frozen=True)
-class AutoencoderLocalizerConfig:
+class AutoencoderLocalizerConfig(LocalizerConfig):
     """Network and filter of a localizer; `image_size` is (H, W), or one side of both.
 
     Raises:
@@ -31,17 +31,14 @@ class AutoencoderLocalizerConfig:
     image_size: int | tuple[int, ...] = (32, 32)  # pixels; kept as (H, W)
 
     kind: ClassVar[str] = "autoencoder"
+    network_field: ClassVar[str] = "network"
+    parts: ClassVar[dict[str, type]] = {"network": AutoencoderConfig}
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "image_size", sides_of(self.image_size))
+        object.__setattr__(self, "image_size", self.sides)
         if self.filter_size < 1 or self.filter_size % 2 == 0:
             raise InputError(f"filter_size: got {self.filter_size}, expected an odd number")
         self.network.check_image(self.image_shape)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C)."""
-        return (*sides_of(self.image_size), self.network.in_channels)
 
     @property
     def draws_shape(self) -> tuple[int, int, int, int]:
@@ -57,47 +54,6 @@ class AutoencoderLocalizerConfig:
     def objective(self) -> Reconstruction:
         """What training minimizes."""
         return Reconstruction(self.network)
-
-    def for_images(self, shape: tuple[int, int, int]) -> "AutoencoderLocalizerConfig":
-        """The same localizer of images of another shape.
-
-        Args:
-            shape: (H, W, C).
-
-        Returns:
-            The configuration.
-
-        Raises:
-            InputError: the network cannot take such images.
-        """
-        network = replace(self.network, in_channels=shape[2])
-        return replace(self, network=network, image_size=tuple(shape[:2]))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Gives the configuration as plain values, ready for JSON.
-
-        Returns:
-            Fields and their values, those of the network in a dictionary of their own.
-        """
-        return asdict(self)
-
-    @staticmethod
-    def from_dict(values: dict[str, Any]) -> "AutoencoderLocalizerConfig":
-        """Reads what `to_dict` gave, also after a passage through JSON.
-
-        Args:
-            values: fields by name; those left out take their defaults.
-
-        Returns:
-            The configuration.
-
-        Raises:
-            InputError: a field is unknown or a value does not fit.
-        """
-        parts: dict[str, Any] = dict(values)
-        if "network" in parts:
-            parts["network"] = build_config(AutoencoderConfig, parts["network"])
-        return build_config(AutoencoderLocalizerConfig, parts)
 
 
 @dataclass(frozen=True)

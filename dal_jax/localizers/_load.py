@@ -1,6 +1,5 @@
 """Localizers of any kind: from their configuration, and from checkpoints."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dal_jax._atomic import atomic_path, write_text
+from dal_jax._digest import file_digest
 from dal_jax._errors import CheckpointError, InputError
 from dal_jax._typing import PyTree
 from dal_jax.diffusion import load_checkpoint
@@ -129,12 +129,12 @@ class ExtractorFile(NamedTuple):
         return {"extractor": extractor, "features": features}
 
 
-def save_extractor(directory: str | Path, extractor: ExtractorFile) -> None:
+def save_extractor(directory: str | Path, extractor: ExtractorFile | None) -> None:
     """Copies an extractor's weights beside a checkpoint, for `load_localizer`.
 
     Args:
         directory: of the model, made if missing.
-        extractor: whose weights fit.
+        extractor: whose weights fit; None: the one that is there no longer counts.
 
     Raises:
         InputError, CheckpointError: they do not; nothing is written then.
@@ -145,15 +145,18 @@ def save_extractor(directory: str | Path, extractor: ExtractorFile) -> None:
 
     Source: this project.
     """
-    extractor.load()
     folder = Path(directory)
+    if extractor is None:
+        (folder / _EXTRACTOR).unlink(missing_ok=True)
+        return
+    extractor.load()
     folder.mkdir(parents=True, exist_ok=True)
     copy = folder / f"extractor{extractor.path.suffix}"
     with atomic_path(copy) as temporary:
         shutil.copyfile(extractor.path, temporary)
     facts = {
         "file": copy.name,
-        "sha256": _digest(copy),
+        "sha256": file_digest(copy),
         "kind": extractor.kind,
         "settings": dict(extractor.settings),
     }
@@ -167,7 +170,7 @@ def _load_extractor(directory: Path) -> dict[str, Any]:
     try:
         facts = json.loads(record.read_text())
         path = directory / Path(facts["file"]).name
-        if _digest(path) != facts["sha256"]:
+        if file_digest(path) != facts["sha256"]:
             raise CheckpointError(f"{path}: is not the file of {record.name}")
         settings = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["settings"].items()}
         return ExtractorFile(path, facts["kind"], settings).load()
@@ -175,7 +178,3 @@ def _load_extractor(directory: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{record}: damaged ({' '.join(str(error).split())[:120]})"
         ) from error
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

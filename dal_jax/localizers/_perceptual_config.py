@@ -1,24 +1,23 @@
 """What localizers that compare an image with its counterpart by features have in common."""
 
 import math
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, ClassVar, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
 
 import jax
 import numpy as np
 
 from dal_jax._errors import InputError
 from dal_jax._typing import PyTree
-from dal_jax.diffusion import DalConfig, NoisePrediction, ReverseConfig, Schedule
-from dal_jax.diffusion._config import build_config
-from dal_jax.models import UNetConfig, UNetEncoder, unet_shapes
+from dal_jax.diffusion import DalConfig, ReverseConfig, Schedule
+from dal_jax.diffusion._config import LocalizerConfig
+from dal_jax.models import UNetConfig, UNetEncoder
 
 PRESETS = ("pl", "faithful")
-Config = TypeVar("Config", bound="PerceptualConfig")
 
 
 @dataclass(frozen=True)
-class PerceptualConfig:
+class PerceptualConfig(LocalizerConfig):
     """Network, levels and comparison of a localizer; `image_size` is (H, W), or one side of both.
 
     "pl" is piecewise linear in the image, so that the exact engines apply; "faithful" is as
@@ -104,7 +103,7 @@ class PerceptualConfig:
         return ReverseConfig((steps - 1) * self.spacing, steps, eta)
 
     @property
-    def unscaled(self: Config) -> Config:
+    def unscaled(self) -> Self:
         """Without the scales, which are parameters: equal ones share their compiled programs."""
         return replace(self, feature_scales=None, pixel_scale=1.0)
 
@@ -112,17 +111,6 @@ class PerceptualConfig:
     def encoder(self) -> UNetEncoder:
         """The network's own encoder as an extractor of features."""
         return UNetEncoder(self.unet, self.sides, self.feature_level, self.depths)
-
-    @property
-    def sides(self) -> tuple[int, int]:
-        """(H, W)."""
-        height, width = self.image_size  # type: ignore[misc]
-        return height, width
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C)."""
-        return (*self.sides, self.unet.in_channels)
 
     def check_number(
         self,
@@ -153,58 +141,6 @@ class PerceptualConfig:
             kind = "a whole number" if whole else "a number"
             expected = "a positive number" if positive else f"{kind} of {low:g}{most}"
             raise InputError(f"{name}: got {value!r}, expected {expected}")
-
-    @property
-    def variable_shapes(self) -> PyTree:
-        """The variables of the network, as `jax.ShapeDtypeStruct`."""
-        return unet_shapes(self.unet)
-
-    @property
-    def objective(self) -> NoisePrediction:
-        """What training minimizes."""
-        return NoisePrediction(self.unet, self.schedule)
-
-    def for_images(self: Config, shape: tuple[int, int, int]) -> Config:
-        """The same localizer of images of another shape.
-
-        Args:
-            shape: (H, W, C).
-
-        Returns:
-            The configuration.
-
-        Raises:
-            InputError: the network cannot take such images.
-        """
-        unet = replace(self.unet, in_channels=shape[2])
-        return replace(self, unet=unet, image_size=tuple(shape[:2]))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Gives the configuration as plain values, ready for JSON.
-
-        Returns:
-            Fields and their values, those of the parts in dictionaries of their own.
-        """
-        return {**asdict(self), "unet": self.unet.to_dict()}
-
-    @classmethod
-    def from_dict(cls: type[Config], values: dict[str, Any]) -> Config:
-        """Reads what `to_dict` gave, also after a passage through JSON.
-
-        Args:
-            values: fields by name; those left out take their defaults.
-
-        Returns:
-            The configuration.
-
-        Raises:
-            InputError: a field is unknown or a value does not fit.
-        """
-        parts = dict(values)
-        for name, kind in (("unet", UNetConfig), ("schedule", Schedule)):
-            if name in parts:
-                parts[name] = build_config(kind, parts[name])
-        return build_config(cls, parts)
 
 
 def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
