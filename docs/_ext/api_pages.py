@@ -107,7 +107,9 @@ def entry(module: Any, name: str, words: str) -> Iterator[str]:
     if words:
         yield from (f".. py:data:: {path}", "", f"   {words}")
     elif inspect.isclass(found):
-        yield from (f".. autoclass:: {path}", "   :members:")
+        others = {base.__name__ for base in found.__mro__ if not base.__module__.startswith(TOP)}
+        inherited = f"   :inherited-members: {','.join(sorted(others))}"  # all but those
+        yield from (f".. autoclass:: {path}", "   :members:", inherited)
     else:
         yield f".. autofunction:: {path}"
     yield "```"
