@@ -2,6 +2,7 @@
 # make test   set up, run the tests
 # make lint   set up, run ruff and pyright
 # make docs   set up, build the documentation: docs/_build/html/index.html
+# make clean  remove what the others made
 # Options: PYTHON=python3.12 (any interpreter >= 3.11), VENV=.venv, PYTEST="-n 2", PIP_ARGS=...
 
 VENV ?= .venv
