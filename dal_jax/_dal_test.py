@@ -16,7 +16,7 @@ from ._typing import Bool, Float
 from .inference import Noise
 from .localizers import Localizer
 from .noise import parse_noise
-from .search import Answer, Evaluator, Functions, Request, run_side_by_side
+from .search import Answer, Evaluator, Functions, Request, Status, run_side_by_side
 
 # What the tests under way may keep in the host's memory, and about how much an image keeps there.
 HOST_BYTES, KEPT = 2**31, 64 * 3 * 8
@@ -99,11 +99,15 @@ def dal_test(
     chosen = test_options(options)
     case = checked(localizer, Case(np.asarray(x), np.asarray(x_ref), where=where))
     covariance = covariance_of(noise, localizer)
-    if chosen.engine != "adaptive":
-        return exact_test(localizer, case, covariance, chosen, progress)
-    evaluator = evaluator_of(localizer, False, _devices(1))  # too little work for more
-    task = adaptive_test(localizer, case, covariance, chosen, progress)
-    return next(run_side_by_side([(0, task)], evaluator, 1))[1]
+    if chosen.engine == "adaptive":
+        evaluator = evaluator_of(localizer, False, _devices(1))  # too little work for more
+        task = adaptive_test(localizer, case, covariance, chosen, progress)
+        result = next(run_side_by_side([(0, task)], evaluator, 1))[1]
+    else:
+        result = exact_test(localizer, case, covariance, chosen, progress)
+    if result.status is Status.INVALID_INPUT:
+        raise InputError(result.message)
+    return result
 
 
 def dal_test_batch(

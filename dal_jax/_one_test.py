@@ -170,10 +170,8 @@ def adaptive_test(
     found = yield from _search(localizer, case, empty.score, picked, line, options, progress)
     result = _with_adaptive(empty, line, found, options, window)
     if options.permutations:
-        p = yield from permutation_test(
-            *case[:3], result.region, localizer.threshold, options, case.where
-        )
-        count = result.num_evaluations + options.permutations
+        p = yield from permutation_test(*case[:3], localizer.threshold, options, case.where)
+        count = result.num_evaluations + options.permutations + 1
         result = result._replace(permutation_p=p, num_evaluations=count)
     return _timed(result, started)
 
@@ -241,9 +239,7 @@ def _hypothesis(
     covariance = noise if case.noise is None else case.noise
     try:
         line = region_line(case.image, case.references, picked.region, covariance)
-    except InputError as error:
-        if case.noise is None:
-            raise
+    except InputError as error:  # of this image's region: the others of a batch are tested
         return empty._replace(status=Status.INVALID_INPUT, message=str(error)), picked, None
     return empty, picked, line
 

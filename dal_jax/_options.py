@@ -47,9 +47,10 @@ class TestOptions:
         _one_of("dtype", self.dtype, DTYPES)
         if self.engine == "scan" and self.dtype == "float32":
             raise InputError("dtype is 'float32', expected 'float64' with engine 'scan'")
-        if self.seed < 0:
-            raise InputError(f"seed is {self.seed}, expected 0 or above")
+        _whole("seed", self.seed)
         _whole("permutations", self.permutations)
+        if not isinstance(self.adaptive, AdaptiveOptions):
+            raise InputError(f"adaptive is {self.adaptive!r}, expected an AdaptiveOptions")
         if self.permutations and self.engine != "adaptive":
             raise InputError(
                 f"permutations is {self.permutations}, expected 0 with engine {self.engine!r}"

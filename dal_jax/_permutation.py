@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Generator, Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,6 @@ def permutation_test(
     image: Float[np.ndarray, "H W C"],
     references: Float[np.ndarray, "*K H W C"],
     draws: Any,
-    region: Bool[np.ndarray, "H W"],
     threshold: float,
     options: TestOptions,
     where: Bool[np.ndarray, "H W"] | None = None,
@@ -31,13 +30,13 @@ def permutation_test(
 
     In each permuted image b the localizer, with the same draws and threshold, flags a region M_b;
     `T_b = mean(x_b[M_b]) - mean(x_ref[M_b])`, 0 where nothing is flagged. A permuted image whose
-    scores are not all finite counts as at least as extreme as the observed one.
+    scores are not all finite counts as at least as extreme as the observed one. The image itself
+    is scored among them, in the same precision: where rounding decides, it decides for all alike.
 
     Args:
         image: the test image; the channels of a pixel stay together.
         references: stay as they are.
         draws: of this image, where every image has its own.
-        region: flagged in the image.
         threshold: of the score.
         options: how many permutations, seed, alternative, dtype, region.
         where: pixels that may be flagged; None: all.
@@ -46,7 +45,7 @@ def permutation_test(
         Images to be scored.
 
     Returns:
-        The p-value of `permutation_p`.
+        The p-value of `permutation_p`; NaN where the scores of the image itself are not finite.
 
     Source: Katsuoka et al., arXiv 2402.11789.
     """
@@ -62,19 +61,19 @@ def permutation_test(
 
     wide = options.dtype == "float64"
     moving = pixels.astype(options.dtype)
-    permuted: list[float] = []
-    orders = permutations(image, options.permutations, options.seed)
+    found: list[float] = []  # the image itself comes first
+    permuted = permutations(image, options.permutations, options.seed)
+    orders = chain([np.arange(len(pixels))], permuted)
     while block := list(islice(orders, BLOCK)):
         images = moving[np.stack(block)].reshape(-1, *image.shape)
         answer = yield Request(images, np.full(len(block), wide), draws)
         for order, score in zip(block, answer.score, strict=True):
             if not np.isfinite(score).all():
-                permuted.append(np.nan)
+                found.append(np.nan)
                 continue
             picked = pick(score, threshold, options.region, where)
-            permuted.append(difference(order, picked.region.ravel()))
-    observed = difference(np.arange(len(pixels)), region.ravel())
-    return permutation_p(observed, permuted, options.alternative)
+            found.append(difference(order, picked.region.ravel()))
+    return permutation_p(found[0], found[1:], options.alternative)
 
 
 def permutations(

@@ -47,7 +47,7 @@ class TestResult(NamedTuple):
     seconds: float  # wall time from start to end, compilation and tests beside it included
     permutation_p: float = math.nan  # valid if pixels are exchangeable; NaN if not asked for
     spacing: float = math.nan  # widest cell not divided, units of the statistic; adaptive only
-    num_checks: int = 0  # random points at which the outcome was checked; adaptive only
+    num_checks: int = 0  # random points that were all as predicted in the end; adaptive only
     num_disagreements: int = 0  # of any check, also those that were followed up; adaptive only
     misjudged_share: float = math.nan  # of the searched line, at most, at 95%, by the checks alone
     message: str = ""  # why, where the status is INVALID_INPUT

@@ -25,7 +25,7 @@ def read_toml(path: str | Path, name: str) -> dict[str, Any]:
         InputError: no such file, or not TOML.
     """
     try:
-        return tomllib.loads(Path(path).read_text())
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{name} {str(path)!r}: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -27,6 +27,16 @@ def test_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["t.txt"]
 
 
+def test_writers_of_one_file_do_not_disturb_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    with atomic_path(path) as one:
+        one.write_text("one")
+        write_text(path, "other")
+        assert path.read_text() == "other"
+    assert path.read_text() == "one"
+    assert [p.name for p in tmp_path.iterdir()] == ["t.txt"]
+
+
 def test_unwritable_place_is_one_line(tmp_path: Path) -> None:
     write_text(tmp_path / "file", "")
     with pytest.raises(InputError, match="cannot write") as caught:

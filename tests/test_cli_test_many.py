@@ -47,6 +47,11 @@ def run(capsys: pytest.CaptureFixture[str], *words: Any) -> tuple[int, str, str]
 def test_a_file_in_a_folder_with_a_bracketed_name_is_no_pattern(tmp_path):
     own = tmp_path / "scans[1]"
     assert expanded(["x.npy"], own, "--image") == (own / "x.npy",)
+    own.mkdir()
+    for name in ("x.npy", "y.npy"):
+        (own / name).touch()
+    assert expanded(["*.npy"], own, "--image") == (own / "x.npy", own / "y.npy")
+    assert expanded([own / "x.npy"], Path(), "--image") == (own / "x.npy",)
 
 
 def test_options_and_specification_are_the_same(capsys, folder, tmp_path):
@@ -115,7 +120,7 @@ def test_more_p_values(capsys, folder, tmp_path):
         assert float(row["permutation_p"]) == one["permutation_p"]
         assert list(row).index("permutation_p") == list(row).index("bonferroni_log10_p") + 2
         assert none["over_conditioned_p"] is none["permutation_p"] is None
-        assert one["num_evaluations"] == none["num_evaluations"] + 9
+        assert one["num_evaluations"] == none["num_evaluations"] + 10  # the image and 9 others
         assert one["p_value"] == none["p_value"]
     alone = [*more[:3], "--image", folder / "x0.npy", *more[5:], "--json"]
     alone = json.loads(run(capsys, *alone)[1])
@@ -162,9 +167,13 @@ def test_bad_specifications(capsys, folder, case):
 
 
 def test_one_way_to_say_it(capsys, folder):
-    code, _, err = run(capsys, "test", "--spec", folder / "spec.toml", "--model", folder)
+    for words in (["--model", folder], ["--seed", 0], ["--devices", 1], ["--noise", "iid:2"]):
+        code, _, err = run(capsys, "test", "--spec", folder / "spec.toml", *words)
+        assert code == 2
+        assert f"{words[0]}: expected none with --spec" in err and err.count("\n") == 1
+    code, _, err = run(capsys, "test", "--spec", folder / "spec.toml", "--maps")
     assert code == 2
-    assert "one way" in err
+    assert "--maps: expected --out" in err
     code, _, err = run(capsys, "test", "--image", folder / "x0.npy")
     assert code == 2
     assert "--model" in err

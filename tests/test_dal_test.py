@@ -302,7 +302,10 @@ BAD = {
     "precision": ("precision", {"precision": -1e-3}),
     "alpha": ("alpha", {"alpha": 1.0}),
     "z_max": ("z_max", {"z_max": 0.0}),
-    "seed": ("seed", {"seed": -1}),
+    "seed": ("seed is -1", {"seed": -1}),
+    "part of a seed": ("seed is 0.5", {"seed": 0.5}),
+    "how": ("adaptive", {"adaptive": {"spacing": 0.25}}),
+    "another unit": ("x", {"noise": "iid:1e-9"}),
     "permutations": ("permutations is -1", {"permutations": -1}),
     "part of a permutation": ("permutations", {"permutations": 1.5}),
     "permutations of a sweep": ("expected 0 with engine", {"permutations": 9, "engine": "sweep"}),
@@ -394,6 +397,32 @@ def test_a_bad_image_of_a_batch_fails_alone(way):
     xs, refs = np.stack([X] * 3), np.stack([X_REF] * 3)
     bad = dal_test_batch(LOCALIZER, xs, refs, "iid:1", draws=np.zeros((3, 2)), **way)
     assert ["draws: got shape" in result.message for result in bad] == [True] * 3
+
+
+@pytest.mark.parametrize("way", [SWEEP, ADAPTIVE])
+def test_a_region_that_cannot_be_tested_fails_alone(way):
+    far = np.where(np.arange(16).reshape(SHAPE) == 3, 1e30, X)  # what some files hold for nothing
+    flat = X[::-1].copy()
+    region = LOCALIZER.region(flat)
+
+    class Singular:
+        """No variance in what is flagged in one of the images."""
+
+        def apply(self, v):
+            return np.zeros_like(v) if ((v[..., 0] > 0) == region).all() else v
+
+        def check(self, shape):
+            pass
+
+    xs, refs = np.stack([X, far, flat]), np.stack([X_REF] * 3)
+    good, *bad = dal_test_batch(LOCALIZER, xs, refs, Singular(), **way)
+    same(good, dal_test(LOCALIZER, X, X_REF, "iid:1", **way))
+    for result, image, words in zip(bad, xs[1:], ("x differs", "variance 0.0"), strict=True):
+        assert result.status is Status.INVALID_INPUT
+        assert math.isnan(result.p_value)
+        assert words in result.message
+        with pytest.raises(InputError, match=words):
+            dal_test(LOCALIZER, image, X_REF, Singular(), **way)
 
 
 @pytest.mark.parametrize("own", [True, False])

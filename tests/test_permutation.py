@@ -69,7 +69,7 @@ def test_p_is_that_of_a_plain_loop(localizer, alternative):
             assert result.permutation_p == expected
             seen.add(expected)
             if dtype == "float32":
-                assert result.num_evaluations == without.num_evaluations + COUNT
+                assert result.num_evaluations == without.num_evaluations + COUNT + 1
                 assert result.p_value == without.p_value
     assert len(seen) > 1
 
@@ -163,6 +163,21 @@ def test_the_same_pixels_have_the_same_mean():
         assert dal_test(localizer, x, x[::-1], "iid:1", **told).permutation_p == 1.0
 
 
+def test_rounding_decides_for_the_image_as_for_its_copies():
+    # 204 / 255 is 0.8 in float64, and above it in float32.
+    rng = np.random.default_rng(0)
+    x = rng.integers(160, 240, (6, 6, 1)) / 255
+    x[:2] = 204 / 255
+    localizer = from_score(each, x.shape, 0.8)
+    for dtype in ("float32", "float64"):
+        result = dal_test(localizer, x, 0 * x, "iid:1", permutations=19, dtype=dtype, precision=0.1)
+        assert result.permutation_p == 1.0  # a copy has the same pixels flagged, elsewhere
+
+
+def each(params, draws, x):
+    return x[..., 0]
+
+
 def test_without_a_region_nothing_is_permuted():
     x = np.zeros((4, 4, 1))
     localizer = from_score(corner, x.shape, 1.0, np.ones((4, 4)))
@@ -182,7 +197,7 @@ def p_values(localizer, noise, alternative, count=600):
     def task(number):
         rng = np.random.default_rng((11, number))
         x, x_ref = noise(rng), noise(rng)
-        return permutation_test(x, x_ref, None, localizer.region(x), localizer.threshold, options)
+        return permutation_test(x, x_ref, None, localizer.threshold, options)
 
     tasks = ((number, task(number)) for number in range(count))
     return np.array([p for _, p in run_side_by_side(tasks, evaluator_of(localizer), 20)])

@@ -211,6 +211,7 @@ def test_checks_that_never_agree_are_not_passed_over():
 
     found = search(noise, 0.0, how=AdaptiveOptions(max_evaluations=400))
     assert found.num_disagreements > 0
+    assert found.num_checks == 0  # nothing can be said by checks that failed
     assert found.searched.status is Status.NOT_CONVERGED
     assert found.searched.bounds.high - found.searched.bounds.low > 0.5
     flat = hidden(0.6, 0.95)
@@ -300,6 +301,20 @@ def test_far_observed_values(z_obs):
     search(interval(*truth), z_obs, progress=lambda *values: rounds.append(values))
     assert len(rounds) < 30
     assert all(b[1] >= a[1] for a, b in itertools.pairwise(rounds))
+
+
+@pytest.mark.parametrize("z_obs", [3e3, -1e6])
+def test_observed_values_too_far_out_to_search_all_between(z_obs):
+    sign = math.copysign(1.0, z_obs)
+    how = AdaptiveOptions(max_evaluations=300)
+    for lo in (1.0, abs(z_obs) - 0.5):
+        truth = np.sort(sign * np.array([lo, 2e6]))
+        found = search(interval(*truth), z_obs, how=how).searched
+        assert found.num_evaluations < 700
+        p = selective_p(z_obs, truth, [-1e7, 1e7]).p
+        assert found.bounds.low <= p <= found.bounds.high
+        # What lies between 0 and z_obs can only make p smaller.
+        assert found.status is Status.OK
 
 
 def test_an_observed_value_without_mass_beside_it_is_no_tie():

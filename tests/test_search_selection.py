@@ -1,14 +1,18 @@
 """The region "peak": what is picked, what decides it, and valid p-values given it."""
 
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
 from search_cases import dense_localizer, jumping_localizer, pooled_localizer
 
-from dal_jax import InputError, Status, dal_test, dal_test_batch
+from dal_jax import InputError, Status, dal_test, dal_test_batch, from_score
 from dal_jax.inference import contains, region_line, selective_p
 from dal_jax.noise import ar1, iid
-from dal_jax.search import margins, pick
+from dal_jax.search import Membership, margins, pick
 
 LOCALIZERS = {
     "pooled": pooled_localizer(side=6),
@@ -110,6 +114,47 @@ def test_engines_find_what_a_dense_grid_finds(name, seed):
         assert other.truncation.shape == exact.truncation.shape, engine
         np.testing.assert_allclose(other.truncation / line.sd, found, atol=ENDS)
         assert other.p_value == pytest.approx(exact.p_value, abs=1e-6)
+
+
+def steps(params, draws, x):
+    """Counts the levels that a pixel exceeds: many scores are equal."""
+    levels = jnp.array([0.0, 0.7, 1.4, 2.1], x.dtype)
+    return jnp.sum(jnp.abs(x) > levels, axis=-1, dtype=x.dtype)
+
+
+STEPS = from_score(steps, (1, 9, 1), 1.2)
+
+
+def test_of_equal_scores_the_first_is_the_highest():
+    rng = np.random.default_rng(0)
+    judge = jax.jit(Membership(lambda params, draws, x: x[..., 0], True))
+    ties = 0
+    for _ in range(40):
+        observed, other = rng.integers(0, 4, (2, 30, 1, 9)).astype(float)
+        maps = np.where(rng.random(other.shape) < 0.8, observed[:1], other)
+        picked = pick(observed[0], 1.2, "peak")
+        expected = [bool((pick(one, 1.2, "peak").region == picked.region).all()) for one in maps]
+        found = margins(maps, 1.2, picked)
+        assert found.inside.tolist() == expected
+        ties += ((found.margin.min(axis=1) == 0) & ~found.inside).sum()
+        lines = [((), (), one[..., None], 0 * one[..., None], picked, 1.2) for one in maps]
+        assert [bool(judge(line, 0.0)[0]) for line in lines] == expected
+    assert ties > 20
+
+
+@pytest.mark.parametrize("seed", range(6, 10))
+@pytest.mark.parametrize("engine", ["sweep", "scan"])
+def test_the_set_of_a_peak_among_equal_scores(engine, seed):
+    noise, rng = ar1(0.6, 1.0), np.random.default_rng(seed)
+    x, reference = rng.normal(size=(2, 1, 9, 1))
+    region = peak(STEPS, x)
+    line = region_line(x, reference, region, noise)
+    grid = np.linspace(-5, 5, 4001)
+    same = [(peak(STEPS, line.base + line.direction * z) == region).all() for z in grid]
+    told: dict[str, Any] = {"region": "peak", "engine": engine, "precision": 0.0, "z_max": 5.0}
+    found = dal_test(STEPS, x, reference, noise, **told).truncation / line.sd
+    near = np.abs(grid[:, None] - found.reshape(-1)).min(axis=1) < 1e-9
+    np.testing.assert_array_equal(contains(found, grid)[~near], np.array(same)[~near])
 
 
 def test_one_part_that_is_all_that_is_flagged_asks_no_more():

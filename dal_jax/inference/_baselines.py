@@ -5,7 +5,7 @@ from numpy.typing import ArrayLike
 from scipy.special import log_ndtr
 
 from .._errors import InputError
-from ._p_value import _check_alternative, selective_p
+from ._p_value import check_alternative, selective_p
 
 # Values this close to the observed one, relative to it, are tied with it: rounding of means.
 _TIE = 100 * np.finfo(np.float64).eps
@@ -111,7 +111,7 @@ def permutation_p(observed: float, permuted: ArrayLike, alternative: str = "two-
 
     Source: Katsuoka et al., arXiv 2402.11789; Phipson and Smyth, SAGMB 9, 2010 (the 1 added).
     """
-    _check_alternative(alternative)
+    check_alternative(alternative)
     values = np.asarray(permuted, np.float64)
     if values.ndim != 1:
         raise InputError(f"permuted has shape {values.shape}, expected (B,)")
@@ -131,7 +131,7 @@ def permutation_p(observed: float, permuted: ArrayLike, alternative: str = "two-
 
 
 def _log_naive_p(z_obs: float, alternative: str) -> float:
-    _check_alternative(alternative)
+    check_alternative(alternative)
     if alternative in ("greater", "less"):
         return float(log_ndtr(-z_obs if alternative == "greater" else z_obs))
     return float(np.minimum(0.0, np.log(2) + log_ndtr(-abs(z_obs))))

@@ -8,6 +8,10 @@ from numpy.typing import ArrayLike
 from .._errors import InputError
 from .._typing import Float
 
+# A statistic further from 0 than this, in standard deviations, is no noise of these images, and
+# no line is searched that far.
+FARTHEST = 1e6
+
 
 @runtime_checkable
 class Noise(Protocol):
@@ -82,7 +86,8 @@ def region_line(x: ArrayLike, x_ref: ArrayLike, region: ArrayLike, noise: Noise)
         Line(base, direction, z_obs, statistic, sd) in float64.
 
     Raises:
-        InputError: shapes that do not fit, an empty region, or a variance that is not positive.
+        InputError: shapes that do not fit, an empty region, a variance that is not positive, or a
+            statistic of more than a million standard deviations.
 
     Example:
         >>> from dal_jax.noise import iid
@@ -109,6 +114,11 @@ def region_line(x: ArrayLike, x_ref: ArrayLike, region: ArrayLike, noise: Noise)
     sd = float(np.sqrt(variance))
     statistic = float(np.sum(nu * (image - references.mean(axis=0))))
     direction, z_obs = covariance / sd, statistic / sd
+    if not abs(z_obs) <= FARTHEST:
+        raise InputError(
+            f"x differs from x_ref by {z_obs:.3g} standard deviations of the noise, expected at "
+            f"most {FARTHEST:g}: are all in one unit?"
+        )
     return Line(image - direction * z_obs, direction, z_obs, statistic, sd)
 
 

@@ -64,7 +64,7 @@ def selective_p(
 
     Source: Katsuoka et al., arXiv 2402.11789 (p); this project (bounds).
     """
-    _check_alternative(alternative)
+    check_alternative(alternative)
     if alternative == "equal-tailed":
         less = selective_p(z_obs, truncation, searched, "less")
         greater = selective_p(z_obs, truncation, searched, "greater")
@@ -108,9 +108,12 @@ def decision(bounds: SelectiveP, alpha: float) -> Literal["reject", "accept", "u
     return "accept" if bounds.low > alpha else "undecided"
 
 
-def _check_alternative(alternative: str) -> None:
+def check_alternative(alternative: str) -> None:
+    """Refuses an alternative that is not known by an `InputError`."""
     if alternative not in ALTERNATIVES:
-        raise InputError(f"alternative is {alternative!r}, expected one of {ALTERNATIVES}")
+        raise InputError(
+            f"alternative is {alternative!r}, expected one of {', '.join(ALTERNATIVES)}"
+        )
 
 
 def _holds(known: Intervals, z_obs: float) -> bool:

@@ -170,8 +170,8 @@ def heavy_tails(observed: Sequence[Observed], groups: ArrayLike | None = None) -
 
     Args:
         observed: of images known to be normal, one or more.
-        groups: (m,) the physical object of each; the images of one count together as its most
-            numerous group's fraction, weight 1 / size of the group. None: all are independent.
+        groups: (m,) the physical object of each; each image has the weight 1 / size of its group,
+            so that all images of one object together count as one. None: all are independent.
 
     Returns:
         The law.

@@ -110,7 +110,7 @@ class Adaptive(NamedTuple):
 
     searched: Searched  # sets, bounds, counts and status
     spacing: float  # the widest cell that was not divided, standardized
-    num_checks: int  # random points at which the outcome was checked in the end
+    num_checks: int  # random points that all were as predicted in the end; 0 if some were not
     num_disagreements: int  # points of any check that were not as predicted, followed up or not
 
 
@@ -232,8 +232,9 @@ class _Search:
         if answer is None:
             return True
         wrong = (answer.inside != contains(found, z)) & ~_doubtful(answer.margin, self.noise)
-        self.checks, self.agreed = len(z), not wrong.any()
         self.disagreements += int(wrong.sum())
+        self.agreed = not wrong.any()
+        self.checks = len(z) if self.agreed else 0
         if not self.agreed:
             self.safety *= MORE_CAREFUL
             self._assess()
@@ -305,9 +306,10 @@ class _Search:
     def _first(self) -> Points:
         """A grid through z_obs over what is likely to matter, and two points close to z_obs."""
         reach = self.limit if self.options.precision == 0 else min(CORE, self.limit)
-        low = max(min(-reach, self.z_obs - AROUND), -self.limit)
-        high = min(max(reach, self.z_obs + AROUND), self.limit)
         spacing = self.how.spacing
+        room = max(2 * CORE, spacing * self.how.max_evaluations)  # from a z_obs that is far out
+        low = max(min(-reach, self.z_obs - AROUND), -self.limit, self.z_obs - room)
+        high = min(max(reach, self.z_obs + AROUND), self.limit, self.z_obs + room)
         below = self.z_obs - spacing * np.arange(1, math.ceil((self.z_obs - low) / spacing))
         above = self.z_obs + spacing * np.arange(1, math.ceil((high - self.z_obs) / spacing))
         near = self.z_obs + NEAR * spacing * np.array([-1.0, 1.0])

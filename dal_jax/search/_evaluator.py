@@ -105,17 +105,6 @@ class Evaluator:
         """
         return self._program(dtype)[0].lanes * len(_able(self._devices, dtype))
 
-    def temporary_bytes(self, dtype: str) -> int:
-        """Memory that one call needs on a device besides its arguments and results.
-
-        Args:
-            dtype: "float32" or "float64".
-
-        Returns:
-            Bytes, as the compiler says; 0 where it does not.
-        """
-        return self._program(dtype)[0].temporary_bytes
-
     @exact_arithmetic()
     def __call__(
         self, images: Float[np.ndarray, "k H W C"], draws: PyTree, dtype: str

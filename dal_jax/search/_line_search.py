@@ -11,7 +11,6 @@ from scipy.special import ndtri_exp
 
 from .._errors import InputError
 from ..inference import (
-    ALTERNATIVES,
     Intervals,
     SelectiveP,
     as_intervals,
@@ -22,6 +21,7 @@ from ..inference import (
     subtract,
     union,
 )
+from ..inference._p_value import check_alternative
 from ._engine import Engine, Found
 
 # The first round: this far on both sides of 0, and this far around the observed value.
@@ -178,10 +178,7 @@ def check_options(
 
     Source: this project.
     """
-    if alternative not in ALTERNATIVES:
-        raise InputError(
-            f"alternative is {alternative!r}, expected one of {', '.join(ALTERNATIVES)}"
-        )
+    check_alternative(alternative)
     if not 0 <= precision < 1:
         raise InputError(f"precision is {precision!r}, expected a number in [0, 1)")
     if alpha is not None and not 0 < alpha < 1:

@@ -56,7 +56,7 @@ class Membership:
     """
 
     score_fn: Callable[..., Any]  # (params, draws, x (H, W, C)) -> (H, W)
-    rest: bool = False  # some pixels need only be lower than the highest of the region
+    rest: bool = False  # whether there are pixels that need only not be the highest
 
     def __call__(self, operands: Any, z: Array) -> tuple[Array, Array]:
         """Evaluates at one point of the line.
@@ -74,7 +74,10 @@ class Membership:
         same = jnp.all(jnp.where(picked.region, flagged, ~(flagged & picked.rim)))
         if self.rest:
             highest = jnp.max(jnp.where(picked.region, score, threshold))
-            same &= jnp.all((score <= highest) | ~picked.rest)
+            level = score == highest
+            first = jnp.argmax(level & picked.region)  # `pick` takes the first of equals
+            later = jnp.arange(score.size).reshape(score.shape) > first
+            same &= jnp.all((score < highest) | (level & later) | ~picked.rest)
         return same, score
 
 

@@ -38,7 +38,7 @@ class Picked(NamedTuple):
 
     region: Bool[np.ndarray, "H W"]  # these pixels must be flagged
     rim: Bool[np.ndarray, "H W"]  # these must not
-    rest: Bool[np.ndarray, "H W"]  # these must not have a higher score than all of the region
+    rest: Bool[np.ndarray, "H W"]  # of these and the region, the highest must be of the region
 
 
 def check_region(kind: Any) -> str:
@@ -75,8 +75,8 @@ def pick(
     Args:
         score: (H, W).
         threshold: flagged pixels have a higher score.
-        kind: "all", every flagged pixel; "peak", those connected with the highest score through
-            flagged ones, diagonal neighbours included.
+        kind: "all", every flagged pixel; "peak", those connected with the highest score (of equal
+            ones the first in row-major order) through flagged ones, diagonal neighbours included.
         where: pixels that may be flagged; None: all.
 
     Returns:
@@ -106,8 +106,8 @@ def pick(
 def margins(score: Float[np.ndarray, "k H W"], threshold: float, picked: Picked) -> Margins:
     """Judges score maps by whether the observed region is picked in them.
 
-    It is if and only if its pixels are flagged, those of the rim are not, and none of the rest has
-    a higher score than the highest of the region.
+    It is if and only if its pixels are flagged, those of the rim are not, and the highest score of
+    the region and the rest (of equal ones the first, as in `pick`) is of the region.
 
     Args:
         score: (k, H, W).
@@ -134,5 +134,7 @@ def margins(score: Float[np.ndarray, "k H W"], threshold: float, picked: Picked)
     if rest.any():
         below = inside.max(axis=1, keepdims=True) - over[:, rest]
         parts.append(below)
-        same = np.logical_and(same, (below >= 0).all(axis=1))
+        first = np.flatnonzero(region)[inside.argmax(axis=1), None]
+        below = (below > 0) | ((below == 0) & (np.flatnonzero(rest) > first))
+        same = np.logical_and(same, below.all(axis=1))
     return Margins(np.concatenate(parts, axis=1), same)
