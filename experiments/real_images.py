@@ -23,6 +23,7 @@ from dal_jax.cli._train import train_with_bar
 from dal_jax.diffusion import TrainConfig
 from dal_jax.images import DataSet, Preparation, RegionShare, region_counts
 from dal_jax.inspection import CalibrateOptions, LearnOptions, Source, learn
+from dal_jax.inspection._rows import COLUMNS
 from dal_jax.models import UNetConfig
 from dal_jax.runs import fingerprint, wait_for_hosts
 
@@ -36,14 +37,7 @@ from ._output import Row, Tables, pivot
 from ._textures import GROUPS, KINDS, PATCH, TexturePlan, contrast_of, write_textures
 
 BRAIN = "brain"
-# Of a row of a tested view, by method.
-COLUMNS = {
-    "selective": "p_value",
-    "inflated": "p_inflated",
-    "conformal": "p_conformal",
-    "naive": "p_naive",
-}
-METHODS = tuple(COLUMNS)
+METHODS = ("selective", "inflated", "conformal", "naive")
 HELD_OUT, GOOD, DEFECT = "held out", "test", "defect"
 _COLOURS = {**COLOURS, "inflated": "#4c72b0", "conformal": "#55a868"}
 _MARKERS = {**MARKERS, "inflated": "s", "conformal": "v"}

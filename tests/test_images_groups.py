@@ -17,6 +17,9 @@ def test_forms_of_groups(tmp_path: Path) -> None:
     assert group_of(names, r"regex:(e\d)") == ["e1", "e2", "e1", "e3"]
     assert group_of(names, "gap:20") == ["from9", "from9", "from300", "from31"]
     assert group_of(names, "gap:25") == ["from9", "from9", "from300", "from9"]
+    # The last number of all: of a row or slice, of a name without an ending.
+    assert group_of(["s2.npy#1", "s2.npy#2", "s2.npy#9"], "gap:3") == ["from1", "from1", "from9"]
+    assert group_of(["1.2.10", "1.2.90", "7.nii.gz"], "gap:20") == ["from7", "from90", "from7"]
     table = tmp_path / "a:b.csv"
     rows = "\n".join(f'"{name}",{k // 2}' for k, name in enumerate(names))
     table.write_text(f"name,tile\n{rows}\n", encoding="utf-8")
@@ -56,6 +59,9 @@ def test_table_and_gap_refusals(tmp_path: Path) -> None:
         group_of(["a.png"], f"csv:{tmp_path / 't.csv'}:object")
     with pytest.raises(InputError, match=r"no 'tile' for the name 'b\.png'"):
         group_of(["a.png", "b.png"], f"csv:{tmp_path / 't.csv'}:tile")
+    (tmp_path / "t.csv").write_text("name,tile\na.png,1\na.png,1\nb.png,2\na.png,2\n")
+    with pytest.raises(InputError, match=r"two 'tile' for the name 'a\.png'"):
+        group_of(["b.png"], f"csv:{tmp_path / 't.csv'}:tile")
     with pytest.raises(InputError, match=r"no number in the name 'c\.png'"):
         group_of(["c.png"], "gap:3")
 

@@ -103,6 +103,31 @@ def test_foreign_bytes_are_one_line(tmp_path: Path, kind: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("kind", "place", "new"),
+    [(".npy", 10, b"{" * 8), (".tif", 10, b"\xff"), (".nii", 70, b"\xbf")],
+    ids=["description of the array", "code of the width", "type of the voxels"],
+)
+def test_spoiled_headers_are_one_line(tmp_path: Path, kind: str, place: int, new: bytes) -> None:
+    path = tmp_path / f"x{kind}"
+    _write(path)
+    whole = bytearray(path.read_bytes())
+    whole[place : place + len(new)] = new
+    path.write_bytes(whole)
+    with pytest.raises(InputError, match="unreadable or damaged") as caught:
+        read_image(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_picture_too_large_to_be_true_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pillow.fromarray(GREY).save(tmp_path / "x.png")
+    monkeypatch.setattr(pillow, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(InputError, match=r"unreadable or damaged .*exceeds limit"):
+        read_image(tmp_path / "x.png")
+
+
 def test_other_refusals(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         read_image(tmp_path / "absent.png")
@@ -146,6 +171,7 @@ def test_read_images_joins_folder_files_and_stack(tmp_path: Path) -> None:
     for k in range(3):
         np.save(folder / f"{k}.npy", np.full((4, 4), float(k)))
     (folder / "notes.txt").write_text("not an image")
+    (folder / "._0.npy").write_bytes(b"what a file manager leaves")
     np.save(tmp_path / "stack.npy", np.full((2, 4, 4, 1), 9.0))
     stack = read_images([folder, tmp_path / "stack.npy", folder / "1.npy"])
     assert stack.shape == (6, 4, 4, 1)

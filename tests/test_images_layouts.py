@@ -202,6 +202,10 @@ def test_folder_with_kinds(tmp_path: Path) -> None:
     data = open_data(tmp_path)
     assert [s.label for s in data.samples] == ["crack", "normal"]
     assert read_sample(data, data.samples[0])[1] is None  # anomalous, but nobody said where
+    picture(tmp_path / "masks" / "good" / "a.png", spot())
+    data = open_data(tmp_path)
+    with pytest.raises(InputError, match=r"'test/good/a.png': marks pixels, expected none in a n"):
+        read_sample(data, data.samples[1])
 
 
 @pytest.mark.parametrize("year", [2021, 2023])
@@ -296,6 +300,26 @@ def test_nifti_and_arrays(tmp_path: Path) -> None:
         np.testing.assert_array_equal(mask, stacks["masks"][1])
     only = open_data(tmp_path / "npy" / "test.npy")
     assert [(s.split, s.label) for s in only.samples] == [("test", "unknown")] * 2
+
+
+def test_a_mask_on_another_grid_is_refused(tmp_path: Path) -> None:
+    """Slice k of the mask would not be slice k of the image."""
+    for name, shape, step in (
+        ("few", (4, 5, 2), 1),
+        ("turned", (4, 5, 3), -1),
+        ("good", (4, 5, 3), 1),
+    ):
+        image = nibabel.Nifti1Image(RNG.normal(size=(4, 5, 3)), np.eye(4))
+        nibabel.save(image, tmp_path / f"{name}.nii")
+        mask = nibabel.Nifti1Image(np.ones(shape, np.uint8), np.diag([1, 1, step, 1]))
+        nibabel.save(mask, tmp_path / f"{name}_mask.nii")
+    data = open_data(tmp_path)
+    for sample in data.samples:
+        if sample.group == "good.nii":
+            assert read_sample(data, sample)[1] is not None
+            continue
+        with pytest.raises(InputError, match=r"mask of '.*': grid \(4, 5, .*\) RA., its image has"):
+            read_sample(data, sample)
 
 
 def dicom_file(
@@ -474,3 +498,14 @@ def test_not_finite_pixels_are_refused(tmp_path: Path) -> None:
 def test_mask_thresholds(tmp_path: Path, pixels: np.ndarray, expected: list[int]) -> None:
     mask = read_mask(picture(tmp_path / "m.png", pixels))
     np.testing.assert_array_equal(mask, np.array([expected], bool))
+
+
+@pytest.mark.parametrize("top", [3.0, 0.4, np.nan])
+def test_masks_of_floats_that_mean_nothing_are_refused(tmp_path: Path, top: float) -> None:
+    np.save(tmp_path / "m.npy", np.array([[0.0, top]]))
+    with pytest.raises(InputError, match=f"largest value {top:g}, expected 0 and 1"):
+        read_mask(tmp_path / "m.npy")
+    np.save(tmp_path / "m.npy", np.array([[0.0, 1.0], [0.0, 0.0]]))
+    assert read_mask(tmp_path / "m.npy").sum() == 1
+    np.save(tmp_path / "m.npy", np.zeros((2, 2)))
+    assert not read_mask(tmp_path / "m.npy").any()

@@ -100,8 +100,9 @@ def test_dicom_series_becomes_a_volume(tmp_path: Path) -> None:
         ({"NumberOfFrames": 2}, "several frames"),
         ({"Rows": 2, "PixelData": b"\0" * 24}, "several sizes"),
         ({"PixelData": b"\0" * 10}, "unreadable or damaged"),
+        ({"NumberOfFrames": [1, 2]}, "unreadable or damaged"),
     ],
-    ids=["series", "twice", "gap", "turned", "unplaced", "frames", "sizes", "short"],
+    ids=["series", "twice", "gap", "turned", "unplaced", "frames", "sizes", "short", "list"],
 )
 def test_dicom_refusals(tmp_path: Path, more: dict[str, object], message: str) -> None:
     for k in range(3):

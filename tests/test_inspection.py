@@ -2,26 +2,33 @@
 
 import csv
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dal_jax import InputError
+from dal_jax import InputError, TestOptions
 from dal_jax.cli import main
 from dal_jax.inference import Law
 from dal_jax.inspection import (
     METHODS,
     Calibration,
     InspectOptions,
+    Reader,
     load_calibration,
     load_profile,
     open_model,
     rows_of,
+    runner,
+    to_test,
 )
+from dal_jax.inspection import test_samples as run_samples
 from dal_jax.inspection._calibration import cross_fitted_p, fit_calibration, rates
 from dal_jax.inspection._stretch import stretched
 from dal_jax.noise import iid, stationary
+from dal_jax.runs import Host
 
 SIDE = 20
 ODD = "test/spot/a 'b' <c> ü_0.png"
@@ -103,8 +110,6 @@ def test_the_threshold_flags_the_wanted_share_of_tuning_pixels(data, model):
 
 
 def test_a_damaged_profile_is_refused(model, tmp_path):
-    import shutil
-
     shutil.copytree(model, tmp_path / "m")
     with open(tmp_path / "m" / "references.npy", "r+b") as file:
         file.seek(200)
@@ -159,8 +164,8 @@ def test_one_bad_image_does_not_stop_the_others(tested):
         assert row["p_value"] == "nan"
     assert rows["test/good/alpha_0.png"]["status"] in ("OK", "NO_REGION")
     assert rows[ODD]["status"] in ("OK", "NO_REGION")
-    assert (tested / "overlays" / f"{ODD}.png").is_file()
-    assert not (tested / "overlays" / "test/good/broken_0.png.png").exists()
+    assert (tested / "overlays" / ODD).is_file()
+    assert not list((tested / "overlays").rglob("*broken_0*"))
 
 
 def test_recalibrated_p_values_stand_beside_the_raw_one(tested, calibrated):
@@ -240,6 +245,56 @@ def test_decisions_follow_the_chosen_p_value_and_need_its_calibration():
     assert isinstance(calibration, Calibration)
     assert calibration.p_values(record(0.01))["conformal"] == 1 / 3
     assert calibration.p_values({**record(np.nan), "status": "NO_REGION"})["inflated"] != 0
+
+
+def test_what_did_not_converge_is_not_compared_with_what_did():
+    calibration = fit_calibration([record(p, z) for p, z in ((0.1, 1.0), (0.9, 0.4))], ["a", "b"])
+    found = calibration.p_values({**record(0.01), "status": "NOT_CONVERGED"})
+    assert (found["selective"], found["naive"]) == (0.01, 0.005)
+    assert np.isnan([found[method] for method in METHODS if "conformal" in method][:2]).all()
+    assert np.isnan(found["inflated"]) and found["conformal_score"] == 1.0
+
+
+def test_calibration_says_what_it_lacks(data, model, tmp_path, capsys):
+    assert main(["train", "--data", str(data), "--out", str(tmp_path / "m"), *TRAIN]) == 0
+    kept = load_profile(tmp_path / "m").roles["calibrate"]
+    shutil.copytree(data, tmp_path / "data")
+    for path in (tmp_path / "data" / "train" / "good").iterdir():
+        if path.name.partition("_")[0] in kept[1:]:
+            path.write_bytes(b"broken")
+    capsys.readouterr()
+    words = ["calibrate", "--model", str(tmp_path / "m"), "--data", str(tmp_path / "data")]
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert err.count("left out: image") == 2 * (len(kept) - 1)
+    assert "1 of the objects that training kept aside can be used, expected 2 or more" in err
+    with pytest.raises(InputError, match="none of 1 normal views has a tested region"):
+        fit_calibration([{**record(np.nan), "status": "NO_REGION"}], ["a"])
+
+
+def test_options_of_another_region_are_refused(data, model):
+    profile = load_profile(model)
+    localizer, source = open_model(model, profile), profile.source.open(data)
+    options, host = TestOptions(region="all"), Host(0, 1)
+    with pytest.raises(InputError, match="got region 'all', expected 'peak', the profile's"):
+        runner(localizer, profile, options, host, None, lambda *told: None)
+    with pytest.raises(InputError, match="got region 'all', expected 'peak', the profile's"):
+        reader = Reader(source, profile.fitted)
+        run_samples(Path("run"), localizer, profile, reader, source.samples, options, host=host)
+
+
+def test_what_the_model_has_seen_is_left_out_and_told(data, model, capsys):
+    profile = load_profile(model)
+    source = profile.source.open(data)
+    assert len(to_test(source, profile)) == 12 and not capsys.readouterr().err
+    seen = [s._replace(split="test") for s in source.samples if s.split == "train"]
+    mixed = source._replace(samples=(*source.samples, *seen))
+    assert len(to_test(mixed, profile)) == 12
+    assert "24 of 36 test images are of groups that training has seen: left out" in (
+        capsys.readouterr().err
+    )
+    with pytest.raises(InputError, match="no image to be tested, 24 of 24 test images are of"):
+        to_test(source._replace(samples=tuple(seen)), profile)
 
 
 def test_inflation_is_the_same_test_with_a_larger_variance():

@@ -2,16 +2,34 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from dal_jax.cli import main
-from dal_jax.images import axial_slice, read_volume, write_volume
-from dal_jax.images._samples import Sample
-from dal_jax.inspection import InspectOptions, image_row, load_profile, rows_of
+from dal_jax.images import (
+    Preparation,
+    Sample,
+    axial_slice,
+    fit,
+    open_data,
+    read_volume,
+    write_volume,
+)
+from dal_jax.inspection import (
+    Inspected,
+    InspectOptions,
+    LearnOptions,
+    VolumeMaps,
+    image_row,
+    load_profile,
+    rows_of,
+)
 from dal_jax.inspection._items import ViewItem
+from dal_jax.inspection._learn import Images, Normal, fit_noise, undiluted
+from dal_jax.inspection._rows import picture_name
 
 NAN = float("nan")
 
@@ -70,6 +88,61 @@ def test_p_values_of_other_standard_deviations_are_those_of_a_wider_law():
     assert found["p_sigma_0.8"] < found["p_sigma_1.25"]
 
 
+def test_pictures_have_the_names_of_their_images():
+    """No two images share a picture, and no ending is doubled without need."""
+    names = {"a.png", "a.jpg", "b", "b.png", "b.png.png", "d/c.png", "v.nii#3"}
+    found = {name: picture_name(name, names) for name in names}
+    assert len(set(found.values())) == len(names)
+    assert (found["a.png"], found["a.jpg"], found["d/c.png"]) == ("a.png", "a.jpg.png", "d/c.png")
+    assert (found["b"], found["b.png"]) == ("b.png", "b.png.png")
+    assert all(name.endswith(".png") for name in found.values())
+
+
+def test_volumes_of_one_name_do_not_overwrite_each_other(tmp_path):
+    maps = VolumeMaps(tmp_path / "maps")
+    for value, name in enumerate(("a#1.nii", "a#2.nii", "v.nii", "v.nii.gz")):
+        write_volume(tmp_path / name, np.zeros((4, 6, 1)), np.eye(4))
+        sample = Sample(f"{name}#0", tmp_path / name, "test", "unknown", None, name, 0)
+        score = np.full((6, 4), float(value))
+        maps.add(Inspected(sample, [], None, None, score, score > 9, score > 9, score))
+    maps.close()
+    found = {path.name: read_volume(path).voxels for path in (tmp_path / "maps").glob("*_score*")}
+    assert {name: values.max() for name, values in found.items()} == {
+        "a#1_score.nii.gz": 0.0,
+        "a#2_score.nii.gz": 1.0,
+        "v_score.nii.gz": 2.0,
+        "v.nii.gz_score.nii.gz": 3.0,
+    }
+
+
+def test_noise_is_that_inside_the_foreground():
+    """Zeros outside the foreground are not taken for a lack of noise, nor empty tiles for views."""
+    rng, options = np.random.default_rng(3), LearnOptions(noise="iid")
+    rows, columns = np.indices((8, 8))
+    where = np.stack([(rows - 4) ** 2 + (columns - 4) ** 2 < r**2 for r in rng.uniform(2, 5, 400)])
+    pixels = 2.0 * rng.standard_normal((400, 8, 8, 1)) * where[..., None]
+    names = tuple(str(k) for k in range(400))
+    fitted = fit_noise(Normal(pixels, names, names, where), options).covariance
+    # 10000 values: standard error 0.014 of a standard deviation of 2.
+    assert np.sqrt(fitted.apply(np.ones((8, 8, 1))).mean()) == pytest.approx(2.0, abs=0.06)
+    whole = np.ones_like(where)
+    np.testing.assert_array_equal(undiluted(pixels, whole), pixels)
+
+
+def test_tiles_without_foreground_are_no_views(tmp_path):
+    rng = np.random.default_rng(4)
+    for k in range(3):
+        grey = np.zeros((16, 32))
+        grey[:, :16] = rng.uniform(0.2, 1.0, (16, 16))
+        np.save(tmp_path / f"{k}.npy", grey)
+    data = open_data(tmp_path)
+    images = Images(data, data.samples)
+    preparation = Preparation(16, "tile", "raw", "none", foreground="nonzero")
+    found = images.normal_views(fit(preparation, images))
+    assert len(found.pixels) == len(found.names) == len(found.groups) == 3
+    assert found.where.all()
+
+
 @pytest.fixture(scope="module")
 def tiles(tmp_path_factory):
     """A model of 16-pixel tiles and the tests of larger photographs, of which two are spotted."""
@@ -111,7 +184,18 @@ def test_tiles_cover_an_image_and_it_has_one_row(tiles):
             p = float(row["p_value"])
             assert np.isnan(p) or float(row["p_adjusted"]) == pytest.approx(min(1.0, 6 * p))
     for name in images:
-        assert (tiles / "out" / "overlays" / f"{name}.png").is_file()
+        assert (tiles / "out" / "overlays" / name).is_file()
+
+
+def test_maps_that_are_missing_are_told(tiles, tmp_path, capsys):
+    shutil.copytree(tiles / "out", tmp_path / "out")
+    maps = sorted((tmp_path / "out" / "run").rglob("*.npz"))
+    maps[3].write_bytes(maps[3].read_bytes()[:100])
+    words = ["test", str(tiles / "data"), "--model", str(tiles / "m")]
+    for _ in range(2):
+        assert main([*words, "--out", str(tmp_path / "out")]) == 2
+        assert "missing or damaged, test again in another directory" in capsys.readouterr().err
+        maps[3].unlink(missing_ok=True)
 
 
 AFFINE = np.array([[-2.0, 0, 0, 30], [0, 2.0, 0, -40], [0, 0, 3.0, 10], [0, 0, 0, 1]])

@@ -85,6 +85,13 @@ def test_positive_definite_from_few_images(kind, count, shape):
     assert np.linalg.eigvalsh(matrix)[0] > 1e-10 * np.abs(matrix).max()
 
 
+def test_too_few_images_for_no_shrinkage():
+    for shape in ((2, 8, 4, 1), (2, 4, 8, 1)):
+        images = np.random.default_rng(0).standard_normal(shape)
+        with pytest.raises(InputError, match=r"^shrinkage is 0\.0, expected above 0"):
+            estimate(images, "kronecker", shrinkage=0.0)
+
+
 def test_simple_kinds_are_their_formulas():
     images = draws(ar1(0.6, 2.0), 40)
     flat = (images - images.mean(axis=0)).reshape(40, -1)

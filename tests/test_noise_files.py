@@ -109,6 +109,12 @@ def test_damaged_files(tmp_path):
         path.write_bytes(content)
         with pytest.raises(InputError, match=r"is not a complete \.npz archive of numbers$"):
             load_noise(path)
+    for place, value in ((6, 1), (8, 77)):  # encrypted, and compressed in an unknown way
+        locked, start = bytearray(whole), whole.index(b"PK\x01\x02")
+        locked[place] = locked[start + place + 2] = value
+        path.write_bytes(bytes(locked))
+        with pytest.raises(InputError, match=r"is not a complete \.npz archive of numbers$"):
+            load_noise(path)
     objects = {"kind": np.array("iid"), "sigma": np.array([{}, None])}
     np.savez(path, allow_pickle=True, **objects)
     with pytest.raises(InputError, match=r"is not a complete \.npz archive of numbers$"):

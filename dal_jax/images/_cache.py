@@ -48,7 +48,7 @@ def _stack(path: Path, name: str, _changed: int, _size: int) -> np.ndarray | Non
     if path.suffix.lower() == ".npy":
         return load_npy(path, mode="r")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             return archive[name] if name in archive.files else None
     except (*DAMAGED, zipfile.BadZipFile, AttributeError) as error:
         raise unreadable(path, error) from error

@@ -1,7 +1,8 @@
 """DICOM: single slices in the modality's units, and series in the order of their positions."""
 
+import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,31 +38,29 @@ def is_dicom(path: Path) -> bool:
 
 def read_slice(path: Path) -> np.ndarray:
     """Reads one slice (rows, columns) float64, after RescaleSlope and RescaleIntercept."""
-    data = _read(path, pixels=True)
-    if int(data.get("NumberOfFrames") or 1) != 1 or int(data.get("SamplesPerPixel") or 1) != 1:
-        raise InputError(f"image {str(path)!r}: several frames or colours, expected one grey slice")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            pixels = np.asarray(data.pixel_array, np.float64)
+    with _decoding(path) as pydicom:
+        data = pydicom.dcmread(path)
+        frames, colours = (data.get(name) or 1 for name in ("NumberOfFrames", "SamplesPerPixel"))
+        if int(frames) != 1 or int(colours) != 1:
+            expected = "several frames or colours, expected one grey slice"
+            raise InputError(f"image {str(path)!r}: {expected}")
         slope, intercept = data.get("RescaleSlope"), data.get("RescaleIntercept")
-        scaled = pixels * float(1 if slope is None else slope)
-        return scaled + float(0 if intercept is None else intercept)
-    except (*DAMAGED, AttributeError, NotImplementedError) as error:
-        raise unreadable(path, error) from error
+        scaled = np.asarray(data.pixel_array, np.float64) * float(1 if slope is None else slope)
+        scaled += float(0 if intercept is None else intercept)
+    return scaled
 
 
 def plane(path: Path) -> Plane:
     """Reads where a slice lies, without its pixels."""
-    data = _read(path, pixels=False)
-    if not (data.get("Rows") and data.get("Columns")):
-        raise unreadable(path, ValueError("DICOM without an image"))
-    try:
+    with _decoding(path) as pydicom:
+        data = pydicom.dcmread(path, stop_before_pixels=True)
+        if not (data.get("Rows") and data.get("Columns")):
+            raise ValueError("DICOM without an image")
         position = data.get("ImagePositionPatient")
         directions = data.get("ImageOrientationPatient") or [1, 0, 0, 0, 1, 0]
         rows, columns = data.get("PixelSpacing") or [1, 1]
         thickness = data.get("SpacingBetweenSlices") or data.get("SliceThickness") or 1
-        return Plane(
+        found = Plane(
             path,
             str(data.get("SeriesInstanceUID", "")),
             int(data.get("InstanceNumber") or 0),
@@ -70,14 +69,13 @@ def plane(path: Path) -> Plane:
             (float(columns), float(rows)),
             float(thickness),
         )
-    except (*DAMAGED, AttributeError) as error:
-        raise unreadable(path, error) from error
+    return found
 
 
 def in_order(planes: Sequence[Plane], where: Path) -> list[Plane]:
     """Sorts the slices of one series along its normal, or by number where none has a position."""
-    if len({p.series for p in planes}) > 1:
-        count = len({p.series for p in planes})
+    count = len({p.series for p in planes})
+    if count > 1:
         raise InputError(f"folder {str(where)!r}: {count} DICOM series, expected one")
     if all(p.position is None for p in planes):
         return sorted(planes, key=lambda p: (p.number, p.path.name))
@@ -91,12 +89,9 @@ def in_order(planes: Sequence[Plane], where: Path) -> list[Plane]:
 def dicom_files(folder: Path) -> list[Path]:
     """The DICOM files of a folder, in order of name."""
     found = sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.is_file())
-    return [p for p in found if p.name != "DICOMDIR" and (is_dicom(p) or named_dicom(p))]
-
-
-def named_dicom(path: Path) -> bool:
-    """Says whether the name is that of a DICOM file, damaged or not."""
-    return path.suffix.lower() in (".dcm", ".dicom")
+    # By name too: a damaged one is to be told, not passed over.
+    named = (".dcm", ".dicom")
+    return [p for p in found if p.name != "DICOMDIR" and (is_dicom(p) or p.suffix.lower() in named)]
 
 
 def read_series(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -144,12 +139,17 @@ def _height(p: Plane) -> float:
     return float(np.dot(np.cross(*p.directions), p.position))
 
 
-def _read(path: Path, pixels: bool) -> Any:
+@contextlib.contextmanager
+def _decoding(path: Path) -> Iterator[Any]:
+    """Lends pydicom, which decodes a value when asked for it; what it raises becomes one line."""
     pydicom = optional("pydicom", "medical", path)
+    own = pydicom.errors.InvalidDicomError, pydicom.errors.BytesLengthException
     try:
         with warnings.catch_warnings():
             # Real files break small rules of the standard, of which pydicom warns.
             warnings.simplefilter("ignore", UserWarning)
-            return pydicom.dcmread(path, stop_before_pixels=not pixels)
-    except (*DAMAGED, AttributeError, pydicom.errors.InvalidDicomError) as error:
+            yield pydicom
+    except InputError:
+        raise
+    except (*DAMAGED, *own, AttributeError) as error:
         raise unreadable(path, error) from error

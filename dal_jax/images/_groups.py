@@ -13,6 +13,8 @@ import numpy as np
 
 from dal_jax._errors import InputError
 
+# The ending of a file's name; not "#3", the number of a slice or row, nor the end of a UID.
+_ENDING = re.compile(r"\.[A-Za-z]\w*$")
 _FORMS = "'regex:PATTERN', 'csv:FILE:COLUMN', 'runs:N' or 'gap:N'"
 
 
@@ -130,7 +132,10 @@ def _by_table(names: list[str], rest: str) -> list[str]:
     if not {"name", column} <= set(reader.fieldnames or ()):
         found = list(reader.fieldnames or ())
         raise InputError(f"groups: {path!r} has columns {found}, expected 'name' and {column!r}")
-    table = {row["name"]: row[column] for row in rows}
+    table: dict[str, str] = {}
+    for row in rows:
+        if table.setdefault(row["name"], row[column]) != row[column]:
+            raise InputError(f"groups: {path!r} has two {column!r} for the name {row['name']!r}")
     for name in names:
         if not table.get(name):
             raise InputError(f"groups: {path!r} has no {column!r} for the name {name!r}")
@@ -149,7 +154,7 @@ def _by_runs(names: list[str], rest: str) -> list[str]:
 def _by_gap(names: list[str], rest: str) -> list[str]:
     gap, numbers = _count("gap", rest), dict[str, int]()
     for name in names:
-        digits = re.findall(r"\d+", name.rpartition("/")[2].rpartition(".")[0] or name)
+        digits = re.findall(r"\d+", _ENDING.sub("", name.rpartition("/")[2]))
         if not digits:
             raise InputError(f"groups 'gap:{gap}': no number in the name {name!r}")
         numbers[name] = int(digits[-1])

@@ -6,6 +6,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from tokenize import TokenError  # numpy lets it out of a spoiled header
 from types import ModuleType
 from typing import Literal
 
@@ -16,6 +17,7 @@ from dal_jax._errors import InputError
 # What the readers raise on damaged files; each decoder has its own favourites.
 DAMAGED = (
     OSError,
+    ArithmeticError,
     ValueError,
     SyntaxError,
     EOFError,
@@ -25,6 +27,7 @@ DAMAGED = (
     MemoryError,
     struct.error,
     zlib.error,
+    TokenError,
     Warning,
 )
 
@@ -53,7 +56,7 @@ def read_image(path: str | Path) -> np.ndarray:
     Source: this project.
     """
     path = Path(path)
-    pixels = _with_channels(_scaled(read_pixels(path), path), path)
+    pixels = _with_channels(scale_integers(read_pixels(path), path), path)
     if 0 in pixels.shape:
         raise InputError(f"image {str(path)!r}: no pixels, shape {pixels.shape}")
     return pixels
@@ -80,9 +83,26 @@ def load_npy(path: Path, mode: Literal["r"] | None = None) -> np.ndarray:
         raise unreadable(path, error) from error
 
 
+def load_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Reads the voxels, after the file's slope and intercept, and the affine of a NIfTI file."""
+    nibabel = optional("nibabel", "medical", path)
+    own = nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError
+    try:
+        image = nibabel.load(path)
+        voxels = np.asarray(image.get_fdata(dtype=np.float64, caching="unchanged"))
+    except (*DAMAGED, *own) as error:
+        raise unreadable(path, error) from error
+    return voxels, np.asarray(image.affine, np.float64)
+
+
 def scale_integers(pixels: np.ndarray, path: Path) -> np.ndarray:
     """Maps 8- and 16-bit integers to [0, 1] and keeps floats; refuses other types."""
-    return _scaled(pixels, path)
+    if pixels.dtype in (np.dtype(np.uint8), np.dtype(np.uint16)):
+        return pixels.astype(np.float64) / float(np.iinfo(pixels.dtype).max)
+    if pixels.dtype.kind in "fb":
+        return pixels.astype(np.float64)
+    expected = "floats or unsigned 8- or 16-bit integers"
+    raise InputError(f"image {str(path)!r}: values of type {pixels.dtype}, expected {expected}")
 
 
 def _decode(path: Path) -> np.ndarray:
@@ -122,7 +142,11 @@ def optional(module: str, extra: str, path: Path) -> ModuleType:
 
 def _read_picture(path: Path) -> np.ndarray:
     pillow = optional("PIL.Image", "images", path)
-    with pillow.open(path) as picture:
+    try:
+        opened = pillow.open(path)
+    except pillow.DecompressionBombError as error:
+        raise unreadable(path, error) from error
+    with opened as picture:
         if picture.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV"):
             picture = picture.convert("RGB")
         wide = picture.mode == "I"  # some releases of Pillow give 16-bit greys this mode
@@ -147,23 +171,10 @@ def _read_tiff(path: Path) -> np.ndarray:
 
 
 def _read_nifti(path: Path) -> np.ndarray:
-    nibabel = optional("nibabel", "medical", path)
-    try:
-        voxels = np.asarray(nibabel.load(path).get_fdata(dtype=np.float64))
-    except nibabel.filebasedimages.ImageFileError as error:
-        raise unreadable(path, error) from error
+    voxels, _ = load_nifti(path)
     if voxels.ndim < 2 or any(n != 1 for n in voxels.shape[2:]):
         raise InputError(f"image {str(path)!r}: a volume of shape {voxels.shape}, give one slice")
     return voxels.reshape(voxels.shape[:2])
-
-
-def _scaled(pixels: np.ndarray, path: Path) -> np.ndarray:
-    if pixels.dtype in (np.dtype(np.uint8), np.dtype(np.uint16)):
-        return pixels.astype(np.float64) / float(np.iinfo(pixels.dtype).max)
-    if pixels.dtype.kind in "fb":
-        return pixels.astype(np.float64)
-    expected = "floats or unsigned 8- or 16-bit integers"
-    raise InputError(f"image {str(path)!r}: values of type {pixels.dtype}, expected {expected}")
 
 
 def _with_channels(pixels: np.ndarray, path: Path) -> np.ndarray:

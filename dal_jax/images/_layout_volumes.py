@@ -73,10 +73,10 @@ def dicom(root: Path, choice: Choice) -> list[Sample]:
     planes: list[Plane] = []
     damaged: list[Path] = []
     for path in dicom_files(root):
+        inside(path, root)
         try:
-            planes.append(plane(inside(path, root)))
+            planes.append(plane(path))
         except InputError:
-            inside(path, root)
             damaged.append(path)  # listed last: reading it says what is wrong
     ordered = [p.path for p in in_order(planes, root)] if planes else []
     chosen = [(ordered[k], k) for k in _chosen(len(ordered), choice)]
@@ -160,8 +160,8 @@ def _slices(
 
 def _labeller(volume: Volume, kind: str) -> Callable[[int], str]:
     def label(index: int) -> str:
-        found = axial_slice(volume.voxels, volume.affine, index).any()
-        return kind if found else NORMAL
+        marked = axial_slice(volume.voxels, volume.affine, index) > 0
+        return kind if marked.any() else NORMAL
 
     return label
 

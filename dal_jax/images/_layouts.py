@@ -8,7 +8,7 @@ from dal_jax.images import _layout_photos as photos
 from dal_jax.images import _layout_volumes as volumes
 from dal_jax.images._dicom import dicom_files
 from dal_jax.images._groups import group_of
-from dal_jax.images._samples import Choice, DataSet, Sample, entries, name_of, walk
+from dal_jax.images._samples import OF_SLICES, Choice, DataSet, Sample, entries, name_of, walk
 from dal_jax.images._volumes import is_volume
 
 _LAYOUTS: dict[str, Callable[[Path, Choice], list[Sample]]] = {
@@ -23,8 +23,6 @@ _LAYOUTS: dict[str, Callable[[Path, Choice], list[Sample]]] = {
     "dicom": volumes.dicom,
     "arrays": volumes.arrays,
 }
-# In these a group is given to a file, never to a slice.
-_OF_SLICES = ("brats2021", "brats2023", "nifti")
 
 
 def open_data(
@@ -52,7 +50,7 @@ def open_data(
             each patient in BraTS.
         contrast: of BraTS, "flair" (the default), "t1", "t1ce", "t2", and in 2023 "t2f" (the
             default), "t1n", "t1c", "t2w".
-        slices: (start, stop) or (start, stop, step) of slices or rows, stop left out, as in Python.
+        slices: (start, stop) or (start, stop, step) of slices or rows, without stop, as in Python.
 
     Returns:
         The data set; the order of its samples depends on their names alone.
@@ -111,7 +109,8 @@ def shared_groups(dataset: DataSet) -> tuple[str, ...]:
 def _grouped(found: list[Sample], groups: str | None, base: Path, layout: str) -> list[Sample]:
     if groups is None:
         return found
-    names = [name_of(s.path, base) if layout in _OF_SLICES else s.name for s in found]
+    # A group is given to a volume, never to a slice of it.
+    names = [name_of(s.path, base) if layout in OF_SLICES else s.name for s in found]
     unique = list(dict.fromkeys(names))
     group = dict(zip(unique, group_of(unique, groups), strict=True))
     return [s._replace(group=group[name]) for s, name in zip(found, names, strict=True)]

@@ -45,7 +45,7 @@ def to_mask(values: np.ndarray, path: str | Path, labels: bool = False) -> np.nd
         return values != 0
     full = float(np.iinfo(values.dtype).max) if whole else (1.0 if top <= 1 else 255.0)
     marked = values > full * (127 / 255)
-    if top > 0 and whole and not marked.any():
+    if top != 0 and not marked.any():  # a NaN is not 0 either
         expected = f"0 and 1, or up to {full:g}"
         raise InputError(f"mask {str(path)!r}: largest value {top:g}, expected {expected}")
     return marked

@@ -9,8 +9,8 @@ from dal_jax.images._cache import cached_stack, cached_volume
 from dal_jax.images._dicom import read_slice
 from dal_jax.images._io import read_image, scale_integers
 from dal_jax.images._masks import read_mask, to_mask
-from dal_jax.images._samples import NORMAL, DataSet, Sample, inside
-from dal_jax.images._volumes import axial_slice
+from dal_jax.images._samples import NORMAL, OF_SLICES, DataSet, Sample, inside
+from dal_jax.images._volumes import axial_slice, grid_of
 
 
 def read_sample(dataset: DataSet, sample: Sample) -> tuple[np.ndarray, np.ndarray | None]:
@@ -29,8 +29,9 @@ def read_sample(dataset: DataSet, sample: Sample) -> tuple[np.ndarray, np.ndarra
         a normal sample without a mask, None where nobody said.
 
     Raises:
-        InputError: a file is missing or damaged, a mask has another size than its image, a pixel is
-            NaN or infinite, or the file leads outside the root. The others can still be read.
+        InputError: a file is missing or damaged, a mask has another size or orientation than its
+            image or marks something in a normal one, a pixel is NaN or infinite, or the file leads
+            outside the root. The others can still be read.
 
     Example:
         >>> data = open_data("bottle")  # doctest: +SKIP
@@ -50,6 +51,8 @@ def read_sample(dataset: DataSet, sample: Sample) -> tuple[np.ndarray, np.ndarra
     if mask.shape != image.shape[:2]:
         found, expected = mask.shape, image.shape[:2]
         raise InputError(f"mask of {sample.name!r}: shape {found}, its image has {expected}")
+    if sample.label == NORMAL and mask.any():
+        raise InputError(f"mask of {sample.name!r}: marks pixels, expected none in a normal image")
     return image, mask
 
 
@@ -59,7 +62,7 @@ def _image(layout: str, sample: Sample) -> np.ndarray:
     if layout == "arrays":
         row = scale_integers(_row(sample, sample.path, sample.split), sample.path)
         return row if row.ndim == 3 else row[..., None]
-    if layout in ("brats2021", "brats2023", "nifti"):
+    if layout in OF_SLICES:
         return _slice(sample, sample.path).copy()[..., None]
     return read_image(sample.path)
 
@@ -67,7 +70,10 @@ def _image(layout: str, sample: Sample) -> np.ndarray:
 def _mask(layout: str, sample: Sample, path: Path) -> np.ndarray:
     if layout == "arrays":
         return to_mask(_row(sample, path, "masks"), path)
-    if layout in ("brats2021", "brats2023", "nifti"):
+    if layout in OF_SLICES:
+        found, expected = (grid_of(cached_volume(p)) for p in (path, sample.path))
+        if found != expected:
+            raise InputError(f"mask of {sample.name!r}: grid {found}, its image has {expected}")
         return _slice(sample, path) > 0
     return read_mask(path, labels=layout == "visa")
 

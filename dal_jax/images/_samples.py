@@ -9,6 +9,8 @@ from dal_jax.images._io import is_image
 
 NORMAL = "normal"
 UNKNOWN = "unknown"
+# Layouts whose samples are slices of NIfTI volumes.
+OF_SLICES = ("brats2021", "brats2023", "nifti")
 
 
 class Sample(NamedTuple):

@@ -48,7 +48,7 @@ def image_files(source: Path, name: str = "images", deep: bool = False) -> list[
     """Lists the images of a folder by name.
 
     Args:
-        source: the folder; a path that is none stands for itself.
+        source: the folder, without its hidden files; a path that is none stands for itself.
         name: of the argument that it was given as.
         deep: with those of its subfolders.
 
@@ -71,7 +71,8 @@ def image_files(source: Path, name: str = "images", deep: bool = False) -> list[
     if not source.is_dir():
         return [source]
     entries = source.rglob("*") if deep else source.iterdir()
-    found = sorted(path for path in entries if path.is_file() and is_image(path))
+    shown = (path for path in entries if not path.name.startswith("."))
+    found = sorted(path for path in shown if path.is_file() and is_image(path))
     if not found:
         raise InputError(f"{name} {str(source)!r}: no image in this folder")
     return found

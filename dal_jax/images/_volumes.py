@@ -10,7 +10,7 @@ import numpy as np
 from dal_jax._atomic import atomic_path
 from dal_jax._errors import InputError
 from dal_jax.images._dicom import is_dicom, read_series
-from dal_jax.images._io import DAMAGED, optional, unreadable
+from dal_jax.images._io import load_nifti, optional
 
 _ENDS = (".nii", ".nii.gz")
 
@@ -106,6 +106,12 @@ def num_slices(volume: Volume) -> int:
     return volume.voxels.shape[axis]
 
 
+def grid_of(volume: Volume) -> str:
+    """Shape and orientation: in volumes of one grid slice k is the same place."""
+    nibabel = optional("nibabel", "medical", Path("volume"))
+    return f"{volume.voxels.shape} {''.join(nibabel.aff2axcodes(volume.affine))}"
+
+
 def axial_slice(voxels: np.ndarray, affine: np.ndarray, index: int) -> np.ndarray:
     """Returns an axial slice as radiologists see it: a view, so assigning to it fills the volume.
 
@@ -152,13 +158,7 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(f"volume {str(path)!r}: no such file")
     if not is_volume(path):
         raise InputError(f"volume {str(path)!r}: expected .nii, .nii.gz or a folder of DICOM")
-    nibabel = optional("nibabel", "medical", path)
-    try:
-        image = nibabel.load(path)
-        voxels = np.asarray(image.get_fdata(dtype=np.float64, caching="unchanged"))
-    except (*DAMAGED, nibabel.filebasedimages.ImageFileError) as error:
-        raise unreadable(path, error) from error
-    affine = np.asarray(image.affine, np.float64)
+    voxels, affine = load_nifti(path)
     if voxels.ndim < 2 or any(n != 1 for n in voxels.shape[3:]) or 0 in voxels.shape:
         raise InputError(f"volume {str(path)!r}: shape {voxels.shape}, expected (X, Y, Z)")
     if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine) < 4:

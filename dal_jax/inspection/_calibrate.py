@@ -1,5 +1,6 @@
 """Calibration: the held-out normal images of a profile are tested, and what that says is kept."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dal_jax._errors import InputError
 from dal_jax._one_test import Case
 from dal_jax._options import TestOptions
 from dal_jax._test_run import Item, run_tests
@@ -23,11 +25,12 @@ from dal_jax.inspection._calibration import (
     save_calibration,
     uniformity,
 )
-from dal_jax.inspection._items import Reader, as_items, view_items
-from dal_jax.inspection._profile import Profile
+from dal_jax.inspection._items import Reader, ViewItem, as_items, view_items
+from dal_jax.inspection._learn import undiluted
+from dal_jax.inspection._profile import Profile, check_options
 from dal_jax.inspection._rows import write_csv
 from dal_jax.inspection._stretch import stretched
-from dal_jax.inspection._verdict import verdict
+from dal_jax.inspection._verdict import ALPHA, verdict
 from dal_jax.localizers import Localizer
 from dal_jax.noise import Covariance, FitReport, fit_report
 from dal_jax.runs import Host
@@ -35,7 +38,8 @@ from dal_jax.runs import Host
 # Factors of the noise's standard deviation, free; and of its correlation length, searched anew.
 SIGMA_FACTORS = (0.8, 0.9, 1.0, 1.1, 1.25)
 LENGTH_FACTORS = (0.7, 1.4)
-ALPHA = 0.05
+# Normal views of the smallest p-values that are shown.
+_SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -90,40 +94,49 @@ Runner = Callable[[Path, Sequence[Item], Covariance], list[dict[str, Any]]]
 
 def runner(
     localizer: Localizer,
+    profile: Profile,
     test_options: TestOptions,
     host: Host,
     devices: int | None,
-    shared: Any,
     say: Callable[[str, int, int], None],
 ) -> Runner:
     """What tests items in a run directory and gives their records.
 
     Args:
         localizer: of the profile.
+        profile: of the model.
         test_options: of all tests.
         host: this process.
         devices: to use.
-        shared: what else decides the results.
         say: called with (what, done, of how many).
 
     Returns:
         The runner.
 
+    Raises:
+        InputError: options of another region than the profile's.
+
     Example:
         >>> import tempfile
+        >>> from dal_jax.images import Fitted, Preparation
+        >>> from dal_jax.inspection import Source
         >>> from dal_jax.localizers import from_score
         >>> from dal_jax.noise import iid
         >>> def brightness(params, draws, x):
         ...     return x.sum(-1)
         >>> localizer = from_score(brightness, (4, 4, 1), threshold=1.0)
-        >>> run = runner(localizer, TestOptions(), Host(0, 1), None, None, lambda *told: None)
-        >>> dark = Item("dark", None, lambda: Case(np.zeros((4, 4, 1)), np.zeros((1, 4, 4, 1))))
+        >>> fitted = Fitted(Preparation(size=4), 1, (0.0, 0.5, 1.0), (0.0,), 1.0, 20)
+        >>> views, roles = np.zeros((2, 4, 4, 1)), {"train": ("a", "b")}
+        >>> profile = Profile(Source(), fitted, "iid", iid(1.0), views, 1.0, "all", 0.02, roles, 0)
+        >>> run = runner(localizer, profile, TestOptions(), Host(0, 1), None, lambda *told: None)
+        >>> dark = Item("dark", None, lambda: Case(np.zeros((4, 4, 1)), views))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     print([record["status"] for record in run(Path(folder), [dark], iid(1.0))])
         ['NO_REGION']
 
     Source: this project.
     """
+    check_options(test_options, profile)
 
     def run(directory: Path, items: Sequence[Item], noise: Covariance) -> list[dict[str, Any]]:
         made = run_tests(
@@ -134,7 +147,7 @@ def runner(
             test_options,
             host=host,
             devices=devices,
-            shared=shared,
+            shared=profile.references,
             progress=lambda done, _: say(directory.name, done, len(items)),
         )
         return list(made.finished().values())
@@ -162,7 +175,7 @@ def calibrate(
         What was found.
 
     Raises:
-        InputError: no held-out images, or none with a region.
+        InputError: fewer than two held-out objects in the data, or too few views with a region.
 
     Example:
         >>> profile = load_profile(Path("model"))  # doctest: +SKIP
@@ -176,13 +189,15 @@ def calibrate(
     """
     held = set(profile.roles["calibrate"])
     samples = [s for s in data.samples if s.split == "train" and s.group in held]
+    _need_objects(data, [s.group for s in samples])
     reader = Reader(data, profile.fitted)
     listed = view_items(reader, samples)
     items = as_items(reader, listed, profile.references)
     found = run(directory / "views", items, profile.noise)
-    kept = [k for k, record in enumerate(found) if record["status"] != "INVALID_INPUT"]
+    kept = _usable(found)
     records = [found[k] for k in kept]
     groups = [listed[k].sample.group for k in kept]
+    _need_objects(data, groups)
     p_values = cross_fitted_p(records, groups, options.seed)
     control = _control(profile, run, directory, options)
     own_rates = rates(p_values, groups)
@@ -190,8 +205,10 @@ def calibrate(
         {"selective": np.array([record["p_value"] for record in control])},
         [str(k) for k in range(len(control))],
     )
-    pixels = np.stack([reader.read(listed[k].sample)[2].pixels[listed[k].view] for k in kept])
-    fit = fit_report(profile.noise, pixels, groups, kind=profile.noise_kind)
+    pixels, where = _read(reader, [listed[k] for k in kept])
+    some = where.any(axis=(1, 2))  # a tile without foreground says nothing of the noise
+    shown, objects = undiluted(pixels[some], where[some]), np.array(groups)[some]
+    fit = fit_report(profile.noise, shown, objects, kind=profile.noise_kind)
     moved = _moved(found, profile, run, directory, items, options)
     calibration = fit_calibration(records, groups)
     told = verdict(own_rates, control_rates, fit, profile.noise_kind, calibration)
@@ -243,29 +260,27 @@ def keep(directory: Path, found: Calibrated) -> None:
     write_csv(directory / "calibration" / "sensitivity.csv", found.moved)
 
 
-def smallest(records: Sequence[dict[str, Any]], count: int = 12) -> list[int]:
+def smallest(records: Sequence[dict[str, Any]]) -> list[int]:
     """The views of the smallest raw selective p-values: contaminated normal images show here.
 
     Args:
         records: of views.
-        count: how many, at most.
 
     Returns:
-        Their numbers, the smallest p first.
+        The numbers of at most a dozen, the smallest p first.
     """
     tested = [k for k, record in enumerate(records) if record["status"] == "OK"]
-    return sorted(tested, key=lambda k: records[k]["p_value"])[:count]
+    return sorted(tested, key=lambda k: records[k]["p_value"])[:_SHOWN]
 
 
-def by_distance(records: Sequence[dict[str, Any]], alpha: float = ALPHA) -> list[dict[str, Any]]:
+def by_distance(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Raw selective rejections by |z|: tails heavier than the model's show here.
 
     Args:
         records: of normal views.
-        alpha: level.
 
     Returns:
-        For |z| below 1, 1 to 2, 2 to 3 and above: views and rejections.
+        For |z| below 1, 1 to 2, 2 to 3 and above: views, and rejections at 0.05.
     """
     tested = [record for record in records if record["status"] == "OK"]
     z = np.array([abs(record["statistic"] / record["sd"]) for record in tested])
@@ -275,10 +290,34 @@ def by_distance(records: Sequence[dict[str, Any]], alpha: float = ALPHA) -> list
             "from": low,
             "to": high,
             "views": int(((z >= low) & (z < high)).sum()),
-            "rejected": int(((z >= low) & (z < high) & (p <= alpha)).sum()),
+            "rejected": int(((z >= low) & (z < high) & (p <= ALPHA)).sum()),
         }
         for low, high in pairwise((0.0, 1.0, 2.0, 3.0, np.inf))
     ]
+
+
+def _need_objects(data: DataSet, groups: Sequence[str]) -> None:
+    count = len(set(groups))
+    if count < 2:
+        raise InputError(
+            f"data {str(data.root)!r}: {count} of the objects that training kept aside can be "
+            "used, expected 2 or more"
+        )
+
+
+def _usable(found: Sequence[dict[str, Any]]) -> list[int]:
+    """Numbers of the views that could be tested; the others are told."""
+    for record in found:
+        if record["status"] == "INVALID_INPUT":
+            print(f"{record['name']}: left out: {record['message']}", file=sys.stderr)
+    return [k for k, record in enumerate(found) if record["status"] != "INVALID_INPUT"]
+
+
+def _read(reader: Reader, listed: Sequence[ViewItem]) -> tuple[np.ndarray, np.ndarray]:
+    """The views (N, H, W, C), and which of their pixels may be flagged (N, H, W)."""
+    found = [(reader.read(one.sample)[2], one.view) for one in listed]
+    pixels, where = zip(*((cut.pixels[k], cut.foreground[k]) for cut, k in found), strict=True)
+    return np.stack(pixels), np.stack(where)
 
 
 def _control(

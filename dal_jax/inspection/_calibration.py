@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from dal_jax._errors import CheckpointError
+from dal_jax._errors import CheckpointError, InputError
 from dal_jax._typing import Float, Int
 from dal_jax.images import cluster_interval, cluster_standard_error, split_groups, write_text
 from dal_jax.inference import (
@@ -65,23 +65,24 @@ class Calibration:
         """All p-values of one tested view.
 
         Args:
-            record: of a view with a region, `as_record` with `max_score`.
+            record: of a view, `as_record` with `max_score`.
 
         Returns:
-            p by method, see `METHODS`; NaN without a region.
+            p by method, see `METHODS`; NaN without a region. Those that compare the view's test
+            with tests of normal views need the status that these have, OK.
         """
-        empty = record["status"] != "OK"
-        observed = None if empty else observed_of(record)
-        nan = float("nan")
-        return {
-            "selective": record["p_value"],
-            "inflated": nan if observed is None else self.inflated.p_value(observed).p,
-            "heavy_tails": nan if observed is None else self.heavy_tails.p_value(observed).p,
-            "conformal": conformal_p(self.selective, record["p_value"]),
-            "naive": record["naive_p"],
-            "conformal_naive": conformal_p(self.naive, record["naive_p"]),
-            "conformal_score": conformal_p(self.score, -record["max_score"]),
-        }
+        found = dict.fromkeys(METHODS, float("nan"))
+        found |= {"selective": record["p_value"], "naive": record["naive_p"]}
+        found["conformal_score"] = conformal_p(self.score, -record["max_score"])
+        if record["status"] == "OK":
+            observed = observed_of(record)
+            found |= {
+                "inflated": self.inflated.p_value(observed).p,
+                "heavy_tails": self.heavy_tails.p_value(observed).p,
+                "conformal": conformal_p(self.selective, record["p_value"]),
+                "conformal_naive": conformal_p(self.naive, record["naive_p"]),
+            }
+        return found
 
 
 class Rate(NamedTuple):
@@ -93,7 +94,7 @@ class Rate(NamedTuple):
     tested: int
     rate: float
     standard_error: float  # clustered by physical object
-    low: float  # 95% interval, clustered
+    low: float  # 95% interval, clustered; 0 and 1 with one physical object
     high: float
 
 
@@ -143,13 +144,19 @@ def fit_calibration(records: Sequence[dict[str, Any]], groups: Sequence[str]) ->
         InputError: no view has a region.
     """
     tested = [k for k, record in enumerate(records) if record["status"] == "OK"]
+    if not tested:
+        raise InputError(
+            f"none of {len(records)} normal views has a tested region, expected some to calibrate "
+            "with: more normal images, or training with a larger flag_share"
+        )
     observed = [observed_of(records[k]) for k in tested]
+    scores = [record["max_score"] for record in records]
     return Calibration(
         inflation(observed),
         heavy_tails(observed, [groups[k] for k in tested]),
         tuple(sorted(records[k]["p_value"] for k in tested)),
         tuple(sorted(records[k]["naive_p"] for k in tested)),
-        tuple(sorted(-record["max_score"] for record in records if _finite(record["max_score"]))),
+        tuple(sorted(-score for score in scores if np.isfinite(score))),
         len(records),
         len(set(groups)),
     )
@@ -205,7 +212,7 @@ def rates(p_values: dict[str, Float[np.ndarray, " m"]], groups: Sequence[str]) -
                     len(called),
                     float(called.mean()),
                     cluster_standard_error(called, own),
-                    max(0.0, low),
+                    max(0.0, low),  # the order makes 0 and 1 of NaN: nothing is known
                     min(1.0, high),
                 )
             )
@@ -283,7 +290,3 @@ def _folds(groups: Sequence[str], seed: int) -> Int[np.ndarray, " m"]:
     for number, part in enumerate(parts):
         folds[part] = number
     return folds
-
-
-def _finite(value: float) -> bool:
-    return bool(np.isfinite(value))

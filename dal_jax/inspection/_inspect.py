@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
+from zlib import error as ZlibError
 
 import numpy as np
 
@@ -13,7 +15,7 @@ from dal_jax._test_run import Item, run_tests
 from dal_jax.images import Sample, Views, atomic_path, mask_views, stitch
 from dal_jax.images._geometry import cut, enlarge
 from dal_jax.inspection._items import Reader, ViewItem, as_items, view_items
-from dal_jax.inspection._profile import Profile
+from dal_jax.inspection._profile import Profile, check_options
 from dal_jax.localizers import Localizer
 from dal_jax.runs import Host
 
@@ -86,10 +88,7 @@ def test_samples(
 
     Source: this project.
     """
-    if options.region != profile.region:
-        raise InputError(
-            f"options: got region {options.region!r}, expected {profile.region!r}, the profile's"
-        )
+    check_options(options, profile)
     listed = view_items(reader, samples)
     items = as_items(reader, listed, profile.references)
     numbers = {item.name: number for number, item in enumerate(items)}
@@ -142,6 +141,9 @@ def inspected(
     Yields:
         The images in order.
 
+    Raises:
+        InputError: the maps of a view are missing or damaged.
+
     Example:
         >>> rows = rows_of(tested, None, InspectOptions())  # doctest: +SKIP
         >>> images = list(inspected(Path("runs"), reader, profile, tested, rows))  # doctest: +SKIP
@@ -162,7 +164,10 @@ def inspected(
             start = end
             continue
         inside = mask_views(profile.fitted, mask, found) if mask is not None else None
-        maps = [_load_maps(directory, number, profile) for number in range(start, end)]
+        maps = [
+            _load_maps(directory, number, profile, row["status"])
+            for number, row in enumerate(own, start)
+        ]
         for view, row in enumerate(own):
             hit = inside is not None and bool((inside[view] & maps[view][1]).any())
             row["touches_mask"] = hit if inside is not None and inside.any() else None
@@ -196,10 +201,17 @@ def _together(
     return Inspected(sample, rows, image, mask, score, flagged, marked, p_value)
 
 
-def _load_maps(directory: Path, number: int, profile: Profile) -> tuple[np.ndarray, np.ndarray]:
-    path = _maps_path(directory, number)
-    size = profile.fitted.preparation.size
-    if not path.is_file():
+def _load_maps(
+    directory: Path, number: int, profile: Profile, status: str
+) -> tuple[np.ndarray, np.ndarray]:
+    if status == "INVALID_INPUT":  # none were kept
+        size = profile.fitted.preparation.size
         return np.full((size, size), np.nan), np.zeros((size, size), bool)
-    with np.load(path, allow_pickle=False) as held:
-        return held["score"].astype(np.float64), held["region"]
+    path = _maps_path(directory, number)
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as held:
+            return held["score"].astype(np.float64), held["region"]
+    except (OSError, ValueError, LookupError, BadZipFile, ZlibError) as error:
+        raise InputError(
+            f"maps {str(path)!r}: missing or damaged, test again in another directory"
+        ) from error

@@ -1,5 +1,6 @@
 """The views of a folder's images as tests of a run."""
 
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -72,14 +73,14 @@ class Reader:
 
 
 def to_test(data: DataSet, profile: Profile) -> list[Sample]:
-    """The samples of a folder that the model has never seen.
+    """The samples of a folder that the model has never seen; how many others there are is told.
 
     Args:
         data: the folder.
         profile: of the model.
 
     Returns:
-        Its test samples; all samples if it has no split.
+        Its test samples, all samples if it has no split, but none of a group of the profile's.
 
     Raises:
         InputError: none are left.
@@ -98,9 +99,13 @@ def to_test(data: DataSet, profile: Profile) -> list[Sample]:
     Source: this project.
     """
     seen = {group for groups in profile.roles.values() for group in groups}
-    samples = [s for s in data.samples if s.split == "test" and s.group not in seen]
+    listed = [s for s in data.samples if s.split == "test"]
+    samples = [s for s in listed if s.group not in seen]
+    told = f"{len(listed) - len(samples)} of {len(listed)} test images are of groups that training"
     if not samples:
-        raise InputError(f"folder {str(data.root)!r}: no image to be tested")
+        raise InputError(f"folder {str(data.root)!r}: no image to be tested, {told} has seen")
+    if len(samples) < len(listed):
+        print(f"{told} has seen: left out", file=sys.stderr)
     return samples
 
 

@@ -185,10 +185,11 @@ class Images:
                 self._refuse(sample, error)
                 continue
             for one in found:
-                pixels.append(one.pixels)
-                where.append(one.foreground)
-                groups += [sample.group] * len(one.pixels)
-                names += [sample.name] * len(one.pixels)
+                some = one.foreground.any(axis=(1, 2))  # a tile without foreground shows nothing
+                pixels.append(one.pixels[some])
+                where.append(one.foreground[some])
+                groups += [sample.group] * int(some.sum())
+                names += [sample.name] * int(some.sum())
         if not pixels:
             raise InputError("data: no normal image can be used")
         return Normal(np.concatenate(pixels), tuple(groups), tuple(names), np.concatenate(where))
@@ -197,6 +198,27 @@ class Images:
         if sample.name not in self.refused:
             self.refused[sample.name] = str(error)
             print(f"{sample.name}: left out: {error}", file=sys.stderr)
+
+
+def undiluted(
+    pixels: Float[np.ndarray, "N H W C"], where: Bool[np.ndarray, "N H W"]
+) -> Float[np.ndarray, "N H W C"]:
+    """Views as their noise is estimated from them: the zeros outside the foreground are no noise.
+
+    `x_i / sqrt(q_i c)`, q_i the share of the views in whose foreground pixel i is, and c the share
+    of the pixels that are in any: mean squares are then those inside the foreground. With less
+    noise than there is in it, p-values would be too small.
+
+    Args:
+        pixels: views, 0 outside their foreground.
+        where: their foreground.
+
+    Returns:
+        The views, as they are where all of them is foreground.
+    """
+    share = where.mean(axis=0)
+    scale = np.sqrt(share * (share > 0).mean())
+    return pixels / np.where(share > 0, scale, 1.0)[..., None]
 
 
 def fit_noise(normal: Normal, options: LearnOptions) -> Choice:
@@ -212,9 +234,10 @@ def fit_noise(normal: Normal, options: LearnOptions) -> Choice:
     Raises:
         InputError: unknown kind, or too few views.
     """
+    pixels = undiluted(normal.pixels, normal.where)
     if options.noise == "auto":
-        return choose(normal.pixels, groups=normal.groups, seed=options.seed, by="regions")
-    found = estimate(normal.pixels, options.noise, groups=normal.groups)
+        return choose(pixels, groups=normal.groups, seed=options.seed, by="regions")
+    found = estimate(pixels, options.noise, groups=normal.groups)
     return Choice(options.noise, found, (), ())
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from dal_jax._digest import file_digest
 from dal_jax._errors import CheckpointError, InputError
+from dal_jax._options import TestOptions
 from dal_jax._typing import Float
 from dal_jax.images import DataSet, Fitted, open_data, write_array, write_text
 from dal_jax.localizers import Localizer, load_localizer
@@ -195,6 +196,22 @@ def open_model(directory: Path, profile: Profile) -> Localizer:
     Source: this project.
     """
     return load_localizer(directory, profile.threshold, profile.seed)
+
+
+def check_options(options: TestOptions, profile: Profile) -> None:
+    """Refuses options of another region than the profile's.
+
+    Args:
+        options: of the tests.
+        profile: of the model.
+
+    Raises:
+        InputError: the regions differ.
+    """
+    if options.region != profile.region:
+        raise InputError(
+            f"options: got region {options.region!r}, expected {profile.region!r}, the profile's"
+        )
 
 
 def _parsed(directory: Path, facts: dict[str, Any]) -> Profile:

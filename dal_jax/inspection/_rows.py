@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -184,6 +184,21 @@ def decide(status: str, bounds: tuple[float, float], alpha: float, num_views: in
     if num_views * bounds[1] <= alpha:
         return "significant"
     return "not significant" if num_views * bounds[0] > alpha else "undecided"
+
+
+def picture_name(name: str, names: Container[str]) -> str:
+    """Names the picture of an image: `a.png` is that of a.png, `b.jpg.png` that of b.jpg.
+
+    Args:
+        name: of the image.
+        names: of all images of the table: where `a` is among them, its picture is `a.png`, and that
+            of a.png `a.png.png`.
+
+    Returns:
+        The name below the folder of pictures, another one for each image.
+    """
+    own = name.endswith(".png") and name.removesuffix(".png") not in names
+    return name if own else f"{name}.png"
 
 
 def write_rows(directory: Path, rows: Sequence[dict[str, Any]]) -> None:

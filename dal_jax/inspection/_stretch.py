@@ -25,15 +25,13 @@ def stretched(noise: Covariance, shape: tuple[int, ...], factor: float) -> Covar
     height, width, channels = shape
     rows, columns = (_torus_lags(side) for side in (height, width))
     middle = (height // 2, width // 2)
+    places = np.meshgrid(middle[0] + rows / factor, middle[1] + columns / factor, indexing="ij")
     table = np.zeros((len(rows), len(columns), channels, channels))
     for channel in range(channels):
         impulse = np.zeros(shape)
         impulse[(*middle, channel)] = 1.0
         covariance = noise.apply(impulse)
         for other in range(channels):
-            places = np.meshgrid(
-                middle[0] + rows / factor, middle[1] + columns / factor, indexing="ij"
-            )
             table[..., channel, other] = ndimage.map_coordinates(
                 covariance[..., other], places, order=1, mode="constant", cval=0.0
             )

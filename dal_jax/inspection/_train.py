@@ -8,7 +8,7 @@ import numpy as np
 
 from dal_jax._errors import InputError
 from dal_jax._typing import PyTree
-from dal_jax.diffusion import TrainConfig, load_checkpoint
+from dal_jax.diffusion import TrainConfig
 from dal_jax.images import Fitted, Preparation, fit
 from dal_jax.inspection._learn import (
     Images,
@@ -24,12 +24,12 @@ from dal_jax.inspection._learn import (
 )
 from dal_jax.inspection._profile import Profile, Source, save_profile
 from dal_jax.localizers import (
-    CONFIGS,
     ExtractorFile,
     check_extractor,
     load_localizer,
     save_extractor,
 )
+from dal_jax.localizers._load import read_checkpoint
 from dal_jax.noise import Choice
 
 # As `dal_jax.diffusion.train` without `progress` and `resume`: trains, or goes on with it.
@@ -120,7 +120,7 @@ def learn_views(
     more = {} if textures is None else {"textures": textures}
     plan = _Plan(config, train_config, directory, trainer, extractor, options.seed)
     trained = plan.run(views, views, **more)
-    _, config = load_checkpoint(directory, list(CONFIGS.values()))
+    _, config = read_checkpoint(directory)
     everywhere = np.ones(views.shape[:3], bool)
     normal = Normal(views, ("",) * count, ("",) * count, everywhere)
     localizer = load_localizer(directory, draws=options.seed)

@@ -90,7 +90,7 @@ def _advice(fit: FitReport, kind: str) -> list[str]:
     if fit.residual_kurtosis > _HEAVY:
         told.append(
             f"Whitened residuals have heavy tails (excess kurtosis {fit.residual_kurtosis:.1f}): "
-            "try --scale view, --intensity log, or the Student law."
+            "try --scale view or --intensity log."
         )
     if kind in ("iid", "diagonal"):
         told.append("The noise model has no correlations: try --noise auto.")

@@ -9,8 +9,6 @@ from dal_jax.images import Sample, axial_slice, read_volume, write_volume
 from dal_jax.images._volumes import is_volume
 from dal_jax.inspection._inspect import Inspected
 
-KINDS = ("score", "p_value", "significant")
-
 
 class VolumeMaps:
     """Writes three volumes for each tested one, as soon as its last slice has come.
@@ -19,7 +17,8 @@ class VolumeMaps:
     `significant` is 1 in regions called significant.
 
     Args:
-        folder: where, as `<name of the volume>_<kind>.nii.gz`.
+        folder: where, as `<name of the volume>_<kind>.nii.gz`; of two volumes with the same name
+            the second one keeps its ending in it.
 
     Example:
         >>> import tempfile
@@ -40,6 +39,7 @@ class VolumeMaps:
         self._folder = folder
         self._path: Path | None = None
         self._name = ""
+        self._names: set[str] = set()  # of all volumes so far
         self._affine: Any = None
         self._maps: dict[str, np.ndarray] = {}
 
@@ -77,8 +77,10 @@ class VolumeMaps:
         volume = read_volume(sample.path)
         shape = volume.voxels.shape
         self._path, self._affine = sample.path, volume.affine
-        # The name below the root, without "#slice" and the ending.
-        self._name = sample.name.partition("#")[0].removesuffix(".gz").removesuffix(".nii")
+        whole = sample.name.rpartition("#")[0]  # the name below the root
+        name = whole.removesuffix(".gz").removesuffix(".nii")
+        self._name = whole if name in self._names else name
+        self._names.add(self._name)
         self._maps = {
             "score": np.full(shape, np.nan, np.float32),
             "p_value": np.full(shape, np.nan, np.float32),

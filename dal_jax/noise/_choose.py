@@ -1,6 +1,7 @@
 """The choice between noise models by cross-validation over objects."""
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,8 @@ class Choice(NamedTuple):
         >>> choice = choose(images, ("iid", "dense"))
         >>> [report.kind for report in choice.reports]
         ['iid', 'dense']
+
+    Source: this project.
     """
 
     kind: str  # the best one
@@ -53,9 +56,9 @@ def choose(
         kinds: of `estimate`; None: all, dense ones for images of up to 2048 values only.
         groups: N labels of the objects; None: each image is an object of its own.
         seed: of the deal, >= 0.
+        folds: number of folds, 2 or more; at most the number of objects are used.
         by: "likelihood" for the largest held-out log-likelihood, "regions" for the least
             `region_error`.
-        folds: number of folds, 2 or more; at most the number of objects are used.
 
     Returns:
         Choice.
@@ -128,16 +131,13 @@ def _held_out(
 
 def _pooled(pieces: list[Evidence], order: Int[np.ndarray, " N"]) -> Evidence:
     def joined(name: str) -> np.ndarray:
-        return np.concatenate([getattr(piece, name) for piece in pieces])[order]
+        return np.concatenate([attrgetter(name)(piece) for piece in pieces])[order]
 
-    first = pieces[0].scores
-    rejected = np.concatenate([piece.scores.rejected for piece in pieces])[order]
-    squares = np.concatenate([piece.scores.squares for piece in pieces])[order]
     return Evidence(
         joined("log_likelihood"),
         joined("moments"),
         joined("neighbours"),
-        Scores(first.shapes, rejected, squares),
+        Scores(pieces[0].scores.shapes, joined("scores.rejected"), joined("scores.squares")),
         pieces[0].size,
         all(piece.exact for piece in pieces),
     )

@@ -20,6 +20,8 @@ class Covariance(Protocol):
         True
         >>> noise.sample(np.random.default_rng(0), (4, 4, 1)).shape
         (4, 4, 1)
+
+    Source: this project.
     """
 
     def apply(self, v: Float[np.ndarray, "H W C"]) -> Float[np.ndarray, "H W C"]:
@@ -75,6 +77,8 @@ class Whitening(Covariance, Protocol):
         True
         >>> noise.whiten(np.full((1, 1, 1, 1), 6.0)).item()
         3.0
+
+    Source: this project.
     """
 
     def whiten(self, images: Float[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N H W C"]:

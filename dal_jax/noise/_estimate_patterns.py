@@ -108,7 +108,7 @@ def kronecker_from(sample: Sample, shrinkage: float) -> Covariance:
         Covariance for images of this size.
 
     Raises:
-        InputError: images without variance.
+        InputError: images without variance, or too few of them for the shrinkage.
 
     Source: Dutilleul, J. Stat. Comput. Simul. 64 (1999) 105-123; the shrinkage this project.
     """
@@ -158,7 +158,12 @@ def _factor(
     for other in range(3):
         if other != axis:
             front = np.moveaxis(values, other + 1, 0)
-            root = np.linalg.cholesky(factors[other])
+            try:
+                root = np.linalg.cholesky(factors[other])
+            except np.linalg.LinAlgError:
+                raise InputError(
+                    f"shrinkage is {shrinkage!r}, expected above 0 for so few images"
+                ) from None
             solved = np.linalg.solve(root, front.reshape(len(root), -1))
             values = np.moveaxis(solved.reshape(front.shape), 0, other + 1)
     front = np.moveaxis(values, axis + 1, 0).reshape(len(factors[axis]), -1)

@@ -35,7 +35,10 @@ _KINDS: tuple[tuple[str, type, Callable[..., Covariance], tuple[str, ...]], ...]
 )
 _SCALARS = ("sigma", "rho")
 _NESTED = "covariance"  # the one argument that is an operator itself
-_DAMAGE = (BadZipFile, ZlibError, ValueError, EOFError, SyntaxError, TokenError, MemoryError)
+_DAMAGE = (
+    *(BadZipFile, ZlibError, ValueError, EOFError, SyntaxError, TokenError, MemoryError),
+    RuntimeError,  # of zipfile: encrypted, or compressed in an unknown way
+)
 _DEEPEST = 8  # operators within operators in one file
 
 

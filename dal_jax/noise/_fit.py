@@ -22,6 +22,8 @@ class Estimate(NamedTuple):
         >>> variance = fit_report(iid(1.0), images).residual_variance
         >>> abs(variance.value - 1) < 3 * variance.standard_error
         True
+
+    Source: this project.
     """
 
     value: float
@@ -37,6 +39,8 @@ class RegionFit(NamedTuple):
         >>> region = fit_report(iid(1.0), images).regions[1]
         >>> region.shape, region.rejection.value < 0.1
         ((2, 2), True)
+
+    Source: this project.
     """
 
     shape: tuple[int, int]  # height, width in pixels
@@ -53,6 +57,8 @@ class FitReport(NamedTuple):
         >>> right, wrong = fit_report(iid(1.0), images), fit_report(iid(2.0), images)
         >>> right.log_likelihood.value > wrong.log_likelihood.value
         True
+
+    Source: this project.
     """
 
     kind: str  # name of the model, "" where not known

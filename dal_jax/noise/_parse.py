@@ -78,7 +78,7 @@ def _load(path: str) -> np.ndarray:
         with open(path, "rb") as file:
             values = np.lib.format.read_array(file, allow_pickle=False)
     except OSError as error:
-        raise InputError(f"the file cannot be read ({error.strerror})") from None
+        raise InputError(f"the file cannot be read ({error.strerror or error})") from None
     except (ValueError, EOFError, SyntaxError, TokenError, MemoryError):
         raise InputError("the file is not a complete .npy array of numbers") from None
     if values.dtype.kind not in "fiu":
