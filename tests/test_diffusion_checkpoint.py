@@ -53,6 +53,17 @@ def test_round_trip_and_replacement(saved):
     assert len(list(saved.iterdir())) == 2  # config.json and one set of arrays
 
 
+def test_only_what_was_stored_is_replaced(saved):
+    own, left = saved / "model-brick" / "notes.txt", saved / "model-000007.orbax-checkpoint-tmp"
+    own.parent.mkdir()
+    own.write_text("of the user's")
+    left.mkdir()  # of a writer that was stopped
+    save_checkpoint(saved, init_unet(CONFIG.unet, 1), CONFIG)
+    assert own.read_text() == "of the user's"
+    found = sorted(path.name for path in saved.iterdir())
+    assert found == ["config.json", "model-000008", "model-brick"]
+
+
 def test_configuration_survives_json():
     assert DalConfig.from_dict(json.loads(json.dumps(CONFIG.to_dict()))) == CONFIG
     assert DalConfig.from_dict({}) == DalConfig()
@@ -89,6 +100,8 @@ def test_missing_foreign_and_newer_checkpoints(tmp_path, saved):
     assert "is not of format 1" in refusal(saved)
     record.write_text(whole.replace('"format": 1', '"format": 2'))
     assert "is not of format 1" in refusal(saved)
+    record.write_text(json.dumps({**json.loads(whole), "config": 3}))
+    assert "config.json: " in refusal(saved)
     record.write_text(whole.replace("pl-silu:9", "tanh"))
     assert "activation: got 'tanh'" in refusal(saved)
 

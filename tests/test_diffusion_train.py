@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import replace
 
 import jax
@@ -142,6 +143,19 @@ def test_every_epoch_shows_every_image_once():
     assert (order[:10] != order[10:]).any()
     np.testing.assert_array_equal(batch_indices(3, 4, 4, 10), order[16:])
     assert len(batch_indices(0, 0, 25, 10)) == 25
+
+
+def test_a_log_that_cannot_be_cut_stays_whole(tmp_path, monkeypatch):
+    def stop(*_):
+        raise OSError("disk full")
+
+    train(IMAGES, CONFIG, replace(SETTINGS, steps=4, checkpoint_every=2), tmp_path)
+    log = tmp_path / "loss.jsonl"
+    whole = log.read_text()
+    monkeypatch.setattr(os, "replace", stop)
+    with pytest.raises(InputError, match=r"cannot write '.*loss\.jsonl': disk full"):
+        train(IMAGES, CONFIG, SETTINGS, tmp_path, resume=False)
+    assert log.read_text() == whole
 
 
 def test_loss_that_is_not_finite_stops_the_run(tmp_path):

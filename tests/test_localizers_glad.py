@@ -175,9 +175,9 @@ def test_the_chain_step_by_step(config):
 def test_identical_images_have_a_zero_map(config):
     found, x = localizer(config), normal_draws(8, 8, 1)
     for image in (x, 0 * x):
-        difference = difference_from(
-            config, found.score_fn.extractor, found.params, image, config.reach
-        )(image[None])
+        difference = difference_from(config, found.score_fn.extractor, found.params, image)(
+            image[None]
+        )
         # Among all places: one minus the cosine of a vector with itself, rounded.
         np.testing.assert_allclose(difference, np.zeros((1, 8, 8)), atol=1e-14)
 
@@ -226,6 +226,13 @@ def test_the_stopping_distance_is_learned_from_normal_images(config):
     assert (stopped(localizer(never), images) < 0).all()
     given = calibrate_scales(localizer(config), images)
     assert given.stop_distance == config.stop_distance
+
+
+def test_with_a_single_level_there_is_no_stopping_distance_to_be_learned():
+    found = localizer(replace(SMALL, start=200, stop_distance=None))
+    assert found.score_fn.config.reverse.levels == (0,)
+    images, _ = null_images(found, 4, 2)
+    assert calibrate_scales(found, images).stop_distance == 0
 
 
 def test_exact_engine_a_grid_and_the_adaptive_engine_agree_across_stopping_levels():

@@ -291,6 +291,7 @@ def test_configuration_as_plain_values():
         ("blur", np.inf, "expected a number of 0 or above"),
         ("pixel_weight", None, "expected a number of 0 or above"),
         ("image_range", (1.0, 1.0), "expected (low, high), low < high"),
+        ("image_range", (0.0, np.inf), "expected (low, high), low < high"),
         ("depths", 3, "expected a tuple of numbers"),
         ("depths", (1, 3), "expected increasing numbers from 1 to 2"),
     ],

@@ -127,7 +127,13 @@ def test_scales_are_learned_from_normal_images(preset):
     scaled = mdps_localizer(network(), found)
     assert scaled.score_fn == plain.score_fn  # the scales are parameters
     np.testing.assert_array_equal(scaled.params["scales"]["features"], found.feature_scales)
-    with pytest.raises(InputError, match=r"images: got shape \(4, 4, 1\), expected \(K, H, W, C\)"):
-        calibrate_scales(plain, images[0])
+    for bad in (images[0], images[:0], np.zeros((3, 8, 8, 1))):
+        with pytest.raises(InputError, match=r"images: got shape \(.*\), expected \(K, 4, 4, 1\)"):
+            calibrate_scales(plain, bad)
     with pytest.raises(InputError, match="localizer: got function, expected one of MDPS or GLAD"):
         calibrate_scales(from_score(lambda p, d, x: x.sum(-1), (4, 4, 1), 1.0), images)
+    nothing = jax.tree.map(np.zeros_like, network())
+    silent = mdps_localizer(nothing, config, draws=np.zeros(config.draws_shape))
+    for same in (0 * images, np.inf * np.ones_like(images)):
+        with pytest.raises(InputError, match="images: got some that are equal to their reconstruc"):
+            calibrate_scales(silent, same)

@@ -72,6 +72,10 @@ def test_fields_are_changed_by_name():
         ("glad:best", "localizer: got preset 'best' of glad, expected one of pl, faithful, "),
         ("mdps:pl,sigma=1", "localizer 'mdps:pl,sigma=1': config: got 'sigma', expected the fiel"),
         ("mdps:pl,start=now", "localizer 'mdps:pl,start=now': start: got 'now', expected a whole"),
+        ("mdps:pl,spacing.x=1", "localizer 'mdps:pl,spacing.x=1': spacing: got {'x': 1}, expect"),
+        ("dal,unet.activation=3", "localizer 'dal,unet.activation=3': activation: got 3, expected"),
+        ("dal,training.foo=3", "localizer 'dal,training.foo=3': config: got 'foo', expected the"),
+        ("dal,training=3", "localizer 'dal,training=3': config: got 3, expected the fields batch"),
         ("dal,filter_size=2", "localizer 'dal,filter_size=2': filter_size: got 2, expected an odd"),
     ],
 )
@@ -80,6 +84,11 @@ def test_bad_names_are_refused_in_one_line(text, expected):
         localizer_preset(text)
     assert str(error.value).startswith(expected)
     assert "\n" not in str(error.value)
+
+
+def test_presets_of_an_unknown_kind_are_refused():
+    with pytest.raises(InputError, match="localizer: got 'padim', expected one of dal, mdps"):
+        preset_names("padim")
 
 
 def test_another_use_of_a_network(tmp_path):
@@ -124,7 +133,7 @@ def test_an_extractor_goes_with_the_checkpoint(resnet, tmp_path):
     save_checkpoint(home, init_unet(UNET, 0), config)
     own = load_localizer(home)
     save_extractor(home, resnet)
-    resnet.path.unlink()  # the copy is enough
+    weights = resnet.path.rename(tmp_path / "elsewhere.npz")  # the copy is enough
     found = load_localizer(home)
     assert found.score_fn.extractor == ResNetExtractor(**resnet.settings)
     x = np.random.default_rng(0).normal(size=(8, 8, 1))
@@ -133,9 +142,15 @@ def test_an_extractor_goes_with_the_checkpoint(resnet, tmp_path):
     copy.write_bytes(copy.read_bytes()[:-20])
     with pytest.raises(CheckpointError, match=r"extractor\.npz: is not the file of"):
         load_localizer(home)
-    (home / "extractor.json").write_text(json.dumps({"file": "x"}))
-    with pytest.raises(CheckpointError, match=r"extractor\.json: damaged"):
-        load_localizer(home)
+    save_extractor(home, resnet._replace(path=weights))
+    facts = json.loads((home / "extractor.json").read_text())
+    for damaged in ({"file": "x"}, {**facts, "settings": [1]}, {**facts, "kind": "vgg"}):
+        (home / "extractor.json").write_text(json.dumps(damaged))
+        with pytest.raises(CheckpointError, match=r"extractor\.json: damaged"):
+            load_localizer(home)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot write '.*extractor\.npz'"):
+        save_extractor(tmp_path / "file", resnet._replace(path=weights))
 
 
 def test_training_again_without_the_extractor_drops_it(resnet, tmp_path):

@@ -69,7 +69,7 @@ def test_stand_in_is_continuous_with_asymptotes_for_tails(name):
     assert np.abs(np.diff(np.asarray(f(jnp.asarray(near)))))[::2].max() < 1e-8  # no jump
 
 
-@pytest.mark.parametrize("name", ["tanh", "pl-silu", "pl-silu:2", "pl-silu:x", "pl-relu:5", ""])
+@pytest.mark.parametrize("name", ["tanh", "pl-silu", "pl-silu:2", "pl-silu:x", "pl-relu:5", "", 3])
 def test_unknown_name_is_refused(name):
     with pytest.raises(InputError, match="activation: got"):
         activation(name)

@@ -405,6 +405,7 @@ def test_engines_take_scores_made_of_features(tmp_path):
 @pytest.mark.parametrize(
     ("extractor", "bad"),
     [
+        (RESNET, {"stem": 0}),
         (RESNET, {"widths": ()}),
         (RESNET, {"blocks": (1,)}),
         (RESNET, {"inner": (1, 0)}),
@@ -431,5 +432,15 @@ def test_unknown_kind_and_setting_are_refused(tmp_path):
         load_extractor(tmp_path / "w.npz", "vgg")
     with pytest.raises(InputError, match="settings: got 'colour', expected only in_channels"):
         load_extractor(tmp_path / "w.npz", "vit", colour=3)
+    with pytest.raises(InputError, match=r"settings: vit cannot take \{'depths': 3\}"):
+        load_extractor(tmp_path / "w.npz", "vit", depths=3)
     with pytest.raises(CheckpointError, match="is not there"):
         load_extractor(tmp_path / "w.npz", "resnet")
+
+
+@pytest.mark.parametrize("name", ["w.pt", "w.pth", "w"])
+def test_other_formats_are_refused(tmp_path, name):
+    (tmp_path / name).write_bytes(b"anything")
+    with pytest.raises(CheckpointError) as caught:
+        load_extractor(tmp_path / name, "resnet")
+    assert str(caught.value) == f"weights: got {name}, expected .npz or .safetensors"

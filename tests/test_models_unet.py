@@ -191,6 +191,13 @@ def test_image_that_does_not_fit_is_refused(shape):
             predict(jnp.ones(shape), 1)
 
 
+def test_images_of_other_sides_than_a_denoiser_is_laid_out_for_are_refused():
+    config = UNetConfig(1, (3, 4), 6)
+    predict = denoiser(init_unet(config, 0), config, (4, 4), np.float64)  # 2 x 2 at the bottom
+    with pytest.raises(InputError, match=r"image: got shape \(1, 12, 12, 1\), expected \(B, 4, 4"):
+        predict(jnp.ones((1, 12, 12, 1)), 1)
+
+
 def test_a_denoiser_that_pulls_has_the_same_values_and_gradients():
     config = UNetConfig(channels=(4, 8, 16), time_dim=8)
     variables = init_unet(config, 0)

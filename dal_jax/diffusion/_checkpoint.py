@@ -98,7 +98,7 @@ def load_checkpoint(
         )
     try:
         config = known[found].from_dict(entries.get("config", {}))
-    except InputError as error:
+    except (ValueError, TypeError) as error:  # an InputError is a ValueError
         raise CheckpointError(f"checkpoint: {folder / _RECORD}: {error}") from error
     return fetch(folder, entries, config.variable_shapes), config
 

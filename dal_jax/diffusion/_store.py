@@ -1,7 +1,7 @@
 """Pytrees of arrays on disk: written whole or not at all, and checked before they are read."""
 
 import json
-import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from dal_jax._atomic import write_text
 from dal_jax._digest import file_digest
 from dal_jax._errors import CheckpointError, InputError
 from dal_jax._typing import PyTree
@@ -38,9 +39,8 @@ def store(directory: Path, record: str, stem: str, tree: PyTree, facts: dict[str
     directory = directory.absolute()
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        former = [p for p in directory.glob(f"{stem}-*") if p.is_dir()]
-        number = 1 + max([_number(p) for p in former], default=0)
-        target = directory / f"{stem}-{number:06d}"
+        former = _numbered(directory, stem)
+        target = directory / f"{stem}-{1 + max(former.values(), default=0):06d}"
         with _checkpointer() as checkpointer:
             checkpointer.save(target, jax.tree.map(np.asarray, tree))
         entries = {
@@ -50,9 +50,7 @@ def store(directory: Path, record: str, stem: str, tree: PyTree, facts: dict[str
             "shapes": named_shapes(tree),
             "files": _digests(target),
         }
-        temporary = directory / f".{record}.{os.getpid()}.tmp"
-        temporary.write_text(json.dumps(entries, indent=1) + "\n")
-        os.replace(temporary, directory / record)
+        write_text(directory / record, json.dumps(entries, indent=1) + "\n")
     except OSError as error:
         raise InputError(f"directory: cannot write to {directory}: {error}") from error
     for path in former:
@@ -147,9 +145,11 @@ def named_shapes(tree: PyTree) -> dict[str, list[int]]:
     return {jax.tree_util.keystr(path): list(np.shape(leaf)) for path, leaf in leaves}
 
 
-def _number(path: Path) -> int:
-    digits = path.name.split("-", 1)[1][:6]
-    return int(digits) if digits.isdecimal() else 0
+def _numbered(directory: Path, stem: str) -> dict[Path, int]:
+    """What was stored there, also what a stopped writer left, with its numbers; nothing else."""
+    form = re.compile(rf"{stem}-(\d{{6,}})(\..*)?")  # Orbax marks with a suffix what is not whole
+    found = {path: form.fullmatch(path.name) for path in directory.iterdir() if path.is_dir()}
+    return {path: int(match[1]) for path, match in found.items() if match}
 
 
 def _digests(directory: Path) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from dal_jax._atomic import write_text
 from dal_jax._errors import CheckpointError, DalJaxError, InputError
 from dal_jax._typing import PyTree
 from dal_jax.diffusion._checkpoint import Config, save_checkpoint
@@ -240,7 +241,6 @@ def _restore(folder: Path, facts: dict[str, Any], like: TrainState, steps: int) 
 
 def _cut_log(path: Path, step: int) -> None:
     """Drops the records after a step, which a resumed run writes again."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     lines = path.read_text().splitlines() if path.is_file() else []
     kept = []
     for line in lines:
@@ -251,4 +251,4 @@ def _cut_log(path: Path, step: int) -> None:
         if record["step"] > step:
             break
         kept.append(line + "\n")
-    path.write_text("".join(kept))
+    write_text(path, "".join(kept))

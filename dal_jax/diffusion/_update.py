@@ -196,10 +196,10 @@ class NoisePrediction:
         Returns:
             Noised images (B, H, W, C), levels (B,), noise (B, H, W, C).
         """
-        images, (level, noise) = batch.images, self.levels_and_noise(key, batch.images.shape)
+        level, noise = self.levels_and_noise(key, batch.images.shape)
         share = jnp.asarray(self.schedule.alpha_bar[1:].astype(np.float32))[level]
         share = share[:, None, None, None]
-        x = jnp.sqrt(share) * images + jnp.sqrt(jnp.float32(1) - share) * noise
+        x = jnp.sqrt(share) * batch.images + jnp.sqrt(jnp.float32(1) - share) * noise
         return x, level, noise
 
     def levels_and_noise(self, key: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:

@@ -21,16 +21,14 @@ class Step(NamedTuple):
     draw: Array
 
 
-def reverse_steps(
-    denoiser: Any, schedule: Schedule, reverse: ReverseConfig, dtype: Any = None
-) -> Step:
+def reverse_steps(denoiser: Any, schedule: Schedule, reverse: ReverseConfig, dtype: Any) -> Step:
     """Works out the steps of a reverse process.
 
     Args:
         denoiser: with `conditions(levels)`, from `dal_jax.models.denoiser`.
         schedule: the noise schedule.
         reverse: start, steps and eta.
-        dtype: to compute in; None: float64.
+        dtype: to compute in.
 
     Returns:
         The steps, each array with a leading axis, the highest level first; ready for `lax.scan`.

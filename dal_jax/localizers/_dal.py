@@ -42,11 +42,11 @@ class DalReconstruct:
         Raises:
             InputError: image or draws do not fit the configuration.
         """
-        denoise = denoiser(params, self.config.unet, self.config.sides, x.dtype)
-        reverse = self.config.reverse
-        conditions = denoise.conditions(reverse.coefficients(self.config.schedule).levels)
-        steps = (draws, self.config.schedule, reverse, conditions)
-        return reverse_process(denoise.given, x[None], *steps)[0]
+        config = self.config
+        denoise = denoiser(params, config.unet, config.sides, x.dtype)
+        conditions = denoise.conditions(config.reverse.coefficients(config.schedule).levels)
+        plan = (config.schedule, config.reverse, conditions)
+        return reverse_process(denoise.given, x[None], draws, *plan)[0]
 
 
 @dataclass(frozen=True)

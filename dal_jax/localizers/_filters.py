@@ -7,6 +7,7 @@ import numpy as np
 from jax import lax
 from scipy import ndimage
 
+from dal_jax._errors import InputError
 from dal_jax._typing import Array, Float
 
 
@@ -22,6 +23,9 @@ def average_filter(x: Float[Array, "H W C"], size: int = 3) -> Float[Array, "H W
     Returns:
         (H, W, C), in the dtype of x.
 
+    Raises:
+        InputError: the size is not odd.
+
     Example:
         >>> import jax
         >>> averaged = jax.jit(average_filter)(np.full((3, 3, 1), 9.0))
@@ -30,6 +34,8 @@ def average_filter(x: Float[Array, "H W C"], size: int = 3) -> Float[Array, "H W
 
     Source: Katsuoka et al., arXiv 2402.11789, section 5 (a 3 x 3 averaging filter).
     """
+    if size < 1 or size % 2 == 0:
+        raise InputError(f"size: got {size}, expected an odd number")
     rows = _running_sum(_running_sum(x, size, 0), size, 1)
     return rows * x.dtype.type(1.0 / size**2)
 
@@ -74,6 +80,9 @@ def gaussian_filter(x: Float[Array, "*B H W"], sigma: float) -> Float[Array, "*B
     Returns:
         (..., H, W), in the dtype of x; a constant map stays what it is.
 
+    Raises:
+        InputError: sigma is negative or not finite.
+
     Example:
         >>> point = np.zeros((9, 9))
         >>> point[4, 4] = 1.0
@@ -83,6 +92,8 @@ def gaussian_filter(x: Float[Array, "*B H W"], sigma: float) -> Float[Array, "*B
 
     Source: this project; the weights are those of `scipy.ndimage.gaussian_filter`.
     """
+    if not 0.0 <= sigma < float("inf"):
+        raise InputError(f"sigma: got {sigma}, expected a finite number of 0 or above")
     if not sigma:
         return x
     height, width = (_gaussian_matrix(side, sigma).astype(x.dtype) for side in x.shape[-2:])

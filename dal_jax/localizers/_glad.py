@@ -6,6 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from dal_jax._errors import InputError
@@ -322,7 +323,7 @@ class GladScore:
         """
         config = self.config
         normal = glad_chain(config, self.extractor, params, draws, x).x
-        difference = difference_from(config, self.extractor, params, x, config.reach)
+        difference = difference_from(config, self.extractor, params, x)
         return gaussian_filter(difference(normal), config.blur)[0] * params["foreground"]
 
 
@@ -371,8 +372,7 @@ def glad_localizer(
     """
     extractor = check_extractor(extractor, config)
     params = make_params(variables, config, extractor, features)
-    shown = 1.0 if foreground is None else foreground
-    shown = jnp.broadcast_to(shown, config.sides) if jnp.ndim(shown) == 0 else shown
+    shown = np.ones(config.sides) if foreground is None else foreground
     params["foreground"] = check_constants("foreground", shown, config.sides)
     return Localizer(
         score_fn=GladScore(config.unscaled, extractor),

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from dal_jax._atomic import atomic_path, write_text
 from dal_jax._digest import file_digest
-from dal_jax._errors import CheckpointError, InputError
+from dal_jax._errors import CheckpointError
 from dal_jax._typing import PyTree
 from dal_jax.diffusion import load_checkpoint
 from dal_jax.localizers._autoencoder import autoencoder_localizer
@@ -94,10 +94,15 @@ def load_localizer(
 
     Source: this project.
     """
-    variables, config = load_checkpoint(directory, list(CONFIGS.values()))
+    variables, config = read_checkpoint(directory)
     config = config if localizer is None else as_kind(config, localizer)
     parts = _load_extractor(Path(directory)) if isinstance(config, PerceptualConfig) else {}
     return make_localizer(variables, config, threshold, draws, **parts)
+
+
+def read_checkpoint(directory: str | Path) -> tuple[PyTree, Any]:
+    """Reads variables and configuration, of whatever kind; errors as of `load_checkpoint`."""
+    return load_checkpoint(directory, list(CONFIGS.values()))
 
 
 class ExtractorFile(NamedTuple):
@@ -150,7 +155,6 @@ def save_extractor(directory: str | Path, extractor: ExtractorFile | None) -> No
         (folder / _EXTRACTOR).unlink(missing_ok=True)
         return
     extractor.load()
-    folder.mkdir(parents=True, exist_ok=True)
     copy = folder / f"extractor{extractor.path.suffix}"
     with atomic_path(copy) as temporary:
         shutil.copyfile(extractor.path, temporary)
@@ -172,9 +176,8 @@ def _load_extractor(directory: Path) -> dict[str, Any]:
         path = directory / Path(facts["file"]).name
         if file_digest(path) != facts["sha256"]:
             raise CheckpointError(f"{path}: is not the file of {record.name}")
-        settings = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["settings"].items()}
-        return ExtractorFile(path, facts["kind"], settings).load()
-    except (OSError, ValueError, KeyError, TypeError, InputError) as error:
+        return ExtractorFile(path, facts["kind"], facts["settings"]).load()
+    except (OSError, ValueError, KeyError, TypeError) as error:  # an InputError is a ValueError
         raise CheckpointError(
             f"{record}: damaged ({' '.join(str(error).split())[:120]})"
         ) from error

@@ -146,22 +146,17 @@ def perceptual_map(
 
 
 def difference_from(
-    config: Any,
-    extractor: Any,
-    params: PyTree,
-    x: Float[Array, "H W C"],
-    radius: int | None = 0,
+    config: Any, extractor: Any, params: PyTree, x: Float[Array, "H W C"]
 ) -> Callable[[Float[Array, "B H W C"]], Float[Array, "B H W"]]:
     """Gives the comparison of an image with normal counterparts, by features and by pixels.
 
     `sum_d scale_d resize(d_d) + w scale_pixel mean_c |normal - x|`.
 
     Args:
-        config: a `PerceptualConfig`.
+        config: of MDPS or GLAD.
         extractor: of features.
         params: of the localizer, {"features": ..., "scales": ...}.
         x: (H, W, C), the image.
-        radius: as in `distance`.
 
     Returns:
         A function of counterparts (B, H, W, C), giving maps (B, H, W) that are not blurred.
@@ -176,7 +171,7 @@ def difference_from(
     channels, weight = x.dtype.type(1.0 / x.shape[-1]), x.dtype.type(config.pixel_weight)
 
     def difference(normal: Array) -> Array:
-        compared = (scales["features"], config.sides, radius, linear)
+        compared = (scales["features"], config.sides, config.reach, linear)
         pixel = jnp.sum(jnp.abs(normal - x), axis=-1) * channels
         return perceptual_map(seen, look(normal), *compared) + scales["pixel"] * weight * pixel
 

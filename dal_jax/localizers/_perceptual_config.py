@@ -45,7 +45,7 @@ class PerceptualConfig(LocalizerConfig):
     spacing: int = 20  # of the levels
     feature_level: float = 10.0  # that the encoder of the features is told
     depths: tuple[int, ...] = (1, 2)  # of the features, 1 is the finest
-    image_range: tuple[float, float] = (-1.0, 1.0)  # what an extractor's input range is mapped to
+    image_range: tuple[float, float] = (-1.0, 1.0)  # what is mapped to an extractor's input range
     pixel_weight: float = 1.0  # of the difference of pixels beside that of features
     # What `calibrate_scales` learns: factors of the depths, and of the pixels besides the weight.
     feature_scales: tuple[float, ...] | None = None  # None: ones
@@ -65,7 +65,8 @@ class PerceptualConfig(LocalizerConfig):
             scales = _as_tuple("feature_scales", self.feature_scales)
             check_constants("feature_scales", scales, (len(scales),))
             object.__setattr__(self, "feature_scales", scales)
-        if len(self.image_range) != 2 or not self.image_range[0] < self.image_range[1]:
+        ends = (-math.inf, *self.image_range, math.inf)
+        if len(ends) != 4 or not ends[0] < ends[1] < ends[2] < ends[3]:
             raise InputError(
                 f"image_range: got {self.image_range}, expected (low, high), low < high"
             )

@@ -9,7 +9,8 @@ from importlib import resources
 from typing import Any, NamedTuple
 
 from dal_jax._errors import InputError
-from dal_jax.diffusion import DalConfig
+from dal_jax.diffusion import DalConfig, TrainConfig
+from dal_jax.diffusion._config import build_config
 from dal_jax.localizers._autoencoder import AutoencoderLocalizerConfig
 from dal_jax.localizers._glad import GladConfig
 from dal_jax.localizers._mdps import MdpsConfig
@@ -60,14 +61,12 @@ def localizer_preset(text: str, changes: Mapping[str, Any] | None = None) -> Pre
     """
     head, given = split_settings(text)
     kind, _, name = head.partition(":")
-    if kind not in CONFIGS:
-        raise InputError(f"localizer: got {kind!r}, expected one of {', '.join(CONFIGS)}")
-    file = _file(kind)
-    fields = _resolved(kind, name or file["default"])
+    fields = _resolved(kind, name or _file(kind)["default"])
     for key, value in {**given, **(changes or {})}.items():
         _put(fields, key, value)
     training = fields.pop("training", {})
     try:
+        build_config(TrainConfig, training)
         return Preset(CONFIGS[kind].from_dict(fields), training)
     except InputError as error:
         raise InputError(f"localizer {text!r}: {error}") from error
@@ -96,14 +95,11 @@ def as_kind(config: Any, text: str) -> Any:
     Source: this project.
     """
     wanted = localizer_preset(text).config
-    if not (hasattr(wanted, "unet") and hasattr(config, "unet")):
-        if type(wanted) is not type(config):
-            raise InputError(
-                f"localizer: got {text!r}, expected one with the network of {config.kind}"
-            )
-        return replace(wanted, network=config.network, image_size=config.image_size)
-    parts = {name: getattr(config, name) for name in ("unet", "schedule", "image_size")}
-    return replace(wanted, **parts)
+    if wanted.network_field != config.network_field:
+        raise InputError(f"localizer: got {text!r}, expected one with the network of {config.kind}")
+    parts = (config.network_field, "schedule", "image_size")
+    kept = [name for name in parts if hasattr(config, name)]  # an autoencoder has no schedule
+    return replace(wanted, **{name: getattr(config, name) for name in kept})
 
 
 def split_settings(text: str) -> tuple[str, dict[str, Any]]:
@@ -129,6 +125,9 @@ def preset_names(kind: str) -> tuple[str, ...]:
     Returns:
         Names, those of published settings as "DATA/CATEGORY".
 
+    Raises:
+        InputError: unknown kind.
+
     Example:
         >>> preset_names("dal")
         ('paper', 'small')
@@ -140,8 +139,10 @@ def preset_names(kind: str) -> tuple[str, ...]:
 
 @lru_cache
 def _file(kind: str) -> dict[str, Any]:
+    if kind not in CONFIGS:
+        raise InputError(f"localizer: got {kind!r}, expected one of {', '.join(CONFIGS)}")
     folder = resources.files("dal_jax.localizers") / "presets"
-    return tomllib.loads((folder / f"{kind}.toml").read_text())
+    return tomllib.loads((folder / f"{kind}.toml").read_text(encoding="utf-8"))
 
 
 def _resolved(kind: str, name: str) -> dict[str, Any]:
@@ -161,7 +162,9 @@ def _resolved(kind: str, name: str) -> dict[str, Any]:
 def _put(fields: dict[str, Any], key: str, value: Any) -> None:
     *parts, last = key.split(".")
     for part in parts:
-        fields = fields.setdefault(part, {})
+        if not isinstance(fields.get(part), dict):
+            fields[part] = {}
+        fields = fields[part]
     fields[last] = value
 
 

@@ -26,8 +26,8 @@ def calibrate_scales(
 ) -> PerceptualConfig:
     """Learns the constants of an MDPS or GLAD localizer from normal images.
 
-    GLAD with `stop_distance` None: the distance that 5% of the images exceed at some
-    level. "pl": `scale_d = 1 / mean d_d`, over places and images; "faithful": 1, as published. Then
+    GLAD with `stop_distance` None: the distance that 5% of the images exceed at some level. "pl":
+    `scale_d = 1 / mean d_d`, over places and images; "faithful": 1, as published. Then
     `scale_pixel = mean over images of max perceptual / max pixel`, where the published programs
     take the maxima of the test images themselves.
 
@@ -40,7 +40,8 @@ def calibrate_scales(
         scores are others, so the threshold is to be set afterwards.
 
     Raises:
-        InputError: another localizer, no images, or images that show no difference.
+        InputError: another localizer, no images, images of another shape, or differences that are
+            zero or not finite.
 
     Example:
         >>> from dal_jax.localizers import load_localizer, make_localizer
@@ -53,9 +54,10 @@ def calibrate_scales(
     fn, images = localizer.score_fn, np.asarray(images, np.float64)
     if not hasattr(fn, "extractor"):
         raise InputError(f"localizer: got {type(fn).__name__}, expected one of MDPS or GLAD")
-    if images.ndim != 4 or not len(images):
-        raise InputError(f"images: got shape {images.shape}, expected (K, H, W, C), K above 0")
-    with exact_arithmetic():
+    if images.shape[1:] != localizer.image_shape or not len(images):
+        sides = ", ".join(map(str, localizer.image_shape))
+        raise InputError(f"images: got shape {images.shape}, expected (K, {sides}), K above 0")
+    with exact_arithmetic(), np.errstate(divide="ignore"):  # refused below
         params = cast_floats(localizer.params, np.float64)
         draws = cast_floats(localizer.draws, np.float64)
         config = _with_stop(fn, params, draws, images)
@@ -66,7 +68,10 @@ def calibrate_scales(
         scales = 1.0 / means if config.piecewise_linear else np.ones_like(means)
         ratio = np.mean([_ratio(fn, params, scales, *pair) for pair in pairs])
     if not np.isfinite([*scales, ratio]).all():
-        raise InputError("images: got reconstructions equal to them, expected some difference")
+        raise InputError(
+            "images: got some that are equal to their reconstructions, or not finite, "
+            "expected finite differences"
+        )
     return replace(config, feature_scales=tuple(map(float, scales)), pixel_scale=float(ratio))
 
 
@@ -74,7 +79,8 @@ def _with_stop(fn: Any, params: PyTree, draws: Array, images: np.ndarray) -> Per
     config = fn.config
     if not isinstance(config, GladConfig) or config.stop_distance is not None:
         return config
-    farthest = [float(np.max(_departures(fn, params, draws, x))) for x in images]
+    # With a single level nothing is compared, and the distance does not matter.
+    farthest = [float(np.max(_departures(fn, params, draws, x), initial=0.0)) for x in images]
     return replace(config, stop_distance=float(np.quantile(farthest, 1 - STOPPING)))
 
 

@@ -39,9 +39,9 @@ def activation(name: str) -> Callable[[Array], Array]:
     """
     if name in _PLAIN:
         return _PLAIN[name]
-    family, _, count = name.partition(":")
-    if family in _SMOOTH and count.isdecimal() and int(count) >= 3:
-        return partial(_hinges, family=family, count=int(count))
+    stand_in = _stand_in(name)
+    if stand_in is not None:
+        return partial(_hinges, family=stand_in[0], count=stand_in[1])
     known = ", ".join([*_PLAIN, *(f"{f}:K" for f in _SMOOTH)])
     raise InputError(f"activation: got {name!r}, expected one of {known} (K >= 3)")
 
@@ -65,10 +65,10 @@ def hinge_table(name: str) -> tuple[Float[np.ndarray, " K"], Float[np.ndarray, "
 
     Source: this project.
     """
-    family, _, count = name.partition(":")
-    if family not in _SMOOTH or not count.isdecimal() or int(count) < 3:
+    stand_in = _stand_in(name)
+    if stand_in is None:
         raise InputError(f"activation: got {name!r}, expected pl-silu:K or pl-gelu:K (K >= 3)")
-    return _table(family, int(count))
+    return _table(*stand_in)
 
 
 def is_piecewise_linear(name: str) -> bool:
@@ -85,6 +85,13 @@ def is_piecewise_linear(name: str) -> bool:
     """
     activation(name)
     return name not in ("silu", "gelu")
+
+
+def _stand_in(name: str) -> tuple[str, int] | None:
+    """The family and the number of knots in "pl-silu:K" or "pl-gelu:K"; None for other names."""
+    family, _, count = str(name).partition(":")  # files may hold anything
+    fits = family in _SMOOTH and count.isdecimal() and int(count) >= 3
+    return (family, int(count)) if fits else None
 
 
 @lru_cache(maxsize=64)

@@ -33,17 +33,15 @@ def group_count(channels: int) -> int:
     return max((k for k in range(1, most + 1) if channels % k == 0), default=1)
 
 
-def group_norm(
-    x: Float[Array, "B H W C"], params: Mapping[str, Array], epsilon: float = _EPSILON
-) -> Float[Array, "B H W C"]:
+def group_norm(x: Float[Array, "B H W C"], params: Mapping[str, Array]) -> Float[Array, "B H W C"]:
     """Normalizes each group of channels of one image: `scale (x - mean) / sqrt(var + e) + bias`.
 
-    Mean and variance are over the pixels and the channels of the group, never over the batch.
+    Mean and variance are over the pixels and the channels of the group, never over the batch; e is
+    1e-5.
 
     Args:
         x: (B, H, W, C).
         params: "scale" and "bias" (C,).
-        epsilon: added to the variance.
 
     Returns:
         (B, H, W, C), in the dtype of x; statistics are taken in float32 or better.
@@ -52,12 +50,12 @@ def group_norm(
     """
     channels = x.shape[-1]
     groups = x.reshape(x.shape[0], -1, group_count(channels), channels // group_count(channels))
-    scaled = _standardized(groups, (1, 3), epsilon).reshape(x.shape)
+    scaled = _standardized(groups, (1, 3), _EPSILON).reshape(x.shape)
     return scaled * params["scale"].astype(x.dtype) + params["bias"].astype(x.dtype)
 
 
 def layer_norm(
-    x: Float[Array, "B N C"], params: Mapping[str, Array], epsilon: float = _EPSILON
+    x: Float[Array, "B N C"], params: Mapping[str, Array], epsilon: float
 ) -> Float[Array, "B N C"]:
     """Normalizes the channels of each token: `scale (x - mean) / sqrt(var + e) + bias`.
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from dal_jax._errors import InputError
+from dal_jax._errors import CheckpointError, InputError
 from dal_jax._typing import PyTree
 from dal_jax.models._import_weights import fill_variables, read_state_dict
 from dal_jax.models._resnet import ResNetExtractor
@@ -31,8 +31,8 @@ def load_extractor(
 
     Raises:
         InputError: unknown kind or settings that do not fit.
-        CheckpointError: unreadable file, or a missing, misshapen, non-finite or extra array; the
-            message names the array, its shape and the one expected.
+        CheckpointError: another format, unreadable file, or a missing, misshapen, non-finite or
+            extra array; the message names the array, its shape and the one expected.
 
     Example:
         >>> file = "resnet18.npz"  # of the user's
@@ -48,8 +48,17 @@ def load_extractor(
     unknown = sorted(set(settings) - set(known))
     if unknown:
         raise InputError(f"settings: got {unknown[0]!r}, expected only {', '.join(known)}")
-    extractor = _KINDS[kind](**settings)
-    arrays, file = read_state_dict(path), Path(path).name
+    try:
+        extractor = _KINDS[kind](**settings)
+    except TypeError as error:
+        raise InputError(f"settings: {kind} cannot take {settings!r:.80}") from error
+    path = Path(path)
+    if path.suffix not in (".npz", ".safetensors"):
+        raise CheckpointError(f"weights: got {path.name}, expected .npz or .safetensors")
     return extractor, fill_variables(
-        arrays, extractor.shapes(), extractor.source_name, file, extractor.spare
+        read_state_dict(path),
+        extractor.shapes(),
+        extractor.source_name,
+        path.name,
+        extractor.spare,
     )

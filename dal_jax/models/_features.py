@@ -109,11 +109,6 @@ class UNetEncoder:
         Raises:
             InputError: x has other sides or channels.
         """
-        height, width, channels = *self.sides, self.unet.in_channels
-        if x.ndim != 4 or x.shape[1:] != (height, width, channels):
-            raise InputError(
-                f"image: got shape {x.shape}, expected (B, {height}, {width}, {channels})"
-            )
         encoder = denoiser(params, self.unet, self.sides, x.dtype)
         maps = encoder.encode(x, encoder.conditions(self.level), self.depths[-1])
         return tuple(maps[depth - 1] for depth in self.depths)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dal_jax._errors import InputError
 from dal_jax._typing import Array, PyTree
 from dal_jax.models._activations import activation
 from dal_jax.models._blocks import attend_pixels, dense, group_norm
@@ -113,7 +114,7 @@ class Denoiser:
             (B, H, W, C).
 
         Raises:
-            InputError: x does not fit the network.
+            InputError: x does not fit the network, or has other sides.
         """
         maps = self.encode(x, conditions, len(self.config.channels))
         x = maps.pop()
@@ -136,9 +137,12 @@ class Denoiser:
             (B, H / 2^i, W / 2^i, channels[i]) for i from 0 to depth - 1.
 
         Raises:
-            InputError: x does not fit the network.
+            InputError: x does not fit the network, or has other sides.
         """
         self.config.check_image(x.shape)
+        if x.ndim != 4 or x.shape[1:3] != self.sides:  # the kernels are laid out for these sides
+            expected = ", ".join(map(str, (*self.sides, self.config.in_channels)))
+            raise InputError(f"image: got shape {x.shape}, expected (B, {expected})")
         names = [f"down{i}" for i in range(1, len(self.config.channels))]
         maps = []
         for name in [*names, "bot1"][:depth]:

@@ -1,4 +1,4 @@
-"""Weights of a PyTorch module, named as `import_state_dict` tells, read without pickle."""
+"""Weights of a PyTorch module, named as `import_state_dict` tells; no file can run code."""
 
 import re
 import zipfile

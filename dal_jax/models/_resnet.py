@@ -51,12 +51,14 @@ class ResNetExtractor:
     deviation: tuple[float, ...] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
-        tuples = ("widths", "blocks", "inner", "depths", "mean", "deviation", "input_range")
-        for name in tuples:
+        for name in ("widths", "blocks", "inner", "depths", "mean", "deviation", "input_range"):
             value = getattr(self, name)
             object.__setattr__(self, name, value if value is None else tuple(value))
         check_standard(self.in_channels, self.mean, self.deviation, self.input_range)
-        if not self.widths or min(self.stem, *self.widths) < 1:
+        for name in ("stem", "stem_stride"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: got {getattr(self, name)}, expected a positive number")
+        if not self.widths or min(self.widths) < 1:
             raise InputError(f"widths: got {self.widths}, expected one or more positive widths")
         stages = len(self.widths)
         if len(self.blocks) != stages or min(self.blocks) < 1:
@@ -65,8 +67,6 @@ class ResNetExtractor:
             raise InputError(f"inner: got {self.inner}, expected {stages} positive widths or none")
         if self.stem_kernel < 1 or self.stem_kernel % 2 == 0:
             raise InputError(f"stem_kernel: got {self.stem_kernel}, expected an odd number")
-        if self.stem_stride < 1:
-            raise InputError(f"stem_stride: got {self.stem_stride}, expected a positive number")
         check_depths(self.depths, stages)
 
     @property

@@ -67,18 +67,18 @@ class UNetConfig:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Gives the configuration as plain values, ready for JSON, equal to that of older records.
+        """Gives the configuration as plain values, ready for JSON.
 
-        Fields that were added later are left out where they are at their defaults.
+        Fields that were added later are left out where they are at their defaults: records from
+        before stay equal to new ones.
 
         Returns:
             Fields and their values.
         """
-        values = {f.name: (f, getattr(self, f.name)) for f in fields(self)}
         return {
-            name: value
-            for name, (f, value) in values.items()
-            if not (f.metadata.get("later") and value == f.default)
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if not (f.metadata.get("later") and getattr(self, f.name) == f.default)
         }
 
     @property
