@@ -11,9 +11,8 @@ import argparse
 from pathlib import Path
 
 from dal_jax.bench import aligned
-from dal_jax.inspection import load_profile
+from dal_jax.inspection import Profile, load_profile
 from dal_jax.inspection._learn import Images, Normal
-from dal_jax.inspection._profile import Profile
 from dal_jax.noise import choose, estimate, fit_report
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dal_jax.bench import in_process, thread_limits
+from dal_jax.images import write_text
 
 from .peer_rounds import run_peer
 
@@ -142,7 +143,7 @@ def main() -> None:
     report = compare(options)
     text = json.dumps(report, indent=1)
     if options.out:
-        options.out.write_text(text)
+        write_text(options.out, text)
     print(json.dumps(report["ratios"], indent=1))
 
 

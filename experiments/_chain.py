@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dal_jax import Localizer, TestOptions
+from dal_jax.cli._calibrate import stages
 from dal_jax.images import DataSet
 from dal_jax.inspection import (
     Calibrated,
@@ -76,8 +77,8 @@ def run_chain(
     if keep is not None:
         data = keep(data, profile)
     options = replace(options, region=profile.region)
-    say = _follow(bar, name)
-    run = runner(localizer, options, context.host, context.devices, profile.references, say)
+    say = stages(bar, f"{name}, ")
+    run = runner(localizer, profile, options, context.host, context.devices, say)
     calibrated = calibrate(data, profile, run, directory / "calibration", wanted)
     reader = Reader(data, profile.fitted)
     tested = test_samples(
@@ -100,13 +101,3 @@ def run_chain(
         calibrated,
         lambda: inspected(directory / "test", reader, profile, tested, rows),
     )
-
-
-def _follow(bar: Any, name: str) -> Callable[[str, int, int], None]:
-    def follow(what: str, done: int, total: int) -> None:
-        bar.set_description(f"{name}, {what}", refresh=False)
-        if bar.total != total or done < bar.n:
-            bar.reset(total)
-        bar.update(done - bar.n)
-
-    return follow

@@ -45,9 +45,9 @@ class Condition(NamedTuple):
     @property
     def effort(self) -> float:
         """Rough time that it takes, for the progress bar."""
-        exact = 1 if self.options.engine == "adaptive" else 20
-        shots = exact + self.options.permutations / 40
-        return self.images * shots * self.simulation.size**2 * self.use.reverse.steps
+        each = 1 if self.options.engine == "adaptive" else 20
+        each += self.options.permutations / 40
+        return self.images * each * self.simulation.size**2 * self.use.reverse.steps
 
 
 class Measured(NamedTuple):

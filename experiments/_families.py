@@ -75,10 +75,6 @@ class Family:
         deviation = variance**0.5
         return kind.make(self.shape, loc=-mean / deviation, scale=1 / deviation)
 
-    def ppf(self, probability: Any) -> Any:
-        """Returns the quantiles `F^-1(u)`, of any shape, at probabilities in [0, 1]."""
-        return self.distribution.ppf(probability)
-
     def sample(
         self, rng: np.random.Generator, shape: int | tuple[int, ...]
     ) -> Float[np.ndarray, "..."]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from dal_jax import InputError
+from dal_jax.report._figure import blank_page
 
 from ._output import Row
 
@@ -37,16 +37,11 @@ def panels(titles: Sequence[str], columns: int = 4) -> tuple[Any, list[Any]]:
     Raises:
         InputError: matplotlib is missing.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError(
-            'experiment: figures need matplotlib: pip install "dal-jax[figures]"'
-        ) from error
     count = len(titles)
     across = min(count, columns)
     down = -(-count // across)
-    figure = Figure(figsize=(WIDTH * across, HEIGHT * down), layout="constrained")
+    size = (WIDTH * across, HEIGHT * down)
+    figure = blank_page("experiment", figsize=size, layout="constrained")
     grid = figure.subplots(down, across, squeeze=False).ravel()
     for axis, title in zip(grid, titles, strict=False):
         axis.set_title(title, fontsize=9)

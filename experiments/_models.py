@@ -9,9 +9,10 @@ from typing import Any
 
 from dal_jax import DalConfig, InputError, Localizer
 from dal_jax.cli._train import train_with_bar
-from dal_jax.diffusion import ReverseConfig, TrainConfig, load_checkpoint
+from dal_jax.diffusion import ReverseConfig, TrainConfig
 from dal_jax.inspection import learn_constants, threshold_of
-from dal_jax.localizers import CONFIGS, localizer_preset, make_localizer
+from dal_jax.localizers import localizer_preset, make_localizer
+from dal_jax.localizers._load import read_checkpoint
 from dal_jax.models import UNetConfig
 from dal_jax.runs import fingerprint
 
@@ -115,7 +116,7 @@ def variables_of(model: Model, folder: Path) -> Any:
 
 @lru_cache(maxsize=4)  # conditions of one network follow one another
 def _loaded(home: Path) -> Any:
-    return load_checkpoint(home, list(CONFIGS.values()))
+    return read_checkpoint(home)
 
 
 def localizer_of(model: Model, use: Use, folder: Path) -> Localizer:

@@ -61,7 +61,7 @@ def rejections(
     Returns:
         Rows with `labels`, method, alpha, `counts`, tested, rejected, rate, se (binomial standard
         error at the observed rate), low and high (95% Clopper-Pearson interval) and ks_p
-        (Kolmogorov-Smirnov test of uniformity, also in `rejections` of signals, where it is 0).
+        (Kolmogorov-Smirnov test of uniformity, which says nothing where there is a signal).
         Methods that were not asked for have no row; where no image at all was tested, every method
         has, with NaN for the numbers.
     """

@@ -196,8 +196,8 @@ def _agreement(rows: Sequence[Row], way: str, judge: str) -> Row:
             key: sum(row[key] for row in own)
             for key in ("other_status", "other_region", "other_intervals", "bounds_apart")
         },
-        "end_difference_max": max(ends, default=0.0),
-        "p_difference_max": max(p, default=0.0),
+        "end_difference_max": max(ends, default=math.nan),
+        "p_difference_max": max(p, default=math.nan),
         "p_difference_median": median(p),
         "disagreements": sum(row["disagreements"] for row in both),
         "evaluations_median": median([row["evaluations"] for row in both]),

@@ -80,6 +80,8 @@ class Settings:
         for name in ("per_label", "held_out"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}, expected 1 or more")
+        if not self.data and not 1 <= self.size <= PATCH:
+            raise InputError(f"size is {self.size}, expected 1 to {PATCH} without data")
 
     @property
     def preparation(self) -> Preparation:
@@ -140,10 +142,10 @@ def _found(name: str, root: Path, settings: Settings, context: Context, bar: Any
     return Found(name, chain, measures.result(ALPHA), *_cost(chain, options))
 
 
-def _cost(chain: Chain, options: TestOptions, count: int = 4) -> tuple[float, float]:
+def _cost(chain: Chain, options: TestOptions) -> tuple[float, float]:
     """Seconds of a test among several side by side, without compiling, and its evaluations."""
     profile = chain.profile
-    x = profile.references[:count]
+    x = profile.references[:4]
     arguments = (chain.localizer, x, np.roll(x, 1, axis=0), profile.noise)
     how = vars(replace(options, region=profile.region))
     dal_test_batch(*arguments, **how)  # compiles

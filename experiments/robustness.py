@@ -176,7 +176,7 @@ def draw(tables: Tables) -> dict[str, Any]:
 
 def _families_figure(rows: list[Row], alpha: float) -> Any:
     families = [str(name) for name in dict.fromkeys(r["family"] for r in rows) if name != GAUSSIAN]
-    figure, axes = panels([_NAMES.get(name) or name for name in families], columns=3)
+    figure, axes = panels([_NAMES[name] for name in families], columns=3)
     # Rates without tested images are NaN.
     top = np.nanmax([2 * alpha, *(row["rate"] + row["se"] for row in rows)])
     for axis, family in zip(axes, families, strict=True):

@@ -106,7 +106,7 @@ def measure(settings: Settings, context: Context) -> Tables:
     for one, records in zip(planned, found, strict=True):
         parameters = parameters_of(settings.model(one.width))
         rows += setting_rows(one, parameters, settings.spacings, records)
-    grids = [r for records in found for r in records if r["kind"] == "grid" and "failure" not in r]
+    grids = [r for records in found for r in records if r["kind"] == "grid"]
     return {
         "scaling_times": rows,
         "exponents_times": exponents(rows, settings.width_size),

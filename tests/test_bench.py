@@ -71,6 +71,25 @@ def test_images_depend_on_the_seed_alone(
         np.testing.assert_array_equal(kept, given)
 
 
+@pytest.mark.parametrize("kind", ["missing", "empty", "text", "cut", "array", "other"])
+def test_inputs_that_cannot_be_read_are_one_line(kind: str, inputs: Inputs, tmp_path: Path) -> None:
+    path = tmp_path / "inputs.npz"
+    save_inputs(path, inputs)
+    whole = path.read_bytes()
+    if kind == "missing":
+        path.unlink()
+    elif kind == "array":
+        with open(path, "wb") as file:
+            np.save(file, inputs.images)
+    elif kind == "other":
+        np.savez(path, images=inputs.images)
+    else:
+        path.write_bytes({"empty": b"", "text": b"no inputs", "cut": whole[:900]}[kind])
+    told = "no such file" if kind == "missing" else "not a whole file of save_inputs"
+    with pytest.raises(InputError, match=rf"^inputs '.*inputs\.npz': {told}$"):
+        load_inputs(path)
+
+
 def test_a_threshold_that_flags_nothing_is_refused(localizer: Localizer) -> None:
     with pytest.raises(InputError, match=r"^threshold: got 1000, at which 0 of 128 null"):
         choose_inputs(Subject(8, tests=2, threshold=1000.0), localizer)

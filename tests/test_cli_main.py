@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -30,6 +31,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         unet=UNetConfig(1, (2, 3), time_dim=4), reverse=ReverseConfig(400, 2), image_size=(8, 8)
     )
     save_checkpoint(folder / "model", init_unet(config.unet, 0), config)
+    nothing = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), init_unet(config.unet, 0))
+    save_checkpoint(folder / "nan_model", nothing, config)
     rng = np.random.default_rng(0)
     for name in ("x", "y", "z"):
         np.save(folder / f"{name}.npy", rng.normal(size=SHAPE))
@@ -105,6 +108,9 @@ def test_wrong_words_are_refused(capsys: pytest.CaptureFixture[str], words: list
         ("localize", {"draws": "wrong_draws.npy"}, "draws"),
         ("localize", {"draws": "absent.npy"}, "no such file"),
         ("localize", {"draws": "truncated.npy"}, "not a whole .npy"),
+        ("localize", {"draws": "broken.npz"}, "not a whole .npy"),
+        ("localize", {"draws": "incomplete.npz"}, "not a whole .npy"),
+        ("localize", {"model": "nan_model"}, "NaN or infinite scores"),
         ("localize", {"threshold": "0"}, "threshold"),
         ("localize", {"threshold": "-1"}, "threshold"),
         ("localize", {"threshold": "nan"}, "threshold"),
@@ -135,6 +141,31 @@ def test_bad_input_is_one_line(
     assert err.startswith(f"dal-jax {verb}: ") and err.count("\n") == 1
     assert message in err
     assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("verb", "options", "message"),
+    [
+        ("train", ["--view", "crop"], "--view: expected none without --data"),
+        ("train", ["--grey"], "--colour: expected none without --data"),
+        ("train", ["--noise", "auto"], "--noise: expected none without --data"),
+        ("test", ["--decide-by", "conformal"], "--decide-by: expected none without FOLDER"),
+        ("test", ["--no-overlays"], "--overlays: expected none without FOLDER"),
+    ],
+)
+def test_no_option_is_ignored(
+    capsys: pytest.CaptureFixture[str],
+    folder: Path,
+    tmp_path: Path,
+    verb: str,
+    options: list[str],
+    message: str,
+) -> None:
+    words = one(folder, "test")
+    if verb == "train":
+        words = ["train", "--images", folder / "stack.npy", "--out", tmp_path / "new"]
+    code, out, err = run(capsys, *words, *options)
+    assert code == 2 and out == "" and err == f"dal-jax {verb}: {message}\n"
 
 
 @pytest.mark.parametrize("matrix", ["indefinite.npy", "small_matrix.npy"])

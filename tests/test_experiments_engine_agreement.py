@@ -1,6 +1,7 @@
 """Agreement of the engines: what is compared, and what the comparison says of made-up records."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from experiments.engine_agreement import (
     WAYS,
     Dealt,
     Settings,
+    _agreement,
     _differences,
     _end_difference,
 )
@@ -168,6 +170,15 @@ def test_each_difference_is_seen(changed: dict[str, Any], key: str):
     seen = [name for name, value in found.items() if value is True and name != "compared"]
     assert seen == [key]
     assert found["compared"] == ("status" not in changed)
+
+
+def test_where_nothing_was_compared_no_difference_is_told():
+    empty = {**RECORD, "status": "NO_REGION"}
+    facts = {"size": 8, "status": "NO_REGION", "evaluations": 1, "disagreements": 0}
+    rows = [{**facts, "way": way, **_differences(empty, empty)} for way in ("exact", "adaptive")]
+    found = _agreement(rows, "adaptive", "exact")
+    assert found["compared"] == 0
+    assert math.isnan(found["end_difference_max"]) and math.isnan(found["p_difference_max"])
 
 
 def test_the_paper_preset_has_enough_images():

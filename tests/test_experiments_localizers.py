@@ -76,3 +76,6 @@ def test_bad_settings_are_refused():
         replace(SETTINGS, localizers=("best",))
     with pytest.raises(InputError, match="per_label is 0, expected 1 or more"):
         replace(SETTINGS, per_label=0)
+    with pytest.raises(InputError, match="size is 64, expected 1 to 32 without data"):
+        replace(SETTINGS, size=64)
+    assert replace(SETTINGS, size=64, data="photographs").size == 64

@@ -178,6 +178,7 @@ def _refused(capsys: pytest.CaptureFixture[str], *words: Any) -> str:
         (["type1_error"], "sizes = [8", "--spec"),
         (["type1_error", "--seed", "-1"], "", "--seed: got -1, expected 0 or more"),
         (["type1_error"], "seed = -1", "seed: got -1, expected 0 or more"),
+        (["type1_error"], "preset = ['quick']", "preset: unknown ['quick']"),
         (["type1_error"], "levels = []", "levels is empty"),
         (["power"], "signals = []", "signals is empty"),
         (["power"], "threshold = -1", "threshold: got -1.0, expected a positive"),

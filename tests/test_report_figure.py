@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dal_jax._errors import InputError
-from dal_jax.report import figure, format_p, outcome, outline, table
+from dal_jax.report import figure, format_p, outcome, outline, overlay, table
 
 pytest.importorskip("matplotlib")
 
@@ -105,4 +105,16 @@ def test_figure_refusals(tmp_path: Path) -> None:
         figure([], [], tmp_path / "figure.png")
     with pytest.raises(InputError, match="as many of each"):
         figure([np.zeros((6, 6, 1))], [NOTHING], tmp_path / "f.png", titles=["a", "b"])
+    with pytest.raises(InputError, match=r"^images: got the shape \(6, 6\), expected \(H, W, C\)"):
+        figure([np.zeros((6, 6))], [NOTHING], tmp_path / "f.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_overlay_refuses_masks_of_another_shape(tmp_path: Path) -> None:
+    pytest.importorskip("PIL")
+    masks = {"region": np.zeros((6, 6), bool), "significant": np.zeros((6, 6), bool)}
+    for name in (*masks, "truth"):
+        given = {**masks, name: np.zeros((5, 6), bool)}
+        with pytest.raises(InputError, match=rf"^{name} has shape \(5, 6\), expected \(6, 6\)"):
+            overlay(np.zeros((6, 6, 1)), path=tmp_path / "f.png", **given)
     assert list(tmp_path.iterdir()) == []

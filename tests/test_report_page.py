@@ -22,9 +22,10 @@ from PIL import Image
 
 from dal_jax._errors import InputError
 from dal_jax.inference import Law, conformal_p
-from dal_jax.inspection._calibration import METHODS, Calibration, save_calibration
+from dal_jax.inspection._calibration import METHODS, Calibration, Rate, save_calibration
 from dal_jax.inspection._rows import COLUMNS, write_rows
-from dal_jax.report import page
+from dal_jax.noise import fit_report, iid
+from dal_jax.report import calibration_picture, page
 from dal_jax.report._calibration_figure import calibration_figure, uniform_band
 
 NAN = math.nan
@@ -75,7 +76,7 @@ def folder(tmp_path: Path) -> Path:
     write_rows(folder, ROWS)
     for one in ROWS:
         if one["name"] not in ("no picture.png", "bad.png"):
-            path = folder / "overlays" / f"{one['name']}.png"
+            path = folder / "overlays" / one["name"]
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.zeros((400, 640, 3), np.uint8)).save(path)
     (folder / "test.json").write_text('{"alpha": 0.05, "decide_by": "selective"}')
@@ -207,6 +208,7 @@ def test_calibration_is_told(folder: Path, model: Path) -> None:
         "6 normal views of 3 physical objects",
         "2 groups",
         METHODS["conformal_naive"],
+        "hardly any defect is significant by it",
     ):
         assert told in seen.text, told
     assert sum(value.startswith("data:image/svg") for value in seen.values("src")) == 2
@@ -283,7 +285,7 @@ def test_views_of_one_image_share_a_card(folder: Path) -> None:
 
 
 def test_pictures_are_small_and_spoilt_ones_are_told(folder: Path) -> None:
-    (folder / "overlays" / "plain.png.png").write_bytes(b"\x89PNG\r\n\x1a\nno picture")
+    (folder / "overlays" / "plain.png").write_bytes(b"\x89PNG\r\n\x1a\nno picture")
     page(folder)
     seen = parsed(folder)
     assert "picture cannot be read" in seen.text and "Without a picture: 3." in seen.text
@@ -356,7 +358,7 @@ def first(folder: Path, key: str, value: Any) -> None:
 
 
 def link(folder: Path) -> None:
-    (folder / "overlays" / "no picture.png.png").symlink_to(folder / "rows.jsonl")
+    (folder / "overlays" / "no picture.png").symlink_to(folder / "rows.jsonl")
 
 
 def lose(model: Path, key: str) -> None:
@@ -383,6 +385,14 @@ def test_figure_is_one_document_without_outside_parts() -> None:
     assert drawn == calibration_figure(values, naive, 40, logarithmic=True)
     assert not re.findall(r'href="(?!#)', drawn) and len(drawn) < 100_000
     assert calibration_figure([], [], 0).startswith("<?xml")
+
+
+def test_picture_of_a_calibration_is_read_on_a_page(tmp_path: Path) -> None:
+    rates = [Rate(m, 0.05, 1, 5, 0.2, 0.1, 0.1, 0.3) for m in METHODS]
+    fit = fit_report(iid(1.0), np.random.default_rng(0).normal(size=(20, 4, 4, 1)))
+    calibration_picture(tmp_path / "a.png", [0.2, 0.7], [0.01, 0.1], 2, fit, rates)
+    with Image.open(tmp_path / "a.png") as whole:
+        assert 700 < whole.width < 900  # a page is 800 wide
 
 
 def test_band_holds_its_share_of_uniform_values() -> None:

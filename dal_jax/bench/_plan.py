@@ -102,13 +102,13 @@ class Plan:
             The localizer and the images.
         """
         return Subject(
-            self.sizes[position],
-            at(self.tests, position),
-            at(self.weights, position) if self.weights else None,
-            at(self.models, position) if self.models else None,
-            self.threshold,
-            self.seed,
-            self.localizer,
+            size=self.sizes[position],
+            tests=at(self.tests, position),
+            weights=at(self.weights, position) if self.weights else None,
+            model=at(self.models, position) if self.models else None,
+            threshold=self.threshold,
+            seed=self.seed,
+            localizer=self.localizer,
         )
 
 

@@ -143,10 +143,10 @@ def do(task: Mapping[str, Any]) -> Any:
     if task["do"] == "choose":
         inputs = choose_inputs(subject, localizer)
         save_inputs(task["inputs"], inputs)
-        chosen = {"weights": source, "threshold": inputs.threshold}
         return {
             "machine": machine(),
-            **chosen,
+            "weights": source,
+            "threshold": inputs.threshold,
             "flagged_null_images": f"{inputs.flagged} of {inputs.looked}",
         }
     inputs = _first(load_inputs(task["inputs"]), task.get("images"))

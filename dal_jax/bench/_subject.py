@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import jax
 import numpy as np
@@ -12,9 +13,10 @@ import numpy as np
 from dal_jax._dal_test import evaluator_of
 from dal_jax._errors import InputError
 from dal_jax._typing import Float
-from dal_jax.diffusion import DalConfig, load_checkpoint
+from dal_jax.diffusion import DalConfig
 from dal_jax.images import atomic_path
-from dal_jax.localizers import CONFIGS, Localizer, as_kind, localizer_preset, make_localizer
+from dal_jax.localizers import Localizer, as_kind, localizer_preset, make_localizer
+from dal_jax.localizers._load import read_checkpoint
 from dal_jax.models import import_state_dict, infer_unet_config
 from dal_jax.search import Evaluator
 
@@ -96,7 +98,7 @@ def open_subject(subject: Subject) -> tuple[Localizer, str]:
     Source: this project.
     """
     if subject.model is not None:
-        variables, config = load_checkpoint(subject.model, list(CONFIGS.values()))
+        variables, config = read_checkpoint(subject.model)
         source = "a checkpoint"
     elif subject.weights is not None:
         config = DalConfig(infer_unet_config(subject.weights), image_size=subject.size)
@@ -135,8 +137,7 @@ def choose_inputs(subject: Subject, localizer: Localizer) -> Inputs:
 
     Source: this project.
     """
-    height, width, channels = localizer.image_shape
-    shape = (height, width, channels)
+    shape = localizer.image_shape
     evaluator = evaluator_of(localizer, devices=jax.local_devices()[:1])
     highest = _highest(evaluator, shape, subject.seed)
     seen: list[float] = []
@@ -197,6 +198,9 @@ def load_inputs(path: str | Path) -> Inputs:
     Returns:
         The inputs, as they were.
 
+    Raises:
+        InputError: the file is missing, damaged or another.
+
     Example:
         >>> import tempfile
         >>> inputs = Inputs(np.ones((1, 4, 4, 1)), np.zeros((1, 4, 4, 1)), 0.5, 1, 2)
@@ -207,14 +211,18 @@ def load_inputs(path: str | Path) -> Inputs:
 
     Source: this project.
     """
-    with np.load(path, allow_pickle=False) as file:
-        return Inputs(
-            file["images"],
-            file["references"],
-            float(file["threshold"]),
-            int(file["flagged"]),
-            int(file["looked"]),
-        )
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as held:
+            return Inputs(
+                held["images"],
+                held["references"],
+                float(held["threshold"]),
+                int(held["flagged"]),
+                int(held["looked"]),
+            )
+    except (OSError, ValueError, EOFError, KeyError, TypeError, BadZipFile) as error:
+        reason = "no such file" if not Path(path).exists() else "not a whole file of save_inputs"
+        raise InputError(f"inputs {str(path)!r}: {reason}") from error
 
 
 def _pair(seed: int, number: int, shape: tuple[int, int, int]) -> np.ndarray:

@@ -113,21 +113,21 @@ def bench(
     Each measurement runs in a process of its own. What fails is recorded and shown as failed.
     """
     plan = Plan(
-        _numbers("--sizes", sizes),
-        _numbers("--tests", tests),
-        _numbers("--exact-tests", exact_tests),
-        tuple(engine.strip() for engine in engines.split(",") if engine.strip()),
-        tuple(weights),
-        tuple(model),
-        threshold,
-        _numbers("--devices", devices),
-        _numbers("--batch-sizes", batch_sizes),
-        precision,
-        repeats,
-        threads,
-        limit_seconds,
-        seed,
-        localizer,
+        sizes=_numbers("--sizes", sizes),
+        tests=_numbers("--tests", tests),
+        exact_tests=_numbers("--exact-tests", exact_tests),
+        engines=tuple(engine.strip() for engine in engines.split(",") if engine.strip()),
+        weights=tuple(weights),
+        models=tuple(model),
+        threshold=threshold,
+        devices=_numbers("--devices", devices),
+        batch_sizes=_numbers("--batch-sizes", batch_sizes),
+        precision=precision,
+        repeats=repeats,
+        threads=threads,
+        limit_seconds=limit_seconds,
+        seed=seed,
+        localizer=localizer,
     )
     beside = None
     if peer or peer_python is not None:

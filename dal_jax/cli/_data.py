@@ -53,6 +53,13 @@ Foreground = Annotated[
     typer.Option("--foreground", help="Pixels that count; the others are set to 0."),
 ]
 
+# Of the options that say nothing without `Data`.
+NAMES = (
+    *("layout", "category", "contrast", "slices", "groups"),
+    *("view", "intensity", "background", "scale", "reduce", "border", "overlap"),
+    *("colour", "foreground"),
+)
+
 
 def source_of(
     layout: str, category: str | None, contrast: str | None, slices: str | None, groups: str | None
@@ -61,10 +68,10 @@ def source_of(
 
     Args:
         layout: of the folder.
-        category: or None.
-        contrast: or None.
+        category: of a set that holds several, or None.
+        contrast: of volumes, or None.
         slices: "A:B" or "A:B:STEP", or None.
-        groups: or None.
+        groups: what tells the physical object, or None.
 
     Returns:
         The source.

@@ -84,8 +84,9 @@ def _settings(found: Any, preset: str, spec: Path | None, seed: int | None) -> A
     entries = {} if spec is None else read_toml(spec, "--spec")
     chosen = preset or entries.pop("preset", "quick")
     entries.pop("preset", None)
-    if chosen not in found.presets:
-        raise InputError(f"preset: unknown {chosen!r}, {nearest(str(chosen), list(found.presets))}")
+    known = list(found.presets)
+    if chosen not in known:
+        raise InputError(f"preset: unknown {chosen!r}, {nearest(str(chosen), known)}")
     settings = found.presets[chosen]
     changes = fitted(type(settings), entries, f"--spec {str(spec)!r}")
     if seed is not None:

@@ -3,6 +3,7 @@
 import numpy as np
 import typer
 
+from dal_jax._errors import InputError
 from dal_jax.cli import _options as options
 from dal_jax.cli._output import dumps, filed, listed, need_figures
 from dal_jax.images import write_text
@@ -25,6 +26,8 @@ def localize(
     x = options.open_image(image, found)
     score = found.score(x)
     reconstruction = found.reconstruct(x)
+    if not np.isfinite(score).all():
+        raise InputError(f"model {str(model)!r}: gives NaN or infinite scores on this image")
     region = score > found.threshold
     maps = {"region": region, "score": score, "reconstruction": reconstruction}
     fields = {"threshold": found.threshold, "num_flagged": int(region.sum()), **maps}

@@ -16,7 +16,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: the words after the command's name; by default those of the process.
 
     Returns:
-        The exit code: 0, or 2 with one line on standard error for bad input.
+        The exit code: 0; else, with one line on standard error, 2 for bad input or a missing
+        library, 1 for a run that cannot go on, 130 for an interruption.
 
     Source: this project.
     """

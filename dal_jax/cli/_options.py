@@ -1,5 +1,6 @@
 """Options that several verbs share."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -42,7 +43,6 @@ Use = Annotated[
 Threshold = Annotated[
     float, typer.Option("--threshold", metavar="L", help="Pixels of a higher score are flagged.")
 ]
-Alpha = Annotated[float, typer.Option("--alpha", help="Significance level, between 0 and 1.")]
 Out = Annotated[
     Path | None,
     typer.Option("--out", metavar="DIR", help="Write arrays, figure.png and result.json there."),
@@ -73,6 +73,23 @@ NumProcesses = Annotated[
 ProcessId = Annotated[
     int | None, typer.Option("--process-id", metavar="I", help="Which of them this is, from 0.")
 ]
+
+
+def refuse(context: typer.Context, names: Iterable[str], why: str) -> None:
+    """Refuses options that were given, rather than ignore them.
+
+    Args:
+        context: of the verb.
+        names: of its parameters.
+        why: what they do not go with.
+
+    Raises:
+        InputError: one of them was given.
+    """
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise InputError(f"--{name.replace('_', '-')}: expected none {why}")
 
 
 def keep_compilations(directory: Path | None) -> None:
@@ -132,8 +149,8 @@ def open_image(path: Path, localizer: Localizer) -> np.ndarray:
         InputError: unreadable, of another shape, or not finite.
     """
     image = read_image(path)
-    if image.shape != tuple(localizer.image_shape):
-        expected = tuple(localizer.image_shape)
+    expected = tuple(localizer.image_shape)
+    if image.shape != expected:
         raise InputError(f"image {str(path)!r}: shape {image.shape}, the model takes {expected}")
     if not np.isfinite(image).all():
         raise InputError(f"image {str(path)!r}: holds NaN or infinite pixels")
@@ -142,7 +159,8 @@ def open_image(path: Path, localizer: Localizer) -> np.ndarray:
 
 def _read_draws(path: Path) -> np.ndarray:
     try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with open(path, "rb") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except (OSError, ValueError) as error:
         reason = "no such file" if not path.exists() else "not a whole .npy file of numbers"
         raise InputError(f"draws {str(path)!r}: {reason}") from error

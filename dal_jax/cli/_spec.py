@@ -120,19 +120,19 @@ def expanded(patterns: Sequence[str | Path], folder: Path, name: str) -> tuple[P
         name: of the argument, for the error.
 
     Returns:
-        The paths.
+        The paths; a file that is named like a pattern is that file.
 
     Raises:
         InputError: no file fits a pattern.
     """
     found: list[Path] = []
-    for pattern in patterns:
-        full = str(folder / pattern)
-        if not glob.has_magic(str(pattern)):
-            found.append(Path(full))
+    for pattern in map(str, patterns):
+        if not glob.has_magic(pattern) or (folder / pattern).is_file():
+            found.append(folder / pattern)
             continue
-        fitting = sorted(glob.glob(full, recursive=True))
+        # Relative to the folder, whose own name may hold brackets.
+        fitting = sorted(glob.glob(pattern, root_dir=folder, recursive=True))
         if not fitting:
-            raise InputError(f"{name}: no file fits {str(pattern)!r}")
-        found.extend(Path(file) for file in fitting)
+            raise InputError(f"{name}: no file fits {pattern!r}")
+        found += [folder / file for file in fitting]
     return tuple(found)

@@ -23,8 +23,8 @@ Spec = Annotated[
     typer.Option(
         "--spec",
         metavar="FILE.toml",
-        help="Take all that follows but --out, --maps, --json and the processes from a file "
-        "instead: model, images, references, noise, ...",
+        help="Take all that follows but --out, --maps, --cache, --json and the processes from a "
+        "file instead: model, images, references, noise, ...",
     ),
 ]
 Model = Annotated[
@@ -124,15 +124,23 @@ Folder = Annotated[
 ]
 DecideBy = Annotated[
     Literal["selective", "inflated", "heavy_tails", "conformal"],
-    typer.Option("--decide-by", help="FOLDER: p-value of the decision; others are shown beside."),
+    typer.Option(
+        "--decide-by",
+        help="FOLDER: p-value of the decision; others are shown beside. heavy_tails has little "
+        "power.",
+    ),
 ]
 Overlays = Annotated[
     bool, typer.Option("--overlays/--no-overlays", help="FOLDER: a picture of each image.")
 ]
-NOISE, THRESHOLD = "iid:1", 0.8  # where not given
+# What a model trained with --data has fixed; the alternative is that of the calibration.
+_FIXED = ("noise", "threshold", "draws", "localizer", "maps", "region", "alternative")
+# What a file of --spec does not say.
+_BESIDE = ("spec", "out", "maps", "json", "cache", "coordinator", "num_processes", "process_id")
 
 
 def test(
+    context: typer.Context,
     folder: Folder = None,
     spec: Spec = None,
     model: Model = None,
@@ -140,8 +148,8 @@ def test(
     reference: References = [],  # noqa: B006
     localizer: options.Use = None,
     draws: options.Draws = None,
-    noise: Noise = NOISE,
-    threshold: options.Threshold = THRESHOLD,
+    noise: Noise = "iid:1",
+    threshold: options.Threshold = 0.8,
     engine: Engine = "adaptive",
     visit: Visit = "sweep",
     precision: Precision = 1e-3,
@@ -181,7 +189,7 @@ def test(
             raise InputError(
                 "FOLDER: expected --model with it, and no --spec, --image, --reference"
             )
-        _refuse_fixed(noise, threshold, draws, maps, region, alternative, localizer)
+        options.refuse(context, _FIXED, "with FOLDER, the model has fixed it")
         host = join_hosts(coordinator, num_processes, process_id)
         chosen = InspectOptions(0.05 if alpha is None else alpha, decide_by)
         how = TestOptions(
@@ -196,35 +204,36 @@ def test(
         test_folder(model, folder, out, chosen, how, host, devices, batch_size, overlays, json)
         leave_hosts()
         return
-    if spec is None:
+    options.refuse(context, ("decide_by", "overlays"), "without FOLDER")
+    if spec is not None:
+        told = [name for name in context.params if name not in _BESIDE]
+        options.refuse(context, told, "with --spec, the file says it")
+        wanted = read_spec(spec)
+    else:
         if model is None:
             raise InputError("--model: got none, expected a checkpoint (or --spec)")
         here = Path()
         wanted = TestSpec(
-            model,
-            expanded(image, here, "--image"),
-            expanded(reference, here, "--reference"),
-            draws,
-            noise,
-            threshold,
-            engine,
-            visit,
-            dtype,
-            precision,
-            alpha,
-            alternative,
-            seed,
-            devices,
-            batch_size,
-            permutations,
-            first_window,
-            region or "all",
-            localizer,
+            model=model,
+            images=expanded(image, here, "--image"),
+            references=expanded(reference, here, "--reference"),
+            draws=draws,
+            noise=noise,
+            threshold=threshold,
+            engine=engine,
+            visit=visit,
+            dtype=dtype,
+            precision=precision,
+            alpha=alpha,
+            alternative=alternative,
+            seed=seed,
+            devices=devices,
+            batch_size=batch_size,
+            permutations=permutations,
+            first_window=first_window,
+            region=region or "all",
+            localizer=localizer,
         )
-    else:
-        if model is not None or image or reference:
-            raise InputError("--spec: got --model, --image or --reference too, expected one way")
-        wanted = read_spec(spec)
     need_figures(out if len(wanted.images) == 1 or maps else None)
     if len(wanted.images) == 1 and spec is None:
         _test_one(wanted, out, json)
@@ -232,30 +241,6 @@ def test(
     host = join_hosts(coordinator, num_processes, process_id)
     test_many(wanted, out, maps, json, host)
     leave_hosts()
-
-
-def _refuse_fixed(
-    noise: str,
-    threshold: float,
-    draws: Path | None,
-    maps: bool,
-    region: str | None,
-    alternative: str,
-    localizer: str | None,
-) -> None:
-    """Refuses what a model trained with --data has fixed, rather than ignore it."""
-    changed = {
-        "--noise": noise != NOISE,
-        "--threshold": threshold != THRESHOLD,
-        "--draws": draws is not None,
-        "--localizer": localizer is not None,
-        "--maps": maps,
-        "--region": region is not None,
-        "--alternative": alternative != "two-sided",  # that of the calibration
-    }
-    for option, given in changed.items():
-        if given:
-            raise InputError(f"{option}: expected none with FOLDER, the model has fixed it")
 
 
 def _test_one(wanted: TestSpec, out: Path | None, json: bool) -> None:

@@ -30,6 +30,7 @@ from dal_jax.inspection import (
     write_csv,
     write_rows,
 )
+from dal_jax.inspection._rows import picture_name
 from dal_jax.report import overlay
 from dal_jax.runs import Host
 
@@ -93,6 +94,7 @@ def test_folder(
         return
     rows: list[dict[str, Any]] = []
     images: list[dict[str, Any]] = []
+    names = {sample.name for sample in samples}
     measures, volumes = Measures(), VolumeMaps(out / "volumes")
     plain = rows_of(tested, calibration, options)
     for one in inspected(out / "run", reader, profile, tested, plain):
@@ -101,7 +103,7 @@ def test_folder(
         measures.add(one)
         volumes.add(one)
         if overlays and one.image is not None:
-            _picture(one, out / "overlays")
+            _picture(one, out / "overlays" / picture_name(one.sample.name, names))
     volumes.close()
     write_rows(out, rows)
     write_csv(out / "images.csv", images)
@@ -115,10 +117,8 @@ def test_folder(
 test_folder.__test__ = False  # type: ignore[attr-defined]
 
 
-def _picture(one: Inspected, folder: Path) -> None:
+def _picture(one: Inspected, path: Path) -> None:
     assert one.image is not None and one.region is not None and one.significant is not None
-    # "/" in a name makes folders; a suffix tells a.png from a.jpg.
-    path = folder / f"{one.sample.name}.png"
     overlay(one.image, one.region, one.significant, path, truth=one.mask)
 
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from dal_jax import Status, TestResult, run_tests
 from dal_jax._dal_test import covariance_of, stream_tests
+from dal_jax._errors import InputError
 from dal_jax._one_test import Case
 from dal_jax._result import as_record
 from dal_jax._test_run import Item
@@ -62,6 +63,8 @@ def test_many(wanted: TestSpec, out: Path | None, maps: bool, json: bool, host: 
         InputError: something that all images need does not fit.
         RunError: the disk is full, or another process was lost.
     """
+    if maps and out is None:
+        raise InputError("--maps: expected --out with it, where they are written")
     localizer = wanted.open_localizer()
     references = np.stack([options.open_image(file, localizer) for file in wanted.references])
     items = [

@@ -24,6 +24,7 @@ from dal_jax.localizers._presets import split_settings
 
 
 def train(
+    context: typer.Context,
     out: words.Directory,
     images: words.Images = [],  # noqa: B006 (typer copies it)
     localizer: words.Kind = "dal",
@@ -76,6 +77,9 @@ def train(
     if bool(images) == (data is not None):
         given = "both" if images else "none"
         raise InputError(f"--images, --data: got {given}, expected one of them")
+    if data is None:
+        of_data = (*data_options.NAMES, "noise", "references", "region")
+        options.refuse(context, of_data, "without --data")
     flags = {
         "channels": None if channels is None else list(parse_channels(channels)),
         "activation": activation,

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from dal_jax._errors import InputError
 from dal_jax._typing import Float
 from dal_jax.images import atomic_path
+from dal_jax.report._figure import blank_page
 
-_LEVEL = 0.95  # of the band
 _ALPHA = 0.05  # of the panels on rejections
 _INCHES = (4.4, 4.0)
+_PAGE = (7.6, 7.2)  # inches of the picture, about 800 pixels wide: the words are read as they are
 _LEAST = 1e-6  # smallest p-value that the logarithmic axes show; smaller ones are drawn there
 _POINTS = 400  # of a curve, at most; the smallest p-values are all among them
 
@@ -50,16 +50,10 @@ def calibration_figure(
 
     Source: this project.
     """
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_svg import FigureCanvasSVG
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        hint = 'pip install "dal-jax[figures]"'
-        raise InputError(f"report: drawing needs matplotlib: {hint}") from error
-    with matplotlib.rc_context({"svg.hashsalt": "dal_jax", "svg.fonttype": "path"}):
-        page = Figure(figsize=_INCHES, layout="constrained")
-        FigureCanvasSVG(page)
+    page = blank_page("report", figsize=_INCHES, layout="constrained")
+    from matplotlib import rc_context  # of an extra, which the line above asks for
+
+    with rc_context({"svg.hashsalt": "dal_jax", "svg.fonttype": "path"}):
         _draw(page.add_subplot(), selective, naive, num_groups, logarithmic)
         file = io.StringIO()
         page.savefig(file, format="svg", metadata={"Date": None})
@@ -74,10 +68,10 @@ def calibration_picture(
     fit: Any,
     rates: Sequence[Any],
 ) -> None:
-    """Draws what calibration found as one picture of four panels.
+    """Draws what calibration found as one picture of four panels, two above two.
 
-    The first two are those of `calibration_figure`; the third shows how often regions fixed in
-    advance are rejected at 0.05, by their size; the fourth the false calls of each p-value at
+    The upper ones are those of `calibration_figure`; below, one shows how often regions fixed in
+    advance are rejected at 0.05, by their size, the other the false calls of each p-value at
     0.05. Bars are 95% intervals, clustered by physical object.
 
     Args:
@@ -103,13 +97,8 @@ def calibration_picture(
 
     Source: this project.
     """
-    try:
-        import matplotlib.figure
-    except ImportError as error:
-        hint = 'pip install "dal-jax[figures]"'
-        raise InputError(f"calibrate: drawing needs matplotlib: {hint}") from error
-    page = matplotlib.figure.Figure(figsize=(16, 4), layout="constrained")
-    axes = page.subplots(1, 4)
+    page = blank_page("calibrate", figsize=_PAGE, layout="constrained")
+    axes = page.subplots(2, 2).ravel()
     _draw(axes[0], selective, naive, num_groups, False)
     _draw(axes[1], selective, naive, num_groups, True)
     _draw_regions(axes[2], fit)
@@ -123,10 +112,10 @@ def _draw_regions(axes: Any, fit: Any) -> None:
     errors = [1.96 * region.rejection.standard_error for region in fit.regions]
     names = [f"{height}x{width}" for height, width in (r.shape for r in fit.regions)]
     _draw_shares(axes, names, values, errors)
-    axes.set_title(
-        f"fixed regions rejected at {_ALPHA:g}, by size\n"
-        f"(whitened residuals: excess kurtosis {fit.residual_kurtosis:.1f}, "
-        f"spread of scale {fit.scale_spread:.2f})",
+    axes.set_title(f"fixed regions rejected at {_ALPHA:g}, by size", fontsize=10)
+    axes.set_xlabel(
+        f"whitened residuals: excess kurtosis {fit.residual_kurtosis:.1f},\n"
+        f"spread of scale {fit.scale_spread:.2f}",
         fontsize=9,
     )
 
@@ -136,6 +125,8 @@ def _draw_rates(axes: Any, rates: Sequence[Any]) -> None:
     ends = np.array([(rate.low, rate.high) for rate in rates]).reshape(-1, 2)
     _draw_shares(axes, [rate.method for rate in rates], values, np.abs(ends.T - values))
     axes.set_title(f"normal views called at {_ALPHA:g}", fontsize=10)
+    if "heavy_tails" in {rate.method for rate in rates}:
+        axes.set_xlabel("heavy_tails: few defects are called either", fontsize=9)
 
 
 def _draw_shares(axes: Any, names: Sequence[str], values: np.ndarray, errors: Any) -> None:
@@ -148,16 +139,15 @@ def _draw_shares(axes: Any, names: Sequence[str], values: np.ndarray, errors: An
 
 
 def uniform_band(
-    expected: Float[np.ndarray, " m"], count: int, level: float = _LEVEL
+    expected: Float[np.ndarray, " m"], count: int
 ) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
-    """Pointwise band of the quantiles of uniform values.
+    """Pointwise band that holds 95% of the quantiles of uniform values.
 
     The quantile at u of n values is taken to be Beta(u (n + 1), (1 - u) (n + 1)).
 
     Args:
         expected: (m,) u in (0, 1).
         count: n, number of independent values.
-        level: share of the values that lie within, at each u.
 
     Returns:
         (m,) lower and upper ends.
@@ -165,8 +155,7 @@ def uniform_band(
     Source: the law of order statistics, at fractional ranks.
     """
     a, b = expected * (count + 1), (1 - expected) * (count + 1)
-    tail = (1 - level) / 2
-    return special.betaincinv(a, b, tail), special.betaincinv(a, b, 1 - tail)
+    return special.betaincinv(a, b, 0.025), special.betaincinv(a, b, 0.975)
 
 
 def _draw(

@@ -58,7 +58,8 @@ def figure(
             first block first.
 
     Raises:
-        InputError: no image, lengths differ, matplotlib is missing, or the file cannot be written.
+        InputError: no image, lengths differ, an image of another shape, matplotlib is missing, or
+            the file cannot be written.
 
     Example:
         >>> import tempfile
@@ -95,6 +96,9 @@ def _draw(
             f"figure: {len(images)} images, {len(results)} results, {len(names)} titles and "
             f"{len(masks)} truths, expected as many of each and at least one"
         )
+    for image in images:
+        if np.ndim(image) != 3:
+            raise InputError(f"images: got the shape {np.shape(image)}, expected (H, W, C)")
     margin = 0.2 + _LETTER * max(len(line) for name in names for line in name.split("\n"))
     page, axes, bar = _layout(math.ceil(len(images) / len(blocks)), blocks, heading, margin)
     grey = _limits(images)
@@ -115,21 +119,35 @@ def _draw(
     return page
 
 
-def _layout(
-    rows: int, blocks: tuple[str, ...], heading: str | None, margin: float
-) -> tuple[Any, list, Any]:
+def blank_page(needed_by: str, **options: Any) -> Any:
+    """Makes an empty figure of matplotlib, without a window.
+
+    Args:
+        needed_by: function or verb, for the error.
+        **options: of `matplotlib.figure.Figure`.
+
+    Returns:
+        The figure.
+
+    Raises:
+        InputError: matplotlib is missing.
+    """
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         hint = 'pip install "dal-jax[figures]"'
-        raise InputError(f"figure: drawing needs matplotlib: {hint}") from error
+        raise InputError(f"{needed_by}: drawing needs matplotlib: {hint}") from error
+    return Figure(**options)
+
+
+def _layout(
+    rows: int, blocks: tuple[str, ...], heading: str | None, margin: float
+) -> tuple[Any, list, Any]:
     widths = ([margin / _CELL] + [1.0] * len(_PANELS) + [_TEXT]) * len(blocks)
     head, foot = (1.0 if heading else 0.6), 0.75  # inches
     width = max(_CELL * sum(widths), 7.8)
     height = _CELL * rows + head + foot
-    page = Figure(figsize=(width, height))
-    FigureCanvasAgg(page)
+    page = blank_page("figure", figsize=(width, height))
     grid = page.add_gridspec(
         rows,
         len(widths),

@@ -29,7 +29,7 @@ def overlay(
     scores.
 
     Args:
-        image: (H, W, C), C = 1 or 3.
+        image: (H, W, C); of C other than 3 the first channel is shown.
         region: (H, W) bool, flagged pixels.
         significant: (H, W) bool, those of regions called significant.
         path: the file, .png.
@@ -55,10 +55,10 @@ def overlay(
     except ImportError as error:
         raise InputError('overlay: needs pillow: pip install "dal-jax[images]"') from error
     pixels = _grey(image, limits)
-    if region.shape != pixels.shape[:2] or significant.shape != region.shape:
-        raise InputError(
-            f"region has shape {region.shape} and {significant.shape}, expected {pixels.shape[:2]}"
-        )
+    masks = {"region": region, "significant": significant, "truth": truth}
+    for name, mask in masks.items():
+        if mask is not None and mask.shape != pixels.shape[:2]:
+            raise InputError(f"{name} has shape {mask.shape}, expected {pixels.shape[:2]}")
     for mask, colour in ((region & ~significant, FLAGGED), (significant, SIGNIFICANT)):
         pixels[mask] = (1 - _OPACITY) * pixels[mask] + _OPACITY * np.array(colour)
     if truth is not None:

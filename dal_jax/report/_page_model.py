@@ -16,6 +16,7 @@ from dal_jax.report._page_rows import parse_object, read_bytes, sha256
 
 # A p-value of the rows is that of the calibration up to the rounding of a division.
 _SAME = 1e-9
+_ALPHA = 0.05  # level at which the raw p-values are judged
 NAMES = {
     "selective": "raw selective",
     "inflated": "inflated",
@@ -32,7 +33,7 @@ class Trust(NamedTuple):
 
     calibration: Calibration
     verdict: list[str]
-    kind: str  # "good", "bad" or "careful": the raw p at level 0.05
+    kind: str  # "good", "bad" or "careful": the raw p at `_ALPHA`
     levels: list[float]
     rates: list[dict[str, Any]]  # of a method: name, assumes, cells, uniformity
     control: list[dict[str, Any]]  # the same, of images drawn from the noise model
@@ -119,12 +120,12 @@ def _trust(calibration: Calibration, found: dict[str, Any]) -> Trust:
     )
 
 
-def _kind(rates: list[dict[str, Any]], alpha: float = 0.05) -> str:
+def _kind(rates: list[dict[str, Any]]) -> str:
     for rate in rates:
-        if (rate["method"], rate["alpha"]) == ("selective", alpha):
-            if rate["low"] > alpha:
+        if (rate["method"], rate["alpha"]) == ("selective", _ALPHA):
+            if rate["low"] > _ALPHA:
                 return "bad"
-            return "good" if rate["low"] <= alpha <= rate["high"] else "careful"
+            return "good" if rate["low"] <= _ALPHA <= rate["high"] else "careful"
     return "careful"
 
 

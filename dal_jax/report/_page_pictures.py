@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dal_jax._errors import InputError
+from dal_jax.inspection._rows import picture_name
 from dal_jax.report import _outcome as words
 from dal_jax.report._outcome import format_p
 from dal_jax.report._page_model import NAMES
@@ -46,7 +47,10 @@ def pictures(directory: Path, rows: Sequence[dict[str, Any]], limit: int) -> Pic
         images.setdefault(row["name"], []).append(row)
     firsts = [(min(views, key=by_p), views) for views in images.values()]
     firsts.sort(key=lambda pair: by_p(pair[0]))
-    cards = [_card(directory, first, views) for first, views in firsts[:limit]]
+    cards = []
+    for first, views in firsts[:limit]:
+        picture, why = _picture(directory / PICTURES, picture_name(first["name"], images))
+        cards.append({**_card(first, views), "picture": picture, "why": why})
     return Pictures(cards, len(images), sum(card["picture"] is None for card in cards))
 
 
@@ -77,9 +81,7 @@ def data_uri(data: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def _card(
-    directory: Path, first: dict[str, Any], views: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
+def _card(first: dict[str, Any], views: Sequence[dict[str, Any]]) -> dict[str, Any]:
     beside = [
         (NAMES[method], format_p(first[f"p_{method}"]))
         for method in _BESIDE
@@ -90,27 +92,22 @@ def _card(
     order = (words.SIGNIFICANT, words.UNDECIDED, words.NOT_SIGNIFICANT, words.NO_REGION)
     decision = next((word for word in order if word in decisions), first["decision"])
     count = sum(row["decision"] == decision for row in views)
-    picture, why = _picture(directory, first["name"])
+    several = f"smallest of {len(views)} views, not corrected for their number; the decision is"
     return {
         "name": first["name"],
         "label": first["label"],
-        "group": first["group"],
         "decision": decision,
         "views": f"{count} of {len(views)} views" if len(views) > 1 else "",
         "p": format_p(first["p_value"]),
-        "of": f"smallest of {len(views)} views, not corrected for their number; the decision is",
-        "several": len(views) > 1,
+        "of": several if len(views) > 1 else "",
         "beside": beside,
         "message": first["message"],
-        "picture": picture,
-        "why": why,
     }
 
 
-def _picture(directory: Path, name: str) -> tuple[str | None, str]:
+def _picture(folder: Path, name: str) -> tuple[str | None, str]:
     """The picture's address, or why there is none."""
-    folder = directory / PICTURES
-    path = folder / f"{name}.png"
+    path = folder / name
     try:
         if not path.resolve().is_relative_to(folder.resolve()):
             raise InputError(f"picture {str(path)!r} leads outside the folder {str(folder)!r}")

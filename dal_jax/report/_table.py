@@ -40,7 +40,10 @@ def table(
     Source: this project.
     """
     if len(titles) != len(results) or (truths is not None and len(truths) != len(results)):
-        raise InputError(f"titles, truths: need {len(results)}, one for each result")
+        given = f"{len(titles)} and {'no' if truths is None else len(truths)}"
+        raise InputError(
+            f"titles, truths: got {given}, expected {len(results)}, one for each result"
+        )
     columns = ["image", "truth", "region", "naive p", "selective p", "bounds", "decision"]
     rows = [columns]
     for k, (result, title) in enumerate(zip(results, titles, strict=True)):

@@ -228,7 +228,7 @@ def _launched(environ: Mapping[str, str]) -> int:
     if count is None:
         for variable in OTHER_LAUNCHERS:
             if environ.get(variable, "1") not in ("", "0", "1"):
-                raise InputError(f"{_hint(f'{variable}={environ[variable]}')}")
+                raise InputError(_hint(f"{variable}={environ[variable]}"))
         return 1
     return count
 
