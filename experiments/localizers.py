@@ -21,8 +21,18 @@ from tqdm import tqdm
 from dal_jax import DalConfig, InputError, TestOptions, dal_test_batch
 from dal_jax.cli._train import train_with_bar
 from dal_jax.diffusion import TrainConfig, save_checkpoint
-from dal_jax.images import DataSet, Preparation
-from dal_jax.inspection import CalibrateOptions, LearnOptions, Measures, Profile, Source, learn
+from dal_jax.images import DataSet, Preparation, mask_views
+from dal_jax.images._samples import NORMAL
+from dal_jax.inspection import (
+    CalibrateOptions,
+    LearnOptions,
+    Measures,
+    Profile,
+    Reader,
+    Source,
+    learn,
+    to_test,
+)
 from dal_jax.localizers import localizer_preset
 from dal_jax.runs import fingerprint, wait_for_hosts
 
@@ -99,12 +109,20 @@ class Settings:
         return Source("mvtec", groups=GROUPS)
 
 
+class Fidelity(NamedTuple):
+    """How far counterparts are from the images, in units of the views; values of views."""
+
+    normal: list[float]  # root mean square, in good test images
+    defect: list[float]  # size of the mean difference inside the defects
+
+
 class Found(NamedTuple):
     """What one localizer gave."""
 
     name: str
     chain: Chain
     measures: dict[str, Any]  # of `Measures`
+    fidelity: Fidelity
     per_test: float  # seconds
     evaluations: float  # of the score, of a test
 
@@ -139,7 +157,24 @@ def _found(name: str, root: Path, settings: Settings, context: Context, bar: Any
     measures = Measures()
     for image in chain.images():
         measures.add(image)
-    return Found(name, chain, measures.result(ALPHA), *_cost(chain, options))
+    return Found(name, chain, measures.result(ALPHA), _fidelity(chain), *_cost(chain, options))
+
+
+def _fidelity(chain: Chain) -> Fidelity:
+    """What parts of a localizer do to the counterparts: near in good places, far in defects."""
+    found, fitted = Fidelity([], []), chain.profile.fitted
+    reader = Reader(chain.data, fitted)
+    for sample in to_test(chain.data, chain.profile):
+        _, mask, views = reader.read(sample)
+        inside = None if mask is None else mask_views(fitted, mask, views)
+        for number, view in enumerate(views.pixels):
+            view = view.astype(np.float32)
+            difference = (chain.localizer.reconstruct(view) - view).mean(axis=2)
+            if sample.label == NORMAL:
+                found.normal.append(float(np.sqrt(np.mean(difference**2))))
+            elif inside is not None and inside[number].any():
+                found.defect.append(float(abs(difference[inside[number]].mean())))
+    return found
 
 
 def _cost(chain: Chain, options: TestOptions) -> tuple[float, float]:
@@ -229,6 +264,8 @@ def _row(one: Found) -> Row:
         "image_auroc": image["auroc"],
         "image_ap": image["ap"],
         **{name: pixel.get(name, float("nan")) for name in ("pixel_auroc", "pixel_ap", "aupro")},
+        **_mean("counterpart_normal", one.fidelity.normal),
+        **_mean("counterpart_defect", one.fidelity.defect),
         "threshold": one.chain.profile.threshold,
         "parameters": fingerprint(one.chain.localizer.params),
     }
@@ -246,10 +283,21 @@ def _row(one: Found) -> Row:
     return row
 
 
+def _mean(name: str, values: list[float]) -> Row:
+    """The mean and its standard error, as if views were independent."""
+    error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return {name: np.mean(values) if values else float("nan"), f"{name}_se": error}
+
+
 def summary(tables: Tables) -> str:
-    """Metrics, false calls, defects found and cost, Markdown."""
+    """Metrics, counterparts, false calls, defects found and cost, Markdown."""
     rows = tables["localizers"]
     metrics = [{**row, "metric": name, "value": row[name]} for row in rows for name in _METRICS]
+    counterparts = [
+        {**row, "of": of, "cell": f"{row[key]:.3f} ({row[key + '_se']:.3f})"}
+        for row in rows
+        for of, key in (("good images", "counterpart_normal"), ("defects", "counterpart_defect"))
+    ]
     calls = [
         {
             **row,
@@ -266,6 +314,9 @@ def summary(tables: Tables) -> str:
         [
             "Detection by the largest score of an image, and pixel by pixel:\n",
             pivot(metrics, ("localizer",), "metric", lambda row: f"{row['value']:.3f}"),
+            "Distance of counterparts from good images (root mean square), and from defects (of "
+            "the mean), in units of the views (standard errors):\n",
+            pivot(counterparts, ("localizer",), "of", lambda row: row["cell"]),
             f"Regions called significant at {ALPHA:g}: of held-out normal images (95% interval), "
             "of good test images, and of those that touch a defect (standard errors):\n",
             pivot(calls, ("localizer", "what"), "method", lambda row: row["cell"]),
