@@ -16,6 +16,7 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test lint docs clean
 .DELETE_ON_ERROR:
+.NOTPARALLEL:
 
 demo: $(VENV)/.ready
 	$(BIN)/dal-jax demo --out $(OUT)
@@ -44,10 +45,7 @@ $(VENV)/.ready: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e ".[all]"
 	@touch $@
 
-$(VENV)/.ready-dev: $(VENV)/.ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e ".[all,dev]"
-	@touch $@
-
-$(VENV)/.ready-docs: $(VENV)/.ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e ".[all,docs]"
-	@touch $@
+# Each holds all that .ready needs, too.
+$(VENV)/.ready-%: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e ".[all,$*]"
+	@touch $(VENV)/.ready $@

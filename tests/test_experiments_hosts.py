@@ -40,6 +40,7 @@ def start(folder, out, *words):
     )
 
 
+@pytest.mark.slow  # that shared runs change no bit is in test_test_run.py
 def test_two_processes_share_an_experiment(tmp_path):
     (tmp_path / "spec.toml").write_text(SPEC)
     with socket.socket() as free:

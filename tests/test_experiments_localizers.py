@@ -16,7 +16,11 @@ from experiments._experiment import Context, run_experiment
 
 TINY = ",unet.channels=[2,4],unet.time_dim=4"
 SETTINGS = experiment.Settings(
-    localizers=(f"dal{TINY},reverse.steps=2", f"mdps:pl{TINY}", "autoencoder,network.channels=[2]"),
+    localizers=(
+        f"dal{TINY},reverse.steps=2",
+        f"mdps:pl{TINY},first_start=0,weight=0",
+        "autoencoder,network.channels=[2]",
+    ),
     size=8,
     per_label=4,
     held_out=5,

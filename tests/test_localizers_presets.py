@@ -154,7 +154,7 @@ def test_an_extractor_goes_with_the_checkpoint(resnet, tmp_path):
 
 
 def test_training_again_without_the_extractor_drops_it(resnet, tmp_path):
-    config = MdpsConfig(UNET, image_size=8, start=40)
+    config = MdpsConfig(UNET, image_size=8, start=40, first_start=0, weight=0)
     views = np.random.default_rng(0).normal(size=(4, 8, 8, 1))
     settings, options = TrainConfig(steps=2, batch_size=2), LearnOptions()
     home = tmp_path / "model"
