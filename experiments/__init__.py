@@ -17,6 +17,7 @@ NAMES = (
     "engine_agreement",
     "real_images",
     "localizers",
+    "counterparts",
 )
 
 

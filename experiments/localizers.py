@@ -21,18 +21,8 @@ from tqdm import tqdm
 from dal_jax import DalConfig, InputError, TestOptions, dal_test_batch
 from dal_jax.cli._train import train_with_bar
 from dal_jax.diffusion import TrainConfig, save_checkpoint
-from dal_jax.images import DataSet, Preparation, mask_views
-from dal_jax.images._samples import NORMAL
-from dal_jax.inspection import (
-    CalibrateOptions,
-    LearnOptions,
-    Measures,
-    Profile,
-    Reader,
-    Source,
-    learn,
-    to_test,
-)
+from dal_jax.images import DataSet, Preparation
+from dal_jax.inspection import CalibrateOptions, LearnOptions, Measures, Profile, Source, learn
 from dal_jax.localizers import localizer_preset
 from dal_jax.runs import fingerprint, wait_for_hosts
 
@@ -109,30 +99,19 @@ class Settings:
         return Source("mvtec", groups=GROUPS)
 
 
-class Fidelity(NamedTuple):
-    """How far counterparts are from the images, in units of the views; values of views."""
-
-    normal: list[float]  # root mean square, in good test images
-    defect: list[float]  # size of the mean difference inside the defects
-
-
 class Found(NamedTuple):
     """What one localizer gave."""
 
     name: str
     chain: Chain
     measures: dict[str, Any]  # of `Measures`
-    fidelity: Fidelity
     per_test: float  # seconds
     evaluations: float  # of the score, of a test
 
 
 def measure(settings: Settings, context: Context) -> Tables:
     """Trains, calibrates and tests with each localizer, one after the other."""
-    root = Path(settings.data) if settings.data else context.directory / "data"
-    if context.host.index == 0 and not settings.data:
-        write_textures(root, "gravel", TexturePlan((2.0, 4.0), 2, 32, settings.seed))
-    wait_for_hosts("data")
+    root = images_of(settings, context)
     with tqdm(unit="view", file=sys.stderr, disable=context.host.index > 0 or None) as bar:
         found = [_found(name, root, settings, context, bar) for name in settings.localizers]
     return {
@@ -144,37 +123,34 @@ def measure(settings: Settings, context: Context) -> Tables:
     }
 
 
-def _found(name: str, root: Path, settings: Settings, context: Context, bar: Any) -> Found:
+def images_of(settings: Settings, context: Context) -> Path:
+    """The folder of the images, which the first process writes if they are not the user's."""
+    root = Path(settings.data) if settings.data else context.directory / "data"
+    if context.host.index == 0 and not settings.data:
+        write_textures(root, "gravel", TexturePlan((2.0, 4.0), 2, 32, settings.seed))
+    wait_for_hosts("data")
+    return root
+
+
+def trained(name: str, root: Path, settings: Settings, context: Context) -> Path:
+    """The folder of a localizer, which the first process trains if there is none."""
     if context.host.index == 0:
         _learnt(name, root, settings, context.models)
     wait_for_hosts(f"learnt {name}")
-    home = _learnt(name, root, settings, context.models)
+    return _learnt(name, root, settings, context.models)
+
+
+def _found(name: str, root: Path, settings: Settings, context: Context, bar: Any) -> Found:
+    home = trained(name, root, settings, context)
     directory = context.directory / "runs" / fingerprint(name)[:12]
     wanted = CalibrateOptions(control=0, lengths=False, seed=settings.seed)
-    keep = partial(_some, settings=settings)
+    keep = partial(some_of, settings=settings)
     options = TestOptions(precision=settings.precision, alpha=ALPHA if settings.decide else None)
     chain = run_chain(root, home, directory, context, bar, name, wanted, options, keep)
     measures = Measures()
     for image in chain.images():
         measures.add(image)
-    return Found(name, chain, measures.result(ALPHA), _fidelity(chain), *_cost(chain, options))
-
-
-def _fidelity(chain: Chain) -> Fidelity:
-    """What parts of a localizer do to the counterparts: near in good places, far in defects."""
-    found, fitted = Fidelity([], []), chain.profile.fitted
-    reader = Reader(chain.data, fitted)
-    for sample in to_test(chain.data, chain.profile):
-        _, mask, views = reader.read(sample)
-        inside = None if mask is None else mask_views(fitted, mask, views)
-        for number, view in enumerate(views.pixels):
-            view = view.astype(np.float32)
-            difference = (chain.localizer.reconstruct(view) - view).mean(axis=2)
-            if sample.label == NORMAL:
-                found.normal.append(float(np.sqrt(np.mean(difference**2))))
-            elif inside is not None and inside[number].any():
-                found.defect.append(float(abs(difference[inside[number]].mean())))
-    return found
+    return Found(name, chain, measures.result(ALPHA), *_cost(chain, options))
 
 
 def _cost(chain: Chain, options: TestOptions) -> tuple[float, float]:
@@ -242,7 +218,7 @@ def _trained(
     save_checkpoint(home, variables[0], finish(variables[0]))
 
 
-def _some(data: DataSet, profile: Profile, settings: Settings) -> DataSet:
+def some_of(data: DataSet, profile: Profile, settings: Settings) -> DataSet:
     """The images that are looked at, chosen by seed, not by what they show."""
     rng = np.random.default_rng((settings.seed, 5))
     held = set(profile.roles["calibrate"])
@@ -264,8 +240,6 @@ def _row(one: Found) -> Row:
         "image_auroc": image["auroc"],
         "image_ap": image["ap"],
         **{name: pixel.get(name, float("nan")) for name in ("pixel_auroc", "pixel_ap", "aupro")},
-        **_mean("counterpart_normal", one.fidelity.normal),
-        **_mean("counterpart_defect", one.fidelity.defect),
         "threshold": one.chain.profile.threshold,
         "parameters": fingerprint(one.chain.localizer.params),
     }
@@ -283,21 +257,10 @@ def _row(one: Found) -> Row:
     return row
 
 
-def _mean(name: str, values: list[float]) -> Row:
-    """The mean and its standard error, as if views were independent."""
-    error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return {name: np.mean(values) if values else float("nan"), f"{name}_se": error}
-
-
 def summary(tables: Tables) -> str:
-    """Metrics, counterparts, false calls, defects found and cost, Markdown."""
+    """Metrics, false calls, defects found and cost, Markdown."""
     rows = tables["localizers"]
     metrics = [{**row, "metric": name, "value": row[name]} for row in rows for name in _METRICS]
-    counterparts = [
-        {**row, "of": of, "cell": f"{row[key]:.3f} ({row[key + '_se']:.3f})"}
-        for row in rows
-        for of, key in (("good images", "counterpart_normal"), ("defects", "counterpart_defect"))
-    ]
     calls = [
         {
             **row,
@@ -314,9 +277,6 @@ def summary(tables: Tables) -> str:
         [
             "Detection by the largest score of an image, and pixel by pixel:\n",
             pivot(metrics, ("localizer",), "metric", lambda row: f"{row['value']:.3f}"),
-            "Distance of counterparts from good images (root mean square), and from defects (of "
-            "the mean), in units of the views (standard errors):\n",
-            pivot(counterparts, ("localizer",), "of", lambda row: row["cell"]),
             f"Regions called significant at {ALPHA:g}: of held-out normal images (95% interval), "
             "of good test images, and of those that touch a defect (standard errors):\n",
             pivot(calls, ("localizer", "what"), "method", lambda row: row["cell"]),

@@ -51,7 +51,6 @@ def test_tables_and_figure_have_every_localizer(done):
     for row in rows:
         for name in ("image_auroc", "pixel_auroc", "aupro"):
             assert 0 <= float(row[name]) <= 1
-        assert float(row["counterpart_normal"]) > 0 and float(row["counterpart_defect"]) > 0
         assert row["localizer"] in summary
     times = table(folder / "out" / "localizers_times.csv")
     assert all(float(row["seconds"]) > 0 and float(row["evaluations"]) > 1 for row in times)

@@ -1,0 +1,128 @@
+"""What guidance, mask, stopping and fusion do to the counterparts that MDPS and GLAD make.
+
+dal-jax experiment counterparts --out DIR
+
+A counterpart should be near the image where that is normal and far from it inside a defect. Nothing
+is tested: scores and reconstructions only. Images and networks are those of `localizers`, from
+higher levels than usual, where there is more for the parts to do.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from dal_jax.images import image_auroc, mask_views
+from dal_jax.images._samples import NORMAL
+from dal_jax.inspection import Reader, load_profile, open_model, to_test
+
+from . import localizers
+from ._experiment import Context, Experiment
+from ._figures import finish, panels
+from ._main import run_module
+from ._output import Row, Tables, pivot
+from .localizers import images_of, some_of, trained
+
+ARMS = (
+    "mdps:pl,start=600",
+    "mdps:pl,start=600,weight=0,first_weight=0",
+    "mdps:pl,start=600,first_start=0",
+    "glad:pl,stop_distance=0.25",
+    "glad:pl,stop_distance=inf",
+    "glad:pl,stop_distance=0.25,fusion_centre=1e6",
+)
+
+
+@dataclass(frozen=True)
+class Settings(localizers.Settings):
+    """As of `localizers`; what is of tests is not looked at."""
+
+    localizers: tuple[str, ...] = ARMS
+
+
+class Seen(NamedTuple):
+    """What one localizer makes of the views, in units of the views."""
+
+    labels: list[bool]  # of each view: is its image anomalous?
+    highest: list[float]  # of the score of each view
+    normal: list[float]  # root mean square of the difference, views of good images
+    defect: list[float]  # size of the mean difference inside the defect, views that show one
+
+
+def measure(settings: Settings, context: Context) -> Tables:
+    """Makes counterparts with each localizer, one after the other."""
+    root = images_of(settings, context)
+    names = tqdm(settings.localizers, file=sys.stderr, disable=context.host.index > 0 or None)
+    return {"counterparts": [_row(name, _seen(name, root, settings, context)) for name in names]}
+
+
+def _seen(name: str, root: Path, settings: Settings, context: Context) -> Seen:
+    home = trained(name, root, settings, context)
+    profile = load_profile(home)
+    localizer = open_model(home, profile)
+    data = some_of(profile.source.open(root), profile, settings)
+    reader, found = Reader(data, profile.fitted), Seen([], [], [], [])
+    for sample in to_test(data, profile):
+        _, mask, views = reader.read(sample)
+        inside = None if mask is None else mask_views(profile.fitted, mask, views)
+        for number, view in enumerate(views.pixels.astype(np.float32)):
+            score, counterpart = localizer.evaluate(view)
+            difference = (counterpart - view).mean(axis=2)
+            found.labels.append(sample.label != NORMAL)
+            found.highest.append(float(score.max()))
+            if sample.label == NORMAL:
+                found.normal.append(float(np.sqrt(np.mean(difference**2))))
+            elif inside is not None and inside[number].any():
+                found.defect.append(float(abs(difference[inside[number]].mean())))
+    return found
+
+
+def _row(name: str, seen: Seen) -> Row:
+    row: Row = {"localizer": name, "auroc": image_auroc(*map(np.array, seen[:2]))}
+    for part in ("normal", "defect"):
+        values = np.array(getattr(seen, part))
+        row[part], row[f"{part}_views"] = values.mean(), len(values)
+        row[f"{part}_se"] = values.std(ddof=1) / np.sqrt(len(values))
+    return row
+
+
+def summary(tables: Tables) -> str:
+    """Distances from normal images and defects, Markdown."""
+    cells = [
+        {**row, "of": of, "cell": cell}
+        for row in tables["counterparts"]
+        for of, cell in (
+            ("normal images", f"{row['normal']:.3f} ({row['normal_se']:.3f})"),
+            ("defects", f"{row['defect']:.3f} ({row['defect_se']:.3f}) of {row['defect_views']}"),
+            ("AUROC of views", f"{row['auroc']:.3f}"),
+        )
+    ]
+    return "\n".join(
+        [
+            "Distance of counterparts from normal images (root mean square) and from defects (of "
+            "the mean inside), in units of the views (standard errors over views):\n",
+            pivot(cells, ("localizer",), "of", lambda row: row["cell"]),
+        ]
+    )
+
+
+def draw(tables: Tables) -> dict[str, Any]:
+    """Distance from defects against distance from normal images."""
+    figure, (axis,) = panels(["counterparts"])
+    for number, row in enumerate(tables["counterparts"]):
+        error = {"xerr": row["normal_se"], "yerr": row["defect_se"]}
+        axis.errorbar(row["normal"], row["defect"], **error, fmt="o", label=row["localizer"])
+        axis.annotate(str(number + 1), (row["normal"], row["defect"]), fontsize=7)
+    axis.set_xlabel("distance from normal images")
+    return {"counterparts": finish(figure, [axis], "distance from defects")}
+
+
+QUICK = Settings()
+PAPER = Settings(size=32, per_label=1000, steps=4000, batch_size=64)
+EXPERIMENT = Experiment("Counterparts", {"quick": QUICK, "paper": PAPER}, measure, summary, draw)
+
+if __name__ == "__main__":
+    run_module("counterparts")
