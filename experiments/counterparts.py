@@ -110,14 +110,18 @@ def summary(tables: Tables) -> str:
 
 
 def draw(tables: Tables) -> dict[str, Any]:
-    """Distance from defects against distance from normal images."""
-    figure, (axis,) = panels(["counterparts"])
-    for number, row in enumerate(tables["counterparts"]):
-        error = {"xerr": row["normal_se"], "yerr": row["defect_se"]}
-        axis.errorbar(row["normal"], row["defect"], **error, fmt="o", label=row["localizer"])
-        axis.annotate(str(number + 1), (row["normal"], row["defect"]), fontsize=7)
-    axis.set_xlabel("distance from normal images")
-    return {"counterparts": finish(figure, [axis], "distance from defects")}
+    """Both distances, by localizer."""
+    rows = tables["counterparts"]
+    place = np.arange(len(rows))
+    figure, (axis,) = panels(["distance of counterparts, in units of the views"])
+    figure.set_size_inches(9, 1.6 + 0.3 * len(rows))
+    for part, label, colour in (("normal", "normal images", "C7"), ("defect", "defects", "C3")):
+        values, errors = ([row[key] for row in rows] for key in (part, f"{part}_se"))
+        axis.errorbar(values, place, xerr=errors, fmt="o", capsize=2, label=label, color=colour)
+    axis.set_xlim(left=0)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.set_yticks(place, [row["localizer"] for row in rows], fontsize=7)
+    return {"counterparts": finish(figure, [axis], "")}
 
 
 QUICK = Settings()
