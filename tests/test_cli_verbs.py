@@ -162,7 +162,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param("mdps", marks=pytest.mark.slow), "glad", "autoencoder"]
+    "kind", ["autoencoder", *(pytest.param(k, marks=pytest.mark.slow) for k in ("mdps", "glad"))]
 )
 def test_other_localizers_are_trained_and_tested(
     capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path, kind: str

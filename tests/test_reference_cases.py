@@ -29,13 +29,8 @@ def _outside() -> list[Any]:
     if not (REFERENCE / "cases8.npz").exists():
         return []
     rows = [(s, c, w) for s, n in COUNTS.items() for c in range(n) for w in WAYS]
-    # Those above size 8 take most of the time; the float32 sweep is tried at 8 only.
-    quick = {(16, 2, "float64"), (32, 0, "adaptive")}
-
-    def mark(size: int, *rest: Any) -> Any:
-        return () if size == 8 or (size, *rest) in quick else pytest.mark.slow
-
-    return [pytest.param(*row, marks=mark(*row)) for row in rows]
+    # Those above size 8 take most of the time.
+    return [pytest.param(*row, marks=pytest.mark.slow if row[0] > 8 else ()) for row in rows]
 
 
 @lru_cache
