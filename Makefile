@@ -1,5 +1,6 @@
 # make demo   set up, run the demonstration, say where the picture is
-# make test   set up, run the tests
+# make test   set up, run the tests of every room that take a few minutes together
+# make test-all  those, then all others but the studies (pytest -m study)
 # make lint   set up, run ruff and pyright
 # make docs   set up, build the documentation: docs/_build/html/index.html
 # make clean  remove what the others made
@@ -14,7 +15,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3 p
 
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test test-all lint docs clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -23,6 +24,9 @@ demo: $(VENV)/.ready
 
 test: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest $(PYTEST)
+
+test-all: test
+	$(BIN)/python -m pytest $(PYTEST) -m "slow and not study"
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .

@@ -157,7 +157,7 @@ def main() -> None:
     same = all(held(out / name) == held(wanted.out / "out-all" / name) for name in tables)
     print(
         f"tests repeated: {len(found) - len(set(found))}; lost: {wanted.images - len(set(found))}; "
-        f"tables {'the same bytes as' if same else 'DIFFERENT from'} those of the run not killed"
+        f"tables {'have' if same else 'do not have'} the bytes of those of the run not killed"
     )
 
 

@@ -127,9 +127,12 @@ def dal_test_batch(
     """Tests many images side by side, on all devices, with one compiled program.
 
     With the adaptive engine the evaluations of all tests under way share the batches of the
-    devices, and a finished test makes room for the next. Neither the batch size nor the order nor
-    the other images change a result (bit for bit on a CPU). The exact engines take one image
-    after the other.
+    devices, and a finished test makes room for the next. The batch size, the order and the other
+    images change a result by rounding alone: region (where `num_ties` is 0), status and number of
+    intervals stay the same, statistic, p-value and ends of intervals to 1e-9 (relative to 1 or to
+    the number; ends in standard deviations). Bounds on p, and after a search that `alpha` ended
+    early p and ends, too, stay compatible: they are known to the width of the bounds. The exact
+    engines take one image after the other.
 
     Args:
         localizer: as in `dal_test`.

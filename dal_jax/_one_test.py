@@ -29,6 +29,7 @@ from .search import (
     Status,
     SweepEngine,
     adaptive_search,
+    count_ties,
     margins,
     misjudged_share,
     operands,
@@ -234,6 +235,9 @@ def _hypothesis(
     empty = empty_result(score, reconstruction, picked.region, options.engine)
     if not np.isfinite(score).all():
         return empty._replace(status=Status.NON_FINITE), picked, None
+    scale = float(np.nan_to_num(np.abs([case.image, reconstruction])).max())
+    ties = count_ties(score, localizer.threshold, picked, scale)
+    empty = empty._replace(num_ties=ties)
     if not picked.region.any():
         return empty, picked, None
     covariance = noise if case.noise is None else case.noise

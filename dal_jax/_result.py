@@ -13,6 +13,28 @@ from .search import Searched, Status
 
 # Fields of a result that are maps; a record holds the region as runs of pixels and no other map.
 MAPS = ("region", "score", "reconstruction")
+# Two computations of one test agree to this, relative to 1 or to the larger number, in all but what
+# depends on where the search happened to look: that is SEARCH, of which only the bounds on p are
+# compared. The same images in batches of another composition, on other devices or processors, give
+# other roundings, of 1e-15 in what float64 settles.
+TOLERANCE = 1e-9
+SEARCH = frozenset(
+    [
+        "p_value",
+        "p_low",
+        "p_high",
+        "permutation_p",
+        "truncation",
+        "searched",
+        "num_windows",
+        "num_evaluations",
+        "spacing",
+        "num_checks",
+        "num_disagreements",
+        "misjudged_share",
+        "seconds",
+    ]
+)
 
 
 class TestResult(NamedTuple):
@@ -50,6 +72,7 @@ class TestResult(NamedTuple):
     num_checks: int = 0  # random points that were all as predicted in the end; adaptive only
     num_disagreements: int = 0  # of any check, also those that were followed up; adaptive only
     misjudged_share: float = math.nan  # of the searched line, at most, at 95%, by the checks alone
+    num_ties: int = 0  # pixels that rounding flags or not: their score is the threshold to 1e-12
     message: str = ""  # why, where the status is INVALID_INPUT
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
@@ -156,6 +179,42 @@ def as_record(result: TestResult) -> dict[str, Any]:
     record["region_shape"] = list(result.region.shape)
     record["max_score"] = float(np.max(result.score))
     return record
+
+
+def contradiction(one: dict[str, Any], other: dict[str, Any]) -> str | None:
+    """Compares two records of one test, perhaps computed in other batches or on other processors.
+
+    Args:
+        one: a record from `as_record`, perhaps with more keys.
+        other: of the same test.
+
+    Returns:
+        A key in which they differ by more than rounding, "p_value" where their bounds on p have
+        nothing in common; None where there is none.
+
+    Example:
+        >>> one = {"status": "OK", "statistic": 2.0, "p_low": 0.02, "p_high": 0.03}
+        >>> contradiction(one, {**one, "statistic": 2.0 + 1e-15, "p_low": 0.01})
+        >>> contradiction(one, {**one, "p_low": 0.1, "p_high": 0.2})
+        'p_value'
+    """
+    for key in sorted((one.keys() | other.keys()) - SEARCH):
+        if (key in one) != (key in other) or not _close(one[key], other[key]):
+            return key
+    low, high = (np.array([r[name] for r in (one, other)], float) for name in ("p_low", "p_high"))
+    if np.isnan(low).all():
+        return None
+    return None if low.max() <= high.min() + TOLERANCE else "p_value"  # NaN beside a number is not
+
+
+def _close(one: Any, other: Any) -> bool:
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_close, one, other))
+    if isinstance(one, float) and isinstance(other, float):
+        if math.isnan(one) or math.isnan(other):
+            return math.isnan(one) and math.isnan(other)
+        return one == other or abs(one - other) <= TOLERANCE * max(1.0, abs(one), abs(other))
+    return bool(one == other)
 
 
 def run_lengths(region: np.ndarray) -> list[list[int]]:

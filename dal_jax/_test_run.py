@@ -7,14 +7,11 @@ from typing import Any, NamedTuple
 from ._dal_test import covariance_of, stream_tests
 from ._one_test import Case
 from ._options import TestOptions
-from ._result import TestResult, as_record
+from ._result import TestResult, as_record, contradiction
 from ._version import __version__
 from .inference import Noise
 from .localizers import Localizer
 from .runs import Host, RunDirectory, fingerprint, open_run, share, wait_for_hosts
-
-# What may differ between two computations of one test.
-FREE = ("seconds",)
 
 
 class Item(NamedTuple):
@@ -49,7 +46,9 @@ def run_tests(
 ) -> RunDirectory:
     """Tests the images that a run directory does not hold yet, and files each result at once.
 
-    The results depend neither on how many processes or devices there were, nor on interruptions.
+    How many processes or devices there are, and interruptions, change results as little as the
+    images beside an image do (see `dal_test_batch`). A finished test is never repeated: its record
+    stays as it was written.
 
     Args:
         directory: of the run; made, or continued if it is of the same run.
@@ -99,8 +98,8 @@ def run_tests(
         own_draws,
         [(item.name, item.identity) for item in items],
     )
-    run = open_run(directory, fingerprint(*parts), len(items), what)
-    finished = run.finished(FREE)
+    run = open_run(directory, fingerprint(*parts), len(items), what, contradiction)
+    finished = run.finished()
     wait_for_hosts("start")  # all have read what is finished before the first one writes
     if progress is not None:
         progress(len(finished), {})
@@ -126,5 +125,5 @@ def run_tests(
                     progress(len(finished) + done, record)
     wait_for_hosts("end")
     if host.index == 0:
-        run.collect(ignore=FREE)
+        run.collect()
     return run

@@ -1,4 +1,4 @@
-"""Test session settings: float64, strict promotion, slow studies only when asked for."""
+"""Test session settings: float64, strict promotion, slow tests and studies only if asked for."""
 
 from pathlib import Path
 

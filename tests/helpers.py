@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dal_jax._result import TOLERANCE, contradiction
 from dal_jax.affine import AffinePiece, Swept, affine_piece, sweep
 from dal_jax.models import UNet, UNetConfig, init_unet
 
@@ -252,6 +253,22 @@ def mlp_windows(net: Mlp, lo: float, hi: float) -> np.ndarray:
         assert min(b - a for a, b in gaps) > END  # else: two units flip at once, to rounding
         _, _, left, right, patterns = mlp_pieces(net, np.mean(gaps, axis=1))
         found |= {p.tobytes(): (a, b, p) for a, b, p in zip(left, right, patterns, strict=True)}
+
+
+def assert_same_record(one: dict[str, Any], other: dict[str, Any], what: str = "") -> None:
+    """Two computations of one test agree as promised (docs/engines.md): settled p and ends, too."""
+    assert contradiction(one, other) is None, what
+    p = [np.nan if r["p_value"] is None else r["p_value"] for r in (one, other)]
+    np.testing.assert_allclose(*p, rtol=TOLERANCE, atol=TOLERANCE, err_msg=what)
+    sets = [np.asarray(r["truncation"], float).reshape(-1, 2) for r in (one, other)]
+    assert len(sets[0]) == len(sets[1]), what
+    if len(sets[0]):
+        ends = [each / r["sd"] for each, r in zip(sets, (one, other), strict=True)]
+        spans = [np.asarray(r["searched"], float) / r["sd"] for r in (one, other)]
+        # Both sets reach as far as their search did; that far is not promised.
+        inner = [max(s[0, 0] for s in spans), min(s[-1, 1] for s in spans)]
+        ends = [np.clip(e, *inner) for e in ends]
+        np.testing.assert_allclose(*ends, rtol=TOLERANCE, atol=TOLERANCE, err_msg=what)
 
 
 _compiled = 0

@@ -120,6 +120,7 @@ def test_bad_subjects_are_refused() -> None:
         Subject(8, weights="a", model="b")
 
 
+@pytest.mark.slow
 def test_the_adaptive_engine_is_counted_and_timed(localizer: Localizer, inputs: Inputs) -> None:
     record, single = adaptive_records(localizer, inputs, batch_sizes=[None, 1], repeats=2)
     assert record["status"] == {"OK": 4}
@@ -138,6 +139,7 @@ def test_more_devices_than_there_are(localizer: Localizer, inputs: Inputs) -> No
         adaptive_records(localizer, inputs, devices=99)
 
 
+@pytest.mark.slow
 def test_the_exact_engine_counts_windows(localizer: Localizer, inputs: Inputs) -> None:
     record = exact_record(localizer, inputs._replace(images=inputs.images[:2]))
     second = Inputs(inputs.images[1:2], inputs.references[1:2], *inputs[2:])

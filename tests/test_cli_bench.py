@@ -30,6 +30,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: Any) -> tuple[int, str, str]
     return code, out, err
 
 
+@pytest.mark.slow
 def test_records_in_print_and_in_a_file(
     capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path
 ) -> None:

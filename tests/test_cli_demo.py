@@ -18,11 +18,13 @@ def photo() -> np.ndarray:
     return _demo_data.photograph()
 
 
+@pytest.mark.slow
 def test_the_shipped_model_is_the_one_that_the_demo_trains() -> None:
     with _demo._model(None) as directory:
         assert load_checkpoint(directory)[1] == _demo._CONFIG
 
 
+@pytest.mark.slow
 def test_views_are_new_places_and_half_have_a_defect(photo: np.ndarray) -> None:
     scene = _demo_data.scene(photo, 12, 8, seed=0)
     assert [view.kind == "normal" for view in scene.views] == [True] * 6 + [False] * 6
@@ -34,6 +36,7 @@ def test_views_are_new_places_and_half_have_a_defect(photo: np.ndarray) -> None:
     assert not np.array_equal(scene.views[7].image, other.views[7].image)
 
 
+@pytest.mark.slow
 def test_no_test_pixel_is_in_a_training_view(photo: np.ndarray) -> None:
     corners = _demo_data._test_corners(photo)
     taken = np.zeros(photo.shape, int)
@@ -46,6 +49,7 @@ def test_no_test_pixel_is_in_a_training_view(photo: np.ndarray) -> None:
     )
 
 
+@pytest.mark.slow
 def test_standardizing_removes_brightness_and_contrast(photo: np.ndarray) -> None:
     square = _demo_data._square(photo, _demo_data._test_corners(photo)[0])
     ramp = np.linspace(0, 0.3, square.size).reshape(square.shape)

@@ -101,6 +101,7 @@ def test_a_run_on_disk(capsys, folder, tmp_path):
         assert "holds another run" in err
 
 
+@pytest.mark.slow
 def test_more_p_values(capsys, folder, tmp_path):
     words = ["test", "--model", folder / "model", "--image", folder / "x[01].npy"]
     words += ["--reference", folder / "[yz].npy", "--noise", "ar1:0.5:1", "--threshold", 0.4]

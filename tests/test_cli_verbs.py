@@ -42,6 +42,7 @@ def run_json(capsys: pytest.CaptureFixture[str], *words: Any) -> dict[str, Any]:
     return json.loads(out)
 
 
+@pytest.mark.slow
 def test_train_reports_and_resumes(
     capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
 ) -> None:
@@ -185,6 +186,7 @@ def test_other_localizers_are_trained_and_tested(
     assert result["status"] == "OK" and 0 <= result["p_value"] <= 1
 
 
+@pytest.mark.slow
 def test_another_use_of_a_network(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     words = ["localize", "--model", folder / "model", "--image", folder / "x.npy"]
     scores = [run_json(capsys, *words, *more)["score"] for more in ([], ["--localizer", "mdps:pl"])]

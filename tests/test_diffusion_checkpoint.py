@@ -184,6 +184,7 @@ def with_devices(count, script, *arguments):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_restores_on_another_number_of_devices(tmp_path):
     with_devices(4, SAVE, tmp_path / "model")
     with_devices(8, LOAD, tmp_path / "model", 8)

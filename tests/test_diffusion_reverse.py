@@ -11,6 +11,7 @@ from dal_jax.models import UNetConfig, denoiser, import_state_dict
 SCHEDULE = Schedule(num_levels=100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_equals_numpy_reference(tmp_path, eta):
     rng = np.random.default_rng(0)

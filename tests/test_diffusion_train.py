@@ -48,6 +48,7 @@ def uninterrupted(tmp_path_factory):
     return variables, folder, reports
 
 
+@pytest.mark.slow
 def test_run_writes_log_progress_and_checkpoint(uninterrupted):
     variables, folder, reports = uninterrupted
     records = [json.loads(line) for line in (folder / "loss.jsonl").read_text().splitlines()]
@@ -129,6 +130,7 @@ def test_average_forgets_the_first_weights_faster():
     assert initial_state(replace(SETTINGS, ema_decay=None), CONFIG.objective).averaged == {}
 
 
+@pytest.mark.slow
 def test_bfloat16_learns():
     settings = TrainConfig(steps=60, batch_size=16, log_every=20, dtype="bfloat16")
     losses = []

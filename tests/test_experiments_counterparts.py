@@ -17,6 +17,7 @@ NAMES = (
 )
 
 
+@pytest.mark.slow
 def test_little_noise_leaves_the_image_as_it_is(tmp_path):
     how = {"size": 8, "per_label": 4, "steps": 3, "batch_size": 4, "noise": "iid"}
     settings = experiment.Settings(localizers=NAMES, flag_share=0.1, **how)

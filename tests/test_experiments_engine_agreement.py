@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("typer")
 pytest.importorskip("matplotlib")
 
-from experiment_cases import finished, narrow_models, table, table_bytes, unfinished
+from experiment_cases import assert_same_tables, finished, narrow_models, table, tables, unfinished
 
 from dal_jax import InputError
 from experiments import engine_agreement
@@ -52,6 +52,7 @@ _narrow = narrow_models(engine_agreement)
 out = finished("engine_agreement", SETTINGS)
 
 
+@pytest.mark.slow
 def test_every_image_is_compared_in_every_way(out: Path):
     rows = table(out, "compared")
     assert [(row["image"], row["way"]) for row in rows] == [
@@ -88,6 +89,7 @@ def test_figure_and_summary(out: Path):
     assert "Beside exact" in (out / "summary.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_cut_off_goes_on_test_by_test(out: Path, models: Path, tmp_path: Path):
     rng, kept = np.random.default_rng(0), 0
     for shard in unfinished(out, tmp_path / "out"):
@@ -96,8 +98,8 @@ def test_a_run_cut_off_goes_on_test_by_test(out: Path, models: Path, tmp_path: P
         kept += len(shard.read_bytes().splitlines()) - 1
     assert kept > 3
     run_experiment("engine_agreement", EXPERIMENT, SETTINGS, Context(tmp_path / "out", models))
-    assert table_bytes(tmp_path / "out") == table_bytes(out)
-    names = {path.partition(".")[0] for path in table_bytes(out)}
+    assert_same_tables(tmp_path / "out", out)
+    names = {path.partition(".")[0] for path in tables(out)}
     assert names == {"engine_agreement", "compared", "runs"}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from experiment_cases import table_bytes, unfinished
+from experiment_cases import assert_same_tables, tables, unfinished
 
 from dal_jax import InputError, dal_test_batch
 from experiments._experiment import Context, run_experiment
@@ -64,6 +64,7 @@ def test_every_setting_is_measured() -> None:
     assert options == [(*exact, 1e-3), (*adaptive, 1e-3), (*exact, 0), (*adaptive, 0)]
 
 
+@pytest.mark.slow
 def test_there_is_a_row_for_every_setting(whole: tuple[Path, Tables]) -> None:
     rows = whole[1]["intervals"]
     assert len(rows) == len(whole[1]["runs"]) == 4
@@ -142,8 +143,8 @@ def test_an_interrupted_run_gives_the_same_tables(
         result.unlink()
     run_experiment("intervals", EXPERIMENT, SETTINGS, Context(copy, models))
     assert len(sorted(copy.rglob("shard-*.jsonl"))) > len(shards)
-    assert table_bytes(copy) == table_bytes(home)
-    assert {"intervals.csv", "intervals_images.csv", "runs.csv"} <= table_bytes(home).keys()
+    assert_same_tables(copy, home)
+    assert {"intervals.csv", "intervals_images.csv", "runs.csv"} <= tables(home).keys()
 
 
 def test_what_is_written(whole: tuple[Path, Tables]) -> None:

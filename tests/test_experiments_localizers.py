@@ -44,6 +44,7 @@ def done(tmp_path_factory):
     return folder, context, summary
 
 
+@pytest.mark.slow
 def test_tables_and_figure_have_every_localizer(done):
     folder, _, summary = done
     rows = table(folder / "out" / "localizers.csv")
@@ -68,6 +69,7 @@ def test_equal_objectives_share_their_training(done):
     np.testing.assert_array_equal(dal, mdps)
 
 
+@pytest.mark.slow
 def test_a_second_run_gives_the_same_table(done):
     folder, context, _ = done
     before = (folder / "out" / "localizers.csv").read_bytes()

@@ -35,6 +35,7 @@ TINY = Settings(
 done = finished("piecewise_linear", TINY)
 
 
+@pytest.mark.slow
 def test_tables_have_every_network_and_engine(done):
     wanted = [
         ("silu", "smooth", "adaptive"),
@@ -68,6 +69,7 @@ def test_score_maps_are_compared(done):
     assert 0 < float(row["score_mean"]) <= float(row["score_rms"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [0, 1])
 def test_an_interrupted_run_goes_on_to_the_same_tables(done, models, tmp_path, keep):
     context = Context(tmp_path / "out", models, devices=1)

@@ -238,6 +238,7 @@ def _table(out: Path, name: str) -> list[dict[str, Any]]:
     return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
 
 
+@pytest.mark.slow
 def test_the_tables_are_complete(out: Path):
     rows = _table(out, "real_images")
     keys = [(row["data"], row["part"], row["contrast"], row["method"]) for row in rows]
@@ -290,6 +291,7 @@ def test_figures_and_summary(out: Path):
         assert word in text
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_was(out: Path, monkeypatch: pytest.MonkeyPatch):
     def never(*_: Any, **__: Any):
         raise AssertionError("what is done was done again")

@@ -117,6 +117,7 @@ def test_what_is_measured() -> None:
     assert {one.size for one in settings_of(PAPER)} >= {256, 512}
 
 
+@pytest.mark.slow
 def test_parameters_are_counted(tmp_path: Path) -> None:
     variables = variables_of(SETTINGS.model(1.0), tmp_path)
     assert variables_of(SETTINGS.model(1.0), tmp_path) is variables  # loaded once
@@ -174,6 +175,7 @@ def test_exponents_are_recovered() -> None:
     assert size["exponent"] == pytest.approx(1) and size["size"] == 16 and math.isnan(size["se"])
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = Context(tmp_path / "run", tmp_path / "models")
     measured: list[tuple[int, str]] = []

@@ -23,6 +23,7 @@ def _lagged(n: int, rho: float, sigma: float) -> np.ndarray:
     return np.array([[sigma**2 * rho ** abs(i - j) for j in range(n)] for i in range(n)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("noise", "rho", "sigma"),
     [("iid:1", 0.0, 1.0), ("iid:2", 0.0, 2.0), ("ar1:0.5:1", 0.5, 1.0), ("ar1:-0.7:1", -0.7, 1.0)],

@@ -32,6 +32,7 @@ TINY = Settings(
 done = finished("steps", TINY)
 
 
+@pytest.mark.slow
 def test_tables_have_every_process_and_signal(done):
     wanted = [("default", "2"), ("steps", "1")]
     for name in ("thresholds", "regions", "work", "steps", "steps_times"):
@@ -76,6 +77,7 @@ def test_threshold_divides_the_scores():
             threshold_for(scores, count)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [0, 1])
 def test_an_interrupted_run_goes_on_to_the_same_tables(done, models, tmp_path, keep):
     context = Context(tmp_path / "out", models, batch_size=1)

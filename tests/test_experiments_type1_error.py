@@ -10,7 +10,15 @@ import pytest
 pytest.importorskip("typer")
 pytest.importorskip("matplotlib")
 
-from experiment_cases import finished, narrow_models, records, table, table_bytes, unfinished
+from experiment_cases import (
+    assert_same_tables,
+    finished,
+    narrow_models,
+    records,
+    table,
+    tables,
+    unfinished,
+)
 
 from dal_jax.cli import main
 from experiments import NAMES, _experiment, _methods, power, type1_error
@@ -125,7 +133,7 @@ def test_a_run_cut_off_anywhere_goes_on_to_the_same_tables(
     assert torn >= 4
     name = module.__name__.rpartition(".")[2]
     run_experiment(name, module.EXPERIMENT, settings, Context(tmp_path / "out", models))
-    assert table_bytes(tmp_path / "out") == table_bytes(whole)
+    assert_same_tables(tmp_path / "out", whole)
 
 
 def test_an_interrupted_run_goes_on_to_the_same_tables(
@@ -144,9 +152,9 @@ def test_an_interrupted_run_goes_on_to_the_same_tables(
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             run_experiment("type1_error", type1_error.EXPERIMENT, TYPE1, context)
-        assert not table_bytes(tmp_path)
+        assert not tables(tmp_path)
     run_experiment("type1_error", type1_error.EXPERIMENT, TYPE1, context)
-    assert table_bytes(tmp_path) == table_bytes(type1)
+    assert_same_tables(tmp_path, type1)
 
 
 def _refused(capsys: pytest.CaptureFixture[str], *words: Any) -> str:
@@ -259,13 +267,13 @@ def test_the_command_runs_and_goes_on(
     (tmp_path / "spec.toml").write_text(SPEC)
     words = ["experiment", "type1_error", "--spec", tmp_path / "spec.toml"]
     words += ["--out", type1, "--models", models]
-    before = table_bytes(type1)
+    before = tables(type1)
     assert main([str(word) for word in words]) == 0
     assert (
         capsys.readouterr().out.strip()
         == type1_error.summary({"type1_error": table(type1, "type1_error")}).strip()
     )
-    assert table_bytes(type1) == before
+    assert tables(type1) == before
     assert main([*map(str, words), "--json"]) == 0
     out = capsys.readouterr().out
     assert json.loads(out) == {"experiment": "type1_error", "out": str(type1)}

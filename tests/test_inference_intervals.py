@@ -50,6 +50,7 @@ def test_operations_agree_with_brute_force(a, b):
         assert np.array_equal(contains(result, MIDPOINTS), expected)
 
 
+@pytest.mark.slow
 @quick
 @given(sets, sets)
 def test_measure_adds_up(a, b):

@@ -77,6 +77,7 @@ def test_far_tails_keep_their_probability():
     assert score[2:].tolist() == [np.inf, -np.inf, 0.0]
 
 
+@pytest.mark.slow
 def test_inflation_finds_the_scale_and_centres_the_p_values():
     observed = simulated(stats.norm(scale=1.5), 800, seed=1)
     law = inflation(observed)

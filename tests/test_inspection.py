@@ -362,6 +362,7 @@ def test_no_option_of_a_folder_is_ignored(words, named, capsys):
     assert named in err and err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_glad_learns_from_textures_and_tests_a_folder(data, tmp_path, capsys):
     textures, rng = tmp_path / "textures", np.random.default_rng(5)
     (textures / "deep").mkdir(parents=True)

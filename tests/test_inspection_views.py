@@ -228,6 +228,7 @@ def brains(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_volumes_come_out_on_the_grid_of_those_that_went_in(brains):
     rows = [
         json.loads(line)

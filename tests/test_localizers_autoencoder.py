@@ -73,6 +73,7 @@ def test_bad_threshold_is_refused():
         autoencoder_localizer(stirred(CONFIG), CONFIG, -1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_engines_agree(localizer, seed):
     x, x_ref = np.random.default_rng(seed).standard_normal((2, 8, 8, 1))
@@ -82,6 +83,7 @@ def test_engines_agree(localizer, seed):
     assert abs(exact.p_value - adaptive.p_value) < 5e-3  # an interval too narrow to be seen
 
 
+@pytest.mark.slow
 def test_null_p_values_are_uniform(localizer):
     rng = np.random.default_rng(5)
     x, x_ref = rng.standard_normal((2, 300, 8, 8, 1))

@@ -90,6 +90,7 @@ def test_kept_reference_cases_filter_and_schedule():
             np.testing.assert_array_equal(found > kept["threshold"], region)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REFERENCE.is_dir(), reason="the reference cases are not here")
 @pytest.mark.parametrize("size", [8, 16, 32])
 def test_shared_reference_cases(size):

@@ -94,6 +94,7 @@ def test_a_perfect_network_leads_to_the_normal_image():
     np.testing.assert_allclose(error, doubled, rtol=1e-6, atol=1e-12)
 
 
+@pytest.mark.slow
 @BOTH
 def test_without_stopping_it_is_the_plain_reverse_process(config):
     found = localizer(replace(config, stop_distance=float("inf"), stop_level=0))
@@ -111,6 +112,7 @@ def bound(variables, x, level):
     return denoiser(variables, UNET, (8, 8), x.dtype)(x, level)
 
 
+@pytest.mark.slow
 @BOTH
 def test_the_larger_tau_the_later_it_stops(config):
     images = normal_draws(6, 8, 8, 1) * jnp.linspace(0.2, 3, 6)[:, None, None, None]
@@ -141,6 +143,7 @@ def test_fusion():
     np.testing.assert_allclose(mixed, fuse(mu, *ends), atol=ROUNDING)
 
 
+@pytest.mark.slow
 @BOTH
 def test_the_chain_step_by_step(config):
     """By hand, at a tau that is exceeded at level 200, and at a lowest level that is not met."""
@@ -182,6 +185,7 @@ def test_identical_images_have_a_zero_map(config):
         np.testing.assert_allclose(difference, np.zeros((1, 8, 8)), atol=1e-14)
 
 
+@pytest.mark.slow
 @BOTH
 def test_other_images_of_a_batch_do_not_matter(config):
     found = localizer(config)
@@ -235,6 +239,7 @@ def test_with_a_single_level_there_is_no_stopping_distance_to_be_learned():
     assert calibrate_scales(found, images).stop_distance == 0
 
 
+@pytest.mark.slow
 def test_exact_engine_a_grid_and_the_adaptive_engine_agree_across_stopping_levels():
     found = mostly_flagging(localizer(SMALL))
     changes = 0
@@ -262,6 +267,7 @@ def test_null_p_values_are_uniform_at_16(config):
     check_uniform(found, 500, precision=0.01)
 
 
+@pytest.mark.slow
 def test_a_diverging_chain_is_told():
     x, x_ref = np.asarray(normal_draws(2, 8, 8, 1))
     variables = network(UNET, 1.0)
@@ -273,6 +279,7 @@ def test_a_diverging_chain_is_told():
         assert np.isnan(result.p_value)
 
 
+@pytest.mark.slow
 def test_faithful_is_refused_by_the_exact_engine():
     x, x_ref = np.asarray(normal_draws(2, 8, 8, 1))
     with pytest.raises(NotPiecewiseAffineError):

@@ -33,6 +33,7 @@ def variables_of(kind):
     return init_autoencoder(NETWORK, 3) if kind == "autoencoder" else init_unet(UNET, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CASES)
 def test_a_loaded_localizer_is_the_saved_one(kind, tmp_path):
     config, make = CASES[kind]

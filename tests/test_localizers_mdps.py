@@ -126,6 +126,7 @@ def test_identical_images_have_a_zero_map(config):
     np.testing.assert_array_equal(difference, np.zeros((2, 8, 8)))
 
 
+@pytest.mark.slow
 @BOTH
 def test_other_images_of_a_batch_do_not_matter(config):
     found = localizer(config)
@@ -135,6 +136,7 @@ def test_other_images_of_a_batch_do_not_matter(config):
         np.testing.assert_allclose(found.score(x), score, atol=ROUNDING)
 
 
+@pytest.mark.slow
 @BOTH
 def test_samples_give_the_mean_of_single_ones(config):
     many = localizer(replace(config, samples=3))
@@ -146,6 +148,7 @@ def test_samples_give_the_mean_of_single_ones(config):
     np.testing.assert_allclose(reconstruction, np.mean([r for _, r in singles], 0), atol=ROUNDING)
 
 
+@pytest.mark.slow
 @BOTH
 def test_the_two_passes(config):
     found, x = localizer(config), normal_draws(8, 8, 1)
@@ -172,6 +175,7 @@ def test_a_single_pass_has_no_mask():
     np.testing.assert_allclose(found.difference, samples(both, x).first, rtol=ROUNDING)
 
 
+@pytest.mark.slow
 def test_the_first_pass_may_start_elsewhere():
     x, first = normal_draws(8, 8, 1), 2 * CONFIG.spacing + CONFIG.start
     far = localizer(replace(CONFIG, first_start=first))
@@ -194,6 +198,7 @@ def test_float32_follows_the_image():
     np.testing.assert_allclose(narrow, found.score(x), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_exact_engine_a_grid_and_the_adaptive_engine_agree_across_masks():
     found = mostly_flagging(localizer(SMALL))
     score = found.score_fn
@@ -218,6 +223,7 @@ def steered(unet, steps_plan, params, draws, x):
     return jnp.sum(jnp.abs(normal[0] - x), axis=-1)
 
 
+@pytest.mark.slow
 def test_engines_agree_across_jumps_of_the_guidance():
     plan = (CONFIG.schedule, ReverseConfig(300, 2, 1.0))
     draws = np.random.default_rng(3).standard_normal((1, 3, 4, 4, 1))
@@ -244,6 +250,7 @@ def test_null_p_values_are_uniform_at_16(config):
     check_uniform(localizer(config), 500, precision=0.01)
 
 
+@pytest.mark.slow
 def test_a_diverging_chain_is_told():
     x, x_ref = np.asarray(normal_draws(2, 8, 8, 1))
     first_only = replace(CONFIG, first_weight=1e300, weight=0.0)

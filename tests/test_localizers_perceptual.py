@@ -49,6 +49,7 @@ def test_resizing_is_that_of_jax(old, new):
     np.testing.assert_allclose(resize(x, new), expected, atol=1e-6)  # its weights are float32
 
 
+@pytest.mark.slow
 def test_features_are_averaged_and_ranges_are_mapped():
     x, factor = normal_draws(2, 4, 6, 3), jnp.asarray(2.0)
     fine, coarse = features(Plain(), factor, x, (-1.0, 1.0))
@@ -59,6 +60,7 @@ def test_features_are_averaged_and_ranges_are_mapped():
     np.testing.assert_allclose(fine[0], average_filter(127.5 * (x[0] + 1)), atol=1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("linear", [True, False])
 @pytest.mark.parametrize("radius", [0, 1, 2, 5, None])
 def test_distances_by_hand(radius, linear):
@@ -92,6 +94,7 @@ def test_depths_are_weighted_and_added():
     np.testing.assert_allclose(found, expected, atol=ROUNDING)
 
 
+@pytest.mark.slow
 def test_one_image_is_compared_with_many():
     u, v = normal_draws(1, 4, 4, 2), normal_draws(3, 4, 4, 2, seed=1)
     for radius in (0, 1, None):
@@ -102,6 +105,7 @@ def test_one_image_is_compared_with_many():
                 np.testing.assert_allclose(many[k], one[0], atol=ROUNDING)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["pl", "faithful"])
 def test_scales_are_learned_from_normal_images(preset):
     config = MdpsConfig(UNET, image_size=4, preset=preset, start=600, spacing=300, blur=0.0)

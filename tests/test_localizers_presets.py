@@ -91,6 +91,7 @@ def test_presets_of_an_unknown_kind_are_refused():
         preset_names("padim")
 
 
+@pytest.mark.slow
 def test_another_use_of_a_network(tmp_path):
     config = DalConfig(UNET, image_size=8)
     save_checkpoint(tmp_path, init_unet(UNET, 0), config)
@@ -127,6 +128,7 @@ def resnet(tmp_path):
     return ExtractorFile(file, "resnet", settings)
 
 
+@pytest.mark.slow
 def test_an_extractor_goes_with_the_checkpoint(resnet, tmp_path):
     config = MdpsConfig(UNET, image_size=8, start=40)
     home = tmp_path / "model"
@@ -153,6 +155,7 @@ def test_an_extractor_goes_with_the_checkpoint(resnet, tmp_path):
         save_extractor(tmp_path / "file", resnet._replace(path=weights))
 
 
+@pytest.mark.slow
 def test_training_without_an_extractor_drops_the_one_that_is_there(resnet, tmp_path):
     home, views = tmp_path / "model", np.random.default_rng(0).normal(size=(4, 8, 8, 1))
     config, settings = DalConfig(UNET, image_size=8), TrainConfig(steps=2, batch_size=2)

@@ -27,6 +27,7 @@ SETTINGS = TrainConfig(steps=9, batch_size=8, log_every=3, checkpoint_every=4)
 IMAGES = np.random.default_rng(0).standard_normal((20, 4, 4, 1))
 
 
+@pytest.mark.slow
 def test_equals_its_description():
     rng = np.random.default_rng(1)
     drawn = init_autoencoder(SMALL, 0)
@@ -75,6 +76,7 @@ def test_variables_are_float32_and_repeatable():
     assert shapes["params"]["code"]["kernel"] == (3, 3, 4, 2)
 
 
+@pytest.mark.slow
 def test_loss_by_hand():
     objective = Reconstruction(TRAINED.network)
     variables = objective.init(0)
@@ -103,6 +105,7 @@ def trained(folder, settings=SETTINGS, kill_at=None, objective=None):
     return train(IMAGES, TRAINED, settings, folder, progress, objective=objective)
 
 
+@pytest.mark.slow
 def test_training_learns_and_resumes_to_the_same_bits(tmp_path):
     whole = trained(tmp_path / "whole")
     assert (tmp_path / "whole" / "config.json").is_file()
@@ -139,6 +142,7 @@ class FromAfar(NoisePrediction):
         return x + jnp.float32(self.shift), level, noise
 
 
+@pytest.mark.slow
 def test_objectives_of_the_noise_predictor():
     config = DalConfig(UNetConfig(1, (4, 6), 8), image_size=4)
     settings = TrainConfig(steps=3, batch_size=8, log_every=1)

@@ -99,6 +99,7 @@ def test_attention_of_pixels_does_not_know_where_they_are():
     np.testing.assert_array_equal(apply(x, nothing), x)  # added to the map
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "cpu"), [*((kind, True) for kind in KINDS), ("attention", False)])
 def test_denoiser_is_the_network(monkeypatch, kind, cpu):
     for module in (_convolve, _fold):
@@ -133,6 +134,7 @@ def test_group_norm_keeps_images_of_a_batch_apart():
     np.testing.assert_allclose(network(x)[1:2], network(x[1:2]), atol=1e-12)  # rounding
 
 
+@pytest.mark.slow
 def test_training_and_checkpoint_without_batch_statistics(tmp_path):
     config = DalConfig(KINDS["attention"], image_size=4)
     images = 0.1 * drawn(0, 12, 4, 4, 1)

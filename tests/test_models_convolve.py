@@ -123,6 +123,7 @@ def both(f, x, g):
     return y, pull(g)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("side", "channels"), [(2, (3, 4)), (4, (32, 32)), (6, (3, 5))])
 def test_the_gradient_written_out_is_the_derived_one(side, channels):
     kernel, x = drawn(side, (3, 3, *channels), (2, side, side, channels[0]))

@@ -345,6 +345,7 @@ def test_arrays_that_do_not_fit_are_named(tmp_path, extractor):
     assert "unexpected array blocks.0.odd of shape (3,)" in extra
 
 
+@pytest.mark.slow
 def test_an_image_of_one_channel_is_repeated_and_another_size_resized(tmp_path):
     params = loaded(tmp_path, RESNET, resnet_arrays(RESNET))
     x = images(2, 1, 8, 8, 1)
@@ -386,6 +387,7 @@ def vit_score(params, draws, x):
     return jnp.repeat(jnp.repeat(jnp.mean(jnp.abs(maps[0][0]), -1), 2, 0), 2, 1)
 
 
+@pytest.mark.slow
 def test_engines_take_scores_made_of_features(tmp_path):
     params = loaded(tmp_path, RESNET, resnet_arrays(RESNET))
     x, x_ref = np.random.default_rng(4).standard_normal((2, 4, 4, 2))

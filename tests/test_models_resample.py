@@ -9,6 +9,7 @@ from dal_jax.models._resample import double, undouble
 LINEAR = {"add", "mul", "reshape", "slice", "concatenate", "reduce_sum", "broadcast_in_dim"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 1, 1, 2), (2, 2, 3, 1), (1, 5, 8, 3)])
 def test_upsample_equals_bilinear_resize(shape):
     x = np.random.default_rng(0).standard_normal(shape)
@@ -26,6 +27,7 @@ def test_mean_pool_equals_means():
     np.testing.assert_allclose(mean_pool(jnp.asarray(x)), expected, atol=1e-15)  # rounding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [mean_pool, upsample])
 def test_only_linear_primitives_and_dtype_kept(function):
     x = jnp.ones((1, 4, 4, 2), jnp.float32)
@@ -36,6 +38,7 @@ def test_only_linear_primitives_and_dtype_kept(function):
     np.testing.assert_allclose(batch[1] - batch[0], 1.0, rtol=1e-6)  # float32 rounding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_undouble_is_the_transpose_of_double(size):
     rng = np.random.default_rng(size)

@@ -29,6 +29,7 @@ def imported(tmp_path, config, seed=0):
     return arrays, import_state_dict(tmp_path / "w.npz", config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "size"),
     [
@@ -67,6 +68,7 @@ def test_float32_and_levels_that_differ_within_a_batch(tmp_path):
     np.testing.assert_allclose(y[..., 0], np.stack(expected)[:, 0], atol=2e-5 * scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cpu", [True, False])
 def test_conditions_once_for_all_levels_on_any_platform(monkeypatch, cpu):
     for module in (_convolve, _fold):
@@ -84,6 +86,7 @@ def test_conditions_once_for_all_levels_on_any_platform(monkeypatch, cpu):
         np.testing.assert_allclose(found, expected, atol=1e-13 * scale)  # rounding
 
 
+@pytest.mark.slow
 def test_under_vmap_and_one_compilation():
     config = UNetConfig(1, (3, 4), 6)
     variables = init_unet(config, 0)
@@ -127,6 +130,7 @@ def test_training_mode_uses_and_updates_statistics():
     assert np.abs(changed["batch_stats"]["down1"]["norm"]["mean"] - before).max() > 0
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_levels_apart():
     config = UNetConfig(1, (3, 4), 50)
     variables = init_unet(config, 0)
@@ -180,6 +184,7 @@ def test_bad_configuration_is_refused(bad):
         UNetConfig(**bad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 6, 8, 1), (1, 8, 10, 1), (1, 8, 8, 3), (8, 1)])
 def test_image_that_does_not_fit_is_refused(shape):
     config = UNetConfig(1, (3, 4, 5), 6)
@@ -198,6 +203,7 @@ def test_images_of_other_sides_than_a_denoiser_is_laid_out_for_are_refused():
         predict(jnp.ones((1, 12, 12, 1)), 1)
 
 
+@pytest.mark.slow
 def test_a_denoiser_that_pulls_has_the_same_values_and_gradients():
     config = UNetConfig(channels=(4, 8, 16), time_dim=8)
     variables = init_unet(config, 0)

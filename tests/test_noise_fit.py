@@ -88,6 +88,7 @@ def test_shapes_fit_the_image():
     assert [region.shape for region in report.regions] == [(1, 1)]
 
 
+@pytest.mark.slow
 def test_choice_finds_the_model_and_reports_all():
     images = draws(ar1(0.7, 2.0), 80, shape=(6, 7, 1))
     choice = choose(images, seed=1)

@@ -230,6 +230,7 @@ def check_uniform(p):
     assert abs(np.mean(p <= 0.05) - 0.05) < 3 * math.sqrt(0.05 * 0.95 / len(p))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [normal, skewed], ids=["normal", "skewed"])
 @pytest.mark.parametrize("alternative", ["two-sided", "greater", "less"])
 def test_null_p_values_are_uniform(noise, alternative):

@@ -100,13 +100,14 @@ def _p_within_bounds(result: TestResult, case: dict[str, np.ndarray]) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("number", [3, 5])
+@pytest.mark.parametrize("number", [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_own_copy(own_variables, number, way):
     result, case = _check(_own(), own_variables, 8, number, **WAYS[way])
     _same_set(result, case, "pp")
     _p_within_bounds(result, case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["sweep", "scan"])
 def test_whole_line(own_variables, engine):
     """The case that the reference searched exhaustively: the p-value is right to rounding."""

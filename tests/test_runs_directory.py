@@ -153,11 +153,12 @@ def test_records_of_one_task(tmp_path: Path) -> None:
         shard.append(5, nan)
     with run.writer(1) as shard:
         shard.append(5, {"host": "b", "seconds": 2.0, "p": math.nan})
-    assert run.finished(ignore=("host",))[5]["seconds"] == 1.0
+    same = run._replace(contradiction=lambda one, other: None)
+    assert same.finished()[5]["seconds"] == 1.0
     with pytest.raises(InputError, match=r"shard-00001-000.jsonl:2: .*task 5 .*host") as caught:
         run.finished()
     assert "shard-00000-000.jsonl:2" in one_line(caught)
-    assert run.collect(partial=True, ignore=("host",)).exists()
+    assert same.collect(partial=True).exists()
 
 
 def test_a_key_too_many_is_a_difference(tmp_path: Path) -> None:
@@ -318,6 +319,7 @@ def start_loop(path: Path, *prefix: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(tmp_path: Path) -> None:
     counts = [0]
     for attempt in range(3):
@@ -339,7 +341,7 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
 
 def test_a_real_limit_on_the_size_of_files(tmp_path: Path) -> None:
     process = start_loop(tmp_path, "bash", "-c", 'ulimit -f 30; exec "$@"', "bash")
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "RunError" in errors and "finished tasks are kept" in errors
     found = open_run(tmp_path, RUN, 10**6, {}).finished()

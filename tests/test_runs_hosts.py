@@ -62,6 +62,7 @@ def check_run(path: Path, outputs: list[str], count: int) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_two_processes_make_a_run(tmp_path: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
     environ = {
@@ -81,7 +82,7 @@ def test_two_processes_make_a_run(tmp_path: Path) -> None:
         for index in range(2)
     ]
     try:
-        outputs = [process.communicate(timeout=60) for process in processes]
+        outputs = [process.communicate(timeout=300) for process in processes]
     finally:
         for process in processes:
             process.kill()

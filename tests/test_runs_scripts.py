@@ -80,7 +80,7 @@ def bash(script: str, environ: dict[str, str]) -> str:
         cwd=environ["PBS_O_WORKDIR"],
         text=True,
         capture_output=True,
-        timeout=90,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -136,6 +136,7 @@ def test_slurm_shares_the_gpus(cluster: dict[str, str], gpus: int | None, ids: A
     assert sorted(map(str, found)) == (["0,1", "2,3"] if gpus == 4 else ["None", "None"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["slurm", "pbs"])
 def test_processes_of_a_job_find_one_another(
     cluster: dict[str, str], tmp_path: Path, scheduler: Any

@@ -153,8 +153,9 @@ def test_random_piecewise_linear_margins(pixels, kinks, jumps):
         )
         check(single, truth, margins.z_obs)
         evaluations.append(single.searched.num_evaluations)
-    # Continuous margins are cheap; a jump has to be cornered.
-    assert np.median(evaluations) < (55 if not jumps else 110)
+    # Continuous margins are cheap, a jump has to be cornered: half as many again as the medians of
+    # today (51 and 65 at most), since rounding moves single ones.
+    assert np.median(evaluations) < (80 if not jumps else 100)
 
 
 def test_jumps_are_cornered():
@@ -374,7 +375,8 @@ def test_the_precision_asked_for_is_reached(precision):
         if precision == 0:
             limit = 10 + abs(margins.z_obs)
             np.testing.assert_allclose(found.searched.searched[[0, -1], [0, 1]], [-limit, limit])
-    assert np.median(evaluations) < (100 if precision == 0 else 60)
+    # Half as many again as the medians of today (92, and 48 at most): rounding moves single ones.
+    assert np.median(evaluations) < (140 if precision == 0 else 75)
 
 
 @pytest.mark.parametrize("most", [1, 20, 30, 40])

@@ -12,7 +12,7 @@ from search_cases import dense_localizer, jumping_localizer, pooled_localizer
 from dal_jax import InputError, Status, dal_test, dal_test_batch, from_score
 from dal_jax.inference import contains, region_line, selective_p
 from dal_jax.noise import ar1, iid
-from dal_jax.search import Membership, margins, pick
+from dal_jax.search import Membership, count_ties, margins, pick
 
 LOCALIZERS = {
     "pooled": pooled_localizer(side=6),
@@ -218,3 +218,28 @@ def test_masks_of_a_batch():
     assert [one.status for one in pair] == [Status.NO_REGION, Status.OK]
     with pytest.raises(InputError, match="where has 1 masks, expected 2, one an image"):
         dal_test_batch(localizer, [x, x], [reference, reference], "iid:1", where=[where])
+
+
+@pytest.mark.parametrize("kind", ["all", "peak"])
+def test_pixels_that_rounding_decides_are_counted(kind):
+    score = np.array([[3.0, 1.0, 0.0, 2.5], [0.0, 0.0, 0.0, 0.0]])
+    clear = pick(score, 1.5, kind)
+    assert count_ties(score, 1.5, clear, scale=5.0) == 0
+    near = score.copy()
+    near[0, 1], near[1, 0] = 1.5 + 1e-13, 1.5 - 1e-13  # both beside the peak
+    assert count_ties(near, 1.5, pick(near, 1.5, kind), scale=5.0) == 2
+    # The values that a score is computed from may be far larger than it.
+    far = score + 1e-9 * (score == 1.0)
+    assert count_ties(far, 1.0, pick(far, 1.0, kind), scale=1.0) == 0
+    assert count_ties(far, 1.0, pick(far, 1.0, kind), scale=1e5) == 1
+    # Two peaks of equal height: which one is tested hangs on rounding.
+    equal = np.array([[3.0, 0.0, 3.0 - 1e-14]])
+    assert count_ties(equal, 1.0, pick(equal, 1.0, kind), scale=3.0) == (kind == "peak")
+
+
+def test_a_result_says_how_many_pixels_rounding_decides():
+    brightness = from_score(lambda params, draws, x: x[..., 0], (1, 3, 1), 1.0)
+    x = np.array([[[3.0], [np.nextafter(1.0, 2.0)], [0.0]]])
+    results = dal_test_batch(brightness, [x, x + 1e-9], np.zeros((2, 1, 3, 1)), "iid:1")
+    assert [one.num_ties for one in results] == [1, 0]
+    assert dal_test(brightness, x, np.zeros((1, 3, 1)), "iid:1", engine="sweep").num_ties == 1

@@ -269,6 +269,11 @@ def _summary(result: TestResult, name: str, alpha: float, out: Path | None) -> s
         f"status {result.status.value}, engine {result.engine}, {_effort(result)}, "
         f"{result.seconds:.1f} s; decision at alpha = {alpha:g}"
     )
+    if result.num_ties:
+        lines.append(
+            f"{result.num_ties} pixels have the threshold as their score, to rounding: another "
+            "machine may flag another region"
+        )
     if out is not None:
         lines.append(f"written to {out}")
     return "\n".join(lines)

@@ -44,6 +44,7 @@ COLUMNS: tuple[str, ...] = (
     "num_windows",
     "num_checks",
     "num_disagreements",
+    "num_ties",
     "seconds",
     "message",
 )

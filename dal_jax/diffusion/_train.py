@@ -1,4 +1,4 @@
-"""Training; a resumed run is the uninterrupted one bit for bit."""
+"""Training; a resumed run goes on from the exact state of the interrupted one."""
 
 import hashlib
 import json

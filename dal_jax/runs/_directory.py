@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +19,19 @@ from dal_jax.runs._shard import (
     read_shard,
 )
 
+# (one record of a task, another) -> the key in which they contradict one another, or None
+Contradiction = Callable[[dict[str, Any], dict[str, Any]], str | None]
+
 FORMAT = 1  # of run.json and the shards; raised when an older program could not read a newer run
 RECORD, RESULTS = "run.json", "results.jsonl"
+
+
+def difference(one: dict[str, Any], other: dict[str, Any]) -> str | None:
+    """The first key, "seconds" aside, in which two records are not exactly equal; else None."""
+    for key in sorted((one.keys() | other.keys()) - {"seconds"}):
+        if canonical([one.get(key), key in one]) != canonical([other.get(key), key in other]):
+            return key
+    return None
 
 
 class RunDirectory(NamedTuple):
@@ -42,28 +53,34 @@ class RunDirectory(NamedTuple):
     fingerprint: str  # of everything that decides the records
     num_tasks: int  # 1 or more
     description: dict[str, Any]  # of whoever made the directory
+    contradiction: Contradiction = difference  # between two records of one task
 
-    def finished(self, ignore: Iterable[str] = ()) -> dict[int, dict[str, Any]]:
+    def finished(self) -> dict[int, dict[str, Any]]:
         """Reads the records of all shards.
 
-        Args:
-            ignore: keys in which two records of one task may differ, besides "seconds".
-
         Returns:
-            Records by task, ascending; of two equal ones that in the shard first by name.
+            Records by task, ascending; of two of one task that in the shard first by name.
 
         Raises:
-            InputError: a shard is damaged or of another run, or two records of a task differ; the
-                message names file and line.
+            InputError: a shard is damaged or of another run, or two records of a task contradict
+                one another; the message names file and line.
         """
-        free = {"seconds", *ignore}
         found: dict[int, Entry] = {}
         for path in sorted(self.path.glob("shard-*.jsonl")):
             for entry in read_shard(path, self.fingerprint, self.num_tasks):
                 former = found.setdefault(entry.task, entry)
                 if former is not entry:
-                    _check_same(former, entry, free)
+                    self._check_same(former, entry)
         return {task: found[task].record for task in sorted(found)}
+
+    def _check_same(self, former: Entry, entry: Entry) -> None:
+        key = self.contradiction(former.record, entry.record)
+        if key is not None:
+            one, other = (e.record.get(key) for e in (former, entry))
+            raise InputError(
+                f"{entry.place}: another record of task {entry.task} than {former.place}: "
+                f"{key} is {other!r} and {one!r}"
+            )
 
     def writer(self, process: int, sync_seconds: float = SYNC_SECONDS) -> ShardWriter:
         """Makes a new shard for this process; other files are never written to.
@@ -81,13 +98,7 @@ class RunDirectory(NamedTuple):
         """
         return create_shard(self.path, process, self.fingerprint, self.num_tasks, sync_seconds)
 
-    def collect(
-        self,
-        path: str | Path | None = None,
-        *,
-        partial: bool = False,
-        ignore: Iterable[str] = (),
-    ) -> Path:
+    def collect(self, path: str | Path | None = None, *, partial: bool = False) -> Path:
         """Writes all records in the order of their tasks to one file, whole or not at all.
 
         A line is the record with the key "task" put first, floats as `encode` writes them.
@@ -95,7 +106,6 @@ class RunDirectory(NamedTuple):
         Args:
             path: by default results.jsonl in the directory.
             partial: take what there is if tasks are missing.
-            ignore: as for `finished`.
 
         Returns:
             The path.
@@ -104,7 +114,7 @@ class RunDirectory(NamedTuple):
             InputError: as for `finished`, or a record with a key "task".
             RunError: tasks are missing, or the file cannot be written.
         """
-        records = self.finished(ignore)
+        records = self.finished()
         missing = self.num_tasks - len(records)
         if missing and not partial:
             first = next(task for task in range(self.num_tasks) if task not in records)
@@ -123,7 +133,11 @@ class RunDirectory(NamedTuple):
 
 
 def open_run(
-    path: str | Path, run_fingerprint: str, num_tasks: int, description: dict[str, Any]
+    path: str | Path,
+    run_fingerprint: str,
+    num_tasks: int,
+    description: dict[str, Any],
+    contradiction: Contradiction = difference,
 ) -> RunDirectory:
     """Makes the directory of a run, or opens it if it is of the same run.
 
@@ -134,6 +148,8 @@ def open_run(
         run_fingerprint: of everything that decides the records, see `fingerprint`.
         num_tasks: 1 or more.
         description: of the run, for readers; what `encode` takes.
+        contradiction: function of two records of one task that returns the key in which they
+            contradict one another, or None; by default they must be equal but for "seconds".
 
     Returns:
         The run.
@@ -182,7 +198,7 @@ def open_run(
                 f"run directory {str(path)!r}: holds another run: {name} {held}, expected "
                 f"{expected}"
             )
-    return run
+    return run._replace(contradiction=contradiction)
 
 
 def _check_empty(path: Path) -> None:
@@ -245,13 +261,3 @@ def _result(task: int, record: dict[str, Any]) -> str:
     if "task" in record:
         raise InputError(f'record: task {task} has a key "task", which results have already')
     return dumps({"task": task, **record})
-
-
-def _check_same(former: Entry, entry: Entry, free: set[str]) -> None:
-    for key in sorted((former.record.keys() | entry.record.keys()) - free):
-        one, other = (e.record.get(key) for e in (former, entry))
-        if canonical(one) != canonical(other) or (key in former.record) != (key in entry.record):
-            raise InputError(
-                f"{entry.place}: another record of task {entry.task} than {former.place}: "
-                f"{key} is {other!r} and {one!r}"
-            )

@@ -23,6 +23,7 @@ from ._schedule import run_side_by_side as run_side_by_side
 from ._selection import Margins as Margins
 from ._selection import Picked as Picked
 from ._selection import check_region as check_region
+from ._selection import count_ties as count_ties
 from ._selection import margins as margins
 from ._selection import pick as pick
 from ._sweep_engine import SweepEngine as SweepEngine

@@ -50,9 +50,10 @@ BORDER = 1e-3
 STRIDE, GROWTH = 1.0, 0.2
 # Cells that are not divided any more leave about this much of p open.
 FINEST = 1e-7
-# A float32 score may be this many times further from the float64 one than at the observed point,
-# or than one rounding of a number of its size.
-ROUNDING = 4.0
+# A score is taken to be right to this many roundings of the largest margin observed; in float32 to
+# as many times 2, 4, 8, ... as it takes to be SPREAD times the error at the observed point. Steps,
+# because that error is itself rounding: taken as it is, every machine would search elsewhere.
+ROUNDINGS, SPREAD = 16.0, 4.0
 # Each time that random checks disagree the error is taken to be this many times larger.
 MORE_CAREFUL = 4.0
 
@@ -207,8 +208,10 @@ class _Search:
         self.z_obs, self.options, self.how, self.wide_only = z_obs, options, how, wide_only
         self.progress = progress
         self.limit = reach_limit(z_obs, options.z_max)
-        self.nodes = Nodes(np.array([z_obs]), *observed, np.zeros(1))
-        self.noise = 0.0 if wide_only else math.nan
+        scale = float(np.abs(observed.margin).max())
+        self.wide_noise = ROUNDINGS * float(np.finfo(np.float64).eps) * scale
+        self.noise = self.wide_noise if wide_only else math.nan  # of what is not wide
+        self.nodes = Nodes(np.array([z_obs]), *observed, np.array([self.wide_noise]))
         self.safety, self.asked = how.safety, 0
         self.checks, self.disagreements = 0, 0
         self.finite, self.agreed = True, True
@@ -266,15 +269,20 @@ class _Search:
             self.finite = False
             return None
         if math.isnan(self.noise):  # the observed point comes first, now in float32
-            difference = np.abs(answer.margin[0] - self.nodes.margin[0]).max()
-            least = np.finfo(np.float32).eps * np.abs(answer.margin[0]).max()
-            self.noise = ROUNDING * float(max(difference, least))
-        noise = np.where(points.wide, 0.0, self.noise)
+            self.noise = self._narrow_noise(answer.margin[0] - self.nodes.margin[0])
+        noise = np.where(points.wide, self.wide_noise, self.noise)
         self.nodes = with_points(self.nodes, points.z, *answer, noise)
         self._assess()
         if self.progress is not None:
             self.progress(self._bounds()[0], float(min(-self.nodes.z[0], self.nodes.z[-1])))
         return answer
+
+    def _narrow_noise(self, difference: np.ndarray) -> float:
+        """The rounding error of a float32 margin, from those at the observed point."""
+        ratio = float(np.finfo(np.float32).eps / np.finfo(np.float64).eps)
+        least = max(ratio * self.wide_noise, float(np.finfo(np.float32).tiny))
+        steps = SPREAD * float(np.abs(difference).max()) / least
+        return least * 2.0 ** max(0, math.ceil(math.log2(steps))) if steps > 0 else least
 
     def _assess(self) -> None:
         """Draws from the nodes what is known."""
@@ -335,9 +343,9 @@ class _Search:
         needed = (length > 0) & (~self._negligible(length) | self._beside())
         needed |= changes & (length > self.how.tolerance * scale)
         needed &= width > NARROWEST * scale
-        doubtful = (nodes.noise > 0) & _doubtful(nodes.margin, nodes.noise)
+        doubtful = (nodes.noise > self.wide_noise) & _doubtful(nodes.margin, nodes.noise)
         # Interpolation errors below this are what rounding makes of the slopes.
-        rounding = 4 * self.safety * self.noise
+        rounding = 5 * self.safety * self.noise
         z, wide = [nodes.z[doubtful]], [np.ones(int(doubtful.sum()), bool)]
         for cell in np.flatnonzero(needed).tolist():
             inner = self._inner(cell, changes[cell], length[cell] < width[cell] / 2)

@@ -59,9 +59,10 @@ def with_points(
 def classify(nodes: Nodes, safety: float) -> Cells:
     """Finds the part of every cell in which interpolation does not decide membership.
 
-    `E = safety (h / 4) max(d, rms of d over the pixels) + noise`, d the sum of the changes of
-    slope at both ends of a cell of width h. A part is inside when every chord - E is positive, and
-    outside when some chord + E is negative.
+    `E = safety (h / 4) max(d, rms of d over the pixels, r) + noise`, d the sum of the changes of
+    slope at both ends of a cell of width h, r the most that rounding makes of d. (Where d is all
+    rounding, E is then the same on every machine.) A part is inside when every chord - E is
+    positive, and outside when some chord + E is negative.
 
     Args:
         nodes: two or more.
@@ -101,8 +102,16 @@ def _interpolation_error(nodes: Nodes, width: np.ndarray) -> np.ndarray:
     # The line goes on beyond its last nodes: what is not seen there counts like what is.
     total = np.concatenate([2 * change[:1], change[:-1] + change[1:], 2 * change[-1:]])
     # No pixel is trusted to be smoother than the rest: its kinks may be where nobody looked.
-    rest = np.sqrt(np.einsum("cp,cp->c", total, total) / total.shape[1])[:, None]
-    return width[:, None] / 4 * np.maximum(total, rest)
+    rest = np.sqrt(np.einsum("cp,cp->c", total, total) / total.shape[1])
+    least = np.maximum(rest, _rounding_of_changes(nodes.noise, width))
+    return width[:, None] / 4 * np.maximum(total, least[:, None])
+
+
+def _rounding_of_changes(noise: np.ndarray, width: np.ndarray) -> np.ndarray:
+    """What rounding at the nodes can make of the changes of slope at both ends of each cell."""
+    slope = (noise[:-1] + noise[1:]) / 8 / width
+    change = slope[:-1] + slope[1:]
+    return np.concatenate([2 * change[:1], change[:-1] + change[1:], 2 * change[-1:]])
 
 
 def _decided_share(

@@ -55,8 +55,9 @@ class _Program(NamedTuple):
 class Evaluator:
     """Evaluates images, `capacity` at a time, in float32 or in float64.
 
-    Every device computes the same number of images with the same program whoever they belong to,
-    so that what is found for an image does not depend on what is computed beside it.
+    Every device computes the same number of images with the same program whoever they belong to.
+    What is computed beside an image, and its place, change its scores by rounding alone: a matrix
+    product may treat the last rows of a block otherwise than the first.
 
     Args:
         functions: of the localizer.

@@ -11,6 +11,8 @@ from .._typing import Bool, Float
 REGIONS = ("all", "peak")
 # A pixel's neighbours: the eight around it.
 _NEIGHBOURS = np.ones((3, 3), bool)
+# Two float64 computations of a score agree to this share of the values it is computed from.
+TIE = 1e-12
 
 
 class Margins(NamedTuple):
@@ -138,3 +140,30 @@ def margins(score: Float[np.ndarray, "k H W"], threshold: float, picked: Picked)
         below = (below > 0) | ((below == 0) & (np.flatnonzero(rest) > first))
         same = np.logical_and(same, below.all(axis=1))
     return Margins(np.concatenate(parts, axis=1), same)
+
+
+def count_ties(
+    score: Float[np.ndarray, "H W"], threshold: float, picked: Picked, scale: float
+) -> int:
+    """Counts the pixels of a score map of which rounding decides whether they are picked.
+
+    Args:
+        score: (H, W), finite, in float64.
+        threshold: flagged pixels have a higher score.
+        picked: in this map.
+        scale: of the values that the score is computed from, in units of the score.
+
+    Returns:
+        How many of the `margins` are below 1e-12 times the largest of scale, threshold and scores:
+        another processor, or another batch, may pick another region where this is not 0.
+
+    Example:
+        >>> score = np.array([[2.0, 1.0 + 1e-15, 0.0]])
+        >>> count_ties(score, 1.0, pick(score, 1.0), scale=3.0)
+        1
+
+    Source: this project.
+    """
+    largest = max(scale, abs(threshold), float(np.abs(score).max()))
+    margin = margins(score[None], threshold, picked).margin
+    return int(np.count_nonzero(np.abs(margin) <= TIE * largest))
