@@ -2,9 +2,13 @@
 
 from pathlib import Path
 
+import hypothesis
 import jax
 import pytest
 
+# How fast a machine is does not make a test fail.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 

@@ -12,6 +12,9 @@ import numpy as np
 
 from .._typing import Bool, Float
 
+# The errors of neighbouring nodes do not all conspire, and the noise is several times the largest.
+ROUNDED = 1 / 8
+
 
 class Nodes(NamedTuple):
     """Evaluated points of a line, ascending."""
@@ -60,9 +63,10 @@ def classify(nodes: Nodes, safety: float) -> Cells:
     """Finds the part of every cell in which interpolation does not decide membership.
 
     `E = safety (h / 4) max(d, rms of d over the pixels, r) + noise`, d the sum of the changes of
-    slope at both ends of a cell of width h, r the most that rounding makes of d. (Where d is all
-    rounding, E is then the same on every machine.) A part is inside when every chord - E is
-    positive, and outside when some chord + E is negative.
+    slope at both ends of a cell of width h, r what rounding alone makes of d: a `ROUNDED` share of
+    the most that errors as large as the noise could. (Where d is all rounding, E is then the same
+    on every machine.) A part is inside when every chord - E is positive, and outside when some
+    chord + E is negative.
 
     Args:
         nodes: two or more.
@@ -108,8 +112,8 @@ def _interpolation_error(nodes: Nodes, width: np.ndarray) -> np.ndarray:
 
 
 def _rounding_of_changes(noise: np.ndarray, width: np.ndarray) -> np.ndarray:
-    """What rounding at the nodes can make of the changes of slope at both ends of each cell."""
-    slope = (noise[:-1] + noise[1:]) / 8 / width
+    """What rounding at the nodes makes of the changes of slope at both ends of each cell."""
+    slope = ROUNDED * (noise[:-1] + noise[1:]) / width
     change = slope[:-1] + slope[1:]
     return np.concatenate([2 * change[:1], change[:-1] + change[1:], 2 * change[-1:]])
 
