@@ -220,8 +220,8 @@ def check_options(options: TestOptions, profile: Profile) -> None:
     if _own_scale(profile) and (options.engine != "adaptive" or options.first_window):
         raise InputError(
             f"options: got engine {options.engine!r}, first window {options.first_window}, "
-            "expected 'adaptive', False: the model divides each view by its own deviation, which is "
-            "not piecewise affine (train with --scale train for the exact engine)"
+            "expected 'adaptive', False: the model divides each view by its own deviation, and "
+            "that is not piecewise affine (train with --scale train for the exact engine)"
         )
 
 
