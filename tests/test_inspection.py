@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from dal_jax.inspection import (
 )
 from dal_jax.inspection import test_samples as run_samples
 from dal_jax.inspection._calibration import cross_fitted_p, fit_calibration, rates
+from dal_jax.inspection._profile import check_options
 from dal_jax.inspection._stretch import stretched
 from dal_jax.noise import iid, stationary
 from dal_jax.runs import Host
@@ -281,6 +283,27 @@ def test_options_of_another_region_are_refused(data, model):
     with pytest.raises(InputError, match="got region 'all', expected 'peak', the profile's"):
         reader = Reader(source, profile.fitted)
         run_samples(Path("run"), localizer, profile, reader, source.samples, options, host=host)
+
+
+def test_a_model_divides_views_anew_along_the_line_and_needs_the_adaptive_engine(
+    data, model, tmp_path, capsys
+):
+    profile = load_profile(model)
+    localizer = open_model(model, profile)
+    view = np.asarray(profile.references[0])
+    # 1e-9: the same numbers but for the rounding of one division in float64.
+    np.testing.assert_allclose(localizer.score(2 * view), localizer.score(view), atol=1e-9)
+    preparation = replace(profile.fitted.preparation, scale="train")
+    fixed = profile._replace(fitted=replace(profile.fitted, preparation=preparation))
+    plain = open_model(model, fixed)
+    assert not np.allclose(plain.score(2 * view), plain.score(view))
+    for exact in ({"engine": "sweep"}, {"first_window": True}):
+        check_options(TestOptions(region="peak", **exact), fixed)
+        with pytest.raises(InputError, match="divides each view by its own deviation"):
+            check_options(TestOptions(region="peak", **exact), profile)
+    words = ["test", data, "--model", model, "--out", tmp_path / "run", "--engine", "exact"]
+    assert main([str(word) for word in words]) == 2
+    assert "divides each view by its own deviation" in capsys.readouterr().err
 
 
 def test_what_the_model_has_seen_is_left_out_and_told(data, model, capsys):

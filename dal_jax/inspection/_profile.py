@@ -12,7 +12,7 @@ from dal_jax._errors import CheckpointError, InputError
 from dal_jax._options import TestOptions
 from dal_jax._typing import Float
 from dal_jax.images import DataSet, Fitted, open_data, write_array, write_text
-from dal_jax.localizers import Localizer, load_localizer
+from dal_jax.localizers import Localizer, load_localizer, rescaled
 from dal_jax.noise import Covariance, load_noise, save_noise
 from dal_jax.search import check_region
 
@@ -178,6 +178,9 @@ def load_profile(directory: Path) -> Profile:
 def open_model(directory: Path, profile: Profile) -> Localizer:
     """Loads the localizer that a profile belongs to.
 
+    Where views are divided by their own deviation, the localizer divides anew at each point of the
+    line that is searched (`rescaled`).
+
     Args:
         directory: of the model.
         profile: of the model.
@@ -195,23 +198,37 @@ def open_model(directory: Path, profile: Profile) -> Localizer:
 
     Source: this project.
     """
-    return load_localizer(directory, profile.threshold, profile.seed)
+    localizer = load_localizer(directory, profile.threshold, profile.seed)
+    return rescaled(localizer) if _own_scale(profile) else localizer
 
 
 def check_options(options: TestOptions, profile: Profile) -> None:
-    """Refuses options of another region than the profile's.
+    """Refuses options that do not fit a profile.
 
     Args:
         options: of the tests.
         profile: of the model.
 
     Raises:
-        InputError: the regions differ.
+        InputError: the regions differ, or the score is not piecewise affine as the options need it,
+            since views are divided by their own deviation.
     """
     if options.region != profile.region:
         raise InputError(
             f"options: got region {options.region!r}, expected {profile.region!r}, the profile's"
         )
+    if _own_scale(profile) and (options.engine != "adaptive" or options.first_window):
+        raise InputError(
+            f"options: got engine {options.engine!r}, first window {options.first_window}, "
+            "expected 'adaptive', False: the model divides each view by its own deviation, and "
+            "that is not piecewise affine (train with --scale train for the exact engine)"
+        )
+
+
+def _own_scale(profile: Profile) -> bool:
+    """Whether a view's deviation is that of all of its pixels."""
+    preparation = profile.fitted.preparation
+    return preparation.scale == "view" and preparation.foreground == "none"
 
 
 def _parsed(directory: Path, facts: dict[str, Any]) -> Profile:
