@@ -181,8 +181,8 @@ def test_tiles_cover_an_image_and_it_has_one_row(tiles):
         known = [float(row["p_adjusted"]) for row in own if row["p_adjusted"] != "nan"]
         assert float(image["p_value"]) == min(known)
         for row in own:
-            p = float(row["p_value"])
-            assert np.isnan(p) or float(row["p_adjusted"]) == pytest.approx(min(1.0, 6 * p))
+            high = float(row["p_high"])
+            assert np.isnan(high) or float(row["p_adjusted"]) == pytest.approx(min(1.0, 6 * high))
     for name in images:
         assert (tiles / "out" / "overlays" / name).is_file()
 

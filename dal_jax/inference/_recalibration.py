@@ -270,7 +270,12 @@ class Ranks:
         )
 
 
-def recalibrated(by: Law | Ranks, observed: Observed, alternative: str = "two-sided") -> SelectiveP:
+def recalibrated(
+    by: Law | Ranks,
+    observed: Observed,
+    alternative: str = "two-sided",
+    raw: SelectiveP | None = None,
+) -> SelectiveP:
     """A recalibrated p-value with its bounds: the one way from a finished search to a decision.
 
     Under a law it is the larger of the p-value under that law and the raw one, so that no fit
@@ -280,6 +285,7 @@ def recalibrated(by: Law | Ranks, observed: Observed, alternative: str = "two-si
         by: the law, or the p-values of normal images.
         observed: of one image.
         alternative: as in `selective_p`.
+        raw: its raw p-value with bounds, where that is there already.
 
     Returns:
         SelectiveP(p, low, high); low <= p <= high, whatever the part of the line holds that was
@@ -298,7 +304,7 @@ def recalibrated(by: Law | Ranks, observed: Observed, alternative: str = "two-si
 
     Source: this project.
     """
-    raw = Law().p_value(observed, alternative)
+    raw = Law().p_value(observed, alternative) if raw is None else raw
     if isinstance(by, Ranks):
         return by.rank(raw)
     return SelectiveP(*np.maximum(raw, by.p_value(observed, alternative)).tolist())

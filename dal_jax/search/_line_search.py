@@ -265,14 +265,15 @@ def decided(
     """
     if options.level is None:
         return True
+    level, alternative = options.level, options.alternative
+    raw = selective_p(z_obs, truncation, searched, alternative)
+    if math.isnan(raw.p):
+        return True
     observed = Observed(z_obs, truncation, searched)
-    for by in (Law(), *options.recalibrations):
-        bounds = recalibrated(by, observed, options.alternative)
-        if math.isnan(bounds.p):
-            return True
-        if decision(bounds, options.level) == "undecided":
-            return False
-    return True
+    return decision(raw, level) != "undecided" and all(
+        decision(recalibrated(by, observed, alternative, raw), level) != "undecided"
+        for by in options.recalibrations
+    )
 
 
 def _next_reach(reach: float, reach_max: float, precision: float, log_found: float) -> float:
