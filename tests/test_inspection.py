@@ -192,6 +192,12 @@ def test_recalibrated_p_values_stand_beside_the_raw_one(tested, calibrated):
         assert p.low >= record["p_low"] - 1e-12 and p.high >= record["p_high"] - 1e-12
 
 
+def test_a_folder_is_searched_for_its_decisions(tested, calibrated):
+    options = json.loads((tested / "run" / "run.json").read_text())["description"]["options"]
+    kept = load_calibration(calibrated)
+    assert f"level=0.05, recalibrations=({kept.inflated}, {kept.heavy_tails}, Ranks())" in options
+
+
 def test_metrics_know_the_masks(tested):
     found = json.loads((tested / "metrics.json").read_text())
     assert found["image"]["num_anomalous"] == 4 and found["image"]["num_normal"] == 5

@@ -298,7 +298,7 @@ def recalibrated(
         >>> from dal_jax.inference import as_intervals
         >>> observed = Observed(2.0, as_intervals([1.0, 4.0]), as_intervals([-4.0, 4.0]))
         >>> [round(value, 3) for value in recalibrated(Law(2.0), observed)]
-        [0.478, 0.442, 0.551]
+        [0.476, 0.476, 0.548]
         >>> recalibrated(Law(0.5), observed) == recalibrated(Law(), observed)
         True
 

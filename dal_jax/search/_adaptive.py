@@ -336,6 +336,8 @@ class _Search:
             self.precision *= DEEPER
 
     def _decided(self) -> bool:
+        if self.options.level is None:
+            return True
         searched = subtract(self._span(), self.undecided)
         return decided(self.z_obs, self.found, searched, self.options)
 
