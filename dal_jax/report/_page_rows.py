@@ -129,7 +129,8 @@ def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
     row = parse_object(where, line)
     for key, kind in _KINDS.items():
         if key not in row:
-            raise InputError(f"{where}: damaged (no {key!r})")
+            what = "of an earlier version, test again" if key in _LOWER else "damaged"
+            raise InputError(f"{where}: {what} (no {key!r})")
         row[key] = _value(where, key, row[key], kind)
     parts = row["name"].split("/")
     if ".." in parts or row["name"].startswith("/") or "\0" in row["name"]:
