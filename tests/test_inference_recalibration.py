@@ -189,13 +189,13 @@ def test_bounds_of_a_rank_hold_its_rank_whatever_the_searches_left_open():
     for _ in range(50):
         low, width = rng.uniform(size=20), rng.choice([0.0, 1e-3, 0.2], size=20)
         high = np.minimum(1.0, low + width)
-        p, groups = rng.uniform(low, high), rng.integers(0, 8, 20).astype(str).tolist()
-        ranks = Ranks(*(tuple(part.tolist()) for part in (p, low, high)), tuple(groups))
+        p, weights = rng.uniform(low, high), rng.choice([0.2, 0.5, 1.0], size=20)
+        ranks = Ranks(*(tuple(part.tolist()) for part in (p, low, high, weights)))
         own = np.sort(rng.uniform(size=3)).tolist()
         found = ranks.rank(SelectiveP(own[1], own[0], own[2]))
         for truth in (low, high, rng.uniform(low, high)):
             for value in (*own, rng.uniform(own[0], own[2])):
-                exact = conformal_p(truth, value, groups)
+                exact = conformal_p(truth, value, weights)
                 assert found.low <= exact + 1e-12 and exact <= found.high + 1e-12
 
 
@@ -209,11 +209,11 @@ def alike(rng, objects, views, likeness):
 def test_conformal_p_values_need_only_exchangeable_objects(objects, views, count):
     """26 objects of 5 alike views called .0185 at 0.01 when every view counted as one."""
     rng, levels = np.random.default_rng(12), (0.05, 0.01, 0.05 / 16)
-    groups = np.repeat(np.arange(objects), views)
+    weights = np.full(objects * views, 1 / views)
     own, every = [], []
     for _ in range(count):
         p = alike(rng, objects + 1, views, 0.9)
-        own.append(conformal_p(p[1:].reshape(-1), p[0, 0], groups))
+        own.append(conformal_p(p[1:].reshape(-1), p[0, 0], weights))
         every.append(conformal_p(p[1:].reshape(-1), p[0, 0]))
     for level in levels:
         error = np.sqrt(level * (1 - level) / len(own))
@@ -226,10 +226,27 @@ def test_objects_of_many_views_count_no_more_than_those_of_few():
     # Half of the objects have one view, half have 20; what an object is like decides alone.
     rng, called = np.random.default_rng(13), []
     sizes = np.array([1] * 20 + [20] * 20)
-    groups = np.repeat(np.arange(40), sizes)
     for _ in range(4000):
         means = np.where(sizes == 20, 0.6, 0.0) + rng.standard_normal(40)
         own = rng.choice([0.6, 0.0]) + rng.standard_normal()
-        found = conformal_p(np.repeat(means, sizes), own, groups)
+        found = conformal_p(np.repeat(means, sizes), own, np.repeat(1 / sizes, sizes))
         called.append(found <= 0.05)
     assert np.mean(called) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 4000)
+
+
+def test_views_without_a_region_count_in_the_weight_of_their_object():
+    """Views far out come in company: objects of one tested view must not count as those of two."""
+    rng, rates = np.random.default_rng(14), {"views": [], "tested views": []}
+    while len(rates["views"]) < 4000:
+        z = stats.norm.ppf(alike(rng, 301, 3, 0.8))
+        tested = np.abs(z) > 1.5
+        if not tested[0, 0]:
+            continue
+        p = np.where(tested, 2 * stats.norm.sf(np.abs(z)) / (2 * stats.norm.sf(1.5)), np.nan)
+        shares = np.full((300, 3), 1 / 3)
+        of_tested = np.repeat(1 / np.maximum(tested[1:].sum(1), 1), 3)
+        for name, weights in (("views", shares.reshape(-1)), ("tested views", of_tested)):
+            rates[name].append(conformal_p(p[1:].reshape(-1), p[0, 0], weights) <= 0.05)
+    error = np.sqrt(0.05 * 0.95 / 4000)
+    assert np.mean(rates["views"]) <= 0.05 + 2 * error
+    assert np.mean(rates["tested views"]) > 0.05 + 4 * error  # this simulation can tell

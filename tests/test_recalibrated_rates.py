@@ -70,8 +70,8 @@ def test_false_calls_of_every_p_value_that_decides(factor: float, level: float) 
     records = regions(factor, level=level, recalibrations=calibration.deciding)
     found = [calibration.p_values(record) for record in records]
     error = np.sqrt(level * (1 - level) / len(records))
-    groups = calibration.selective.num_groups
-    print(f"\nnoise {factor:g}, {len(records)} regions, {groups} normal objects with one")
+    objects = 1 / calibration.selective.least - 1  # what the views with a region count as
+    print(f"\nnoise {factor:g}, {len(records)} regions, normal ones count as {objects:.0f}")
     print(f"{calibration.heavy_tails}; level {level:.6f} (standard error {error:.4f}):")
     print(f"  inflated, by p of a search for the raw p: {np.mean(before <= level):.4f}")
     for method in DECIDING if factor == 1 else DECIDING[1:]:
@@ -80,7 +80,7 @@ def test_false_calls_of_every_p_value_that_decides(factor: float, level: float) 
         print(f"  {method}: {rate:.4f}, {undecided} undecided")
         # What was fitted or ranked errs with the normal objects, too.
         fitted = method in ("heavy_tails", "conformal")
-        spread = error * np.sqrt(1 + len(records) / groups) if fitted else error
+        spread = error * np.sqrt(1 + len(records) / objects) if fitted else error
         assert rate <= level + 2 * spread, (method, rate)
         if not fitted:
             assert undecided == 0 and rate >= level - 3 * error

@@ -34,11 +34,12 @@ SELECTIVE = (0.0123456789, 0.2, 0.4, 0.7, 0.9)
 CALIBRATION = Calibration(
     Law(1.2),
     Law(1.1, 5.0),
-    Ranks(SELECTIVE, SELECTIVE, SELECTIVE, tuple("abcde")),
+    Ranks(SELECTIVE, SELECTIVE, SELECTIVE, (1.0,) * 5),
     (0.001, 0.01, 0.02, 0.1, 0.3),
     (-2.0, -1.0, -0.5),
-    ("a", "b", "c"),
+    (1.0, 1.0, 1.0),
     6,
+    3,
 )
 
 

@@ -232,9 +232,9 @@ class Ranks:
         InputError: fields of different lengths.
 
     Example:
-        >>> ranks = Ranks((0.1, 0.2, 0.9), (0.1, 0.2, 0.8), (0.1, 0.3, 1.0), ("a", "a", "b"))
-        >>> ranks.num_groups, ranks.rank(SelectiveP(p=0.15, low=0.15, high=0.25))
-        (2, SelectiveP(p=0.5, low=0.5, high=0.6666666666666666))
+        >>> ranks = Ranks((0.1, 0.2, 0.9), (0.1, 0.2, 0.8), (0.1, 0.3, 1.0), (0.5, 0.5, 1.0))
+        >>> ranks.rank(SelectiveP(p=0.15, low=0.15, high=0.25))
+        SelectiveP(p=0.5, low=0.5, high=0.6666666666666666)
 
     Source: this project.
     """
@@ -242,17 +242,17 @@ class Ranks:
     p: tuple[float, ...] = field(repr=False)
     low: tuple[float, ...] = field(repr=False)
     high: tuple[float, ...] = field(repr=False)
-    groups: tuple[str, ...] = field(repr=False)  # the physical object of each
+    weights: tuple[float, ...] = field(repr=False)  # see `conformal_p`
 
     def __post_init__(self) -> None:
-        sizes = {name: len(getattr(self, name)) for name in ("p", "low", "high", "groups")}
+        sizes = {name: len(getattr(self, name)) for name in ("p", "low", "high", "weights")}
         if len(set(sizes.values())) > 1:
             raise InputError(f"ranks have fields of {sizes} entries, expected the same number")
 
     @property
-    def num_groups(self) -> int:
-        """How many physical objects they are of."""
-        return len(set(self.groups))
+    def least(self) -> float:
+        """The smallest conformal p-value that there can be."""
+        return 1 / (1 + sum(self.weights))
 
     def rank(self, bounds: SelectiveP) -> SelectiveP:
         """The conformal p-value of an image whose selective p-value is known within bounds.
@@ -264,9 +264,9 @@ class Ranks:
             Its rank, and the ranks between which that lies whatever the searches left open.
         """
         return SelectiveP(
-            conformal_p(self.p, bounds.p, self.groups),
-            conformal_p(self.high, bounds.low, self.groups),
-            conformal_p(self.low, bounds.high, self.groups),
+            conformal_p(self.p, bounds.p, self.weights),
+            conformal_p(self.high, bounds.low, self.weights),
+            conformal_p(self.low, bounds.high, self.weights),
         )
 
 
@@ -310,44 +310,45 @@ def recalibrated(
     return SelectiveP(*np.maximum(raw, by.p_value(observed, alternative)).tolist())
 
 
-def conformal_p(calibration: ArrayLike, value: float, groups: ArrayLike | None = None) -> float:
-    """The rank of a p-value among those of normal images, each object of which counts as one.
+def conformal_p(calibration: ArrayLike, value: float, weights: ArrayLike | None = None) -> float:
+    """The rank of a p-value among those of normal images, whose objects each count as one.
 
-    `(1 + sum_g share_g) / (1 + G)`, with `share_g` the share of the images of object g whose p is
-    no larger. If the image's object is exchangeable with the G calibration objects, whatever the
-    images of one object have in common, then of an object's images a share of alpha at most has
-    p <= alpha, in the mean over objects; with one image an object that is P(p <= alpha) <= alpha.
+    `(1 + sum_i w_i [p_i <= p]) / (1 + sum_i w_i)`, with `w_i` one over the number of images of the
+    object of image i. If the image is any one of an object that is exchangeable with those of
+    calibration, whatever the images of one object have in common, then given that it has a
+    p-value at all, P(p <= alpha) <= alpha. (Drawn from all objects, an image with a p-value is
+    image i with probability proportional to w_i. What the other images of its own object are is
+    not known: they count as 1 - w with a p that is no larger.)
 
     Args:
         calibration: (m,) p-values, or any score small for anomalous images; NaN is left out.
         value: that of the image.
-        groups: (m,) the physical object of each; None: each is one of its own.
+        weights: (m,) above 0; one over the number of images of its object, those without a p-value
+            counted too. None: each is the one image of its object.
 
     Returns:
         In (0, 1]; NaN for NaN.
 
     Raises:
-        InputError: groups of another length.
+        InputError: weights of another length.
 
     Example:
         >>> conformal_p([0.1, 0.5, 0.9], 0.3)
         0.5
-        >>> conformal_p([0.1, 0.1, 0.1, 0.9], 0.3, ["a", "a", "a", "b"])  # two objects
+        >>> conformal_p([0.1, 0.1, 0.9], 0.3, [0.5, 0.5, 1.0])  # the first two are of one object
         0.6666666666666666
 
-    Source: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005; the weights:
-    Lee, Barber and Willett, arXiv 2306.06342.
+    Source: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005; objects: Lee,
+    Barber and Willett, arXiv 2306.06342; that not every image has a p-value: this project.
     """
     known = np.asarray(calibration, np.float64)
-    named = np.arange(len(known)) if groups is None else np.asarray(groups)
-    if len(named) != len(known):
-        raise InputError(f"groups has {len(named)} entries, expected {len(known)}")
+    counted = np.ones(len(known)) if weights is None else np.asarray(weights, np.float64)
+    if len(counted) != len(known):
+        raise InputError(f"weights has {len(counted)} entries, expected {len(known)}")
     if np.isnan(value):
         return float("nan")
-    kept = ~np.isnan(known)
-    _, member, sizes = np.unique(named[kept], return_inverse=True, return_counts=True)
-    smaller = np.bincount(member, known[kept] <= value, minlength=len(sizes))
-    return float((1 + np.sum(smaller / sizes)) / (1 + len(sizes)))
+    counted = np.where(np.isnan(known), 0.0, counted)
+    return float((1 + np.sum(counted[known <= value])) / (1 + np.sum(counted)))
 
 
 def cross_fitted(

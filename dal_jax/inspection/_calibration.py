@@ -1,6 +1,7 @@
 """How far the p-values of a profile can be trusted: tests of held-out normal images."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,8 +50,8 @@ class Calibration:
     """What held-out normal images taught, for p-values of further images.
 
     Example:
-        >>> p, objects = (0.1, 0.4, 0.9), ("a", "b", "c")
-        >>> held = Calibration(Law(1.2), Law(1.1, 5.0), Ranks(p, p, p, objects), p, p, objects, 3)
+        >>> p, one = (0.1, 0.4, 0.9), (1.0, 1.0, 1.0)
+        >>> held = Calibration(Law(1.2), Law(1.1, 5.0), Ranks(p, p, p, one), p, p, one, 3, 3)
         >>> record = {"status": "OK", "p_value": 0.14, "p_low": 0.13, "p_high": 0.15}
         >>> record |= {"naive_p": 0.05, "max_score": 1.5, "sd": 1.0}
         >>> record |= {"statistic": 2.0, "truncation": [[1.0, 3.0]], "searched": [[-4.0, 4.0]]}
@@ -66,13 +67,9 @@ class Calibration:
     selective: Ranks  # raw p-values of normal views with a region
     naive: tuple[float, ...]  # naive p-values of the same views
     score: tuple[float, ...]  # minus the maximum score of normal views, also without a region
-    score_groups: tuple[str, ...]  # the physical object of each
+    score_weights: tuple[float, ...]  # of each, see `conformal_p`
     num_views: int  # with and without a region
-
-    @property
-    def num_groups(self) -> int:
-        """Physical objects that the views are of."""
-        return len(set(self.score_groups))
+    num_groups: int  # physical objects that they are of
 
     @property
     def deciding(self) -> tuple[Law | Ranks, ...]:
@@ -90,15 +87,15 @@ class Calibration:
         """
         found = raw_p_values(record)
         found["conformal_score"] = _known(
-            conformal_p(self.score, -record["max_score"], self.score_groups)
+            conformal_p(self.score, -record["max_score"], self.score_weights)
         )
         if record["status"] in _TESTED:
-            observed, groups = observed_of(record), self.selective.groups
+            observed, weights = observed_of(record), self.selective.weights
             found |= {
                 "inflated": recalibrated(self.inflated, observed),
                 "heavy_tails": recalibrated(self.heavy_tails, observed),
                 "conformal": self.selective.rank(found["selective"]),
-                "conformal_naive": _known(conformal_p(self.naive, record["naive_p"], groups)),
+                "conformal_naive": _known(conformal_p(self.naive, record["naive_p"], weights)),
             }
         return found
 
@@ -187,7 +184,7 @@ def fit_calibration(records: Sequence[dict[str, Any]], groups: Sequence[str]) ->
             "with: more normal images, or training with a larger flag_share"
         )
     observed = [observed_of(records[k]) for k in finished]
-    objects = tuple(groups[k] for k in tested)
+    sizes = Counter(groups)  # views without a region count, too
     scored = [k for k, record in enumerate(records) if np.isfinite(record["max_score"])]
     low, p, high = (
         tuple(records[k][name] for k in tested) for name in ("p_low", "p_value", "p_high")
@@ -195,11 +192,12 @@ def fit_calibration(records: Sequence[dict[str, Any]], groups: Sequence[str]) ->
     return Calibration(
         inflation(observed),
         heavy_tails(observed, [groups[k] for k in finished]),
-        Ranks(p, low, high, objects),
+        Ranks(p, low, high, tuple(1 / sizes[groups[k]] for k in tested)),
         tuple(records[k]["naive_p"] for k in tested),
         tuple(-records[k]["max_score"] for k in scored),
-        tuple(groups[k] for k in scored),
+        tuple(1 / sizes[groups[k]] for k in scored),
         len(records),
+        len(sizes),
     )
 
 
@@ -301,7 +299,7 @@ def load_calibration(directory: Path) -> Calibration | None:
 
     Raises:
         CheckpointError: the file is damaged, or of an earlier version, whose inflation may have
-            been below 1 and which did not say which object a view is of.
+            been below 1 and which ranked every view as if it were an object.
 
     Example:
         >>> import tempfile
@@ -329,8 +327,9 @@ def load_calibration(directory: Path) -> Calibration | None:
             inflated=Law(**facts["inflated"]),
             heavy_tails=Law(**facts["heavy_tails"]),
             selective=Ranks(**{name: tuple(p) for name, p in facts["selective"].items()}),
-            **{name: tuple(facts[name]) for name in ("naive", "score", "score_groups")},
+            **{name: tuple(facts[name]) for name in ("naive", "score", "score_weights")},
             num_views=int(facts["num_views"]),
+            num_groups=int(facts["num_groups"]),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: damaged, run dal-jax calibrate again") from error
