@@ -59,6 +59,11 @@ def dal_test(
             precision: width of the bounds on p to be reached, in [0, 1); 0 searches the whole
                 range. (The adaptive engine takes what is below 1e-7 for 1e-7.)
             alpha: level in (0, 1): the search may end as soon as the decision at alpha is certain.
+            level: level in (0, 1) at which p will be decided on: the search does not end before
+                the bounds tell that decision, however narrow they are. Where the range is
+                exhausted, or the evaluations are, the decision may stay open.
+            recalibrations: laws and ranks (`dal_jax.inference`) whose p-values will be decided on
+                at the level, too: see `recalibrated`.
             z_max: half the range searched, standard deviations, widened if it would not hold the
                 observed statistic; None is 10 + |z_obs|.
             adaptive: an `AdaptiveOptions`: spacing, safety, checks and so on.

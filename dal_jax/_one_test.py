@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Generator
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from .search import (
     Picked,
     Request,
     ScanEngine,
+    SearchOptions,
     Status,
     SweepEngine,
     adaptive_search,
@@ -51,6 +53,7 @@ class Case(NamedTuple):
     draws: Any = None  # those of this image; None: the localizer's
     noise: Noise | None = None  # the covariance of this image; None: that of all
     where: Bool[np.ndarray, "H W"] | None = None  # pixels that may be flagged; None: all
+    level: float | None = None  # of this image's decision; None: that of the options
 
 
 def checked(localizer: Localizer, case: Case) -> Case:
@@ -79,7 +82,9 @@ def checked(localizer: Localizer, case: Case) -> Case:
             raise InputError(
                 f"where is {where.dtype} of shape {where.shape}, expected bool {shape[:2]}"
             )
-    return Case(image, references, draws, case.noise, where)
+    if case.level is not None and not 0 < case.level < 1:
+        raise InputError(f"level is {case.level!r}, expected a level between 0 and 1")
+    return Case(image, references, draws, case.noise, where, case.level)
 
 
 def check_noise(noise: Any, shape: tuple[int, ...]) -> None:
@@ -127,8 +132,14 @@ def exact_test(
         window = _first_window(problem)
         scan = options.engine == "scan"
         engine = ScanEngine(problem) if scan else SweepEngine(problem, options.dtype or "float64")
-        searched = search_line(engine, line.z_obs, progress=progress, **vars(options.search))
+        searched = search_line(
+            engine, line.z_obs, progress=progress, **vars(_wanted(case, options))
+        )
     return _timed(with_search(empty, line, searched, options.alternative, window), started)
+
+
+def _wanted(case: Case, options: TestOptions) -> SearchOptions:
+    return options.search if case.level is None else replace(options.search, level=case.level)
 
 
 def _line_problem(localizer: Localizer, case: Case, picked: Picked, line: Line) -> LineProblem:
@@ -191,7 +202,7 @@ def _search(
     search = adaptive_search(
         line.z_obs,
         judge(score[None]),
-        options.search,
+        _wanted(case, options),
         options.adaptive,
         seed=options.seed,
         wide_only=options.dtype == "float64",

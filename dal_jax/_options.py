@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from ._errors import InputError
+from .inference import Law, Ranks
 from .search import AdaptiveOptions, SearchOptions, check_region
 
 ENGINES = ("adaptive", "sweep", "scan")
@@ -35,6 +36,8 @@ class TestOptions:
     first_window: bool = False  # with the adaptive engine, too
     permutations: int = 0  # 0 or more; adaptive engine only
     region: str = "all"  # or "peak"
+    level: float | None = None  # in (0, 1), at which the decision must be certain, too
+    recalibrations: tuple[Law | Ranks, ...] = ()  # whose decisions at it must be certain as well
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
 
@@ -60,7 +63,14 @@ class TestOptions:
     @property
     def search(self) -> SearchOptions:
         """What the search of the line is told."""
-        return SearchOptions(self.alternative, self.precision, self.alpha, self.z_max)
+        return SearchOptions(
+            self.alternative,
+            self.precision,
+            self.alpha,
+            self.z_max,
+            self.level,
+            self.recalibrations,
+        )
 
 
 def test_options(options: dict[str, Any]) -> TestOptions:

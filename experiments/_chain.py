@@ -81,13 +81,14 @@ def run_chain(
     run = runner(localizer, profile, options, context.host, context.devices, say)
     calibrated = calibrate(data, profile, run, directory / "calibration", wanted)
     reader = Reader(data, profile.fitted)
+    laws = calibrated.calibration.deciding
     tested = test_samples(
         directory / "test",
         localizer,
         profile,
         reader,
         to_test(data, profile),
-        options,
+        replace(options, level=ALPHA, recalibrations=laws),
         host=context.host,
         devices=context.devices,
         batch_size=context.batch_size,

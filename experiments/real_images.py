@@ -289,7 +289,7 @@ def _facts(tested: Tested) -> Row:
         "threshold": profile.threshold,
         "kurtosis": found.fit.residual_kurtosis,
         "inflation": found.calibration.inflated.factor,
-        "least_conformal": 1 / (1 + len(found.calibration.selective)),
+        "least_conformal": found.calibration.selective.least,
         "control": float("nan") if control is None else control.rate,
         "verdict": found.verdict[0],
         "parameters": fingerprint(tested.chain.localizer.params),

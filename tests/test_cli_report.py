@@ -12,7 +12,7 @@ pytest.importorskip("jinja2")
 
 from dal_jax.cli import main
 from dal_jax.inspection._calibration import METHODS
-from dal_jax.inspection._rows import COLUMNS, write_rows
+from dal_jax.inspection._rows import COLUMNS, DECIDING, LOW, write_rows
 
 
 @pytest.fixture
@@ -25,6 +25,7 @@ def folder(tmp_path: Path) -> Path:
     for method in METHODS:
         if method not in ("selective", "naive"):
             numbers[COLUMNS[method]] = math.nan
+    numbers |= {COLUMNS[method] + LOW: math.nan for method in DECIDING[1:]}
     write_rows(tmp_path, [{"name": f"{k}.png", **texts, **numbers} for k in range(3)])
     return tmp_path
 

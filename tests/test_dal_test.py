@@ -2,6 +2,7 @@ import json
 import math
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,10 @@ from dal_jax import (
 from dal_jax._dal_test import stream_tests
 from dal_jax._one_test import Case
 from dal_jax.inference import (
+    SelectiveP,
     bonferroni_log10_p,
     contains,
+    decision,
     intersect,
     naive_p,
     over_conditioned_p,
@@ -626,3 +629,22 @@ def test_a_wrong_covariance_is_noticed():
     # The simulation can see a mistake: noise of half the level that the images have.
     p = [dal_test(LOCALIZER, *images(k), "iid:0.5", engine="scan").p_value for k in range(150)]
     assert stats.kstest(p, "uniform").pvalue < 1e-4
+
+
+@pytest.mark.parametrize("engine", ["adaptive", "sweep"])
+def test_the_level_of_an_image_reaches_its_search(engine):
+    options = TestOptions(engine=engine, precision=0.1)
+    plain = dal_test(LOCALIZER, X, X_REF, "iid:1", engine=engine, precision=0.1)
+    level = (plain.p_low + plain.p_high) / 2  # what the precision leaves open
+    cases = [(k, partial(Case, X, X_REF, level=own)) for k, own in enumerate((None, level))]
+    found = dict(stream_tests(LOCALIZER, cases, iid(1.0), options))
+    told = [
+        decision(SelectiveP(result.p_value, result.p_low, result.p_high), level)
+        for result in (found[0], found[1])
+    ]
+    assert told[0] == "undecided" and told[1] != "undecided"
+    assert found[0].status is found[1].status is Status.OK
+    [(_, result)] = stream_tests(
+        LOCALIZER, [(0, lambda: Case(X, X_REF, level=1.5))], iid(1.0), options
+    )
+    assert result.status is Status.INVALID_INPUT and "level is 1.5" in result.message

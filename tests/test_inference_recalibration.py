@@ -6,11 +6,14 @@ from dal_jax import InputError
 from dal_jax.inference import (
     Law,
     Observed,
+    Ranks,
+    SelectiveP,
     as_intervals,
     conformal_p,
     cross_fitted,
     heavy_tails,
     inflation,
+    recalibrated,
     selective_p,
 )
 
@@ -151,3 +154,100 @@ def test_intervals_as_narrow_as_rounding_keep_their_order():
     found = law.p_value(Observed(0.5, truncation, EVERYWHERE))
     wide = law.p_value(Observed(0.5, as_intervals([0.4, 0.6]), EVERYWHERE))
     assert found.p == pytest.approx(wide.p, rel=1e-9)  # what was added has no mass
+
+
+def test_inflation_never_deflates():
+    # Normal images that vary less than the noise model says: by chance, or since it is too wide.
+    law = inflation(simulated(stats.norm(scale=0.8), 400, seed=9))
+    assert law == Law(1.0)
+
+
+@pytest.mark.parametrize(
+    "law", [Law(0.87), Law(1.0), Law(1.3), Law(0.58, 3.0), Law(0.85, 10.0), Law(1.4, 4.0)]
+)
+def test_no_recalibration_makes_a_p_value_smaller(law):
+    rng, smaller, equal = np.random.default_rng(4), 0, 0
+    for one in simulated(stats.norm(), 200, seed=10):
+        reach = abs(one.z_obs) + rng.uniform(0.2, 3.0)
+        searched = as_intervals([-reach, reach])
+        for alternative in ("two-sided", "greater", "less", "equal-tailed"):
+            short = one._replace(searched=searched)
+            raw, found = selective_p(*short, alternative), recalibrated(law, short, alternative)
+            under = law.p_value(short, alternative)
+            smaller += under.p < raw.p
+            equal += found == raw
+            assert all(np.array(found) >= raw)
+            # Bounds of the smaller of a search's two ends, whatever else there is.
+            exact = recalibrated(law, one, alternative).p
+            assert found.low <= found.p <= found.high
+            assert found.low <= exact + 1e-12 and exact <= found.high + 1e-12
+    assert smaller or law == Law(1.0)  # under the law alone they would be
+    assert equal == 800 or law != Law(1.0)
+
+
+def test_bounds_of_a_rank_hold_its_rank_whatever_the_searches_left_open():
+    rng = np.random.default_rng(11)
+    for _ in range(50):
+        low, width = rng.uniform(size=20), rng.choice([0.0, 1e-3, 0.2], size=20)
+        high = np.minimum(1.0, low + width)
+        p, weights = rng.uniform(low, high), rng.choice([0.2, 0.5, 1.0], size=20)
+        ranks = Ranks(*(tuple(part.tolist()) for part in (p, low, high, weights)))
+        own = np.sort(rng.uniform(size=3)).tolist()
+        found = ranks.rank(SelectiveP(own[1], own[0], own[2]))
+        for truth in (low, high, rng.uniform(low, high)):
+            for value in (*own, rng.uniform(own[0], own[2])):
+                exact = conformal_p(truth, value, weights)
+                assert found.low <= exact + 1e-12 and exact <= found.high + 1e-12
+
+
+def alike(rng, objects, views, likeness):
+    """Uniform p-values (objects, views): those of one object have a latent correlation."""
+    common, own = rng.standard_normal((objects, 1)), rng.standard_normal((objects, views))
+    return stats.norm.cdf(np.sqrt(likeness) * common + np.sqrt(1 - likeness) * own)
+
+
+@pytest.mark.parametrize("objects, views, count", [(26, 5, 4000), (400, 3, 2000)])
+def test_conformal_p_values_need_only_exchangeable_objects(objects, views, count):
+    """26 objects of 5 alike views called .0185 at 0.01 when every view counted as one."""
+    rng, levels = np.random.default_rng(12), (0.05, 0.01, 0.05 / 16)
+    weights = np.full(objects * views, 1 / views)
+    own, every = [], []
+    for _ in range(count):
+        p = alike(rng, objects + 1, views, 0.9)
+        own.append(conformal_p(p[1:].reshape(-1), p[0, 0], weights))
+        every.append(conformal_p(p[1:].reshape(-1), p[0, 0]))
+    for level in levels:
+        error = np.sqrt(level * (1 - level) / len(own))
+        assert np.mean(np.array(own) <= level) <= level + 2 * error
+    if objects == 26:  # the same simulation sees what is wrong with views
+        assert np.mean(np.array(every) <= 0.01) > 0.01 + 4 * np.sqrt(0.01 * 0.99 / count)
+
+
+def test_objects_of_many_views_count_no_more_than_those_of_few():
+    # Half of the objects have one view, half have 20; what an object is like decides alone.
+    rng, called = np.random.default_rng(13), []
+    sizes = np.array([1] * 20 + [20] * 20)
+    for _ in range(4000):
+        means = np.where(sizes == 20, 0.6, 0.0) + rng.standard_normal(40)
+        own = rng.choice([0.6, 0.0]) + rng.standard_normal()
+        found = conformal_p(np.repeat(means, sizes), own, np.repeat(1 / sizes, sizes))
+        called.append(found <= 0.05)
+    assert np.mean(called) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 4000)
+
+
+def test_views_without_a_region_count_in_the_weight_of_their_object():
+    """Views far out come in company: objects of one tested view must not count as those of two."""
+    rng, rates = np.random.default_rng(14), {"views": [], "tested views": []}
+    while len(rates["views"]) < 4000:
+        z = stats.norm.ppf(alike(rng, 301, 3, 0.8))
+        tested = np.abs(z) > 1.5
+        if not tested[0, 0]:
+            continue
+        p = np.where(tested, 2 * stats.norm.sf(np.abs(z)) / (2 * stats.norm.sf(1.5)), np.nan)
+        shares = np.full((300, 3), 1 / 3)
+        of_tested = np.repeat(1 / np.maximum(tested[1:].sum(1), 1), 3)
+        for name, weights in (("views", shares.reshape(-1)), ("tested views", of_tested)):
+            rates[name].append(conformal_p(p[1:].reshape(-1), p[0, 0], weights) <= 0.05)
+    error = np.sqrt(0.05 * 0.95 / 4000)
+    assert np.mean(rates["views"]) <= 0.05 + 2 * error
+    assert np.mean(rates["tested views"]) > 0.05 + 4 * error  # this simulation can tell

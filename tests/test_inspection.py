@@ -12,7 +12,7 @@ from PIL import Image
 
 from dal_jax import InputError, TestOptions
 from dal_jax.cli import main
-from dal_jax.inference import Law
+from dal_jax.inference import Law, Ranks
 from dal_jax.inspection import (
     METHODS,
     Calibration,
@@ -181,11 +181,21 @@ def test_recalibrated_p_values_stand_beside_the_raw_one(tested, calibrated):
             continue
         record = records[name]
         assert float(row["p_value"]) == record["p_value"]
-        conformal = (1 + sum(p <= record["p_value"] for p in kept.selective)) / (
-            1 + len(kept.selective)
+        own = kept.selective  # two views of each object
+        conformal = (1 + 0.5 * sum(p <= record["p_high"] for p in own.low)) / (
+            1 + 0.5 * len(own.low)
         )
+        assert set(own.weights) == {0.5}
         assert float(row["p_conformal"]) == pytest.approx(conformal)
-        assert float(row["p_inflated"]) == kept.p_values(record)["inflated"]
+        p = kept.p_values(record)["inflated"]
+        assert (float(row["p_inflated_low"]), float(row["p_inflated"])) == (p.low, p.high)
+        assert p.low >= record["p_low"] - 1e-12 and p.high >= record["p_high"] - 1e-12
+
+
+def test_a_folder_is_searched_for_its_decisions(tested, calibrated):
+    options = json.loads((tested / "run" / "run.json").read_text())["description"]["options"]
+    kept = load_calibration(calibrated)
+    assert f"level=0.05, recalibrations=({kept.inflated}, {kept.heavy_tails}, Ranks())" in options
 
 
 def test_metrics_know_the_masks(tested):
@@ -212,6 +222,8 @@ def record(p, z=1.0, score=1.0):
     return {
         "status": "OK",
         "p_value": p,
+        "p_low": p,
+        "p_high": p,
         "naive_p": p / 2,
         "statistic": 2 * z,
         "sd": 2.0,
@@ -233,9 +245,9 @@ def test_cross_fitting_leaves_the_own_object_out():
     records = [record(p, rng.uniform(0.1, 2), rng.uniform()) for p in rng.uniform(size=20)]
     groups = [f"g{k // 2}" for k in range(20)]
     found = cross_fitted_p(records, groups, seed=0)["conformal"]
-    # Against all 20 the smallest p has a rank of 2 / 21; against the other folds' it has less.
+    # Its own p would count among all 20; among those of the other folds none is as small.
     smallest = int(np.argmin([r["p_value"] for r in records]))
-    assert found[smallest] == pytest.approx(1 / (1 + 16))  # five folds of two objects, four views
+    assert found[smallest] == pytest.approx(1 / (1 + 8))  # five folds of two objects
 
 
 def test_decisions_follow_the_chosen_p_value_and_need_its_calibration():
@@ -245,16 +257,22 @@ def test_decisions_follow_the_chosen_p_value_and_need_its_calibration():
     with pytest.raises(InputError, match="decide_by is 'naive'"):
         InspectOptions(decide_by="naive")
     assert isinstance(calibration, Calibration)
-    assert calibration.p_values(record(0.01))["conformal"] == 1 / 3
-    assert calibration.p_values({**record(np.nan), "status": "NO_REGION"})["inflated"] != 0
+    assert calibration.p_values(record(0.01))["conformal"] == (1 / 3,) * 3
+    none = calibration.p_values({**record(np.nan), "status": "NO_REGION"})
+    assert np.isnan(none["inflated"]).all()
 
 
-def test_what_did_not_converge_is_not_compared_with_what_did():
-    calibration = fit_calibration([record(p, z) for p, z in ((0.1, 1.0), (0.9, 0.4))], ["a", "b"])
-    found = calibration.p_values({**record(0.01), "status": "NOT_CONVERGED"})
-    assert (found["selective"], found["naive"]) == (0.01, 0.005)
-    assert np.isnan([found[method] for method in METHODS if "conformal" in method][:2]).all()
-    assert np.isnan(found["inflated"]) and found["conformal_score"] == 1.0
+def test_what_did_not_converge_is_compared_by_its_bounds():
+    normal = [record(p, z) for p, z in ((0.1, 1.0), (0.9, 0.4))]
+    normal.append({**record(0.5), "p_low": 0.05, "p_high": 0.95, "status": "NOT_CONVERGED"})
+    calibration = fit_calibration(normal, ["a", "b", "c"])
+    short = {"p_low": 0.0, "p_high": 0.2, "status": "NOT_CONVERGED", "searched": [[0.0, 2.5]]}
+    found = calibration.p_values({**record(0.15), **short})
+    assert found["selective"] == (0.15, 0.0, 0.2)
+    # At the least it is below all three, at the most above the first and the last.
+    assert found["conformal"] == (2 / 4, 1 / 4, 3 / 4)
+    assert found["inflated"].low < found["inflated"].p < found["inflated"].high
+    assert found["conformal_score"] == (1.0, 1.0, 1.0)
 
 
 def test_calibration_says_what_it_lacks(data, model, tmp_path, capsys):
@@ -322,11 +340,21 @@ def test_what_the_model_has_seen_is_left_out_and_told(data, model, capsys):
 
 def test_inflation_is_the_same_test_with_a_larger_variance():
     # With Sigma -> c^2 Sigma the line stays: the same set in units of the statistic.
-    kept = Calibration(Law(1.5), Law(), (), (), (), 1, 1)
+    none = Ranks((), (), (), ())
+    kept = Calibration(Law(1.5), Law(), none, (), (), (), 1, 1)
     wide = {**record(0.0), "sd": 3.0}
+    same = Calibration(Law(), Law(), none, (), (), (), 1, 1)
     assert kept.p_values(record(0.0))["inflated"] == pytest.approx(
-        Calibration(Law(), Law(), (), (), (), 1, 1).p_values(wide)["inflated"], rel=1e-12
+        same.p_values(wide)["inflated"], rel=1e-12
     )
+
+
+def test_a_calibration_of_an_earlier_version_is_refused(tmp_path):
+    # Its inflation may be below 1, and it does not say of which object a view is.
+    old = {"format": 1, "inflated": {"factor": 0.87, "degrees": {"$float": "inf"}}}
+    (tmp_path / "calibration.json").write_text(json.dumps(old))
+    with pytest.raises(InputError, match=r"of an earlier version.* run dal-jax calibrate again"):
+        load_calibration(tmp_path)
 
 
 def test_stretching_noise_moves_its_lags_and_keeps_its_variance():

@@ -15,6 +15,7 @@ from dal_jax.images import (
     axial_slice,
     fit,
     open_data,
+    read_sample,
     read_volume,
     write_volume,
 )
@@ -22,12 +23,13 @@ from dal_jax.inspection import (
     Inspected,
     InspectOptions,
     LearnOptions,
+    Reader,
     VolumeMaps,
     image_row,
     load_profile,
     rows_of,
 )
-from dal_jax.inspection._items import ViewItem
+from dal_jax.inspection._items import ViewItem, as_items, view_items
 from dal_jax.inspection._learn import Images, Normal, fit_noise, undiluted
 from dal_jax.inspection._rows import picture_name
 
@@ -57,6 +59,20 @@ def rows(*records, alpha=0.05):
     sample = Sample("a.png", None, "test", "normal", None, "a")
     tested = [(ViewItem(sample, k, len(records)), one) for k, one in enumerate(records)]
     return rows_of(tested, None, InspectOptions(alpha))
+
+
+def test_the_level_of_a_view_reaches_its_search(tmp_path):
+    np.save(tmp_path / "a.npy", np.arange(128.0).reshape(8, 16, 1) ** 3)
+    data = open_data(str(tmp_path), "folder")
+    preparation = Preparation(size=4, view="tile")
+    image = read_sample(data, data.samples[0])[0]
+    reader = Reader(data, fit(preparation, [image]))
+    listed = view_items(reader, data.samples)
+    references = np.zeros((1, 4, 4, 1))
+    items = as_items(reader, listed, references, 0.05)
+    assert len(items) > 1
+    assert [item.load().level for item in items] == [0.05 / len(items)] * len(items)
+    assert as_items(reader, listed, references)[0].load().level is None
 
 
 def test_the_views_of_an_image_share_its_level():
@@ -181,8 +197,8 @@ def test_tiles_cover_an_image_and_it_has_one_row(tiles):
         known = [float(row["p_adjusted"]) for row in own if row["p_adjusted"] != "nan"]
         assert float(image["p_value"]) == min(known)
         for row in own:
-            p = float(row["p_value"])
-            assert np.isnan(p) or float(row["p_adjusted"]) == pytest.approx(min(1.0, 6 * p))
+            high = float(row["p_high"])
+            assert np.isnan(high) or float(row["p_adjusted"]) == pytest.approx(min(1.0, 6 * high))
     for name in images:
         assert (tiles / "out" / "overlays" / name).is_file()
 

@@ -21,9 +21,9 @@ pytest.importorskip("PIL")
 from PIL import Image
 
 from dal_jax._errors import InputError
-from dal_jax.inference import Law, conformal_p
+from dal_jax.inference import Law, Ranks, conformal_p
 from dal_jax.inspection._calibration import METHODS, Calibration, Rate, save_calibration
-from dal_jax.inspection._rows import COLUMNS, write_rows
+from dal_jax.inspection._rows import COLUMNS, DECIDING, LOW, write_rows
 from dal_jax.noise import fit_report, iid
 from dal_jax.report import calibration_picture, page
 from dal_jax.report._calibration_figure import calibration_figure, uniform_band
@@ -32,7 +32,14 @@ NAN = math.nan
 HOSTILE = 'a/<script>alert("1")</script> & \'q\' "é日".png'
 SELECTIVE = (0.0123456789, 0.2, 0.4, 0.7, 0.9)
 CALIBRATION = Calibration(
-    Law(1.2), Law(1.1, 5.0), SELECTIVE, (0.001, 0.01, 0.02, 0.1, 0.3), (-2.0, -1.0), 6, 3
+    Law(1.2),
+    Law(1.1, 5.0),
+    Ranks(SELECTIVE, SELECTIVE, SELECTIVE, (1.0,) * 5),
+    (0.001, 0.01, 0.02, 0.1, 0.3),
+    (-2.0, -1.0, -0.5),
+    (1.0, 1.0, 1.0),
+    6,
+    3,
 )
 
 
@@ -50,6 +57,7 @@ def row(name: str, p: float, decision: str, status: str = "OK", **changes: Any) 
         "p_low": p,
         "p_high": p,
         **{COLUMNS[method]: p_of[method] for method in METHODS if method != "selective"},
+        **{COLUMNS[method] + LOW: p_of[method] for method in DECIDING[1:]},
         "num_flagged": 0 if math.isnan(p) else 7,
         "statistic": 0.1,
         "sd": 0.05,
@@ -234,6 +242,7 @@ def test_what_lacks_is_said(folder: Path, model: Path) -> None:
     plain = [{**one} for one in ROWS]
     for one in plain:
         one |= {COLUMNS[m]: NAN for m in METHODS if m not in ("selective", "naive")}
+        one |= {COLUMNS[m] + LOW: NAN for m in DECIDING[1:]}
     write_rows(folder, plain)
     page(folder)
     told = parsed(folder).text

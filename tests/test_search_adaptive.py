@@ -9,8 +9,11 @@ from search_cases import dense_localizer, jumping_localizer, pooled_localizer
 
 from dal_jax import InputError, Status, dal_test, dal_test_batch, from_score
 from dal_jax.inference import (
+    Law,
+    Observed,
     as_intervals,
     contains,
+    decision,
     intersect,
     measure,
     merge,
@@ -519,3 +522,40 @@ def test_a_smooth_localizer_has_uniform_null_p_values():
     assert stats.kstest(naive, "uniform").pvalue < 1e-4
     # Not by symmetry alone.
     assert np.mean([contains(r.truncation, -r.statistic) for r in tested]) < 0.5
+
+
+def test_the_decision_of_a_view_of_many_is_searched_for():
+    def margins(z):
+        return z[:, None] - 1.0
+
+    level = 0.05 / 256  # of a view of 256, below the precision; p is 1.6e-4
+    plain, found = search(margins, 4.05), search(margins, 4.05, level=level)
+    assert decision(plain.searched.bounds, level) == "undecided"
+    assert decision(found.searched.bounds, level) == "reject"
+    assert found.searched.status is Status.OK
+    assert found.searched.num_evaluations < 1.5 * plain.searched.num_evaluations
+    # What ends the search early at another level waits for this one.
+    early = search(margins, 4.05, alpha=0.05, level=level)
+    assert decision(early.searched.bounds, level) == "reject"
+
+
+@pytest.mark.parametrize("law", [Law(1.3), Law(2.0), Law(1.0, 7.0)])
+def test_the_decision_under_another_law_is_searched_for(law):
+    def margins(z):
+        return np.minimum(z - 1.0, np.abs(z - 4.2) - 0.1)[:, None]
+
+    truth = as_intervals([[1.0, 4.1], [4.3, np.inf]])
+    everywhere, undecided = as_intervals([-np.inf, np.inf]), 0
+    for z_obs in np.linspace(1.5, 4.05, 12):
+        expected = law.p_value(Observed(z_obs, truth, everywhere)).p
+        for level in (expected / 1.01, expected * 1.01):
+            if level >= 1:
+                continue
+            plain = search(margins, z_obs).searched
+            bounds = law.p_value(Observed(z_obs, plain.truncation, plain.searched))
+            undecided += decision(bounds, level) == "undecided"
+            found = search(margins, z_obs, level=level, recalibrations=(law,)).searched
+            bounds = law.p_value(Observed(z_obs, found.truncation, found.searched))
+            assert decision(bounds, level) == ("reject" if expected <= level else "accept")
+            assert found.status is Status.OK
+    assert undecided > 5  # what the search for the raw p leaves open

@@ -8,12 +8,15 @@ from search_cases import KnownSet
 from dal_jax import InputError
 from dal_jax.inference import (
     ALTERNATIVES,
+    Law,
+    Observed,
     as_intervals,
     contains,
     decision,
     intersect,
     log_total_mass,
     selective_p,
+    union,
 )
 from dal_jax.search import Found, Status, search_line
 
@@ -270,3 +273,36 @@ def test_bad_arguments_are_named_before_anything_is_searched(name, value):
 def test_an_observed_value_that_is_not_finite_is_named(z_obs):
     with pytest.raises(InputError, match=r"^z_obs is .*expected a finite number$"):
         search_line(KnownSet(as_intervals([[1.0, 3.0]])), z_obs)
+
+
+@pytest.mark.parametrize("level", [0.05, 0.01, 0.05 / 16, 0.05 / 256])
+def test_a_level_is_searched_for_until_its_decisions_are_certain(level):
+    rng, deeper, undecided = np.random.default_rng(8), 0, 0
+    laws = (Law(1.7), Law(1.1, 6.0))
+    for _ in range(25):
+        _, truth = random_truth(rng)
+        z_obs = rng.uniform(3.0, 5.0)
+        truth = union(truth, as_intervals([z_obs - 0.5, z_obs + rng.uniform(0.5, 3.0)]))
+        plain = search_line(KnownSet(truth), z_obs)
+        found = search_line(KnownSet(truth), z_obs, level=level, recalibrations=laws)
+        assert found.status is Status.OK
+        deeper += found.num_evaluations > plain.num_evaluations
+        for law in (Law(), *laws):
+            bounds = law.p_value(Observed(z_obs, found.truncation, found.searched))
+            expected = law.p_value(Observed(z_obs, truth, WHOLE)).p
+            assert bounds.low <= expected + ROUNDING and expected <= bounds.high + ROUNDING
+            certain, told = "reject" if expected <= level else "accept", decision(bounds, level)
+            assert told == certain or found.searched[-1, 1] == 10 + z_obs  # to the very end
+            undecided += told == "undecided"
+    assert deeper and undecided <= 3  # the Student law leaves something beyond the end, too
+
+
+def test_the_level_that_cannot_be_decided_does_not_hold_up_the_rest():
+    heavy, truth = Law(1.0, 2.5), as_intervals([5.0, np.inf])
+    known = as_intervals([-16.0, 16.0])  # 10 + |z_obs|: the Student law has much beyond that
+    low, _, high = sorted(heavy.p_value(Observed(6.0, intersect(truth, known), known)))
+    level = (low + high) / 2
+    found = search_line(KnownSet(truth), 6.0, level=level, recalibrations=(heavy,))
+    bounds = heavy.p_value(Observed(6.0, found.truncation, found.searched))
+    assert high - low > 0.01 and decision(bounds, level) == "undecided"
+    assert (found.status, found.searched[-1, 1]) == (Status.OK, 16.0)

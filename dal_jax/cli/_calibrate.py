@@ -26,6 +26,9 @@ from dal_jax.inspection import (
 from dal_jax.report import calibration_picture, overlay
 from dal_jax.runs import join_hosts, leave_hosts
 
+# Wider laws weigh the far tails more, and conformal p-values are ranks: both need p well known.
+PRECISION = 1e-6
+
 Model = Annotated[
     Path, typer.Option("--model", metavar="DIR", help="Model trained with --data; kept there.")
 ]
@@ -62,7 +65,7 @@ def calibrate(
     host = join_hosts(coordinator, num_processes, process_id)
     source = profile.source.open(data)
     with tqdm(unit="view", file=sys.stderr, disable=host.index > 0 or None) as bar:
-        how = TestOptions(region=profile.region)
+        how = TestOptions(region=profile.region, precision=PRECISION)
         run = runner(localizer, profile, how, host, devices, stages(bar))
         wanted = CalibrateOptions(control, lengths, seed)
         found = run_calibration(source, profile, run, model / "calibration", wanted)
@@ -78,7 +81,7 @@ def _pictures(found: Calibrated, folder: Path) -> None:
     held = found.calibration
     calibration_picture(
         folder / "calibration.png",
-        held.selective,
+        held.selective.p,
         held.naive,
         held.num_groups,
         found.fit,

@@ -84,7 +84,11 @@ Precision = Annotated[
 ]
 Level = Annotated[
     float | None,
-    typer.Option("--alpha", help="Stop as soon as the decision at this level is certain."),
+    typer.Option(
+        "--alpha",
+        help="Stop as soon as the decision at this level is certain; FOLDER: level of all views of "
+        "an image together (0.05), searched for until each decision is certain.",
+    ),
 ]
 Permutations = Annotated[
     int,

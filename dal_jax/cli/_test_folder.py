@@ -72,6 +72,9 @@ def test_folder(
     data = profile.source.open(folder)
     samples = to_test(data, profile)
     reader = Reader(data, profile.fitted)
+    # Whichever p-value decides, now or in a later call, its decision shall be certain.
+    laws = () if calibration is None else calibration.deciding
+    how = replace(test_options, region=profile.region, level=options.alpha, recalibrations=laws)
     with tqdm(unit="view", file=sys.stderr, disable=host.index > 0 or None) as bar:
 
         def follow(done: int, total: int) -> None:
@@ -84,7 +87,7 @@ def test_folder(
             profile,
             reader,
             samples,
-            replace(test_options, region=profile.region),
+            how,
             host=host,
             devices=devices,
             batch_size=batch_size,

@@ -24,7 +24,9 @@ from ._p_value import decision as decision
 from ._p_value import selective_p as selective_p
 from ._recalibration import Law as Law
 from ._recalibration import Observed as Observed
+from ._recalibration import Ranks as Ranks
 from ._recalibration import conformal_p as conformal_p
 from ._recalibration import cross_fitted as cross_fitted
 from ._recalibration import heavy_tails as heavy_tails
 from ._recalibration import inflation as inflation
+from ._recalibration import recalibrated as recalibrated

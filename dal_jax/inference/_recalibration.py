@@ -1,7 +1,7 @@
 """Recalibration after the search: the law of the statistic fitted to images known to be normal."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -17,6 +17,9 @@ from ._p_value import SelectiveP, selective_p
 # Degrees of freedom that are tried; the last one is the normal law.
 DEGREES = (2.5, 3.0, 4.0, 5.0, 7.0, 10.0, 15.0, 25.0, 50.0, np.inf)
 _FACTORS = (0.2, 20.0)
+# Inflation makes no p-value smaller: a factor below 1 would, on normal images that vary less than
+# the noise model says by chance.
+_INFLATIONS = (1.0, _FACTORS[1])
 
 Fitted = TypeVar("Fitted")
 
@@ -128,14 +131,17 @@ class Law:
 
 
 def inflation(observed: Sequence[Observed], alternative: str = "two-sided") -> Law:
-    """The normal law whose p-values of normal images average one half.
+    """The normal law whose p-values of normal images average one half, never a narrower one.
+
+    Where the p-values of the noise model itself average more than one half, the factor is 1: what
+    is called a remedy must not make p-values smaller.
 
     Args:
         observed: of images known to be normal, one or more.
         alternative: as in `selective_p`.
 
     Returns:
-        Law(factor); the factor is within [0.2, 20].
+        Law(factor); the factor is within [1, 20].
 
     Raises:
         InputError: no images.
@@ -155,9 +161,11 @@ def inflation(observed: Sequence[Observed], alternative: str = "two-sided") -> L
         law = Law(float(np.exp(log_factor)))
         return float(np.nanmean([law.p_value(one, alternative).p for one in observed])) - 0.5
 
-    low, high = np.log(_FACTORS)
-    if excess(low) * excess(high) >= 0:
-        return Law(_FACTORS[int(abs(excess(high)) < abs(excess(low)))])
+    low, high = np.log(_INFLATIONS)
+    if excess(low) >= 0:  # p-values grow with the factor
+        return Law(_INFLATIONS[0])
+    if excess(high) <= 0:
+        return Law(_INFLATIONS[1])
     root: Any = optimize.brentq(excess, low, high, xtol=1e-4)
     return Law(float(np.exp(root)))
 
@@ -166,7 +174,9 @@ def heavy_tails(observed: Sequence[Observed], groups: ArrayLike | None = None) -
     """The Student law under which the statistics of normal images are most likely.
 
     Each image's likelihood is conditional on its own truncation set, so selection does not bias
-    the fit: `max sum_i w_i log f(z_i) / P(Z_i)` over factor and degrees of freedom.
+    the fit: `max sum_i w_i log f(z_i) / P(Z_i)` over factor and degrees of freedom. A Student law
+    of the noise model's variance has a factor below 1, and smaller p-values near 0: `recalibrated`
+    takes the larger of them and those of the noise model.
 
     Args:
         observed: of images known to be normal, one or more.
@@ -214,30 +224,131 @@ def heavy_tails(observed: Sequence[Observed], groups: ArrayLike | None = None) -
     return best[1]
 
 
-def conformal_p(calibration: ArrayLike, value: float) -> float:
-    """The rank of a p-value among those of normal images: `(1 + #{calibration <= p}) / (1 + m)`.
+@dataclass(frozen=True)
+class Ranks:
+    """P-values of normal images, each with its bounds, among which further ones are ranked.
 
-    Uniform (never too small) if the image is exchangeable with the calibration images, whatever
-    their law. With groups that is: if the groups are exchangeable and one image of each is used.
+    Raises:
+        InputError: fields of different lengths.
+
+    Example:
+        >>> ranks = Ranks((0.1, 0.2, 0.9), (0.1, 0.2, 0.8), (0.1, 0.3, 1.0), (0.5, 0.5, 1.0))
+        >>> ranks.rank(SelectiveP(p=0.15, low=0.15, high=0.25))
+        SelectiveP(p=0.5, low=0.5, high=0.6666666666666666)
+
+    Source: this project.
+    """
+
+    p: tuple[float, ...] = field(repr=False)
+    low: tuple[float, ...] = field(repr=False)
+    high: tuple[float, ...] = field(repr=False)
+    weights: tuple[float, ...] = field(repr=False)  # see `conformal_p`
+
+    def __post_init__(self) -> None:
+        sizes = {name: len(getattr(self, name)) for name in ("p", "low", "high", "weights")}
+        if len(set(sizes.values())) > 1:
+            raise InputError(f"ranks have fields of {sizes} entries, expected the same number")
+
+    @property
+    def least(self) -> float:
+        """The smallest conformal p-value that there can be."""
+        return 1 / (1 + sum(self.weights))
+
+    def rank(self, bounds: SelectiveP) -> SelectiveP:
+        """The conformal p-value of an image whose selective p-value is known within bounds.
+
+        Args:
+            bounds: of the image.
+
+        Returns:
+            Its rank, and the ranks between which that lies whatever the searches left open.
+        """
+        return SelectiveP(
+            conformal_p(self.p, bounds.p, self.weights),
+            conformal_p(self.high, bounds.low, self.weights),
+            conformal_p(self.low, bounds.high, self.weights),
+        )
+
+
+def recalibrated(
+    by: Law | Ranks,
+    observed: Observed,
+    alternative: str = "two-sided",
+    raw: SelectiveP | None = None,
+) -> SelectiveP:
+    """A recalibrated p-value with its bounds: the one way from a finished search to a decision.
+
+    Under a law it is the larger of the p-value under that law and the raw one, so that no fit
+    makes a p-value smaller; among ranks it is the rank of the raw one.
+
+    Args:
+        by: the law, or the p-values of normal images.
+        observed: of one image.
+        alternative: as in `selective_p`.
+        raw: its raw p-value with bounds, where that is there already.
+
+    Returns:
+        SelectiveP(p, low, high); low <= p <= high, whatever the part of the line holds that was
+        not searched.
+
+    Raises:
+        InputError: unknown alternative.
+
+    Example:
+        >>> from dal_jax.inference import as_intervals
+        >>> observed = Observed(2.0, as_intervals([1.0, 4.0]), as_intervals([-4.0, 4.0]))
+        >>> [round(value, 3) for value in recalibrated(Law(2.0), observed)]
+        [0.476, 0.476, 0.548]
+        >>> recalibrated(Law(0.5), observed) == recalibrated(Law(), observed)
+        True
+
+    Source: this project.
+    """
+    raw = Law().p_value(observed, alternative) if raw is None else raw
+    if isinstance(by, Ranks):
+        return by.rank(raw)
+    return SelectiveP(*np.maximum(raw, by.p_value(observed, alternative)).tolist())
+
+
+def conformal_p(calibration: ArrayLike, value: float, weights: ArrayLike | None = None) -> float:
+    """The rank of a p-value among those of normal images, whose objects each count as one.
+
+    `(1 + sum_i w_i [p_i <= p]) / (1 + sum_i w_i)`, with `w_i` one over the number of images of the
+    object of image i. If the image is any one of an object that is exchangeable with those of
+    calibration, whatever the images of one object have in common, then given that it has a
+    p-value at all, P(p <= alpha) <= alpha. (Drawn from all objects, an image with a p-value is
+    image i with probability proportional to w_i. What the other images of its own object are is
+    not known: they count as 1 - w with a p that is no larger.)
 
     Args:
         calibration: (m,) p-values, or any score small for anomalous images; NaN is left out.
         value: that of the image.
+        weights: (m,) above 0; one over the number of images of its object, those without a p-value
+            counted too. None: each is the one image of its object.
 
     Returns:
         In (0, 1]; NaN for NaN.
 
+    Raises:
+        InputError: weights of another length.
+
     Example:
         >>> conformal_p([0.1, 0.5, 0.9], 0.3)
         0.5
+        >>> conformal_p([0.1, 0.1, 0.9], 0.3, [0.5, 0.5, 1.0])  # the first two are of one object
+        0.6666666666666666
 
-    Source: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005.
+    Source: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005; objects: Lee,
+    Barber and Willett, arXiv 2306.06342; that not every image has a p-value: this project.
     """
+    known = np.asarray(calibration, np.float64)
+    counted = np.ones(len(known)) if weights is None else np.asarray(weights, np.float64)
+    if len(counted) != len(known):
+        raise InputError(f"weights has {len(counted)} entries, expected {len(known)}")
     if np.isnan(value):
         return float("nan")
-    known = np.asarray(calibration, np.float64)
-    known = known[~np.isnan(known)]
-    return float((1 + np.sum(known <= value)) / (1 + len(known)))
+    counted = np.where(np.isnan(known), 0.0, counted)
+    return float((1 + np.sum(counted[known <= value])) / (1 + np.sum(counted)))
 
 
 def cross_fitted(

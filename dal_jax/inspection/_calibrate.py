@@ -63,10 +63,11 @@ class Calibrated(NamedTuple):
     """What calibration found.
 
     Example:
-        >>> from dal_jax.inference import Law
+        >>> from dal_jax.inference import Law, Ranks
         >>> from dal_jax.noise import iid
         >>> fit = fit_report(iid(1.0), np.random.default_rng(0).normal(size=(20, 4, 4, 1)))
-        >>> held = Calibration(Law(1.2), Law(1.1, 5.0), (0.3,), (0.1,), (-2.0,), 1, 1)
+        >>> p, one = (0.3,), (1.0,)
+        >>> held = Calibration(Law(1.2), Law(1.1, 5.0), Ranks(p, p, p, one), p, p, one, 1, 1)
         >>> found = Calibrated(held, [], [], {}, [], [], [], fit, [], [], ["Good."], [])
         >>> found.calibration.inflated.factor, found.fit.num_images
         (1.2, 20)
@@ -357,14 +358,14 @@ def _moved(
     rows = []
     for factor in SIGMA_FACTORS:
         rows += [
-            _row(record["name"], "sigma", factor, p_with_sigma(record, factor)) for record in found
+            _row(record["name"], "sigma", factor, p_with_sigma(record, factor).high)
+            for record in found
         ]
     shape = profile.references.shape[1:]
     for factor in LENGTH_FACTORS if options.lengths else ():
         noise = stretched(profile.noise, shape, factor)
         for record in run(directory / f"length-{factor:g}", items, noise):
-            p = record["p_value"] if record["status"] == "OK" else float("nan")
-            rows.append(_row(record["name"], "correlation length", factor, p))
+            rows.append(_row(record["name"], "correlation length", factor, record["p_high"]))
     return rows
 
 

@@ -1,6 +1,7 @@
 """How far the p-values of a profile can be trusted: tests of held-out normal images."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,23 +16,29 @@ from dal_jax.images import cluster_interval, cluster_standard_error, split_group
 from dal_jax.inference import (
     Law,
     Observed,
+    Ranks,
+    SelectiveP,
     as_intervals,
     conformal_p,
     cross_fitted,
     heavy_tails,
     inflation,
+    recalibrated,
 )
 from dal_jax.runs import decode, encode
 
 RECORD = "calibration.json"
 LEVELS = (0.01, 0.05, 0.10)
 FOLDS = 5
+FORMAT = 2  # of the file
+# Of what has a p-value within bounds.
+_TESTED = ("OK", "NOT_CONVERGED")
 # What each p-value is, in words; "raw" is what the others are shown beside, never in place of.
 METHODS = {
     "selective": "raw: the noise model as fitted",
-    "inflated": "selective, standard deviation of the statistic times a factor",
-    "heavy_tails": "selective, statistic of a Student law",
-    "conformal": "rank of the raw selective p among those of normal images",
+    "inflated": "selective, standard deviation of the statistic times a factor of 1 or more",
+    "heavy_tails": "selective, statistic of a Student law, or raw where that is larger",
+    "conformal": "rank of the raw selective p among those of normal objects",
     "naive": "not valid: forgets that the region was chosen",
     "conformal_naive": "rank of the naive p; null: the view is exchangeable with normal views",
     "conformal_score": "rank of the maximum score; null: the same",
@@ -43,11 +50,13 @@ class Calibration:
     """What held-out normal images taught, for p-values of further images.
 
     Example:
-        >>> held = Calibration(Law(1.2), Law(1.1, 5.0), (0.1, 0.4, 0.9), (0.01,), (-2.0,), 4, 4)
-        >>> record = {"status": "OK", "p_value": 0.14, "naive_p": 0.05, "max_score": 1.5, "sd": 1.0}
-        >>> line = {"statistic": 2.0, "truncation": [[1.0, 3.0]], "searched": [[-4.0, 4.0]]}
-        >>> p = held.p_values(record | line)
-        >>> p["conformal"], p["inflated"] > p["selective"]
+        >>> p, one = (0.1, 0.4, 0.9), (1.0, 1.0, 1.0)
+        >>> held = Calibration(Law(1.2), Law(1.1, 5.0), Ranks(p, p, p, one), p, p, one, 3, 3)
+        >>> record = {"status": "OK", "p_value": 0.14, "p_low": 0.13, "p_high": 0.15}
+        >>> record |= {"naive_p": 0.05, "max_score": 1.5, "sd": 1.0}
+        >>> record |= {"statistic": 2.0, "truncation": [[1.0, 3.0]], "searched": [[-4.0, 4.0]]}
+        >>> p = held.p_values(record)
+        >>> p["conformal"].high, p["inflated"].high > p["selective"].high
         (0.5, True)
 
     Source: this project.
@@ -55,32 +64,38 @@ class Calibration:
 
     inflated: Law  # normal, its standard deviation fitted
     heavy_tails: Law  # Student's, its scale and degrees of freedom fitted
-    selective: tuple[float, ...]  # raw p-values of normal views with a region, ascending
-    naive: tuple[float, ...]  # naive p-values of the same views, ascending
-    score: tuple[float, ...]  # minus the maximum score of all normal views, ascending
+    selective: Ranks  # raw p-values of normal views with a region
+    naive: tuple[float, ...]  # naive p-values of the same views
+    score: tuple[float, ...]  # minus the maximum score of normal views, also without a region
+    score_weights: tuple[float, ...]  # of each, see `conformal_p`
     num_views: int  # with and without a region
     num_groups: int  # physical objects that they are of
 
-    def p_values(self, record: dict[str, Any]) -> dict[str, float]:
-        """All p-values of one tested view.
+    @property
+    def deciding(self) -> tuple[Law | Ranks, ...]:
+        """What p-values that may decide are recalibrated by."""
+        return self.inflated, self.heavy_tails, self.selective
+
+    def p_values(self, record: dict[str, Any]) -> dict[str, SelectiveP]:
+        """All p-values of one tested view, with bounds for what was not searched.
 
         Args:
             record: of a view, `as_record` with `max_score`.
 
         Returns:
-            p by method, see `METHODS`; NaN without a region. Those that compare the view's test
-            with tests of normal views need the status that these have, OK.
+            p by method, see `METHODS`; NaN without a region.
         """
-        found = dict.fromkeys(METHODS, float("nan"))
-        found |= {"selective": record["p_value"], "naive": record["naive_p"]}
-        found["conformal_score"] = conformal_p(self.score, -record["max_score"])
-        if record["status"] == "OK":
-            observed = observed_of(record)
+        found = raw_p_values(record)
+        found["conformal_score"] = _known(
+            conformal_p(self.score, -record["max_score"], self.score_weights)
+        )
+        if record["status"] in _TESTED:
+            observed, weights = observed_of(record), self.selective.weights
             found |= {
-                "inflated": self.inflated.p_value(observed).p,
-                "heavy_tails": self.heavy_tails.p_value(observed).p,
-                "conformal": conformal_p(self.selective, record["p_value"]),
-                "conformal_naive": conformal_p(self.naive, record["naive_p"]),
+                "inflated": recalibrated(self.inflated, observed),
+                "heavy_tails": recalibrated(self.heavy_tails, observed),
+                "conformal": self.selective.rank(found["selective"]),
+                "conformal_naive": _known(conformal_p(self.naive, record["naive_p"], weights)),
             }
         return found
 
@@ -96,6 +111,24 @@ class Rate(NamedTuple):
     standard_error: float  # clustered by physical object
     low: float  # 95% interval, clustered; 0 and 1 with one physical object
     high: float
+
+
+def raw_p_values(record: dict[str, Any]) -> dict[str, SelectiveP]:
+    """The p-values of one tested view that need no calibration.
+
+    Args:
+        record: of a view.
+
+    Returns:
+        By method, with bounds; NaN where there is none.
+    """
+    found = dict.fromkeys(METHODS, _known(float("nan")))
+    raw = SelectiveP(record["p_value"], record["p_low"], record["p_high"])
+    return found | {"selective": raw, "naive": _known(record["naive_p"])}
+
+
+def _known(p: float) -> SelectiveP:
+    return SelectiveP(p, p, p)
 
 
 def observed_of(record: dict[str, Any]) -> Observed:
@@ -115,8 +148,8 @@ def observed_of(record: dict[str, Any]) -> Observed:
     )
 
 
-def p_with_sigma(record: dict[str, Any], factor: float) -> float:
-    """The raw p-value if the noise's standard deviation were another; no new search.
+def p_with_sigma(record: dict[str, Any], factor: float) -> SelectiveP:
+    """The raw p-value, with bounds, if the noise's deviation were another; no new search.
 
     Args:
         record: of a view.
@@ -125,9 +158,9 @@ def p_with_sigma(record: dict[str, Any], factor: float) -> float:
     Returns:
         p; NaN where there is none.
     """
-    if record["status"] != "OK":
-        return float("nan")
-    return Law(factor).p_value(observed_of(record)).p
+    if record["status"] not in _TESTED:
+        return _known(float("nan"))
+    return Law(factor).p_value(observed_of(record))
 
 
 def fit_calibration(records: Sequence[dict[str, Any]], groups: Sequence[str]) -> Calibration:
@@ -143,22 +176,28 @@ def fit_calibration(records: Sequence[dict[str, Any]], groups: Sequence[str]) ->
     Raises:
         InputError: no view has a region.
     """
-    tested = [k for k, record in enumerate(records) if record["status"] == "OK"]
-    if not tested:
+    tested = [k for k, record in enumerate(records) if record["status"] in _TESTED]
+    finished = [k for k in tested if records[k]["status"] == "OK"]
+    if not finished:
         raise InputError(
             f"none of {len(records)} normal views has a tested region, expected some to calibrate "
             "with: more normal images, or training with a larger flag_share"
         )
-    observed = [observed_of(records[k]) for k in tested]
-    scores = [record["max_score"] for record in records]
+    observed = [observed_of(records[k]) for k in finished]
+    sizes = Counter(groups)  # views without a region count, too
+    scored = [k for k, record in enumerate(records) if np.isfinite(record["max_score"])]
+    low, p, high = (
+        tuple(records[k][name] for k in tested) for name in ("p_low", "p_value", "p_high")
+    )
     return Calibration(
         inflation(observed),
-        heavy_tails(observed, [groups[k] for k in tested]),
-        tuple(sorted(records[k]["p_value"] for k in tested)),
-        tuple(sorted(records[k]["naive_p"] for k in tested)),
-        tuple(sorted(-score for score in scores if np.isfinite(score))),
+        heavy_tails(observed, [groups[k] for k in finished]),
+        Ranks(p, low, high, tuple(1 / sizes[groups[k]] for k in tested)),
+        tuple(records[k]["naive_p"] for k in tested),
+        tuple(-records[k]["max_score"] for k in scored),
+        tuple(1 / sizes[groups[k]] for k in scored),
         len(records),
-        len(set(groups)),
+        len(sizes),
     )
 
 
@@ -173,7 +212,8 @@ def cross_fitted_p(
         seed: of the folds.
 
     Returns:
-        (m,) p-values by method; NaN for views without a region.
+        (m,) p-values by method, the upper bound of each, which is what decides; NaN for views
+        without a region.
     """
     folds = _folds(groups, seed)
 
@@ -182,7 +222,7 @@ def cross_fitted_p(
         return fit_calibration([records[k] for k in others], own)
 
     found = cross_fitted(folds, fit, lambda fitted, k: fitted.p_values(records[k]))
-    return {method: np.array([one[method] for one in found]) for method in METHODS}
+    return {method: np.array([one[method].high for one in found]) for method in METHODS}
 
 
 def rates(p_values: dict[str, Float[np.ndarray, " m"]], groups: Sequence[str]) -> list[Rate]:
@@ -243,7 +283,7 @@ def save_calibration(directory: Path, calibration: Calibration, facts: dict[str,
     Raises:
         InputError: the file cannot be written.
     """
-    held = encode({"format": 1, **asdict(calibration), "found": facts})
+    held = encode({"format": FORMAT, **asdict(calibration), "found": facts})
     text = json.dumps(held, indent=1, allow_nan=False)
     write_text(directory / RECORD, text + "\n")
 
@@ -258,7 +298,8 @@ def load_calibration(directory: Path) -> Calibration | None:
         The calibration; None if there is none.
 
     Raises:
-        CheckpointError: the file is damaged.
+        CheckpointError: the file is damaged, or of an earlier version, whose inflation may have
+            been below 1 and which ranked every view as if it were an object.
 
     Example:
         >>> import tempfile
@@ -273,10 +314,20 @@ def load_calibration(directory: Path) -> Calibration | None:
         return None
     try:
         facts = decode(json.loads(path.read_text()))
+        earlier = facts["format"] != FORMAT
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: damaged, run dal-jax calibrate again") from error
+    if earlier:
+        raise CheckpointError(
+            f"{path}: of an earlier version, whose recalibrated p-values may be too small; remove "
+            "the folder calibration beside it and run dal-jax calibrate again"
+        )
+    try:
         return Calibration(
             inflated=Law(**facts["inflated"]),
             heavy_tails=Law(**facts["heavy_tails"]),
-            **{name: tuple(facts[name]) for name in ("selective", "naive", "score")},
+            selective=Ranks(**{name: tuple(p) for name, p in facts["selective"].items()}),
+            **{name: tuple(facts[name]) for name in ("naive", "score", "score_weights")},
             num_views=int(facts["num_views"]),
             num_groups=int(facts["num_groups"]),
         )

@@ -65,7 +65,7 @@ def test_samples(
         profile: of the model.
         reader: of the samples.
         samples: to be tested.
-        options: of the tests.
+        options: of the tests; their level is for all views of an image together.
         host: this process.
         devices: to use.
         batch_size: tests under way at a time; None fills the devices.
@@ -90,7 +90,7 @@ def test_samples(
     """
     check_options(options, profile)
     listed = view_items(reader, samples)
-    items = as_items(reader, listed, profile.references)
+    items = as_items(reader, listed, profile.references, options.level)
     numbers = {item.name: number for number, item in enumerate(items)}
     run = run_tests(
         directory,

@@ -131,19 +131,25 @@ def view_items(reader: Reader, samples: Sequence[Sample]) -> list[ViewItem]:
     return listed
 
 
-def as_items(reader: Reader, listed: Sequence[ViewItem], references: np.ndarray) -> list[Item]:
+def as_items(
+    reader: Reader,
+    listed: Sequence[ViewItem],
+    references: np.ndarray,
+    level: float | None = None,
+) -> list[Item]:
     """Makes tests of views.
 
     Args:
         reader: of the samples.
         listed: what to test.
         references: (K, H, W, C), for all.
+        level: for all views of an image together: each of V is decided at level / V; or None.
 
     Returns:
         Items for `run_tests`, known by name and size of the file.
     """
     return [
-        Item(_name(one), _size(one.sample.path), partial(_case, reader, one, references))
+        Item(_name(one), _size(one.sample.path), partial(_case, reader, one, references, level))
         for one in listed
     ]
 
@@ -159,9 +165,10 @@ def _size(path: Path) -> Any:
         return None
 
 
-def _case(reader: Reader, one: ViewItem, references: np.ndarray) -> Case:
+def _case(reader: Reader, one: ViewItem, references: np.ndarray, level: float | None) -> Case:
     found = reader.read(one.sample)[2]
     where = None
     if reader.fitted.preparation.foreground != "none":
         where = found.foreground[one.view]
-    return Case(found.pixels[one.view], references, where=where)
+    own = None if level is None else level / one.num_views
+    return Case(found.pixels[one.view], references, where=where, level=own)

@@ -11,7 +11,8 @@ import numpy as np
 
 from dal_jax._errors import InputError
 from dal_jax.images import atomic_path
-from dal_jax.inspection._calibration import METHODS, Calibration, p_with_sigma
+from dal_jax.inference import SelectiveP
+from dal_jax.inspection._calibration import METHODS, Calibration, p_with_sigma, raw_p_values
 from dal_jax.inspection._items import ViewItem
 from dal_jax.runs import encode
 
@@ -19,7 +20,9 @@ from dal_jax.runs import encode
 DECIDING = ("selective", "inflated", "heavy_tails", "conformal")
 # The raw p-value is also given for the noise's standard deviation times these.
 SIGMA = (0.8, 1.25)
-# Of a row, by method.
+# Of a row, by method: a recalibrated p-value is given by its upper bound, with LOW in a column
+# beside it. The raw one has `p_low` and `p_high` beside it.
+LOW = "_low"
 COLUMNS = {method: "p_value" if method == "selective" else f"p_{method}" for method in METHODS}
 # What can be said of a view, the most telling first.
 _TELLING = ("significant", "undecided", "no valid result", "not significant", "no region")
@@ -99,15 +102,10 @@ def _row(
     options: InspectOptions,
 ) -> dict[str, Any]:
     sample, sd = item.sample, record["sd"]
-    nan = float("nan")
-    p = dict.fromkeys(METHODS, nan)
-    if calibration is not None and record["status"] not in ("INVALID_INPUT", "NON_FINITE"):
-        p |= calibration.p_values(record)
-    p |= {"selective": record["p_value"], "naive": record["naive_p"]}
-    bounds = [record["p_low"], record["p_high"]]
-    if options.decide_by != "selective":
-        bounds = [p[options.decide_by]] * 2
-    decision = decide(record["status"], (bounds[0], bounds[1]), options.alpha, item.num_views)
+    usable = calibration is not None and record["status"] not in ("INVALID_INPUT", "NON_FINITE")
+    p = calibration.p_values(record) if calibration and usable else raw_p_values(record)
+    bounds = p[options.decide_by]
+    decision = decide(record["status"], bounds[1:], options.alpha, item.num_views)
     return {
         "name": sample.name,
         "view": item.view,
@@ -116,12 +114,11 @@ def _row(
         "group": sample.group,
         "status": record["status"],
         "decision": decision,
-        "p_adjusted": float(np.minimum(1.0, item.num_views * p[options.decide_by])),  # NaN stays
-        "p_value": p["selective"],
+        "p_adjusted": float(np.minimum(1.0, item.num_views * bounds.high)),  # NaN stays
+        "p_value": record["p_value"],
         "p_low": record["p_low"],
         "p_high": record["p_high"],
-        **{column: p[method] for method, column in COLUMNS.items() if method != "selective"},
-        **{f"p_sigma_{factor:g}": p_with_sigma(record, factor) for factor in SIGMA},
+        **_columns(p, record),
         "num_flagged": sum(length for _, length in record["region"]),
         "statistic": record["statistic"],
         "sd": sd,
@@ -129,6 +126,35 @@ def _row(
         "max_score": record["max_score"],
         "message": record["message"],
     }
+
+
+def _columns(p: dict[str, SelectiveP], record: dict[str, Any]) -> dict[str, float]:
+    """The p-values beside the raw one, and lower bounds of those that a search may leave open."""
+    found: dict[str, float] = {}
+    for method, column in COLUMNS.items():
+        if method != "selective":
+            found[column] = p[method].high
+        if method in DECIDING[1:]:
+            found[column + LOW] = p[method].low
+    for factor in SIGMA:
+        bounds = p_with_sigma(record, factor)
+        found |= {f"p_sigma_{factor:g}": bounds.high, f"p_sigma_{factor:g}{LOW}": bounds.low}
+    return found
+
+
+def bounds_of(row: dict[str, Any], method: str) -> tuple[float, float]:
+    """The bounds of a row on which a method decides.
+
+    Args:
+        row: of a view, from `rows_of`.
+        method: one of `DECIDING`.
+
+    Returns:
+        (low, high), NaN where there is no p-value.
+    """
+    if method == "selective":
+        return row["p_low"], row["p_high"]
+    return row[COLUMNS[method] + LOW], row[COLUMNS[method]]
 
 
 def image_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -49,11 +49,12 @@ def verdict(
     rate = _at(rates, "conformal")
     if rate:
         told.append(f"After conformal recalibration: {_percent(rate)}.")
-        least = 1 / (1 + len(calibration.selective))
+        least = calibration.selective.least
         if least > ALPHA:
             told.append(
-                f"No conformal p-value can be below {least:.2g}: only {len(calibration.selective)} "
-                "normal views have a region."
+                f"No conformal p-value can be below {least:.2g}: only "
+                f"{len(calibration.selective.p)} normal views of {calibration.num_groups} objects "
+                "have a region."
             )
     if calibration.num_groups < 20:
         told.append(

@@ -171,7 +171,7 @@ def _figures(trust: Trust) -> list[tuple[str, str]]:
         (
             data_uri(
                 calibration_figure(
-                    held.selective, held.naive, held.num_groups, logarithmic=small
+                    held.selective.p, held.naive, held.num_groups, logarithmic=small
                 ).encode(),
                 "image/svg+xml",
             ),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dal_jax._errors import CheckpointError, InputError
-from dal_jax.inference import conformal_p
+from dal_jax.inference import SelectiveP
 from dal_jax.inspection import METHODS, Calibration, load_calibration
 from dal_jax.inspection._calibration import RECORD as CALIBRATION
 from dal_jax.inspection._profile import RECORD as PROFILE
@@ -97,7 +97,8 @@ def of_this_calibration(rows: Sequence[dict[str, Any]], calibration: Calibration
         Whether the conformal p-value of each row is the rank of its raw one here.
     """
     for row in rows:
-        p = conformal_p(calibration.selective, row["p_value"])
+        bounds = SelectiveP(row["p_value"], row["p_low"], row["p_high"])
+        p = calibration.selective.rank(bounds).high
         if math.isnan(p) != math.isnan(row["p_conformal"]):
             return False
         if abs(p - row["p_conformal"]) > _SAME:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dal_jax._errors import InputError
-from dal_jax.inspection._rows import COLUMNS, DECIDING, decide
+from dal_jax.inspection._rows import COLUMNS, DECIDING, LOW, bounds_of, decide
 from dal_jax.runs import decode
 
 ROWS, TABLE, METRICS, SETTINGS, PICTURES = (
@@ -20,7 +20,8 @@ ROWS, TABLE, METRICS, SETTINGS, PICTURES = (
 )
 _TEXTS = ("name", "label", "group", "status", "decision", "message")
 _COUNTS = ("view", "views", "num_flagged")
-_NUMBERS = ("p_low", "p_high", *COLUMNS.values(), "statistic", "sd", "z", "max_score")
+_LOWER = tuple(COLUMNS[method] + LOW for method in DECIDING[1:])
+_NUMBERS = ("p_low", "p_high", *COLUMNS.values(), *_LOWER, "statistic", "sd", "z", "max_score")
 _KINDS = dict.fromkeys(_TEXTS, str) | dict.fromkeys(_COUNTS, int) | dict.fromkeys(_NUMBERS, float)
 
 
@@ -128,7 +129,8 @@ def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
     row = parse_object(where, line)
     for key, kind in _KINDS.items():
         if key not in row:
-            raise InputError(f"{where}: damaged (no {key!r})")
+            what = "of an earlier version, test again" if key in _LOWER else "damaged"
+            raise InputError(f"{where}: {what} (no {key!r})")
         row[key] = _value(where, key, row[key], kind)
     parts = row["name"].split("/")
     if ".." in parts or row["name"].startswith("/") or "\0" in row["name"]:
@@ -176,9 +178,7 @@ def _agrees(rows: Sequence[dict[str, Any]], method: str, alpha: float) -> bool:
 
 
 def _would_be(row: dict[str, Any], method: str, alpha: float) -> str:
-    low = row["p_low"] if method == "selective" else row[COLUMNS[method]]
-    high = row["p_high"] if method == "selective" else low
-    return decide(row["status"], (low, high), alpha, row["views"])
+    return decide(row["status"], bounds_of(row, method), alpha, row["views"])
 
 
 def _short(what: Any) -> str:

@@ -31,6 +31,7 @@ from ._line_search import (
     Searched,
     SearchOptions,
     Status,
+    decided,
     reach_limit,
     search_status,
 )
@@ -54,6 +55,9 @@ FINEST = 1e-7
 # as many times 2, 4, 8, ... as it takes to be SPREAD times the error at the observed point. Steps,
 # because that error is itself rounding: taken as it is, every machine would search elsewhere.
 ROUNDINGS, SPREAD = 16.0, 4.0
+# Where a decision is not certain yet the search goes on as if it had been asked for this share of
+# the precision, again and again, down to what leaves nothing of the default range of z.
+DEEPER, DEEPEST = 1e-2, 1e-40
 # Each time that random checks disagree the error is taken to be this many times larger.
 MORE_CAREFUL = 4.0
 
@@ -208,6 +212,7 @@ class _Search:
         self.z_obs, self.options, self.how, self.wide_only = z_obs, options, how, wide_only
         self.progress = progress
         self.limit = reach_limit(z_obs, options.z_max)
+        self.precision = options.precision  # that of the tails and cells; falls below the options'
         scale = float(np.abs(observed.margin).max())
         self.wide_noise = ROUNDINGS * float(np.finfo(np.float64).eps) * scale
         self.noise = self.wide_noise if wide_only else math.nan  # of what is not wide
@@ -329,10 +334,20 @@ class _Search:
 
     def _next(self) -> Points:
         """Points in the undecided cells that matter; further out once there are none."""
-        if self.options.alpha is not None and self._bounds()[1] is Status.OK:
+        if self.options.alpha is not None and self._bounds()[1] is Status.OK and self._decided():
             return self._points(np.zeros(0), np.zeros(0, bool))
-        points = self._divided()
-        return points if len(points.z) else self._further()
+        while True:
+            points = self._divided()
+            points = points if len(points.z) else self._further()
+            if len(points.z) or self.precision <= DEEPEST or self._decided():
+                return points
+            self.precision *= DEEPER
+
+    def _decided(self) -> bool:
+        if self.options.level is None:
+            return True
+        searched = subtract(self._span(), self.undecided)
+        return decided(self.z_obs, self.found, searched, self.options)
 
     def _divided(self) -> Points:
         cells, nodes = self.cells, self.nodes
@@ -378,14 +393,14 @@ class _Search:
         zones = np.stack([self.cells.start, np.maximum(self.cells.start, self.cells.stop)], axis=1)
         mass = np.where(length > 0, log_mass(zones), -np.inf)
         order = np.argsort(mass)
-        allowed = _log(CELLS_SHARE * self.options.precision) + self.log_found
+        allowed = _log(CELLS_SHARE * self.precision) + self.log_found
         negligible = np.empty(len(length), bool)
         negligible[order] = np.logaddexp.accumulate(mass[order]) <= allowed
         return negligible
 
     def _further(self) -> Points:
         """The tails that the precision still needs, in steps of the grid."""
-        allowed = _log(TAILS_SHARE * self.options.precision) + self.log_found
+        allowed = _log(TAILS_SHARE * self.precision) + self.log_found
         needed = float(-ndtri_exp(allowed)) if math.isfinite(allowed) else math.inf
         reach = min(needed, self.limit)
         low, high, spacing = self.nodes.z[0], self.nodes.z[-1], self.how.spacing

@@ -12,11 +12,15 @@ from scipy.special import ndtri_exp
 from .._errors import InputError
 from ..inference import (
     Intervals,
+    Law,
+    Observed,
+    Ranks,
     SelectiveP,
     as_intervals,
     decision,
     intersect,
     log_total_mass,
+    recalibrated,
     selective_p,
     subtract,
     union,
@@ -84,9 +88,11 @@ class SearchOptions:
     precision: float = 1e-3  # width of the bounds on p, in [0, 1)
     alpha: float | None = None  # level in (0, 1) whose decision is enough
     z_max: float | None = None  # half the range, standard deviations; None: 10 + |z_obs|
+    level: float | None = None  # in (0, 1), at which the decision must be certain, too
+    recalibrations: tuple[Law | Ranks, ...] = ()  # whose decisions at it must be certain as well
 
     def __post_init__(self) -> None:
-        check_options(self.alternative, self.precision, self.alpha, self.z_max)
+        check_options(self.alternative, self.precision, self.alpha, self.z_max, self.level)
 
 
 def search_line(
@@ -97,12 +103,15 @@ def search_line(
     precision: float = 1e-3,
     alpha: float | None = None,
     z_max: float | None = None,
+    level: float | None = None,
+    recalibrations: tuple[Law | Ranks, ...] = (),
     progress: Progress | None = None,
 ) -> Searched:
     """Searches outwards from 0 and from z_obs until the bounds on p are tight.
 
-    Stops when `high - low <= precision`, when alpha is given and the decision at alpha is certain,
-    or when |z| <= z_max is exhausted. What was not searched widens the bounds.
+    Stops when `high - low <= precision`, or when alpha is given and the decision at alpha is
+    certain; given a level not before the decisions at it are certain. Stops when |z| <= z_max is
+    exhausted in any case. What was not searched widens the bounds.
 
     Args:
         engine: finds the observed region's set on given parts of the line.
@@ -112,13 +121,17 @@ def search_line(
         alpha: level in (0, 1) of the decision that may end the search, or None.
         z_max: half the width of the range, standard deviations; None is 10 + |z_obs|. A range
             that would not hold z_obs is widened to |z_obs| + 0.5.
+        level: in (0, 1): the search goes on, however narrow the bounds are, until they tell the
+            decision at this level; or None.
+        recalibrations: whose p-values, too, must tell their decisions at the level.
         progress: called after every round.
 
     Returns:
         The sets, the bounds, the counts and the status.
 
     Raises:
-        InputError: z_obs not finite, alternative unknown; precision, alpha or z_max out of range.
+        InputError: z_obs not finite, alternative unknown; precision, alpha, z_max or level out of
+            range.
 
     Example:
         >>> def engine(parts):  # the region is the observed one where z > 1
@@ -130,7 +143,7 @@ def search_line(
     Source: the rounds and bounds: this project; early stopping on bounds as in Katsuoka et al.,
     arXiv 2402.11789.
     """
-    check_options(alternative, precision, alpha, z_max)
+    options = SearchOptions(alternative, precision, alpha, z_max, level, recalibrations)
     reach_max = reach_limit(z_obs, z_max)
     total = Found(as_intervals([]), as_intervals([]), 0, 0, True)
     searched = as_intervals([])
@@ -146,6 +159,8 @@ def search_line(
         if progress is not None:
             progress(bounds, reach)
         status = search_status(bounds, precision, alpha) if total.finite else Status.NON_FINITE
+        if status is Status.OK and not decided(z_obs, total.inside, known, options):
+            status = Status.NOT_CONVERGED if reach < reach_max else status
         if status is not Status.NOT_CONVERGED or reach >= reach_max:
             break
         reach = _next_reach(reach, reach_max, precision, log_total_mass(total.inside))
@@ -156,7 +171,11 @@ def search_line(
 
 
 def check_options(
-    alternative: str, precision: float, alpha: float | None, z_max: float | None
+    alternative: str,
+    precision: float,
+    alpha: float | None,
+    z_max: float | None,
+    level: float | None = None,
 ) -> None:
     """Refuses options of a search that do not depend on the data.
 
@@ -165,6 +184,7 @@ def check_options(
         precision: as in `search_line`.
         alpha: as in `search_line`.
         z_max: as in `search_line`.
+        level: as in `search_line`.
 
     Raises:
         InputError: one of them does not fit.
@@ -181,8 +201,9 @@ def check_options(
     check_alternative(alternative)
     if not 0 <= precision < 1:
         raise InputError(f"precision is {precision!r}, expected a number in [0, 1)")
-    if alpha is not None and not 0 < alpha < 1:
-        raise InputError(f"alpha is {alpha!r}, expected a level between 0 and 1")
+    for name, value in (("alpha", alpha), ("level", level)):
+        if value is not None and not 0 < value < 1:
+            raise InputError(f"{name} is {value!r}, expected a level between 0 and 1")
     if z_max is not None and not 0 < z_max < math.inf:
         raise InputError(f"z_max is {z_max!r}, expected a positive finite number")
 
@@ -226,6 +247,33 @@ def search_status(bounds: SelectiveP, precision: float, alpha: float | None) -> 
     if alpha is not None and decision(bounds, alpha) != "undecided":
         return Status.OK
     return Status.NOT_CONVERGED
+
+
+def decided(
+    z_obs: float, truncation: Intervals, searched: Intervals, options: SearchOptions
+) -> bool:
+    """Whether what was searched tells every decision at the level of the options.
+
+    Args:
+        z_obs: observed statistic in units of its standard deviation.
+        truncation: (k, 2) the set found.
+        searched: (m, 2) where membership in it is known.
+        options: with the level and the recalibrations.
+
+    Returns:
+        True without a level, and where there is no p-value that more searching could settle.
+    """
+    if options.level is None:
+        return True
+    level, alternative = options.level, options.alternative
+    raw = selective_p(z_obs, truncation, searched, alternative)
+    if math.isnan(raw.p):
+        return True
+    observed = Observed(z_obs, truncation, searched)
+    return decision(raw, level) != "undecided" and all(
+        decision(recalibrated(by, observed, alternative, raw), level) != "undecided"
+        for by in options.recalibrations
+    )
 
 
 def _next_reach(reach: float, reach_max: float, precision: float, log_found: float) -> float:
