@@ -396,34 +396,36 @@ def test_copies_and_other_units_are_told_in_the_row_and_on_the_page(data, model,
     (tmp_path / "new").mkdir()
     rng = np.random.default_rng(8)
     fresh = photograph(rng)
-    for name in ("a.png", "b.png"):
+    for name in ("a_0.png", "b_0.png"):
         Image.fromarray(fresh).save(tmp_path / "new" / name)
-    np.save(tmp_path / "new" / "c.npy", photograph(rng).astype(float))  # 0 to 255, not 0 to 1
-    np.save(tmp_path / "new" / "d.npy", photograph(rng).astype(np.uint16) * 16)  # 12 bits in 16
-    shutil.copy(data / "train/good/03_1.png", tmp_path / "new" / "e.png")
-    Image.fromarray(photograph(rng, True)).save(tmp_path / "new" / "f.png")
+    np.save(tmp_path / "new" / "c_0.npy", photograph(rng).astype(float))  # 0 to 255, not 0 to 1
+    np.save(tmp_path / "new" / "d_0.npy", photograph(rng).astype(np.uint16) * 16)  # 12 bits in 16
+    shutil.copy(data / "train/good/03_1.png", tmp_path / "new" / "e_0.png")
+    Image.fromarray(photograph(rng, True)).save(tmp_path / "new" / "f_0.png")
     out = tmp_path / "out"
     words = ["test", tmp_path / "new", "--model", model, "--out", out, "--no-overlays"]
     assert main([str(word) for word in words]) == 0
     rows = table(out)
-    assert rows["a.png"]["warning"] == "" and rows["b.png"]["warning"] == (
-        "the same picture as a.png"
+    assert rows["a_0.png"]["warning"] == "" and rows["b_0.png"]["warning"] == (
+        "the same picture as a_0.png"
     )
     for name, told in (
-        ("c.npy", "other units than the training images"),
-        ("d.npy", "other units than the training images"),
-        ("e.png", "a picture that training has seen"),
+        ("c_0.npy", "other units than the training images"),
+        ("d_0.npy", "other units than the training images"),
+        ("e_0.png", "a picture that training has seen"),
     ):
         assert rows[name]["decision"] == "no valid result" and told in rows[name]["message"]
-    assert "of its pixels are outside of" in rows["f.png"]["warning"]
+    assert "of its pixels are outside of" in rows["f_0.png"]["warning"]
     with open(out / "images.csv", encoding="utf-8", newline="") as file:
-        assert [row["warning"] for row in csv.DictReader(file)][1] == "the same picture as a.png"
+        assert [row["warning"] for row in csv.DictReader(file)][1] == "the same picture as a_0.png"
     capsys.readouterr()
     pytest.importorskip("jinja2")
     words = ["report", out, "--model", model, "--out", tmp_path / "page.html"]
     assert main([str(word) for word in words]) == 0
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "2 images have a warning (see the table), as b.png: the same picture as a.png." in page
+    assert (
+        "2 images have a warning (see the table), as b_0.png: the same picture as a_0.png." in page
+    )
 
 
 def test_training_on_copies_is_refused_or_warned_of(tmp_path, capsys):
@@ -457,11 +459,11 @@ def test_references_can_be_dealt_out(data, tmp_path, capsys):
     rng = np.random.default_rng(8)
     spare = len(profile.references) - len(profile.roles["calibrate"])
     for k in range(spare):
-        Image.fromarray(photograph(rng, True)).save(tmp_path / "new" / f"{k}.png")
+        Image.fromarray(photograph(rng, True)).save(tmp_path / "new" / f"{k}_0.png")
     words = ["test", str(tmp_path / "new"), "--model", str(tmp_path / "m"), "--no-overlays"]
     assert main([*words, "--out", str(tmp_path / "out")]) == 0
     assert len(table(tmp_path / "out")) == spare
-    Image.fromarray(photograph(rng, True)).save(tmp_path / "new" / "more.png")
+    Image.fromarray(photograph(rng, True)).save(tmp_path / "new" / "more_0.png")
     assert main([*words, "--out", str(tmp_path / "more")]) == 2
     assert f"{spare} objects can have 1 of their own, got {spare + 1}" in capsys.readouterr().err
 
