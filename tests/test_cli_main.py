@@ -65,11 +65,20 @@ def one(folder: Path, verb: str, **options: str) -> list[str]:
     words = [verb]
     given = {"model": "model", "image": "x.npy"}
     if verb == "test":
-        given["reference"] = "y.npy"
+        given |= {"reference": "y.npy", "noise": "iid:1"}
     for name, value in {**given, **options}.items():
         literal = name in ("noise", "threshold", "precision", "alpha", "engine", "seed")
         words += [f"--{name}", value if literal else str(folder / value)]
     return words
+
+
+def test_noise_has_no_default(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    """Images are in the units of their file (8-bit ones over 255): no default fits them all."""
+    words = one(folder, "test")
+    where = words.index("--noise")
+    code, out, err = run(capsys, *words[:where], *words[where + 2 :])
+    assert code == 2 and out == ""
+    assert "--noise: got none, expected the covariance of an image" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("verb", VERBS)

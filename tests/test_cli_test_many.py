@@ -131,7 +131,7 @@ def test_more_p_values(capsys, folder, tmp_path):
 
 def test_compiled_programs_are_kept(capsys, folder, tmp_path):
     words = ["test", "--model", folder / "model", "--image", folder / "x0.npy"]
-    words += ["--reference", folder / "y.npy", "--cache", tmp_path / "cache"]
+    words += ["--reference", folder / "y.npy", "--noise", "iid:1", "--cache", tmp_path / "cache"]
     assert run(capsys, *words)[0] == 0
     assert (tmp_path / "cache").is_dir()
 
@@ -139,6 +139,7 @@ def test_compiled_programs_are_kept(capsys, folder, tmp_path):
 BAD = {
     "unknown key": ("thresholds = 1\n", "unknown key 'thresholds'"),
     "no images": (SPEC.replace("images", "seed = 1 #"), "'images' is missing"),
+    "no noise": (SPEC.replace("noise", "seed = 1 #"), "'noise' is missing"),
     "no fitting file": (SPEC.replace("x*", "w*"), "no file fits"),
     "type": (SPEC + "precision = 'high'\n", "precision is 'high', expected a number"),
     "zero devices": (SPEC + "devices = 0\n", "devices is 0, expected 1"),

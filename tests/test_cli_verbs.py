@@ -120,7 +120,7 @@ def test_test(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path, 
 
 def test_test_prints_a_table(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     words = ["test", "--model", folder / "model", "--image", folder / "x.npy"]
-    words += ["--reference", folder / "y.npy", "--threshold", 0.6]
+    words += ["--reference", folder / "y.npy", "--noise", "iid:1", "--threshold", 0.6]
     assert main([str(word) for word in words]) == 0
     out = capsys.readouterr().out
     assert "selective p" in out and "status OK" in out
@@ -128,7 +128,7 @@ def test_test_prints_a_table(capsys: pytest.CaptureFixture[str], folder: Path) -
 
 def test_no_region_is_a_status(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     words = ["test", "--model", folder / "model", "--image", folder / "x.npy"]
-    words += ["--reference", folder / "y.npy", "--threshold", 1e6]
+    words += ["--reference", folder / "y.npy", "--noise", "iid:1", "--threshold", 1e6]
     fields = run_json(capsys, *words)
     assert fields["status"] == "NO_REGION"
     assert fields["p_value"] is None and fields["region"] == []
@@ -181,7 +181,7 @@ def test_other_localizers_are_trained_and_tested(
     if kind == "glad":
         assert config["stop_distance"] > 0
     case = ["--image", folder / "x.npy", "--reference", folder / "y.npy"]
-    threshold = ["--threshold", f"{found['threshold'] / 2:g}"]
+    threshold = ["--noise", "iid:1", "--threshold", f"{found['threshold'] / 2:g}"]
     result = run_json(capsys, "test", "--model", tmp_path / "m", *case, *threshold)
     assert result["status"] == "OK" and 0 <= result["p_value"] <= 1
 

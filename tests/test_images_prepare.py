@@ -20,6 +20,8 @@ from dal_jax.images import (
     stitch,
     views,
 )
+from dal_jax.images._geometry import cut
+from dal_jax.images._prepare import foreign
 
 pytest.importorskip("skimage")
 
@@ -223,23 +225,75 @@ def test_foreground_rules_background_and_scale(foreground: str) -> None:
     """A bright object on black: what lies outside changes nothing inside."""
     image = np.zeros((24, 40, 1))
     image[2:20, 3:14] = noise(18, 11) + 1
-    kind = {"view": "tile", "background": "quadratic", "scale": "view", "foreground": foreground}
+    kind = {"view": "crop", "background": "quadratic", "scale": "view", "foreground": foreground}
     preparation = replace(PLAIN, **kind)
-    fitted = fit(preparation, [image])
-    found = views(fitted, image)
-    assert found.pixels.shape[0] == 15
+    middle = np.roll(image, 12, axis=1)
+    fitted = fit(preparation, [middle])
+    found = random_views(fitted, image, count=100, seed=0)
     np.testing.assert_array_equal(found.pixels[~found.foreground], 0.0)
-    marked = stitch(fitted, found.foreground, found, image.shape)
-    assert marked.sum() > 0.8 * (image > 0).sum() and not marked[(image == 0)[..., 0]].any()
+    for shown, corner, extent in zip(found.foreground, found.corners, found.extents, strict=True):
+        inside = cut(image, corner, extent)[..., 0] > 0
+        assert not (shown & ~inside).any() and (not shown.any() or shown.sum() > 0.5 * inside.sum())
     empty = ~found.foreground.any((1, 2))
-    assert empty.sum() >= 9 and np.isnan(found.scale[empty]).all()
+    assert 0 < empty.sum() < 90 and np.isnan(found.scale[empty]).all()
     for view, shown, scale in zip(found.pixels, found.foreground, found.scale, strict=True):
         if shown.any():
             assert view[shown].std() == pytest.approx(1, rel=1e-9) and scale > 0
             assert abs(view[shown].mean()) < 1e-9
     for dark in (np.zeros((24, 40, 1)), np.zeros((8, 8, 1))):
         with pytest.raises(InputError, match="without foreground"):
-            views(fitted, dark)
+            random_views(fitted, dark, count=2, seed=0)
+
+
+@pytest.mark.parametrize("foreground", ["nonzero", "otsu"])
+@pytest.mark.parametrize("scale", ["view", "train"])
+def test_the_foreground_is_that_of_the_training_images(foreground: str, scale: str) -> None:
+    """What is tested has no say in which of its pixels are: they are the same in every image."""
+
+    def photograph(left: int = 3) -> np.ndarray:
+        image = np.zeros((12, 16, 1))
+        image[2:10, left:12] = noise(8, 12 - left) + 1
+        return image
+
+    kind = {"view": "crop", "scale": scale, "foreground": foreground}
+    training = [photograph() for _ in range(30)] + [photograph(8)]  # one in 31 lacks some columns
+    fitted = fit(replace(PLAIN, **kind), training)
+    np.testing.assert_array_equal(fitted.shown, np.ones((8, 8), bool))  # columns 4 to 11
+    wide = fit(replace(PLAIN, size=12, **kind), training)
+    expected = np.zeros((12, 12), bool)
+    expected[2:10, 1:10] = True
+    np.testing.assert_array_equal(wide.shown, expected)
+    found = views(wide, photograph(7))
+    np.testing.assert_array_equal(found.foreground[0], expected)
+    assert found.pixels[0][expected].all() and not found.pixels[0][~expected].any()
+    assert Fitted.from_dict(json.loads(json.dumps(wide.to_dict()))) == wide
+    broken = {**wide.to_dict(), "foreground": [3, 4]}
+    with pytest.raises(InputError, match="foreground of 7 pixels, expected 12 x 12"):
+        Fitted.from_dict(broken)
+    with pytest.raises(InputError, match="expected 12 or more: is what they show in the same"):
+        high, left = photograph(), photograph()
+        high[4:], left[:, 6:] = 0, 0  # they share four pixels
+        fit(replace(PLAIN, **kind), [high, left])
+    with pytest.raises(InputError, match="an iterator"):
+        fit(replace(PLAIN, **kind), iter(training))
+    with pytest.raises(InputError, match="'tile', expected 'resize' or 'crop'"):
+        replace(PLAIN, view="tile", foreground=foreground)
+
+
+def test_images_in_other_units_are_warned_of_or_refused() -> None:
+    """A model of 8-bit images given 12 bits in 16, or floats of 0 to 255, is told so."""
+    training = [noise(20, 20) for _ in range(10)]  # 0.1 to 0.9
+    fitted = fit(PLAIN, training)
+    assert [foreign(fitted, image) for image in training] == [""] * 10
+    image = noise(20, 20)
+    assert foreign(fitted, image) == ""
+    for other in (255 * image, image * 4095 / 65535, image / 257, image - 5):
+        with pytest.raises(InputError, match="other units than the training images"):
+            foreign(fitted, other)
+    spotted = image.copy()
+    spotted[:6, :6] = 1.0  # 9% of the pixels: a defect may do that
+    assert "of its pixels are outside of 0.1" in foreign(fitted, spotted)
+    assert "its brightest pixels" in foreign(fitted, 0.1 + (image - 0.1) / 2.5)
 
 
 @pytest.mark.parametrize(

@@ -93,8 +93,8 @@ def test_every_object_has_one_role_and_no_tested_one_has_any(data, model):
     profile = load_profile(model)
     groups = [group for part in profile.roles.values() for group in part]
     assert len(groups) == len(set(groups)) == 12
-    assert set(profile.roles) == {"train", "tune", "calibrate"}
-    assert len(profile.references) == len(profile.roles["train"]) + len(profile.roles["tune"])
+    assert set(profile.roles) == {"train", "tune", "reference", "calibrate"}
+    assert len(profile.references) == len(profile.roles["reference"])
 
 
 def test_the_threshold_flags_the_wanted_share_of_tuning_pixels(data, model):
@@ -422,7 +422,8 @@ def test_glad_learns_from_textures_and_tests_a_folder(data, tmp_path, capsys):
     (textures / "broken.png").write_bytes(b"no picture")
     tiny = "glad:pl,unet.channels=[2,4],unet.time_dim=4,spacing=250"
     words = [w for w in TRAIN if w not in ("--channels", "4,8")]
-    words += ["--localizer", tiny, "--textures", textures, "--foreground", "otsu"]
+    words += ["--localizer", tiny, "--textures", textures, "--foreground", "nonzero"]
+    words += ["--flag-share", "0.4"]  # this hardly trained network scores half of the images low
     model = tmp_path / "model"
     command = ["train", "--data", data, "--out", model, *words]
     assert main([str(word) for word in command]) == 0
@@ -440,3 +441,90 @@ def test_glad_learns_from_textures_and_tests_a_folder(data, tmp_path, capsys):
     refused = ["train", "--data", data, "--out", tmp_path / "m", *TRAIN, "--textures", textures]
     assert main([str(word) for word in refused]) == 2
     assert "expected none but for glad" in capsys.readouterr().err
+
+
+def test_copies_and_other_units_are_told_in_the_row_and_on_the_page(data, model, tmp_path, capsys):
+    """A picture that training has seen and other units are refused; a copy has a warning."""
+    (tmp_path / "new").mkdir()
+    rng = np.random.default_rng(8)
+    fresh = photograph(rng)
+    for name in ("a_0.png", "b_0.png"):
+        Image.fromarray(fresh).save(tmp_path / "new" / name)
+    np.save(tmp_path / "new" / "c_0.npy", photograph(rng).astype(float))  # 0 to 255, not 0 to 1
+    np.save(tmp_path / "new" / "d_0.npy", photograph(rng).astype(np.uint16) * 16)  # 12 bits in 16
+    shutil.copy(data / "train/good/03_1.png", tmp_path / "new" / "e_0.png")
+    Image.fromarray(photograph(rng, True)).save(tmp_path / "new" / "f_0.png")
+    out = tmp_path / "out"
+    words = ["test", tmp_path / "new", "--model", model, "--out", out, "--no-overlays"]
+    assert main([str(word) for word in words]) == 0
+    rows = table(out)
+    assert rows["a_0.png"]["warning"] == "" and rows["b_0.png"]["warning"] == (
+        "the same picture as a_0.png"
+    )
+    for name, told in (
+        ("c_0.npy", "other units than the training images"),
+        ("d_0.npy", "other units than the training images"),
+        ("e_0.png", "a picture that training has seen"),
+    ):
+        assert rows[name]["decision"] == "no valid result" and told in rows[name]["message"]
+    assert "of its pixels are outside of" in rows["f_0.png"]["warning"]
+    with open(out / "images.csv", encoding="utf-8", newline="") as file:
+        assert [row["warning"] for row in csv.DictReader(file)][1] == "the same picture as a_0.png"
+    capsys.readouterr()
+    pytest.importorskip("jinja2")
+    words = ["report", out, "--model", model, "--out", tmp_path / "page.html"]
+    assert main([str(word) for word in words]) == 0
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert (
+        "2 images have a warning (see the table), as b_0.png: the same picture as a_0.png." in page
+    )
+
+
+def test_training_on_copies_is_refused_or_warned_of(tmp_path, capsys):
+    rng = np.random.default_rng(9)
+    for pictures in (2, 12):
+        folder = tmp_path / str(pictures)
+        (folder / "normal").mkdir(parents=True)
+        for k in range(pictures):
+            Image.fromarray(photograph(rng)).save(folder / "normal" / f"{k:02d}.png")
+        for k in range(pictures, 20):
+            shutil.copy(folder / "normal" / f"{k % pictures:02d}.png", folder / f"normal/{k}.png")
+    words = ["train", "--data", str(tmp_path / "2"), "--out", str(tmp_path / "m"), *TRAIN[:-6]]
+    assert main(words) == 2
+    assert "(18 of 20 images are copies of others), expected 4 or more" in capsys.readouterr().err
+    words = ["train", "--data", str(tmp_path / "12"), "--out", str(tmp_path / "m"), *TRAIN[:-6]]
+    assert main([*words, "--noise", "iid"]) == 0
+    told = "8 of 20 normal training images are copies of others"
+    assert f"{told}: left out" in capsys.readouterr().err
+    profile = load_profile(tmp_path / "m")
+    assert profile.warnings == (told,) and sum(map(len, profile.pictures.values())) == 12
+
+
+def test_references_can_be_dealt_out(data, tmp_path, capsys):
+    words = ["train", "--data", str(data), "--out", str(tmp_path / "m"), *TRAIN]
+    assert main([*words, "--deal-references"]) == 2
+    assert "references: there are 20 each for 0 objects" in capsys.readouterr().err
+    assert main([*words, "--deal-references", "--references", "1"]) == 0
+    profile = load_profile(tmp_path / "m")
+    assert profile.each == 1 and len(profile.references) == len(profile.roles["reference"])
+    (tmp_path / "new").mkdir()
+    rng = np.random.default_rng(8)
+    spare = len(profile.references) - len(profile.roles["calibrate"])
+    for k in range(spare):
+        Image.fromarray(photograph(rng, True)).save(tmp_path / "new" / f"{k}_0.png")
+    words = ["test", str(tmp_path / "new"), "--model", str(tmp_path / "m"), "--no-overlays"]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 0
+    assert len(table(tmp_path / "out")) == spare
+    Image.fromarray(photograph(rng, True)).save(tmp_path / "new" / "more_0.png")
+    assert main([*words, "--out", str(tmp_path / "more")]) == 2
+    assert f"{spare} objects can have 1 of their own, got {spare + 1}" in capsys.readouterr().err
+
+
+def test_a_profile_of_an_older_model_is_refused(model, tmp_path):
+    """Its references were of objects that the network had seen."""
+    shutil.copytree(model, tmp_path / "m")
+    path = tmp_path / "m" / "profile.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps({**facts, "format": 2}))
+    with pytest.raises(InputError, match="format 2, expected 3: train again"):
+        load_profile(tmp_path / "m")

@@ -145,18 +145,22 @@ def test_noise_is_that_inside_the_foreground():
     np.testing.assert_array_equal(undiluted(pixels, whole), pixels)
 
 
-def test_tiles_without_foreground_are_no_views(tmp_path):
+def test_views_without_foreground_are_not_trained_on(tmp_path):
     rng = np.random.default_rng(4)
     for k in range(3):
-        grey = np.zeros((16, 32))
-        grey[:, :16] = rng.uniform(0.2, 1.0, (16, 16))
+        grey = np.zeros((16, 64))
+        grey[:, 24:40] = rng.uniform(0.2, 1.0, (16, 16))
         np.save(tmp_path / f"{k}.npy", grey)
     data = open_data(tmp_path)
     images = Images(data, data.samples)
-    preparation = Preparation(16, "tile", "raw", "none", foreground="nonzero")
-    found = images.normal_views(fit(preparation, images))
+    preparation = Preparation(16, "crop", "raw", "none", foreground="nonzero")
+    fitted = fit(preparation, images)
+    found = images.normal_views(fitted)
     assert len(found.pixels) == len(found.names) == len(found.groups) == 3
     assert found.where.all()
+    random = images.training_views(fitted, 40, seed=0)
+    assert 3 < len(random.pixels) == len(random.names) < 3 * 41
+    assert random.where.any(axis=(1, 2)).all()
 
 
 @pytest.fixture(scope="module")

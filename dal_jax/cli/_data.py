@@ -50,7 +50,12 @@ Overlap = Annotated[int, typer.Option("--overlap", help="Pixels that neighbourin
 Colour = Annotated[bool, typer.Option("--colour/--grey", help="Keep the channels, or average.")]
 Foreground = Annotated[
     Literal["none", "otsu", "nonzero"],
-    typer.Option("--foreground", help="Pixels that count; the others are set to 0."),
+    typer.Option(
+        "--foreground",
+        help="Pixels that count: those that are bright (otsu) or not 0 (nonzero) in 95% of the "
+        "training images, the same in every tested image, whose own pixels have no say; the others "
+        "are set to 0. With --view resize or crop.",
+    ),
 ]
 
 # Of the options that say nothing without `Data`.

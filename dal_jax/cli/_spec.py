@@ -16,14 +16,14 @@ class TestSpec:
     """A run of tests; the same from the command line and from a file.
 
     Raises:
-        InputError: there is no model, image or reference.
+        InputError: there is no model, image, reference or noise.
     """
 
     model: Path
     images: tuple[Path, ...]
     references: tuple[Path, ...]
+    noise: str  # in the units of the images: no default fits all files
     draws: Path | None = None
-    noise: str = "iid:1"
     threshold: float = 0.8
     engine: str = "adaptive"  # or "exact"
     visit: str = "sweep"  # how the exact engine visits the windows
@@ -45,6 +45,11 @@ class TestSpec:
         for name in ("images", "references"):
             if not getattr(self, name):
                 raise InputError(f"--{name[:-1]}: got none, expected one or more files")
+        if not self.noise:
+            raise InputError(
+                "--noise: got none, expected the covariance of an image in the units in which it "
+                "is read (8-bit files are divided by 255), as in iid:0.02"
+            )
         if self.engine not in ("exact", "adaptive"):
             raise InputError(f"engine: got {self.engine!r}, expected 'exact' or 'adaptive'")
 
@@ -85,7 +90,8 @@ def read_spec(path: Path) -> TestSpec:
     """Reads a run from a TOML file; paths in it are relative to the file's folder.
 
     Args:
-        path: of the file; `model`, `images` and `references` must be there, others may.
+        path: of the file; `model`, `images`, `references` and `noise` must be there,
+            others may.
 
     Returns:
         The run; `images` and `references` may hold patterns, whose files are taken in order.
@@ -96,7 +102,7 @@ def read_spec(path: Path) -> TestSpec:
     """
     source = f"--spec {str(path)!r}"
     entries = fitted(TestSpec, read_toml(path, "--spec"), source)
-    for name in ("model", "images", "references"):
+    for name in ("model", "images", "references", "noise"):
         if name not in entries:
             raise InputError(f"{source}: {name!r} is missing")
     folder = path.parent
@@ -105,7 +111,7 @@ def read_spec(path: Path) -> TestSpec:
         entries[name] = expanded(entries[name], folder, f"{source}: {name}")
     if "draws" in entries:
         entries["draws"] = folder / entries["draws"]
-    noise = entries.get("noise", "iid:1")
+    noise = entries["noise"]
     if not noise.partition(":")[1]:  # a file
         entries["noise"] = str(folder / noise)
     return TestSpec(**entries)

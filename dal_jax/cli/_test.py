@@ -49,11 +49,13 @@ References = Annotated[
     ),
 ]
 Noise = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--noise",
         metavar="iid:SIGMA|ar1:RHO:SIGMA|FILE",
-        help="Covariance of an image; FILE.npy holds variances (H, W[, C]) or a matrix (n, n).",
+        help="Covariance of an image, required without FOLDER, in the units of the images as they "
+        "are read (8-bit files divided by 255, 16-bit files by 65535); FILE.npy holds variances "
+        "(H, W[, C]) or a matrix (n, n).",
     ),
 ]
 Engine = Annotated[
@@ -152,7 +154,7 @@ def test(
     reference: References = [],  # noqa: B006
     localizer: options.Use = None,
     draws: options.Draws = None,
-    noise: Noise = "iid:1",
+    noise: Noise = None,
     threshold: options.Threshold = 0.8,
     engine: Engine = "adaptive",
     visit: Visit = "sweep",
@@ -222,7 +224,7 @@ def test(
             images=expanded(image, here, "--image"),
             references=expanded(reference, here, "--reference"),
             draws=draws,
-            noise=noise,
+            noise=noise or "",
             threshold=threshold,
             engine=engine,
             visit=visit,

@@ -71,7 +71,7 @@ def test_folder(
     calibration = load_calibration(model)
     data = profile.source.open(folder)
     samples = to_test(data, profile)
-    reader = Reader(data, profile.fitted)
+    reader = Reader(data, profile.fitted, profile.seen())
     # Whichever p-value decides, now or in a later call, its decision shall be certain.
     laws = () if calibration is None else calibration.deciding
     how = replace(test_options, region=profile.region, level=options.alpha, recalibrations=laws)
@@ -127,8 +127,8 @@ def _picture(one: Inspected, path: Path) -> None:
 
 def _say(rows: list[dict[str, Any]], out: Path, options: InspectOptions, json: bool) -> None:
     for row in rows:
-        if row["message"]:
-            print(f"{row['name']}: {row['message']}", file=sys.stderr)
+        for told in filter(None, (row["message"], row["warning"])):
+            print(f"{row['name']}: {told}", file=sys.stderr)
     counts = Counter(row["decision"] for row in rows)
     if json:
         typer.echo(dumps({"out": out, "views": len(rows), "decisions": dict(counts)}))

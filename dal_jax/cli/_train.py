@@ -45,6 +45,7 @@ def train(
     foreground: data_options.Foreground = "none",
     noise: words.NoiseKind = "auto",
     references: words.References = 20,
+    deal_references: words.DealReferences = False,
     flag_share: words.FlagShare = 0.02,
     region: words.Region = "peak",
     size: words.Size = None,
@@ -78,7 +79,7 @@ def train(
         given = "both" if images else "none"
         raise InputError(f"--images, --data: got {given}, expected one of them")
     if data is None:
-        of_data = (*data_options.NAMES, "noise", "references", "region")
+        of_data = (*data_options.NAMES, "noise", "references", "deal_references", "region")
         options.refuse(context, of_data, "without --data")
     flags = {
         "channels": None if channels is None else list(parse_channels(channels)),
@@ -101,7 +102,7 @@ def train(
         preparation = Preparation(32 if size is None else size, *looks, foreground)
         source = data_options.source_of(layout, category, contrast, slices, groups)
         more = {"flag_share": flag_share, "region": region, "seed": seed}
-        chosen = LearnOptions(noise=noise, references=references, **more)
+        chosen = LearnOptions(noise=noise, references=references, deal=deal_references, **more)
         rest = (settings, chosen, out, with_bar, textures, features)
         _say_learned(learn(data, source, preparation, config, *rest), out, json)
         return
@@ -165,7 +166,8 @@ def _say_learned(learned: Learned, out: Path, json: bool) -> None:
             }
             for report in learned.choice.reports
         ],
-        "references": len(profile.references),
+        "references": profile.num_references,
+        "warnings": list(profile.warnings),
         "threshold": profile.threshold,
     }
     if json:

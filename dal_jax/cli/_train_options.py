@@ -98,7 +98,21 @@ NoiseKind = Annotated[
     str, typer.Option("--noise", help="--data: kind of noise model, or auto for the best fit.")
 ]
 References = Annotated[
-    int, typer.Option("--references", metavar="K", help="--data: normal views to compare with.")
+    int,
+    typer.Option(
+        "--references",
+        metavar="K",
+        help="--data: normal views to compare with, of objects that serve for nothing else.",
+    ),
+]
+DealReferences = Annotated[
+    bool,
+    typer.Option(
+        "--deal-references/--share-references",
+        help="--data: K references of its own for each tested object, so that no two tests share "
+        "one; needs K times as many normal objects as are tested and calibrated with. By default "
+        "all tests share the same K and depend on one another through them.",
+    ),
 ]
 Region = Annotated[
     Literal["all", "peak"],

@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+import numpy as np
+
 from dal_jax._errors import InputError
 
 _CHOICES = {
@@ -32,9 +34,11 @@ class Preparation:
         grey: average the channels.
         overlap: pixels of a view that neighbouring tiles share at least, below `size`.
         reduce: side of the square of image pixels averaged into one pixel of a crop or tile.
-        foreground: pixels that may be tested: "none" (all), "otsu" (brighter than Otsu's threshold
-            of the image) or "nonzero". Background and scale are then fitted on these alone, and
-            the others set to 0.
+        foreground: pixels that may be tested: "none" (all), or those that are "otsu" (brighter than
+            Otsu's threshold of their image) or "nonzero" in 95% of the training images, the same
+            in every image: a mask of the tested image's own would depend on the noise that is
+            tested. Background and scale are then fitted on these alone, and the others set to 0.
+            Not with view "tile", whose pixels have no place in common.
 
     Raises:
         InputError: a value out of its range.
@@ -70,6 +74,11 @@ class Preparation:
             raise InputError(f"grey {self.grey!r}, expected true or false")
         if self.overlap >= self.size:
             raise InputError(f"overlap {self.overlap}, expected less than the size {self.size}")
+        if self.view == "tile" and self.foreground != "none":
+            raise InputError(
+                f"foreground {self.foreground!r} with view 'tile', expected 'resize' or 'crop': "
+                "the mask is that of the training images, pixel by pixel"
+            )
         if self.view == "resize" and self.reduce != 1:
             raise InputError(f"reduce {self.reduce} with view 'resize', expected 'crop' or 'tile'")
 
@@ -100,6 +109,16 @@ class Fitted:
     mean: tuple[float, ...]  # per channel, of training views before scaling; for scale "train"
     sd: float  # of training views about that mean, over all channels; for scale "train"
     num_images: int  # that it was fitted on
+    dimmest: float | None = None  # least of the training images' own 99.9% quantiles
+    # Pixels of a view that may be tested: lengths of runs, row by row, the first of them outside.
+    foreground: tuple[int, ...] = ()  # empty: all
+
+    @property
+    def shown(self) -> np.ndarray:
+        """Pixels of every view that may be tested, bool (size, size)."""
+        size = self.preparation.size
+        runs = self.foreground or (0, size * size)
+        return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size, size)
 
     @property
     def floor(self) -> float:
@@ -112,7 +131,8 @@ class Fitted:
         Returns:
             Its fields, tuples as lists; what `from_dict` takes.
         """
-        return {**asdict(self), "quantiles": list(self.quantiles), "mean": list(self.mean)}
+        listed = {name: list(getattr(self, name)) for name in ("quantiles", "mean", "foreground")}
+        return {**asdict(self), **listed}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Fitted":
@@ -139,9 +159,18 @@ class Fitted:
                 tuple(float(v) for v in data["mean"]),
                 float(data["sd"]),
                 int(data["num_images"]),
+                None if data["dimmest"] is None else float(data["dimmest"]),
+                _runs(data["foreground"], found.get("size")),
             )
         except (TypeError, ValueError) as error:
             raise InputError(f"preparation: {error}") from error
+
+
+def _runs(values: Any, size: Any) -> tuple[int, ...]:
+    runs = tuple(int(value) for value in values)
+    if runs and (min(runs) < 0 or sum(runs) != size * size):
+        raise ValueError(f"foreground of {sum(runs)} pixels, expected {size} x {size}")
+    return runs
 
 
 def _three(values: Any) -> tuple[float, float, float]:

@@ -16,10 +16,16 @@ from dal_jax.images._geometry import (
     windows,
 )
 from dal_jax.images._preparation import Fitted, Preparation
-from dal_jax.images._views import Views, checked, cut_views, flat_views
+from dal_jax.images._views import FOREGROUND, Views, checked, cut_views, flat_views, own_foregrounds
 
 # Pixels that an image contributes to the quantiles.
 _SAMPLED = 4096
+# Share of the training images in which a pixel of the foreground is foreground, at least.
+_IN_COMMON = 0.95
+# Share of an image's pixels outside of the training pixels from which on a warning is given.
+_STRANGE = 0.05
+# Quantiles of the pixels between which training images lie.
+_LOW, _HIGH = 0.001, 0.999
 
 
 def fit(preparation: Preparation, images: Iterable[np.ndarray]) -> Fitted:
@@ -27,16 +33,16 @@ def fit(preparation: Preparation, images: Iterable[np.ndarray]) -> Fitted:
 
     Args:
         preparation: what is to be done.
-        images: training images (H, W, C), of any sizes; gone through once, for scale "train" twice,
-            one image in memory at a time.
+        images: training images (H, W, C), of any sizes; gone through once, and once more for each
+            of scale "train" and a foreground, one image in memory at a time.
 
     Returns:
         The preparation with its statistics.
 
     Raises:
         InputError: no images; numbers of channels that differ; an image that `views` refuses (for
-            scale "train"), or no brightness for intensity "log"; for scale "train" an iterator,
-            which ends after the first time.
+            scale "train"), or no brightness for intensity "log"; no foreground in common; for
+            scale "train" or a foreground an iterator, which ends after the first time.
 
     Example:
         >>> ramp = np.arange(64.0).reshape(8, 8, 1) ** 3
@@ -45,11 +51,14 @@ def fit(preparation: Preparation, images: Iterable[np.ndarray]) -> Fitted:
 
     Source: this project.
     """
-    if preparation.scale == "train" and iter(images) is images:
+    again = preparation.scale == "train" or preparation.foreground != "none"
+    if again and iter(images) is images:
         raise InputError("images: an iterator, expected a list or what can be gone through twice")
     fitted = _intensities(preparation, images)
     if preparation.intensity == "log" and fitted.floor <= 0:
         raise InputError("intensity 'log': the training images have no positive pixels")
+    if preparation.foreground != "none":
+        fitted = replace(fitted, foreground=_in_common(preparation, images))
     return _moments(fitted, images) if preparation.scale == "train" else fitted
 
 
@@ -61,11 +70,11 @@ def views(fitted: Fitted, image: np.ndarray) -> Views:
         image: (H, W, C), finite, of any size that holds a view.
 
     Returns:
-        The views; with view "tile" row by row. A tile without foreground holds zeros.
+        The views; with view "tile" row by row.
 
     Raises:
         InputError: too small, another number of channels, NaN or infinite pixels, negative pixels
-            with intensity "log", or a view without contrast or an image without foreground.
+            with intensity "log", or a view without contrast.
 
     Example:
         >>> ramp = np.arange(48.0).reshape(6, 8, 1) ** 3
@@ -89,10 +98,11 @@ def random_views(fitted: Fitted, image: np.ndarray, count: int, seed: int) -> Vi
         seed: of the places.
 
     Returns:
-        The views, prepared as `views` does.
+        The views, prepared as `views` does, but by the foreground of this image. A view without
+        foreground holds zeros.
 
     Raises:
-        InputError: as `views`, or the view is "resize".
+        InputError: as `views`, the view is "resize", or no view has foreground.
 
     Example:
         >>> ramp = np.arange(48.0).reshape(6, 8, 1) ** 3
@@ -109,7 +119,40 @@ def random_views(fitted: Fitted, image: np.ndarray, count: int, seed: int) -> Vi
     sides, extent = interior(preparation, pixels.shape), preparation.extent
     free = [side - extent + 1 for side in sides]
     corners = np.random.default_rng(seed).integers(0, free, (count, 2)) + preparation.border
-    return cut_views(fitted, pixels, corners, np.full((count, 2), extent))
+    return cut_views(fitted, pixels, corners, np.full((count, 2), extent), own=True)
+
+
+def foreign(fitted: Fitted, image: np.ndarray) -> str:
+    """Says how the pixels of an image lie outside of those of the training images.
+
+    Args:
+        fitted: what `fit` returned.
+        image: (H, W, C), as for `views`.
+
+    Returns:
+        A warning, or "".
+
+    Raises:
+        InputError: the image must be in other units: half of its pixels are above or below the
+            training pixels by more than their whole range, or its brightest ones are below a
+            quarter of those of the dimmest training image.
+    """
+    pixels = checked(fitted.preparation, image)
+    sides = np.array(interior(fitted.preparation, pixels.shape))
+    inner = cut(pixels, np.full(2, fitted.preparation.border), sides)
+    low, _, high = fitted.quantiles
+    outside = float(((inner < low) | (inner > high)).mean())
+    middle, top = (float(q) for q in np.quantile(inner, [0.5, _HIGH]))
+    told = f"{outside:.0%} of its pixels are outside of {low:.3g} to {high:.3g}, the training's"
+    if not 2 * low - high <= middle <= 2 * high - low:
+        raise InputError(f"{told}, by far: an image in other units than the training images?")
+    least = low if fitted.dimmest is None else fitted.dimmest
+    dim = f"its brightest pixels, {top:.3g}, are below those of all training images, {least:.3g}"
+    if top - low < (least - low) / 4:
+        raise InputError(f"{dim}, by far: an image in other units than the training images?")
+    if outside > _STRANGE:
+        return told
+    return dim if top - low < (least - low) / 2 else ""
 
 
 def mask_views(fitted: Fitted, mask: np.ndarray, found: Views) -> np.ndarray:
@@ -181,22 +224,45 @@ def stitch(
 
 def _intensities(preparation: Preparation, images: Iterable[np.ndarray]) -> Fitted:
     """Quantiles of the pixels within the border; the other statistics are those of no scaling."""
-    drawn, channels, count = [], set[int](), 0
+    drawn, channels, count, dimmest = [], set[int](), 0, np.inf
     for image in images:
         with _numbered(count):
             pixels = checked(preparation, image)
             sides = np.array(interior(preparation, pixels.shape))
         inner = cut(pixels, np.full(2, preparation.border), sides).reshape(-1)
         drawn.append(inner[:: max(1, len(inner) // _SAMPLED)])
+        if np.ptp(inner):  # a black image is refused, and says nothing of the others
+            dimmest = min(dimmest, float(np.quantile(inner, _HIGH)))
         channels.add(pixels.shape[-1])
         count += 1
     if not count:
         raise InputError("images: none given, expected the training images")
     if len(channels) > 1:
         raise InputError(f"images with {sorted(channels)} channels, expected one number or grey")
-    low, middle, high = (float(q) for q in np.quantile(np.concatenate(drawn), [0.001, 0.5, 0.999]))
+    low, middle, high = (float(q) for q in np.quantile(np.concatenate(drawn), [_LOW, 0.5, _HIGH]))
     number = channels.pop()
-    return Fitted(preparation, number, (low, middle, high), (0.0,) * number, 1.0, count)
+    least = dimmest if np.isfinite(dimmest) else None
+    return Fitted(preparation, number, (low, middle, high), (0.0,) * number, 1.0, count, least)
+
+
+def _in_common(preparation: Preparation, images: Iterable[np.ndarray]) -> tuple[int, ...]:
+    """The runs of `Fitted.foreground`: pixels that are foreground in nearly all images."""
+    counts, count = np.zeros((preparation.size, preparation.size), int), 0
+    for k, image in enumerate(images):
+        with _numbered(k):
+            pixels = checked(preparation, image)
+            places = list(zip(*windows(preparation, pixels.shape), strict=True))
+            own = own_foregrounds(preparation, pixels, places)[0]
+        counts, count = counts + own, count + own.any()  # an image that shows nothing says nothing
+    shown = counts >= max(1, _IN_COMMON * count)
+    if shown.sum() < FOREGROUND:
+        raise InputError(
+            f"foreground {preparation.foreground!r}: {shown.sum()} pixels of a view are foreground "
+            f"in {_IN_COMMON:.0%} of the training images, expected {FOREGROUND} or more: is what "
+            "they show in the same place?"
+        )
+    changes = np.flatnonzero(np.diff(shown.ravel(), prepend=False))
+    return tuple(int(run) for run in np.diff(changes, prepend=0, append=shown.size))
 
 
 def _moments(fitted: Fitted, images: Iterable[np.ndarray]) -> Fitted:

@@ -10,8 +10,8 @@ from dal_jax._errors import InputError
 from dal_jax.images._geometry import cut, shrink
 from dal_jax.images._preparation import Fitted, Preparation
 
-# The least foreground of a view that is tested: twice the coefficients of its background.
-_FOREGROUND = 12
+# The least foreground of a view: twice the coefficients of its background.
+FOREGROUND = 12
 # Below this share of the largest value a deviation is rounding.
 _CONTRAST = 1e-9
 
@@ -49,10 +49,14 @@ def checked(preparation: Preparation, image: np.ndarray) -> np.ndarray:
 
 
 def cut_views(
-    fitted: Fitted, pixels: np.ndarray, corners: np.ndarray, extents: np.ndarray
+    fitted: Fitted,
+    pixels: np.ndarray,
+    corners: np.ndarray,
+    extents: np.ndarray,
+    own: bool = False,
 ) -> Views:
-    """Cuts and prepares the views of a checked image."""
-    found = list(flat_views(fitted, pixels, corners, extents))
+    """Cuts and prepares the views of a checked image; with `own`, by its own foreground."""
+    found = list(flat_views(fitted, pixels, corners, extents, own))
     scaled = [_scaled(fitted, view, shown) for view, shown in found]
     return Views(
         np.stack([view for view, _ in scaled]),
@@ -64,31 +68,38 @@ def cut_views(
 
 
 def flat_views(
-    fitted: Fitted, pixels: np.ndarray, corners: np.ndarray, extents: np.ndarray
+    fitted: Fitted,
+    pixels: np.ndarray,
+    corners: np.ndarray,
+    extents: np.ndarray,
+    own: bool = False,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Each view of a checked image after intensity and background, and its foreground."""
+    """Each view of a checked image after intensity and background, and its foreground.
+
+    What is tested has the foreground of the training images: one taken from the view itself would
+    depend on its noise. The image's own serves for views to train on (`own`).
+    """
     preparation = fitted.preparation
     if pixels.shape[-1] != fitted.channels:
         found, expected = pixels.shape[-1], fitted.channels
         raise InputError(f"image of {found} channels, expected {expected} as in training")
     places = list(zip(corners, extents, strict=True))
-    shown = _foregrounds(preparation, pixels, places)
+    shown = own_foregrounds(preparation, pixels, places) if own else [fitted.shown] * len(places)
+    if not any(part.any() for part in shown):
+        raise InputError("image without foreground")
     for place, part in zip(places, shown, strict=True):
         yield _flat(fitted, shrink(cut(pixels, *place), preparation), part), part
 
 
-def _foregrounds(
+def own_foregrounds(
     preparation: Preparation, pixels: np.ndarray, places: list[tuple[np.ndarray, np.ndarray]]
 ) -> list[np.ndarray]:
-    """Which pixels (size, size) of each view may be tested: half of each is foreground or more."""
+    """Which pixels (size, size) of each view are foreground by at least half, in this image."""
     if preparation.foreground == "none":
         return [np.ones((preparation.size, preparation.size), bool) for _ in places]
     mask = _foreground(preparation, pixels).astype(np.float64)[..., None]
     shown = [shrink(cut(mask, *place), preparation)[..., 0] >= 0.5 for place in places]
-    shown = [part & (part.sum() >= _FOREGROUND) for part in shown]
-    if not any(part.any() for part in shown):
-        raise InputError("image without foreground")
-    return shown
+    return [part & (part.sum() >= FOREGROUND) for part in shown]
 
 
 def _foreground(preparation: Preparation, pixels: np.ndarray) -> np.ndarray:

@@ -191,10 +191,11 @@ def calibrate(
     held = set(profile.roles["calibrate"])
     samples = [s for s in data.samples if s.split == "train" and s.group in held]
     _need_objects(data, [s.group for s in samples])
-    reader = Reader(data, profile.fitted)
+    reader = Reader(data, profile.fitted, profile.seen(but="calibrate"))
     listed = view_items(reader, samples)
-    items = as_items(reader, listed, profile.references)
-    found = run(directory / "views", items, profile.noise)
+    own = profile.references_of([one.sample.group for one in listed], calibrating=True)
+    items = as_items(reader, listed, own)
+    found = run(directory / "views", items, profile.tested_noise)
     kept = _usable(found)
     records = [found[k] for k in kept]
     groups = [listed[k].sample.group for k in kept]
@@ -331,15 +332,16 @@ def _control(
         Item(f"{number:06d}", None, partial(_drawn, profile, options.seed, number))
         for number in range(options.control)
     ]
-    return run(directory / f"control-{options.seed}-{options.control}", items, profile.noise)
+    return run(directory / f"control-{options.seed}-{options.control}", items, profile.tested_noise)
 
 
 def _drawn(profile: Profile, seed: int, number: int) -> Case:
     rng = np.random.default_rng((seed, 3, number))
     mean = profile.references.mean(axis=0)
     shape = mean.shape
-    drawn = [mean + profile.noise.sample(rng, shape) for _ in range(1 + len(profile.references))]
-    return Case(drawn[0], np.stack(drawn[1:]))
+    noise = profile.tested_noise
+    drawn = [mean + noise.sample(rng, shape) for _ in range(1 + profile.num_references)]
+    return Case(drawn[0], np.stack(drawn[1:]), where=profile.where)
 
 
 def _moved(
@@ -363,7 +365,7 @@ def _moved(
         ]
     shape = profile.references.shape[1:]
     for factor in LENGTH_FACTORS if options.lengths else ():
-        noise = stretched(profile.noise, shape, factor)
+        noise = profile._replace(noise=stretched(profile.noise, shape, factor)).tested_noise
         for record in run(directory / f"length-{factor:g}", items, noise):
             rows.append(_row(record["name"], "correlation length", factor, record["p_high"]))
     return rows

@@ -14,7 +14,9 @@ from dal_jax._result import TestResult
 from dal_jax._test_run import Item, run_tests
 from dal_jax.images import Sample, Views, atomic_path, mask_views, stitch
 from dal_jax.images._geometry import cut, enlarge
+from dal_jax.images._prepare import foreign
 from dal_jax.inspection._items import Reader, ViewItem, as_items, view_items
+from dal_jax.inspection._learn import picture_of
 from dal_jax.inspection._profile import Profile, check_options
 from dal_jax.localizers import Localizer
 from dal_jax.runs import Host
@@ -90,13 +92,14 @@ def test_samples(
     """
     check_options(options, profile)
     listed = view_items(reader, samples)
-    items = as_items(reader, listed, profile.references, options.level)
+    own = profile.references_of([one.sample.group for one in listed])
+    items = as_items(reader, listed, own, options.level)
     numbers = {item.name: number for number, item in enumerate(items)}
     run = run_tests(
         directory,
         localizer,
         items,
-        profile.noise,
+        profile.tested_noise,
         options,
         host=host,
         shared=profile.references,
@@ -152,17 +155,24 @@ def inspected(
 
     Source: this project.
     """
-    start = 0
+    start, pictures = 0, dict[str, str]()
     while start < len(tested):
         item = tested[start][0]
         end = start + item.num_views
-        own = [{**row, "touches_mask": None} for row in rows[start:end]]
+        more = {"warning": "; ".join(profile.warnings), "touches_mask": None}
+        own = [{**row, **more} for row in rows[start:end]]
         try:
             image, mask, found = reader.read(item.sample)
         except InputError:
             yield Inspected(item.sample, own, *[None] * 6)
             start = end
             continue
+        told = [*profile.warnings, foreign(profile.fitted, image)]
+        first = pictures.setdefault(picture_of(image) or item.sample.name, item.sample.name)
+        if first != item.sample.name:
+            told.append(f"the same picture as {first}")
+        for row in own:
+            row["warning"] = "; ".join(filter(None, told))
         inside = mask_views(profile.fitted, mask, found) if mask is not None else None
         maps = [
             _load_maps(directory, number, profile, row["status"])

@@ -1,7 +1,7 @@
 """The views of a folder's images as tests of a run."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +12,8 @@ from dal_jax._errors import InputError
 from dal_jax._one_test import Case
 from dal_jax._test_run import Item
 from dal_jax.images import DataSet, Fitted, Sample, Views, read_sample, views
+from dal_jax.images._prepare import foreign
+from dal_jax.inspection._learn import picture_of
 from dal_jax.inspection._profile import Profile
 
 # The items of one image come one after the other: so many images are kept for the next item.
@@ -32,6 +34,7 @@ class Reader:
     Args:
         data: the samples' data set.
         fitted: the preparation.
+        seen: digests of pictures that training has seen, which are refused.
 
     Example:
         >>> import tempfile
@@ -48,8 +51,8 @@ class Reader:
     Source: this project.
     """
 
-    def __init__(self, data: DataSet, fitted: Fitted):
-        self._data, self.fitted = data, fitted
+    def __init__(self, data: DataSet, fitted: Fitted, seen: Container[str] = ()):
+        self._data, self.fitted, self._seen = data, fitted, seen
         self._kept: dict[str, tuple[np.ndarray, np.ndarray | None, Views]] = {}
 
     def read(self, sample: Sample) -> tuple[np.ndarray, np.ndarray | None, Views]:
@@ -62,13 +65,18 @@ class Reader:
             Its image (H, W, C), its mask bool (H, W) or None, and its views.
 
         Raises:
-            InputError: the file cannot be read, or the preparation refuses the image.
+            InputError: the file cannot be read, training has seen the picture, the preparation
+                refuses the image, or its pixels are in other units than training's.
         """
         if sample.name not in self._kept:
             image, mask = read_sample(self._data, sample)
+            if picture_of(image) in self._seen:
+                raise InputError(f"image {sample.name!r}: a picture that training has seen")
+            found = views(self.fitted, image)
+            foreign(self.fitted, image)
             while len(self._kept) >= _KEPT:
                 del self._kept[next(iter(self._kept))]
-            self._kept[sample.name] = image, mask, views(self.fitted, image)
+            self._kept[sample.name] = image, mask, found
         return self._kept[sample.name]
 
 
@@ -134,7 +142,7 @@ def view_items(reader: Reader, samples: Sequence[Sample]) -> list[ViewItem]:
 def as_items(
     reader: Reader,
     listed: Sequence[ViewItem],
-    references: np.ndarray,
+    references: Mapping[str, np.ndarray],
     level: float | None = None,
 ) -> list[Item]:
     """Makes tests of views.
@@ -142,14 +150,18 @@ def as_items(
     Args:
         reader: of the samples.
         listed: what to test.
-        references: (K, H, W, C), for all.
+        references: (K, H, W, C) of each group.
         level: for all views of an image together: each of V is decided at level / V; or None.
 
     Returns:
         Items for `run_tests`, known by name and size of the file.
     """
     return [
-        Item(_name(one), _size(one.sample.path), partial(_case, reader, one, references, level))
+        Item(
+            _name(one),
+            _size(one.sample.path),
+            partial(_case, reader, one, references[one.sample.group], level),
+        )
         for one in listed
     ]
 
@@ -166,9 +178,6 @@ def _size(path: Path) -> Any:
 
 
 def _case(reader: Reader, one: ViewItem, references: np.ndarray, level: float | None) -> Case:
-    found = reader.read(one.sample)[2]
-    where = None
-    if reader.fitted.preparation.foreground != "none":
-        where = found.foreground[one.view]
+    where = reader.fitted.shown if reader.fitted.foreground else None
     own = None if level is None else level / one.num_views
-    return Case(found.pixels[one.view], references, where=where, level=own)
+    return Case(reader.read(one.sample)[2].pixels[one.view], references, where=where, level=own)

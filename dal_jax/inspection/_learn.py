@@ -1,8 +1,9 @@
 """From normal images to a profile: who serves for what, views, noise, references, threshold."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,10 @@ from dal_jax.localizers import Localizer, PerceptualConfig, calibrate_scales, ma
 from dal_jax.noise import Choice, choose, estimate
 from dal_jax.search import check_region
 
-ROLES = {"train": 0.6, "tune": 0.15, "calibrate": 0.25}
+# Shares of the normal training images; references serve for nothing else.
+ROLES = {"train": 0.5, "tune": 0.1, "reference": 0.15, "calibrate": 0.25}
+# The same where each tested object gets references of its own.
+DEALT_ROLES = {"train": 0.35, "tune": 0.1, "reference": 0.4, "calibrate": 0.15}
 MOST_REFERENCES = 20
 # Views on which the threshold is set: enough pixels for a quantile, few seconds of work.
 _TUNING = 128
@@ -56,6 +60,7 @@ class LearnOptions:
     views_per_image: int = 8  # random ones, to train on; the tested geometry's own come on top
     noise: str = "auto"  # a kind of `dal_jax.noise.estimate`, or the best on held-out groups
     references: int = MOST_REFERENCES  # at most; of as many physical objects
+    deal: bool = False  # give each tested object `references` of its own, not the same to all
     flag_share: float = 0.02  # of the pixels of normal views, to be flagged
     region: str = "peak"  # which flagged pixels are tested, as in `TestOptions`
     seed: int = 0
@@ -79,6 +84,21 @@ class Normal(NamedTuple):
     where: Bool[np.ndarray, "N H W"]  # pixels that may be flagged
 
 
+def picture_of(image: Float[np.ndarray, "H W C"]) -> str:
+    """A digest of an image's pixels, the same for copies; "" for one without contrast.
+
+    Args:
+        image: as read.
+
+    Returns:
+        16 hexadecimal digits, or "".
+    """
+    if not np.ptp(image):
+        return ""
+    pixels = np.ascontiguousarray(image, np.float64)
+    return sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest()[:16]
+
+
 def joined(one: Normal, other: Normal) -> Normal:
     """The views of both.
 
@@ -97,31 +117,62 @@ def joined(one: Normal, other: Normal) -> Normal:
     )
 
 
-def share_out(data: DataSet, seed: int) -> tuple[dict[str, list[Sample]], tuple[str, ...]]:
+def share_out(
+    data: DataSet,
+    seed: int,
+    roles: Mapping[str, float] = ROLES,
+    pictures: Mapping[str, str] | None = None,
+) -> tuple[dict[str, list[Sample]], tuple[str, ...]]:
     """Deals the normal training samples out to roles, each physical object to one.
 
-    Objects that are also among the test samples serve for nothing.
+    Objects that are also among the test samples serve for nothing. Of copies of one picture the
+    first serves, and the objects that they were said to be are one.
 
     Args:
         data: the samples.
         seed: of the dealing.
+        roles: names and shares.
+        pictures: digest of each sample by name, of those that are known; None: of none.
 
     Returns:
-        (samples of each of `ROLES`, groups left out since they are tested).
+        (samples of each role, groups left out since they are tested).
 
     Raises:
         InputError: too few groups.
     """
     left_out = set(shared_groups(data))
     usable = [s for s in data.samples if s.split == "train" and s.group not in left_out]
-    if len({sample.group for sample in usable}) < len(ROLES):
+    samples, objects = _distinct(usable, pictures or {})
+    if len(set(objects)) < len(roles):
+        copies = len(usable) - len(samples)
+        told = f" ({copies} of {len(usable)} images are copies of others)" if copies else ""
         raise InputError(
-            f"data {str(data.root)!r}: {len({s.group for s in usable})} groups of normal training "
-            f"images, expected {len(ROLES)} or more"
+            f"data {str(data.root)!r}: {len(set(objects))} groups of normal training "
+            f"images{told}, expected {len(roles)} or more"
         )
-    parts = split_groups([sample.group for sample in usable], list(ROLES.values()), seed)
-    dealt = {role: [usable[k] for k in part] for role, part in zip(ROLES, parts, strict=True)}
+    parts = split_groups(objects, list(roles.values()), seed)
+    dealt = {role: [samples[k] for k in part] for role, part in zip(roles, parts, strict=True)}
     return dealt, tuple(sorted(left_out))
+
+
+def _distinct(
+    samples: Sequence[Sample], pictures: Mapping[str, str]
+) -> tuple[list[Sample], list[str]]:
+    """The first sample of each picture, and their objects: groups that share one are joined."""
+    kept: dict[str, Sample] = {}
+    joined_to: dict[str, str] = {}
+
+    def root(group: str) -> str:
+        while group in joined_to:
+            group = joined_to[group]
+        return group
+
+    for sample in samples:
+        first = kept.setdefault(pictures.get(sample.name) or f"{sample.name}\0", sample)
+        one, other = root(first.group), root(sample.group)
+        if one != other:
+            joined_to[other] = one
+    return list(kept.values()), [root(sample.group) for sample in kept.values()]
 
 
 class Images:
@@ -140,6 +191,10 @@ class Images:
                 self._refuse(sample, error)
                 continue
             yield sample, image
+
+    def pictures(self) -> dict[str, str]:
+        """Returns the digests of those that can be read, by name of the sample."""
+        return {sample.name: picture_of(image) for sample, image in self.pairs()}
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return (image for _, image in self.pairs())
@@ -245,17 +300,19 @@ def choose_references(normal: Normal, options: LearnOptions) -> np.ndarray:
     """Picks normal views to compare with, each of another physical object.
 
     Args:
-        normal: views.
-        options: how many, and the seed.
+        normal: views of objects that serve for nothing else.
+        options: how many, whether they are dealt out, and the seed.
 
     Returns:
-        (K, H, W, C).
+        (K, H, W, C); if dealt out, of all objects, a multiple of K.
     """
     rng = np.random.default_rng((options.seed, 1))
     groups = np.array(normal.groups)
+    order = rng.permutation(np.unique(groups))
+    most = len(order) // options.references if options.deal else 1
     chosen = [
         int(rng.choice(np.flatnonzero(groups == group)))
-        for group in rng.permutation(np.unique(groups))[: options.references]
+        for group in order[: most * options.references]
     ]
     return normal.pixels[chosen]
 

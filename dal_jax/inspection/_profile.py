@@ -1,8 +1,10 @@
 """What makes a trained model fit for a folder of images: preparation, noise, references."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,14 +12,15 @@ import numpy as np
 from dal_jax._digest import file_digest
 from dal_jax._errors import CheckpointError, InputError
 from dal_jax._options import TestOptions
-from dal_jax._typing import Float
+from dal_jax._typing import Bool, Float
 from dal_jax.images import DataSet, Fitted, open_data, write_array, write_text
 from dal_jax.localizers import Localizer, load_localizer, rescaled
 from dal_jax.noise import Covariance, load_noise, save_noise
+from dal_jax.noise._scaled import _Scaled
 from dal_jax.search import check_region
 
 RECORD, NOISE, REFERENCES = "profile.json", "noise.npz", "references.npy"
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,62 @@ class Profile(NamedTuple):
     threshold: float  # of the score, units of a view
     region: str  # which flagged pixels are tested, as in `TestOptions`
     flag_share: float  # of the pixels of normal views that the threshold was to flag
-    roles: dict[str, tuple[str, ...]]  # groups that served to "train", "tune", "calibrate"
+    roles: dict[str, tuple[str, ...]]  # groups: "train", "tune", "reference", "calibrate"
     seed: int  # of the roles, the references and the localizer's draws
+    each: int = 0  # references dealt to each tested object; 0: all get the same, all of them
+    pictures: Mapping[str, tuple[str, ...]] = MappingProxyType({})  # digests of images by role
+    warnings: tuple[str, ...] = ()  # of the training images, for whoever reads a p-value
+
+    @property
+    def num_references(self) -> int:
+        """Number of references of one test."""
+        return self.each or len(self.references)
+
+    def references_of(
+        self, groups: Sequence[str], calibrating: bool = False
+    ) -> dict[str, np.ndarray]:
+        """The references of tested objects.
+
+        Args:
+            groups: of the tested views.
+            calibrating: whether these are the objects kept aside, for which the last are reserved.
+
+        Returns:
+            (K, H, W, C) by group; dealt out, no two of these share any.
+
+        Raises:
+            InputError: more objects than there are references for.
+        """
+        names = list(dict.fromkeys(groups))
+        if not self.each:
+            return dict.fromkeys(names, self.references)
+        pool = self.references.reshape(-1, self.each, *self.references.shape[1:])
+        reserved = min(len(pool), len(self.roles["calibrate"]))
+        pool = pool[::-1][:reserved] if calibrating else pool[: len(pool) - reserved]
+        if len(names) > len(pool):
+            raise InputError(
+                f"references: {len(pool)} objects can have {self.each} of their own, got "
+                f"{len(names)} to test: fewer, or a model trained with --share-references"
+            )
+        return dict(zip(names, pool, strict=False))
+
+    def seen(self, but: str = "") -> frozenset[str]:
+        """Digests of the images that served for anything, or for anything but a role."""
+        return frozenset(d for role, own in self.pictures.items() if role != but for d in own)
+
+    @property
+    def tested_noise(self) -> Covariance:
+        """Covariance of a view as it is tested: outside the foreground, which is 0, none."""
+        shown = self.where
+        if shown is None:
+            return self.noise
+        channels = self.fitted.channels
+        return _Scaled(self.noise, np.repeat(shown[..., None].astype(np.float64), channels, axis=2))
+
+    @property
+    def where(self) -> Bool[np.ndarray, "H W"] | None:
+        """Pixels of a view that may be flagged, fixed by the training images; None: all."""
+        return self.fitted.shown if self.fitted.foreground else None
 
 
 def save_profile(directory: Path, profile: Profile) -> None:
@@ -125,6 +182,9 @@ def save_profile(directory: Path, profile: Profile) -> None:
         "flag_share": profile.flag_share,
         "roles": {role: list(groups) for role, groups in profile.roles.items()},
         "seed": profile.seed,
+        "each": profile.each,
+        "pictures": {role: list(own) for role, own in profile.pictures.items()},
+        "warnings": list(profile.warnings),
         "sha256": {name: file_digest(directory / name) for name in (NOISE, REFERENCES)},
     }
     write_text(directory / RECORD, json.dumps(facts, indent=1) + "\n")
@@ -164,7 +224,10 @@ def load_profile(directory: Path) -> Profile:
     try:
         facts = json.loads(path.read_text())
         if facts["format"] != _FORMAT:
-            raise CheckpointError(f"{path}: format {facts['format']}, expected {_FORMAT}")
+            raise CheckpointError(
+                f"{path}: format {facts['format']}, expected {_FORMAT}: train again (references of "
+                "older models were of objects that the network had seen)"
+            )
         for name, digest in facts["sha256"].items():
             if name not in (NOISE, REFERENCES) or file_digest(directory / name) != digest:
                 raise CheckpointError(f"{directory / name}: is not the file of {RECORD}")
@@ -246,4 +309,7 @@ def _parsed(directory: Path, facts: dict[str, Any]) -> Profile:
         float(facts["flag_share"]),
         {role: tuple(groups) for role, groups in facts["roles"].items()},
         int(facts["seed"]),
+        int(facts["each"]),
+        {role: tuple(digests) for role, digests in facts["pictures"].items()},
+        tuple(facts["warnings"]),
     )

@@ -188,6 +188,7 @@ def image_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "views_significant": sum(row["decision"] == "significant" for row in rows),
         "views_without_result": sum(row["decision"] == "no valid result" for row in rows),
         "message": next((row["message"] for row in rows if row["message"]), ""),
+        "warning": first.get("warning", ""),
     }
 
 

@@ -1,6 +1,7 @@
 """Training on a folder of images: the network, and the profile that goes with it."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,8 @@ from dal_jax._typing import PyTree
 from dal_jax.diffusion import TrainConfig
 from dal_jax.images import Fitted, Preparation, fit
 from dal_jax.inspection._learn import (
+    DEALT_ROLES,
+    ROLES,
     Images,
     LearnOptions,
     Normal,
@@ -34,6 +37,8 @@ from dal_jax.noise import Choice
 
 # As `dal_jax.diffusion.train` without `progress` and `resume`: trains, or goes on with it.
 Trainer = Callable[..., Any]
+# Share of copies among the training images from which on every result carries a warning.
+_COPIES = 0.1
 
 
 class Learned(NamedTuple):
@@ -141,8 +146,9 @@ def learn(
 ) -> Learned:
     """Trains a network on the normal images of a folder and writes it with its profile.
 
-    Normal training images are dealt out by physical object: 60% train the network, 15% set the
-    threshold, 25% are kept for `calibrate`. Noise and references are from the first two parts.
+    Normal training images are dealt out by physical object: 50% train the network, 10% set the
+    threshold, 15% are references and 25% are kept for `calibrate`. The noise is from the first two
+    parts. If references are dealt out, the shares are 35, 10, 40 and 15%.
 
     Args:
         root: of the data set.
@@ -169,12 +175,16 @@ def learn(
         ...     Path("model"), train,
         ... )
         >>> sorted(learned.profile.roles)  # doctest: +SKIP
-        ['calibrate', 'train', 'tune']
+        ['calibrate', 'reference', 'train', 'tune']
 
     Source: this project.
     """
     data = source.open(root)
-    dealt, left_out = share_out(data, options.seed)
+    normal = [sample for sample in data.samples if sample.split == "train"]
+    pictures = Images(data, normal).pictures()
+    shares = DEALT_ROLES if options.deal else ROLES
+    dealt, left_out = share_out(data, options.seed, shares, pictures)
+    warnings = _of_copies(pictures)
     images = Images(data, dealt["train"])
     fitted = fit(preparation, images)
     training = images.training_views(fitted, options.views_per_image, options.seed)
@@ -185,24 +195,50 @@ def learn(
     plan = _Plan(config, train_config, directory, trainer, extractor, options.seed)
     known = joined(images.normal_views(fitted), tuning)
     choice = fit_noise(known, options)  # before hours of training: it may refuse
-    plan.run(training.pixels, tuning.pixels, **more)
+    apart = Images(data, dealt["reference"])
+    references = choose_references(apart.normal_views(fitted), options)
     roles = {role: tuple(sorted({s.group for s in part})) for role, part in dealt.items()}
+    _check_dealt(references, options, len(roles["calibrate"]))
+    plan.run(training.pixels, tuning.pixels, **more)
     localizer = load_localizer(directory, draws=options.seed)
     profile = Profile(
         source,
         fitted,
         choice.kind,
         choice.covariance,
-        choose_references(known, options),
+        references,
         set_threshold(localizer, tuning, options),
         options.region,
         options.flag_share,
         roles,
         options.seed,
+        options.references if options.deal else 0,
+        {role: tuple(pictures.get(s.name, "") for s in part) for role, part in dealt.items()},
+        warnings,
     )
     save_profile(directory, profile)
-    refused = {**images.refused, **others.refused}
+    refused = {**images.refused, **others.refused, **apart.refused}
     return Learned(profile, choice, len(training.pixels), left_out, refused)
+
+
+def _of_copies(pictures: Mapping[str, str]) -> tuple[str, ...]:
+    """A warning, said at once and kept, if training images are copies of one another."""
+    known = [digest for digest in pictures.values() if digest]
+    copies = len(known) - len(set(known))
+    if not copies:
+        return ()
+    told = f"{copies} of {len(pictures)} normal training images are copies of others"
+    print(f"{told}: left out", file=sys.stderr)
+    return (told,) if copies > _COPIES * len(pictures) else ()
+
+
+def _check_dealt(references: np.ndarray, options: LearnOptions, reserved: int) -> None:
+    count = len(references) // options.references
+    if options.deal and count <= reserved:
+        raise InputError(
+            f"references: there are {options.references} each for {count} objects, expected more "
+            f"than the {reserved} that calibrate tests: fewer references, or more normal objects"
+        )
 
 
 class _Plan(NamedTuple):

@@ -145,6 +145,16 @@ def _template() -> Any:
 
 
 def _notices(tested: Tested, known: Model | None) -> list[str]:
+    """What a reader must know before trusting the p-values."""
+    told = [] if known is None else [f"The model: {warning}." for warning in known.warnings]
+    warned = {row["name"]: row["warning"] for row in tested.rows if row["warning"]}
+    if warned:
+        name, warning = next(iter(warned.items()))
+        told.append(f"{len(warned)} images have a warning (see the table), as {name}: {warning}.")
+    return told + _of_calibration(tested, known)
+
+
+def _of_calibration(tested: Tested, known: Model | None) -> list[str]:
     """What a reader must know before trusting the recalibrated p-values."""
     inside = recalibrated(tested.rows)
     if known is None and inside:

@@ -48,6 +48,7 @@ class Model(NamedTuple):
     profile: list[tuple[str, str]]  # setting and value, in the order of the file
     trust: Trust | None  # None: not calibrated
     digests: dict[str, str]  # SHA-256 by name of file
+    warnings: list[str]  # of the training images
 
 
 def read_model(directory: Path) -> Model:
@@ -71,11 +72,13 @@ def read_model(directory: Path) -> Model:
             f"model {str(directory)!r}: no {PROFILE}, expected a model trained with --data"
         )
     data = read_bytes(path)
-    profile = list(_flat("", parse_object(path, data)))
+    held = parse_object(path, data)
+    profile = list(_flat("", held))
+    warnings = [str(told) for told in held.get("warnings", [])]
     digests = {PROFILE: sha256(data)}
     calibration = load_calibration(directory)
     if calibration is None:
-        return Model(profile, None, digests)
+        return Model(profile, None, digests, warnings)
     path = directory / CALIBRATION
     data = read_bytes(path)
     digests[CALIBRATION] = sha256(data)
@@ -83,7 +86,7 @@ def read_model(directory: Path) -> Model:
         trust = _trust(calibration, parse_object(path, data)["found"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path}: damaged, run dal-jax calibrate again") from error
-    return Model(profile, trust, digests)
+    return Model(profile, trust, digests, warnings)
 
 
 def of_this_calibration(rows: Sequence[dict[str, Any]], calibration: Calibration) -> bool:
@@ -207,8 +210,9 @@ def _flat(prefix: str, value: Any) -> list[tuple[str, str]]:
             pair for key, item in value.items() for pair in _flat(f"{prefix}.{key}"[:200], item)
         ]
     name = prefix.removeprefix(".").replace("preparation.preparation.", "preparation.")
-    if name.startswith("roles.") and isinstance(value, list):
-        return [(name, f"{len(value)} groups")]
+    for long, what in (("roles.", "groups"), ("pictures.", "images"), ("preparation.fore", "runs")):
+        if name.startswith(long) and isinstance(value, list):
+            return [(name, f"{len(value)} {what}")]
     if value is None:
         return [(name, "none")]
     return [(name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))]

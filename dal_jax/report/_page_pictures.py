@@ -101,7 +101,7 @@ def _card(first: dict[str, Any], views: Sequence[dict[str, Any]]) -> dict[str, A
         "p": format_p(first["p_value"]),
         "of": several if len(views) > 1 else "",
         "beside": beside,
-        "message": first["message"],
+        "message": ": ".join(filter(None, (first["message"], first.get("warning")))),
     }
 
 

@@ -132,6 +132,7 @@ def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
             what = "of an earlier version, test again" if key in _LOWER else "damaged"
             raise InputError(f"{where}: {what} (no {key!r})")
         row[key] = _value(where, key, row[key], kind)
+    row["warning"] = _value(where, "warning", row.get("warning", ""), str)
     parts = row["name"].split("/")
     if ".." in parts or row["name"].startswith("/") or "\0" in row["name"]:
         raise InputError(f"{where}: name {row['name']!r} leads outside the folder")

@@ -131,7 +131,9 @@ def full_table(rows: Sequence[dict[str, Any]], limit: int) -> dict[str, Any]:
             _count(row["num_flagged"]),
             _number(row["z"], _plain(row["z"], ".2f")),
             _number(row["max_score"], _plain(row["max_score"], ".3g")),
-            _text(": ".join(filter(None, (row["status"], row["message"]))), "status"),
+            _text(
+                ": ".join(filter(None, (row["status"], row["message"], row["warning"]))), "status"
+            ),
         ]
         for row in sorted(rows, key=by_p)[:limit]
     ]
