@@ -33,7 +33,7 @@ from .search import (
     adaptive_search,
     count_ties,
     margins,
-    misjudged_share,
+    misjudged_length,
     operands,
     pick,
     search_line,
@@ -227,7 +227,7 @@ def _with_adaptive(
         spacing=found.spacing * line.sd,
         num_checks=found.num_checks,
         num_disagreements=found.num_disagreements,
-        misjudged_share=misjudged_share(found.num_checks),
+        misjudged_length=misjudged_length(found.num_checks, found.num_disagreements),
     )
 
 

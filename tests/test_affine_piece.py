@@ -45,6 +45,7 @@ def assert_same(a: Any, b: Any) -> None:
         np.testing.assert_allclose(one, other, rtol=ROUNDING, atol=ROUNDING)
 
 
+@pytest.mark.slow
 def test_same_under_every_transformation() -> None:
     piece = partial(affine_piece, mixed)
     zs = jnp.array([-1.3, 0.2, 2.1])

@@ -183,6 +183,7 @@ def test_processes_that_fail_leave_a_record() -> None:
     assert "no JSON" in in_process([*ask, "print('hello')"])["failure"]
 
 
+@pytest.mark.slow
 def test_a_task_is_done_from_plain_values(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "m", init_unet(UNET, 0), CONFIG)
     subject = asdict(Subject(8, tests=2, model=str(tmp_path / "m")))

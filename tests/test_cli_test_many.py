@@ -54,6 +54,7 @@ def test_a_file_in_a_folder_with_a_bracketed_name_is_no_pattern(tmp_path):
     assert expanded([own / "x.npy"], Path(), "--image") == (own / "x.npy",)
 
 
+@pytest.mark.slow
 def test_options_and_specification_are_the_same(capsys, folder, tmp_path):
     code, out, err = run(capsys, "test", "--spec", folder / "spec.toml", "--json")
     assert code == 0

@@ -58,6 +58,7 @@ def test_train_reports_and_resumes(
     np.testing.assert_array_equal(*scores)
 
 
+@pytest.mark.slow
 def test_train_on_a_folder_of_larger_images(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

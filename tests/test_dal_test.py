@@ -98,7 +98,7 @@ def test_the_fields_of_a_result_fit_together(options, alternative):
         assert np.isnan([*result.window, result.over_conditioned_p]).all()
         assert 0 < result.spacing <= 0.5 * result.sd * (1 + 1e-12)
         assert 0 < result.num_checks <= 8
-        assert result.misjudged_share == pytest.approx(1 - 0.05 ** (1 / result.num_checks))
+        assert result.misjudged_length == pytest.approx(1 - 0.05 ** (1 / result.num_checks))
         assert result.num_disagreements == 0
     else:
         # In units of the statistic: the set holds it, and its own window besides.
@@ -539,6 +539,7 @@ print(json.dumps({"same": same and kept, "p": [r.p_value for r in results],
 """
 
 
+@pytest.mark.slow
 def test_jax_is_left_as_it_was_and_works_without_x64():
     here = str(Path(__file__).parent)
     run = subprocess.run(
@@ -615,6 +616,7 @@ def test_null_p_values_are_uniform():
     assert np.mean([contains(r.truncation, -r.statistic) for r in null.rows]) < 0.5
 
 
+@pytest.mark.slow
 def test_null_p_values_are_uniform_with_correlated_noise_and_two_channels():
     localizer = jumping_localizer(channels=2, threshold=1.3)
     null = Null(localizer, ar1(0.5, 1.0), 300, engine="scan")

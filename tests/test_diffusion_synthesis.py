@@ -231,6 +231,7 @@ def same(a, b):
     return jax.tree.all(jax.tree.map(lambda p, q: p.tobytes() == q.tobytes(), a, b))
 
 
+@pytest.mark.slow
 def test_the_target_leads_to_the_normal_image():
     images = 10 * GIVEN.images
     prepare = jax.jit(removing(probability=1.0).prepare)
@@ -251,6 +252,7 @@ def kill(done, total, loss):
     raise Killed
 
 
+@pytest.mark.slow
 def test_training_resumes_to_the_same_bits_and_refuses_other_anomalies(tmp_path):
     assert CONFIG.objective == removing()
     whole = fit()

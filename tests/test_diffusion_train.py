@@ -60,6 +60,7 @@ def test_run_writes_log_progress_and_checkpoint(uninterrupted):
     assert all(isinstance(a, np.ndarray) and a.dtype == np.float32 for a in jax.tree.leaves(loaded))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [4, 8])  # before the first saved state, and after it
 def test_killed_run_resumes_to_the_same_bits(tmp_path, uninterrupted, step):
     variables, whole, _ = uninterrupted

@@ -34,6 +34,8 @@ PAGES = [
     *sorted(p for p in DOCS.rglob("*.md") if "_build" not in p.parts),
 ]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+# Those whose examples run in the quick round of tests.
+FIRST_PAGES = ("README.md", "docs/index.md")
 # Blocks of Python that cannot run here, and why: (page, text in the block) -> reason.
 CANNOT_RUN: dict[tuple[str, str], str] = {}
 # Commands that take no more than a second or two here.
@@ -109,7 +111,14 @@ def examples(page: str) -> list[Block]:
     return [b for b in own if not any(p == page and t in b.text for p, t in CANNOT_RUN)]
 
 
-@pytest.mark.parametrize("page", [name for name in NAMES if examples(name)])
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(name, marks=() if name in FIRST_PAGES else pytest.mark.slow)
+        for name in NAMES
+        if examples(name)
+    ],
+)
 def test_examples_run(
     page: str, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

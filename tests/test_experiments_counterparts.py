@@ -11,13 +11,14 @@ pytest.importorskip("skimage")
 from experiments import counterparts as experiment
 from experiments._experiment import Context, run_experiment
 
+pytestmark = pytest.mark.slow  # training and compiling for each of its fixtures
+
 NAMES = (
     "dal,unet.channels=[2,4],unet.time_dim=4,reverse.steps=2",
     "dal,unet.channels=[2,4],unet.time_dim=4,reverse.steps=1,reverse.start=0",
 )
 
 
-@pytest.mark.slow
 def test_little_noise_leaves_the_image_as_it_is(tmp_path):
     how = {"size": 8, "per_label": 4, "steps": 3, "batch_size": 4, "noise": "iid"}
     settings = experiment.Settings(localizers=NAMES, flag_share=0.1, **how)

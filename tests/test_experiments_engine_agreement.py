@@ -27,6 +27,8 @@ from experiments.engine_agreement import (
     _end_difference,
 )
 
+pytestmark = pytest.mark.slow  # training and compiling for each of its fixtures
+
 SMALL: dict[str, Any] = {
     "sizes": (8,),
     "images": (13,),
@@ -52,7 +54,6 @@ _narrow = narrow_models(engine_agreement)
 out = finished("engine_agreement", SETTINGS)
 
 
-@pytest.mark.slow
 def test_every_image_is_compared_in_every_way(out: Path):
     rows = table(out, "compared")
     assert [(row["image"], row["way"]) for row in rows] == [
@@ -89,7 +90,6 @@ def test_figure_and_summary(out: Path):
     assert "Beside exact" in (out / "summary.md").read_text()
 
 
-@pytest.mark.slow
 def test_a_run_cut_off_goes_on_test_by_test(out: Path, models: Path, tmp_path: Path):
     rng, kept = np.random.default_rng(0), 0
     for shard in unfinished(out, tmp_path / "out"):

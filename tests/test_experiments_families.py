@@ -47,6 +47,7 @@ def quantile_distance(ppf, nodes: int) -> float:
     return float(np.sum(np.abs(ppf(stats.norm.cdf(z)) - z) * stats.norm.pdf(z)) * 14 / nodes)
 
 
+@pytest.mark.slow
 @every_family
 @every_distance
 def test_mean_and_variance(name, distance):
@@ -56,6 +57,7 @@ def test_mean_and_variance(name, distance):
         assert abs(moment(family, power) - expected) < 1e-8
 
 
+@pytest.mark.slow
 @every_family
 @every_distance
 def test_distance_by_quantiles(name, distance):

@@ -17,6 +17,8 @@ from experiments._output import Row, Tables
 from experiments._simulation import Simulation
 from experiments.intervals import EXPERIMENT, PAPER, Settings, _conditions, draw, exponents, measure
 
+pytestmark = pytest.mark.slow  # training and compiling for each of its fixtures
+
 SETTINGS = Settings(
     sizes=(8,),
     images=(3,),
@@ -64,7 +66,6 @@ def test_every_setting_is_measured() -> None:
     assert options == [(*exact, 1e-3), (*adaptive, 1e-3), (*exact, 0), (*adaptive, 0)]
 
 
-@pytest.mark.slow
 def test_there_is_a_row_for_every_setting(whole: tuple[Path, Tables]) -> None:
     rows = whole[1]["intervals"]
     assert len(rows) == len(whole[1]["runs"]) == 4

@@ -14,6 +14,8 @@ from dal_jax.localizers import load_localizer
 from experiments import localizers as experiment
 from experiments._experiment import Context, run_experiment
 
+pytestmark = pytest.mark.slow  # training and compiling for each of its fixtures
+
 TINY = ",unet.channels=[2,4],unet.time_dim=4"
 SETTINGS = experiment.Settings(
     localizers=(
@@ -44,7 +46,6 @@ def done(tmp_path_factory):
     return folder, context, summary
 
 
-@pytest.mark.slow
 def test_tables_and_figure_have_every_localizer(done):
     folder, _, summary = done
     rows = table(folder / "out" / "localizers.csv")
@@ -69,7 +70,6 @@ def test_equal_objectives_share_their_training(done):
     np.testing.assert_array_equal(dal, mdps)
 
 
-@pytest.mark.slow
 def test_a_second_run_gives_the_same_table(done):
     folder, context, _ = done
     before = (folder / "out" / "localizers.csv").read_bytes()

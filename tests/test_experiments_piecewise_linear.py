@@ -16,6 +16,8 @@ from experiments._experiment import Context, Measured
 from experiments._records import agreement, engine_difference, time_row
 from experiments.piecewise_linear import Settings, activation_error
 
+pytestmark = pytest.mark.slow  # training and compiling for each of its fixtures
+
 TINY = Settings(
     families=("silu",),
     knots=(5,),
@@ -35,7 +37,6 @@ TINY = Settings(
 done = finished("piecewise_linear", TINY)
 
 
-@pytest.mark.slow
 def test_tables_have_every_network_and_engine(done):
     wanted = [
         ("silu", "smooth", "adaptive"),
@@ -69,7 +70,6 @@ def test_score_maps_are_compared(done):
     assert 0 < float(row["score_mean"]) <= float(row["score_rms"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("keep", [0, 1])
 def test_an_interrupted_run_goes_on_to_the_same_tables(done, models, tmp_path, keep):
     context = Context(tmp_path / "out", models, devices=1)

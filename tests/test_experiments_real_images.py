@@ -31,6 +31,8 @@ from experiments._textures import (
 )
 from experiments.real_images import EXPERIMENT, METHODS, Settings
 
+pytestmark = pytest.mark.slow  # training and compiling for each of its fixtures
+
 TEXTURES = TexturePlan(contrasts=(0.5, 2.0), tested=5, seed=3)
 PATIENTS = BrainPlan(contrasts=(1.0, 3.0), patients=16, slices=2, seed=3)
 SMALL: dict[str, Any] = {
@@ -238,7 +240,6 @@ def _table(out: Path, name: str) -> list[dict[str, Any]]:
     return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
 
 
-@pytest.mark.slow
 def test_the_tables_are_complete(out: Path):
     rows = _table(out, "real_images")
     keys = [(row["data"], row["part"], row["contrast"], row["method"]) for row in rows]
@@ -291,7 +292,6 @@ def test_figures_and_summary(out: Path):
         assert word in text
 
 
-@pytest.mark.slow
 def test_it_goes_on_where_it_was(out: Path, monkeypatch: pytest.MonkeyPatch):
     def never(*_: Any, **__: Any):
         raise AssertionError("what is done was done again")

@@ -17,6 +17,8 @@ from experiments._experiment import Context, run_experiment
 from experiments._families import FAMILIES
 from experiments.robustness import EXPERIMENT, Settings
 
+pytestmark = pytest.mark.slow  # training and compiling for each of its fixtures
+
 SMALL: dict[str, Any] = {
     "size": 8,
     "families": ("exponnorm", "t"),
@@ -35,7 +37,6 @@ _narrow = narrow_models(robustness)
 out = finished("robustness", Settings(**SMALL))
 
 
-@pytest.mark.slow
 def test_the_tables_are_complete(out: Path):
     rows = table(out, "robustness")
     laws = [("normal", 0.0), *((f, d) for f in SMALL["families"] for d in SMALL["distances"])]
@@ -86,7 +87,6 @@ def test_figures_and_summary(out: Path):
         assert word in text
 
 
-@pytest.mark.slow
 def test_where_nothing_is_flagged(models: Path, tmp_path: Path):
     changed = {**SMALL, "threshold": 1e3, "distances": (0.01,), "images": 2, "signals": (0.0,)}
     run_experiment("robustness", EXPERIMENT, Settings(**changed), Context(tmp_path, models))

@@ -27,6 +27,8 @@ from experiments._scaling_rows import (
 )
 from experiments.scaling import EXPERIMENT, PAPER, Settings, draw, settings_of, summary
 
+pytestmark = pytest.mark.slow  # training and compiling for each of its fixtures
+
 SETTINGS = Settings(
     sizes=(8, 16),
     tests=(2, 1),
@@ -117,7 +119,6 @@ def test_what_is_measured() -> None:
     assert {one.size for one in settings_of(PAPER)} >= {256, 512}
 
 
-@pytest.mark.slow
 def test_parameters_are_counted(tmp_path: Path) -> None:
     variables = variables_of(SETTINGS.model(1.0), tmp_path)
     assert variables_of(SETTINGS.model(1.0), tmp_path) is variables  # loaded once
@@ -175,7 +176,6 @@ def test_exponents_are_recovered() -> None:
     assert size["exponent"] == pytest.approx(1) and size["size"] == 16 and math.isnan(size["se"])
 
 
-@pytest.mark.slow
 def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = Context(tmp_path / "run", tmp_path / "models")
     measured: list[tuple[int, str]] = []
@@ -230,7 +230,6 @@ def test_bad_settings() -> None:
             replace(PAPER, **bad)
 
 
-@pytest.mark.slow
 def test_a_real_run(tmp_path: Path) -> None:
     settings = replace(
         SETTINGS, sizes=(8,), tests=(2,), repeats=(1,), widths=(1.0,), grid_images=1, threshold=0.7

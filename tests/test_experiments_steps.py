@@ -11,6 +11,8 @@ from experiments._models import Model, Use, localizer_of
 from experiments._simulation import Simulation
 from experiments.steps import EXPERIMENT, PAPER, Settings, processes, threshold_for
 
+pytestmark = pytest.mark.slow  # training and compiling for each of its fixtures
+
 TINY = Settings(
     size=4,
     steps=(1, 2),
@@ -32,7 +34,6 @@ TINY = Settings(
 done = finished("steps", TINY)
 
 
-@pytest.mark.slow
 def test_tables_have_every_process_and_signal(done):
     wanted = [("default", "2"), ("steps", "1")]
     for name in ("thresholds", "regions", "work", "steps", "steps_times"):
@@ -77,7 +78,6 @@ def test_threshold_divides_the_scores():
             threshold_for(scores, count)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("keep", [0, 1])
 def test_an_interrupted_run_goes_on_to_the_same_tables(done, models, tmp_path, keep):
     context = Context(tmp_path / "out", models, batch_size=1)

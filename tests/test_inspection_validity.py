@@ -173,5 +173,6 @@ def test_a_mask_of_the_tested_pixels_is_not_valid_and_one_of_training_images_is(
     """Otsu's mask drops pixels that are dark by chance: .24 at .05; fixed beforehand: .05."""
     rate, error = rejected(of_masks(own=True, count=150, seed=0))
     assert rate > 0.05 + 5 * error
-    rate, error = rejected(of_masks(own=False, count=400, seed=0))
+    p = [of_masks(own=False, count=400, seed=seed) for seed in range(3)]
+    rate, error = rejected(np.concatenate(p))
     assert rate < 0.05 + 2 * error

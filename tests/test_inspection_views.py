@@ -68,7 +68,7 @@ def test_the_level_of_a_view_reaches_its_search(tmp_path):
     image = read_sample(data, data.samples[0])[0]
     reader = Reader(data, fit(preparation, [image]))
     listed = view_items(reader, data.samples)
-    references = np.zeros((1, 4, 4, 1))
+    references = {one.sample.group: np.zeros((1, 4, 4, 1)) for one in listed}
     items = as_items(reader, listed, references, 0.05)
     assert len(items) > 1
     assert [item.load().level for item in items] == [0.05 / len(items)] * len(items)
@@ -281,6 +281,7 @@ def test_volumes_come_out_on_the_grid_of_those_that_went_in(brains):
     assert called
 
 
+@pytest.mark.slow
 def test_nothing_outside_of_the_foreground_is_flagged(brains):
     flagged = 0
     for path in (brains / "out" / "volumes").rglob("*_p_value.nii.gz"):

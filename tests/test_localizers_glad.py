@@ -127,6 +127,7 @@ def test_the_larger_tau_the_later_it_stops(config):
     assert seen == {200.0, 0.0, -1.0}
 
 
+@pytest.mark.slow
 def test_fusion():
     denoise, steps, _ = chain(eta=0.0)
     step = one_step(steps, 1)

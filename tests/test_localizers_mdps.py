@@ -49,6 +49,7 @@ def samples(found, x):
 _samples = jax.jit(mdps_samples, static_argnums=(0, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", [None, 1.0])
 def test_without_guidance_and_mask_it_is_the_plain_reverse_process(mask):
     denoise, steps, plan = chain()
@@ -58,6 +59,7 @@ def test_without_guidance_and_mask_it_is_the_plain_reverse_process(mask):
     np.testing.assert_allclose(found, reverse_process(denoise, y, draws[0], *plan), atol=ROUNDING)
 
 
+@pytest.mark.slow
 def test_with_nothing_masked_the_image_comes_back():
     denoise, steps, _ = chain()
     y, draws = normal_draws(1, 8, 8, 1), normal_draws(1, 4, 8, 8, 1, seed=1)
@@ -73,6 +75,7 @@ def test_with_nothing_masked_the_image_comes_back():
     np.testing.assert_array_equal(again, found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("squared", [True, False])
 def test_guidance_equals_finite_differences(squared):
     denoise, steps, _ = chain(SMOOTH)
@@ -165,6 +168,7 @@ def test_the_two_passes(config):
     assert np.any(samples(found.with_draws(found.draws[:, ::-1].copy()), x).first != first)
 
 
+@pytest.mark.slow
 def test_a_single_pass_has_no_mask():
     x = normal_draws(8, 8, 1)
     one = localizer(replace(CONFIG, first_start=0, weight=CONFIG.first_weight))
@@ -190,6 +194,7 @@ def test_the_first_pass_may_start_elsewhere():
     )
 
 
+@pytest.mark.slow
 def test_float32_follows_the_image():
     found, x = localizer(), np.asarray(normal_draws(8, 8, 1))
     narrow = found.score(x.astype(np.float32))

@@ -160,6 +160,7 @@ def test_objectives_of_the_noise_predictor():
     assert (kernels[0] != kernels[1]).any()
 
 
+@pytest.mark.slow
 def test_records_of_training_from_before_are_continued(tmp_path):
     config = DalConfig(UNetConfig(1, (4, 6), 8), image_size=4)
     settings = TrainConfig(steps=2, batch_size=8, log_every=1)

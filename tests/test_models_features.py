@@ -114,6 +114,7 @@ def test_bad_encoder_is_refused(bad):
         replace(ENCODER, **bad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 8, 8, 2), (8, 4, 2), (1, 8, 4, 3)])
 def test_image_that_does_not_fit_the_encoder_is_refused(shape):
     with pytest.raises(InputError, match="image: got"):

@@ -104,6 +104,7 @@ def test_under_vmap_and_one_compilation():
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 def test_only_linear_primitives_and_max_move_with_the_image():
     config = UNetConfig(1, (32, 33, 34), 6)
     variables = init_unet(config, 0)

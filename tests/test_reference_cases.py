@@ -99,7 +99,9 @@ def _p_within_bounds(result: TestResult, case: dict[str, np.ndarray]) -> None:
     assert case["pp_inf_p"] - slack <= result.p_value <= case["pp_sup_p"] + slack
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", [pytest.param(w, marks=pytest.mark.slow if w == "float32" else ()) for w in WAYS]
+)
 @pytest.mark.parametrize("number", [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_own_copy(own_variables, number, way):
     result, case = _check(_own(), own_variables, 8, number, **WAYS[way])

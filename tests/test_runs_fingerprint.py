@@ -132,6 +132,7 @@ def test_equal_only_if_equal(one: Any, other: Any) -> None:
     assert (fingerprint(one) == fingerprint(other)) == (one == other)
 
 
+@pytest.mark.slow
 def test_other_processes_agree() -> None:
     code = """
 import math

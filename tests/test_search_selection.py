@@ -142,6 +142,7 @@ def test_of_equal_scores_the_first_is_the_highest():
     assert ties > 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6, 10))
 @pytest.mark.parametrize("engine", ["sweep", "scan"])
 def test_the_set_of_a_peak_among_equal_scores(engine, seed):
@@ -157,6 +158,7 @@ def test_the_set_of_a_peak_among_equal_scores(engine, seed):
     np.testing.assert_array_equal(contains(found, grid)[~near], np.array(same)[~near])
 
 
+@pytest.mark.slow
 def test_one_part_that_is_all_that_is_flagged_asks_no_more():
     localizer = pooled_localizer(side=8, threshold=7.0)
     rng = np.random.default_rng(0)

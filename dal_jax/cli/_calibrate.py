@@ -54,7 +54,7 @@ def calibrate(
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
-    """Tests the normal images that training kept aside and says whether p-values can be trusted.
+    """Tests the normal images that training kept aside and says how often they are called.
 
     The recalibrations that it fits go to calibration.json in the model's folder, where test finds
     them. The same command goes on after an interruption.

@@ -133,7 +133,7 @@ DecideBy = Annotated[
     typer.Option(
         "--decide-by",
         help="FOLDER: p-value of the decision; others are shown beside. heavy_tails has little "
-        "power.",
+        "power. Choose before the results are seen.",
     ),
 ]
 Overlays = Annotated[

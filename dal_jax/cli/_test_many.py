@@ -24,7 +24,7 @@ from dal_jax.images import write_text
 from dal_jax.localizers import Localizer
 from dal_jax.report import figure
 from dal_jax.runs import Host
-from dal_jax.search import misjudged_share
+from dal_jax.search import misjudged_length
 
 # Columns of results.csv; the records in results.jsonl hold everything but the maps.
 COLUMNS: tuple[str, ...] = (
@@ -161,9 +161,11 @@ def _say(records: list[dict[str, Any]], out: Path | None, json: bool) -> None:
         typer.echo(f"{len(records)} images: {told}; written to {out}")
         checks = sum(record["num_checks"] for record in records)
         if checks:
+            wrong = sum(record["num_disagreements"] for record in records)
             typer.echo(
-                f"{checks} random points checked: with 95% confidence at most "
-                f"{misjudged_share(checks):.2g} of the searched lines is misjudged"
+                f"{checks} random points checked, {wrong} disagreed and were followed up: with 95% "
+                f"confidence at most {misjudged_length(checks, wrong):.2g} of the searched length "
+                "in z was misjudged before that"
             )
 
 

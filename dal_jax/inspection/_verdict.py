@@ -1,4 +1,4 @@
-"""In plain words: can the noise model be trusted, and what to try if not."""
+"""In plain words: what the false calls of normal images exclude, and what to try."""
 
 from collections.abc import Sequence
 
@@ -69,21 +69,24 @@ def _first(raw: Rate) -> str:
     if raw.low > ALPHA:
         return f"{told}: too many. Do NOT trust the raw p-values; use a recalibrated one."
     if raw.high < ALPHA:
-        return f"{told}: too few. The raw p-values are valid but give power away."
+        return f"{told}: fewer than the level. The raw p-values give power away on these images."
     if raw.high > _CERTAIN:
         return (
             f"{told}: so few views CANNOT tell whether the raw p-values hold the level; hold out "
             "more normal images, or use a recalibrated one."
         )
-    return f"{told}: the noise model can be trusted at this level as far as these images tell."
+    return (
+        f"{told}: no excess at this level shows. These images exclude rates above {raw.high:.1%}, "
+        "no smaller excess, and say nothing of other images or lower levels."
+    )
 
 
 def _search(drawn: Rate) -> str:
     if drawn.low > ALPHA:
         return "the search calls too much: please report this."
     if drawn.high > _CERTAIN:
-        return "too few to tell whether the search is sound: try a larger --control."
-    return "the search is sound."
+        return "too few to tell whether the search calls too much: try a larger --control."
+    return f"no excess of the search shows; rates above {drawn.high:.1%} are excluded."
 
 
 def _advice(fit: FitReport, kind: str) -> list[str]:

@@ -3,7 +3,7 @@
 from ._adaptive import Adaptive as Adaptive
 from ._adaptive import AdaptiveOptions as AdaptiveOptions
 from ._adaptive import adaptive_search as adaptive_search
-from ._adaptive import misjudged_share as misjudged_share
+from ._adaptive import misjudged_length as misjudged_length
 from ._engine import Engine as Engine
 from ._engine import Found as Found
 from ._evaluator import Evaluator as Evaluator
