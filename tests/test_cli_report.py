@@ -19,7 +19,7 @@ from dal_jax.inspection._rows import COLUMNS, DECIDING, LOW, write_rows
 def folder(tmp_path: Path) -> Path:
     texts = {"label": "normal", "group": "g", "status": "OK", "message": ""}
     texts["decision"] = "significant"
-    numbers = {"view": 0, "views": 1, "num_flagged": 3}
+    numbers = {"view": 0, "views": 1, "num_tested": 3}
     numbers |= dict.fromkeys((*COLUMNS.values(), "p_low", "p_high"), 0.01)
     numbers |= dict.fromkeys(("statistic", "sd", "z", "max_score"), 1.0)
     for method in METHODS:

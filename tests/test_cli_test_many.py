@@ -89,7 +89,7 @@ def test_a_run_on_disk(capsys, folder, tmp_path):
         if line["status"] == "OK":
             assert float(row["p_value"]) == line["p_value"]
             region = np.load(tmp_path / "run" / "maps" / row["name"] / "region.npy")
-            assert region.sum() == int(row["num_flagged"])
+            assert region.sum() == int(row["num_tested"])
             assert (tmp_path / "run" / "maps" / row["name"] / "figure.png").stat().st_size > 0
     before = (tmp_path / "run" / "results.jsonl").read_bytes()
     assert run(capsys, *words)[0] == 0  # nothing is left to do

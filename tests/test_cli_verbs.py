@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("typer")
 pytest.importorskip("matplotlib")
 
+from dal_jax import __version__
 from dal_jax._result import run_lengths
 from dal_jax.cli import main
 from dal_jax.cli._train import cut_views
@@ -117,6 +118,15 @@ def test_test(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path, 
     assert abs(fields["statistic"] - difference[region].mean()) < 1e-12
     assert abs(fields["sd"] - np.sqrt(1.5 / region.sum())) < 1e-12
     assert (tmp_path / "out" / "figure.png").stat().st_size > 0
+    # A record that can be read on its own.
+    assert fields["z"] == pytest.approx(fields["statistic"] / fields["sd"])
+    called = fields["p_high"] <= 0.05
+    assert fields["decision"] == ("significant" if called else "not significant")
+    told = ("alpha", "alternative", "region_kind", "noise", "threshold", "seed", "version")
+    expected = [0.05, "two-sided", "all", "iid:1", 0.6, 0, __version__]
+    assert [fields[name] for name in told] == expected
+    assert fields["image"].endswith("x.npy") and len(fields["references"]) == 2
+    assert json.loads((tmp_path / "out" / "result.json").read_text()) == fields
 
 
 def test_test_prints_a_table(capsys: pytest.CaptureFixture[str], folder: Path) -> None:

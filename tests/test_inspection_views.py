@@ -31,6 +31,7 @@ from dal_jax.inspection import (
 )
 from dal_jax.inspection._items import ViewItem, as_items, view_items
 from dal_jax.inspection._learn import Images, Normal, fit_noise, undiluted
+from dal_jax.inspection._measures import Measures
 from dal_jax.inspection._rows import picture_name
 
 NAN = float("nan")
@@ -83,12 +84,12 @@ def test_the_views_of_an_image_share_its_level():
     assert [row["decision"] for row in found] == words
     assert [row["p_adjusted"] for row in found[:2]] == [0.08, 0.048]
     image = image_row(found)
-    assert image["decision"] == "significant" and image["p_value"] == 0.048
+    assert image["decision"] == "significant" and image["p_adjusted"] == 0.048
     assert (image["views"], image["views_with_region"], image["views_significant"]) == (4, 3, 1)
     assert image_row(rows(record(0.5), record(NAN, status="NON_FINITE")))["decision"] == (
         "no valid result"
     )
-    assert np.isnan(image_row(rows(record(NAN, status="NO_REGION")))["p_value"])
+    assert np.isnan(image_row(rows(record(NAN, status="NO_REGION")))["p_adjusted"])
     # One view alone is not adjusted.
     assert rows(record(0.04))[0]["decision"] == "significant"
 
@@ -199,7 +200,7 @@ def test_tiles_cover_an_image_and_it_has_one_row(tiles):
     for name, image in images.items():
         own = [row for row in views if row["name"] == name]
         known = [float(row["p_adjusted"]) for row in own if row["p_adjusted"] != "nan"]
-        assert float(image["p_value"]) == min(known)
+        assert float(image["p_adjusted"]) == min(known)
         for row in own:
             high = float(row["p_high"])
             assert np.isnan(high) or float(row["p_adjusted"]) == pytest.approx(min(1.0, 6 * high))
@@ -261,7 +262,7 @@ def test_volumes_come_out_on_the_grid_of_those_that_went_in(brains):
         stem = case.removesuffix(".nii.gz")
         made = {
             kind: read_volume(brains / "out" / "volumes" / f"{stem}_{kind}.nii.gz")
-            for kind in ("score", "p_value", "significant")
+            for kind in ("score", "p_adjusted", "significant")
         }
         source = read_volume(brains / "data" / case)
         for volume in made.values():
@@ -270,10 +271,10 @@ def test_volumes_come_out_on_the_grid_of_those_that_went_in(brains):
         for row in (row for row in rows if row["name"].startswith(case)):
             index = int(row["name"].partition("#")[2])
             maps = {k: axial_slice(v.voxels, v.affine, index) for k, v in made.items()}
-            inside = ~np.isnan(maps["p_value"])
-            assert inside.sum() == row["num_flagged"]
-            if row["num_flagged"]:
-                np.testing.assert_allclose(maps["p_value"][inside], row["p_adjusted"], rtol=1e-6)
+            inside = ~np.isnan(maps["p_adjusted"])
+            assert inside.sum() == row["num_tested"]
+            if row["num_tested"]:
+                np.testing.assert_allclose(maps["p_adjusted"][inside], row["p_adjusted"], rtol=1e-6)
             significant = row["decision"] == "significant"
             np.testing.assert_array_equal(maps["significant"] > 0, inside & significant)
             called += significant
@@ -284,10 +285,22 @@ def test_volumes_come_out_on_the_grid_of_those_that_went_in(brains):
 @pytest.mark.slow
 def test_nothing_outside_of_the_foreground_is_flagged(brains):
     flagged = 0
-    for path in (brains / "out" / "volumes").rglob("*_p_value.nii.gz"):
+    for path in (brains / "out" / "volumes").rglob("*_p_adjusted.nii.gz"):
         case = path.parent.name
         head = read_volume(brains / "data" / case / f"{case}_t1.nii.gz").voxels != 0
         inside = ~np.isnan(read_volume(path).voxels)
         flagged += inside.sum()
         assert not (inside & ~head).any()
     assert flagged
+
+
+def test_metrics_count_a_region_at_the_level_of_its_view():
+    sample = Sample("a.png", None, "test", "normal", None, "a")
+    for p_high, views, called in ((0.03, 1, 1), (0.03, 2, 0), (0.0125, 4, 1), (0.0126, 4, 0)):
+        own = [record(0.0125, 0.012, p_high)] + [record(0.9)] * (views - 1)
+        found = [{**row, "touches_mask": None} for row in rows(*own)]
+        measures = Measures()
+        measures.add(Inspected(sample, found, None, None, np.zeros((2, 2)), *[None] * 3))
+        counted = measures.result(0.05)["significant"]["selective"]["normal"]
+        assert counted["share"] == called / views
+        assert called == (found[0]["decision"] == "significant")

@@ -29,7 +29,9 @@ def away(params: Any, draws: Any, x: Any) -> Any:
     return jnp.abs(x).sum(-1)
 
 
-def tested(factor: float, x: np.ndarray, x_ref: np.ndarray, **options: Any) -> list[dict[str, Any]]:
+def searched_records(
+    factor: float, x: np.ndarray, x_ref: np.ndarray, **options: Any
+) -> list[dict[str, Any]]:
     """Records of the regions of images of `factor` times as much noise as their test believes."""
     localizer = from_score(away, SHAPE, THRESHOLD * factor)
     results = dal_test_batch(
@@ -40,7 +42,7 @@ def tested(factor: float, x: np.ndarray, x_ref: np.ndarray, **options: Any) -> l
 
 def regions(factor: float, **options: Any) -> list[dict[str, Any]]:
     x, x_ref = np.random.default_rng(2).normal(size=(2, COUNT, *SHAPE))
-    records = tested(factor, x, x_ref, **options)
+    records = searched_records(factor, x, x_ref, **options)
     return [record for record in records if record["status"] in ("OK", "NOT_CONVERGED")]
 
 
@@ -54,7 +56,7 @@ def calibrated(factor: float) -> Calibration:
     rng = np.random.default_rng(1)
     common, own = (rng.normal(size=(OBJECTS, n, *SHAPE)) for n in (1, VIEWS))
     x = ((common + own) / np.sqrt(2)).reshape(-1, *SHAPE)
-    records = tested(factor, x, rng.normal(size=x.shape), precision=1e-6)
+    records = searched_records(factor, x, rng.normal(size=x.shape), precision=1e-6)
     found = fit_calibration(records, np.repeat(np.arange(OBJECTS), VIEWS).astype(str).tolist())
     # The factor as it is: how well it can be fitted is not what this is about.
     return replace(found, inflated=Law(factor))

@@ -58,7 +58,7 @@ def row(name: str, p: float, decision: str, status: str = "OK", **changes: Any) 
         "p_high": p,
         **{COLUMNS[method]: p_of[method] for method in METHODS if method != "selective"},
         **{COLUMNS[method] + LOW: p_of[method] for method in DECIDING[1:]},
-        "num_flagged": 0 if math.isnan(p) else 7,
+        "num_tested": 0 if math.isnan(p) else 7,
         "statistic": 0.1,
         "sd": 0.05,
         "z": 2.0,

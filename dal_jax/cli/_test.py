@@ -8,6 +8,7 @@ import typer
 
 from dal_jax import TestOptions, TestResult, dal_test
 from dal_jax._errors import InputError
+from dal_jax._version import __version__
 from dal_jax.cli import _options as options
 from dal_jax.cli._output import dumps, filed, listed, need_figures
 from dal_jax.cli._spec import TestSpec, engine_name, expanded, read_spec
@@ -15,6 +16,7 @@ from dal_jax.cli._test_folder import test_folder
 from dal_jax.cli._test_many import test_many
 from dal_jax.images import write_text
 from dal_jax.inspection import InspectOptions
+from dal_jax.inspection._rows import decide
 from dal_jax.report import figure, table
 from dal_jax.runs import join_hosts, leave_hosts
 
@@ -256,7 +258,7 @@ def _test_one(wanted: TestSpec, out: Path | None, json: bool) -> None:
     x_ref = np.stack([options.open_image(file, localizer) for file in wanted.references])
     result = dal_test(localizer, x, x_ref, wanted.noise, **vars(wanted.options))
     level = 0.05 if wanted.alpha is None else wanted.alpha
-    shown = _shown(result, out)
+    shown = {**_shown(result, out), **_circumstances(wanted, result, level)}
     if out is not None:
         titles, threshold = [path.name], wanted.threshold
         figure([x], [result], out / "figure.png", titles=titles, alpha=level, threshold=threshold)
@@ -267,6 +269,23 @@ def _test_one(wanted: TestSpec, out: Path | None, json: bool) -> None:
 def _shown(result: TestResult, out: Path | None) -> dict[str, Any]:
     fields = result._asdict()
     return listed(fields) if out is None else filed(fields, out)
+
+
+def _circumstances(wanted: TestSpec, result: TestResult, alpha: float) -> dict[str, Any]:
+    """What a record of one test needs beside the result, to be read on its own."""
+    return {
+        "z": result.statistic / result.sd,
+        "decision": decide(result.status.value, (result.p_low, result.p_high), alpha, 1),
+        "alpha": alpha,
+        "alternative": wanted.alternative,
+        "region_kind": wanted.region,
+        "noise": wanted.noise,
+        "threshold": wanted.threshold,
+        "seed": wanted.seed,
+        "image": str(wanted.images[0]),
+        "references": [str(file) for file in wanted.references],
+        "version": __version__,
+    }
 
 
 def _summary(result: TestResult, name: str, alpha: float, out: Path | None) -> str:

@@ -39,7 +39,7 @@ COLUMNS: tuple[str, ...] = (
     "permutation_p",
     "statistic",
     "sd",
-    "num_flagged",
+    "num_tested",
     "num_evaluations",
     "num_windows",
     "num_checks",
@@ -174,6 +174,6 @@ def _csv(records: list[dict[str, Any]]) -> str:
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for record in records:
-        flagged = sum(length for _, length in record["region"])
-        writer.writerow({**record, "num_flagged": flagged})
+        tested = sum(length for _, length in record["region"])
+        writer.writerow({**record, "num_tested": tested})
     return text.getvalue()

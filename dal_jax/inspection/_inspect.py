@@ -43,7 +43,7 @@ class Inspected(NamedTuple):
     score: np.ndarray | None  # (H, W), NaN outside the views
     region: np.ndarray | None  # (H, W) bool, flagged pixels
     significant: np.ndarray | None  # (H, W) bool, those in regions called significant
-    p_value: np.ndarray | None  # (H, W) the adjusted p of the region a pixel is in, else NaN
+    p_adjusted: np.ndarray | None  # (H, W) the adjusted p of the region a pixel is in, else NaN
 
 
 def test_samples(
@@ -201,14 +201,14 @@ def _together(
     score = stitch(profile.fitted, scores, found, shape)
     flagged = stitch(profile.fitted, regions, found, shape, fill=0.0) >= 0.5
     marked = stitch(profile.fitted, regions * called[:, None, None], found, shape, fill=0.0) >= 0.5
-    p_value = np.full(shape, np.nan)
+    p_adjusted = np.full(shape, np.nan)
     for row, region, corner, extent in zip(
         rows, regions, found.corners, found.extents, strict=True
     ):
-        part = cut(p_value, corner, extent)
+        part = cut(p_adjusted, corner, extent)
         own = np.where(enlarge(region, extent) > 0, row["p_adjusted"], np.nan)
         np.fmin(part, own, out=part)  # of tiles that overlap the smaller
-    return Inspected(sample, rows, image, mask, score, flagged, marked, p_value)
+    return Inspected(sample, rows, image, mask, score, flagged, marked, p_adjusted)
 
 
 def _load_maps(

@@ -7,7 +7,7 @@ import numpy as np
 from dal_jax.images import PixelMetrics, image_metrics, region_counts
 from dal_jax.images._samples import NORMAL, UNKNOWN
 from dal_jax.inspection._inspect import Inspected
-from dal_jax.inspection._rows import COLUMNS
+from dal_jax.inspection._rows import COLUMNS, DECIDING, bounds_of
 
 
 class Measures:
@@ -46,7 +46,7 @@ class Measures:
             return
         self._labels.append(one.sample.label != NORMAL)
         self._scores.append(float(one.score[inside].max()))
-        self._rows += [row for row in one.rows if row["num_flagged"]]
+        self._rows += [row for row in one.rows if row["num_tested"]]
         if one.mask is not None:
             self._pixels.add(one.score, one.mask, inside)
             self._any_pixels = True
@@ -59,8 +59,8 @@ class Measures:
 
         Returns:
             JSON values: image (AUROC, AP, F1-max), pixel (the same and AUPRO), and for each
-            p-value the share of flagged regions that are significant, on normal and on anomalous
-            images; empty without images of known kind.
+            p-value the share of tested regions that it calls significant, at the level of a view,
+            on normal and on anomalous images; empty without images of known kind.
         """
         if not self._labels:
             return {}
@@ -76,13 +76,18 @@ class Measures:
         touches = [row["touches_mask"] for row in self._rows]
         if self._rows:
             found["significant"] = {
-                method: _plain(self._column(column), kinds, groups, touches, alpha)
-                for method, column in COLUMNS.items()
+                method: _plain(self._adjusted(method), kinds, groups, touches, alpha)
+                for method in COLUMNS
             }
         return found
 
-    def _column(self, name: str) -> np.ndarray:
-        return np.array([row[name] for row in self._rows])
+    def _adjusted(self, method: str) -> np.ndarray:
+        """Upper bounds on p times the views of the image: at most alpha where it is decided so."""
+        upper = [
+            bounds_of(row, method)[1] if method in DECIDING else row[COLUMNS[method]]
+            for row in self._rows
+        ]
+        return np.minimum(1.0, np.array(upper) * [row["views"] for row in self._rows])
 
 
 def _plain(

@@ -23,7 +23,8 @@ SIGMA = (0.8, 1.25)
 # Of a row, by method: a recalibrated p-value is given by its upper bound, with LOW in a column
 # beside it. The raw one has `p_low` and `p_high` beside it.
 LOW = "_low"
-COLUMNS = {method: "p_value" if method == "selective" else f"p_{method}" for method in METHODS}
+COLUMNS = {method: f"p_{method}" for method in METHODS}
+COLUMNS |= {"selective": "p_value", "naive": "naive_p"}
 # What can be said of a view, the most telling first.
 _TELLING = ("significant", "undecided", "no valid result", "not significant", "no region")
 
@@ -82,7 +83,7 @@ def rows_of(
         >>> none = dict.fromkeys(keys, np.nan)
         >>> record = {"status": "NO_REGION", "region": [], "max_score": 0.4, "message": "", **none}
         >>> row = rows_of([(ViewItem(sample, 0, 1), record)], None, InspectOptions())[0]
-        >>> row["name"], row["decision"], row["num_flagged"]
+        >>> row["name"], row["decision"], row["num_tested"]
         ('a.png', 'no region', 0)
 
     Source: this project.
@@ -119,7 +120,7 @@ def _row(
         "p_low": record["p_low"],
         "p_high": record["p_high"],
         **_columns(p, record),
-        "num_flagged": sum(length for _, length in record["region"]),
+        "num_tested": sum(length for _, length in record["region"]),
         "statistic": record["statistic"],
         "sd": sd,
         "z": record["statistic"] / sd,
@@ -168,10 +169,10 @@ def image_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     Example:
         >>> row = {"name": "a.png", "label": "unknown", "group": "a", "decision": "no region",
-        ...        "p_adjusted": np.nan, "num_flagged": 0, "message": ""}
-        >>> called = {**row, "decision": "significant", "p_adjusted": 0.01, "num_flagged": 5}
+        ...        "p_adjusted": np.nan, "num_tested": 0, "message": ""}
+        >>> called = {**row, "decision": "significant", "p_adjusted": 0.01, "num_tested": 5}
         >>> found = image_row([row, called])
-        >>> found["decision"], found["p_value"], found["views_with_region"]
+        >>> found["decision"], found["p_adjusted"], found["views_with_region"]
         ('significant', 0.01, 1)
 
     Source: this project.
@@ -182,9 +183,9 @@ def image_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         **{key: first[key] for key in ("name", "label", "group")},
         "decision": telling["decision"],
-        "p_value": float(np.nanmin(p)) if not np.isnan(p).all() else float("nan"),
+        "p_adjusted": float(np.nanmin(p)) if not np.isnan(p).all() else float("nan"),
         "views": len(rows),
-        "views_with_region": sum(row["num_flagged"] > 0 for row in rows),
+        "views_with_region": sum(row["num_tested"] > 0 for row in rows),
         "views_significant": sum(row["decision"] == "significant" for row in rows),
         "views_without_result": sum(row["decision"] == "no valid result" for row in rows),
         "message": next((row["message"] for row in rows if row["message"]), ""),

@@ -13,7 +13,7 @@ from dal_jax.inspection._inspect import Inspected
 class VolumeMaps:
     """Writes three volumes for each tested one, as soon as its last slice has come.
 
-    `score` and `p_value` (that of the decision, inside the tested regions) are NaN elsewhere;
+    `score` and `p_adjusted` (that of the decision, inside the tested regions) are NaN elsewhere;
     `significant` is 1 in regions called significant.
 
     Args:
@@ -55,11 +55,11 @@ class VolumeMaps:
         sample = one.sample
         if sample.slice is None or not is_volume(sample.path) or one.score is None:
             return
-        assert one.p_value is not None and one.significant is not None
+        assert one.p_adjusted is not None and one.significant is not None
         if sample.path != self._path:
             self.close()
             self._open(sample)
-        shown = {"score": one.score, "p_value": one.p_value, "significant": one.significant}
+        shown = {"score": one.score, "p_adjusted": one.p_adjusted, "significant": one.significant}
         for kind, values in shown.items():
             axial_slice(self._maps[kind], self._affine, sample.slice)[...] = values
 
@@ -83,6 +83,6 @@ class VolumeMaps:
         self._names.add(self._name)
         self._maps = {
             "score": np.full(shape, np.nan, np.float32),
-            "p_value": np.full(shape, np.nan, np.float32),
+            "p_adjusted": np.full(shape, np.nan, np.float32),
             "significant": np.zeros(shape, bool),
         }

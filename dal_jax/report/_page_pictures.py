@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dal_jax._errors import InputError
-from dal_jax.inspection._rows import picture_name
+from dal_jax.inspection._rows import COLUMNS, picture_name
 from dal_jax.report import _outcome as words
 from dal_jax.report._outcome import format_p
 from dal_jax.report._page_model import NAMES
@@ -83,9 +83,9 @@ def data_uri(data: bytes, kind: str) -> str:
 
 def _card(first: dict[str, Any], views: Sequence[dict[str, Any]]) -> dict[str, Any]:
     beside = [
-        (NAMES[method], format_p(first[f"p_{method}"]))
+        (NAMES[method], format_p(first[COLUMNS[method]]))
         for method in _BESIDE
-        if not math.isnan(first[f"p_{method}"])
+        if not math.isnan(first[COLUMNS[method]])
     ]
     decisions = {row["decision"] for row in views}
     # Of several views the strongest word is the picture's; how many share it is said beside.

@@ -19,8 +19,9 @@ ROWS, TABLE, METRICS, SETTINGS, PICTURES = (
     "overlays",
 )
 _TEXTS = ("name", "label", "group", "status", "decision", "message")
-_COUNTS = ("view", "views", "num_flagged")
+_COUNTS = ("view", "views", "num_tested")
 _LOWER = tuple(COLUMNS[method] + LOW for method in DECIDING[1:])
+_NEW = (*_LOWER, "naive_p", "num_tested")  # rows of earlier versions lack these
 _NUMBERS = ("p_low", "p_high", *COLUMNS.values(), *_LOWER, "statistic", "sd", "z", "max_score")
 _KINDS = dict.fromkeys(_TEXTS, str) | dict.fromkeys(_COUNTS, int) | dict.fromkeys(_NUMBERS, float)
 
@@ -129,7 +130,7 @@ def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
     row = parse_object(where, line)
     for key, kind in _KINDS.items():
         if key not in row:
-            what = "of an earlier version, test again" if key in _LOWER else "damaged"
+            what = "of an earlier version, test again" if key in _NEW else "damaged"
             raise InputError(f"{where}: {what} (no {key!r})")
         row[key] = _value(where, key, row[key], kind)
     row["warning"] = _value(where, "warning", row.get("warning", ""), str)

@@ -128,7 +128,7 @@ def full_table(rows: Sequence[dict[str, Any]], limit: int) -> dict[str, Any]:
             *([_text(row["group"], "group")] if grouped else []),
             *(_number(row[column], format_p(row[column])) for _, column in known),
             _bounds(row),
-            _count(row["num_flagged"]),
+            _count(row["num_tested"]),
             _number(row["z"], _plain(row["z"], ".2f")),
             _number(row["max_score"], _plain(row["max_score"], ".3g")),
             _text(
