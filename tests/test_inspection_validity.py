@@ -72,6 +72,7 @@ def of_trained_network(from_role, count, seed, objects=8, references=1):
     return np.array(p).reshape(count, -1)
 
 
+@pytest.mark.slow
 def test_references_that_the_network_has_seen_are_not_independent_of_what_it_flags():
     """One training object, which is the reference, too: .17 at .05; another object's view: .05."""
     rate, error = rejected(of_trained_network("train", 30, seed=0, objects=4).ravel())
@@ -169,6 +170,7 @@ def of_masks(own, count, seed):
     return np.array([r.p_high for r in results])
 
 
+@pytest.mark.slow
 def test_a_mask_of_the_tested_pixels_is_not_valid_and_one_of_training_images_is():
     """Otsu's mask drops pixels that are dark by chance: .24 at .05; fixed beforehand: .05."""
     rate, error = rejected(of_masks(own=True, count=150, seed=0))

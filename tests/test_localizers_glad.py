@@ -220,7 +220,8 @@ def test_a_foreground_mask_and_scales_multiply():
     np.testing.assert_allclose(localizer(scaled).score(x), 3 * plain, rtol=1e-12)
 
 
-@pytest.mark.parametrize("config", [CONFIG, pytest.param(FAITHFUL, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@BOTH
 def test_the_stopping_distance_is_learned_from_normal_images(config):
     images, _ = null_images(localizer(config), 4, 20)
     learned = calibrate_scales(localizer(replace(config, stop_distance=None)), images)
@@ -256,7 +257,8 @@ def removing(config, **changes):
     return localizer(replace(config, stop_distance=0.06, pixel_weight=4.0, **changes), share=2.0)
 
 
-@pytest.mark.parametrize("config", [pytest.param(CONFIG, marks=pytest.mark.slow), FAITHFUL])
+@pytest.mark.slow
+@BOTH
 def test_null_p_values_are_uniform(config):
     check_uniform(removing(config), 200, precision=0.01)
 

@@ -243,7 +243,8 @@ def test_engines_agree_across_jumps_of_the_guidance():
     assert max(jumps) > 1e-3
 
 
-@pytest.mark.parametrize("config", [CONFIG, pytest.param(FAITHFUL, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@BOTH
 def test_null_p_values_are_uniform(config):
     check_uniform(localizer(config), 200, precision=0.01)
 

@@ -79,7 +79,7 @@ def test_margins_say_which_maps_pick_the_same_pixels(kind, masked):
 
 
 @pytest.mark.parametrize("name", LOCALIZERS)
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in (1, 2))])
 def test_engines_find_what_a_dense_grid_finds(name, seed):
     localizer = LOCALIZERS[name]
     x, reference = images(localizer, seed)
