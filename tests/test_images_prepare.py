@@ -292,6 +292,8 @@ def test_images_in_other_units_are_warned_of_or_refused() -> None:
             foreign(fitted, other)
     spotted = image.copy()
     spotted[:6, :6] = 1.0  # 9% of the pixels: a defect may do that
+    assert foreign(fitted, spotted) == ""
+    spotted[:12, :12] = 1.0  # 36%
     assert "of its pixels are outside of 0.1" in foreign(fitted, spotted)
     assert "its brightest pixels" in foreign(fitted, 0.1 + (image - 0.1) / 2.5)
 

@@ -453,7 +453,9 @@ def test_copies_and_other_units_are_told_in_the_row_and_on_the_page(data, model,
     np.save(tmp_path / "new" / "c_0.npy", photograph(rng).astype(float))  # 0 to 255, not 0 to 1
     np.save(tmp_path / "new" / "d_0.npy", photograph(rng).astype(np.uint16) * 16)  # 12 bits in 16
     shutil.copy(data / "train/good/03_1.png", tmp_path / "new" / "e_0.png")
-    Image.fromarray(photograph(rng, True)).save(tmp_path / "new" / "f_0.png")
+    large = photograph(rng, True)
+    large[: len(large) // 3] = 255  # a third of it is outside of what training saw
+    Image.fromarray(large).save(tmp_path / "new" / "f_0.png")
     out = tmp_path / "out"
     words = ["test", tmp_path / "new", "--model", model, "--out", out, "--no-overlays"]
     assert main([str(word) for word in words]) == 0
