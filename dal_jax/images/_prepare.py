@@ -22,8 +22,8 @@ from dal_jax.images._views import FOREGROUND, Views, checked, cut_views, flat_vi
 _SAMPLED = 4096
 # Share of the training images in which a pixel of the foreground is foreground, at least.
 _IN_COMMON = 0.95
-# Share of an image's pixels outside of the training pixels from which on a warning is given: more than
-# a defect takes, which is a ninth of the image in the experiments.
+# Share of an image's pixels outside of the training pixels from which on a warning is given: more
+# than a defect takes, which is a ninth of the image in the experiments.
 _STRANGE = 0.2
 # Quantiles of the pixels between which training images lie.
 _LOW, _HIGH = 0.001, 0.999
