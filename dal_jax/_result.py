@@ -71,9 +71,7 @@ class TestResult(NamedTuple):
     spacing: float = math.nan  # widest cell not divided, units of the statistic; adaptive only
     num_checks: int = 0  # random points that were all as predicted in the end; adaptive only
     num_disagreements: int = 0  # of any check, also those that were followed up; adaptive only
-    misjudged_length: float = (
-        math.nan
-    )  # share of the searched z, at most, at 95%, by the checks alone
+    misjudged_length: float = math.nan  # share of the searched z, at most, by the checks alone
     num_ties: int = 0  # pixels that rounding flags or not: their score is the threshold to 1e-12
     message: str = ""  # why, where the status is INVALID_INPUT
 

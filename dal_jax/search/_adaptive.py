@@ -181,8 +181,9 @@ def misjudged_length(num_checks: int, num_disagreements: int = 0, delta: float =
     """Returns an upper limit on the length misjudged, from random checks, as a share of the line.
 
     Clopper and Pearson's limit with k disagreements among N + k points drawn uniformly in z. Checks
-    are repeated until all of a round agree, and each disagreement is followed up: counting every
-    disagreement ever seen, as if none had been mended, keeps the confidence in spite of that.
+    are repeated until all of a round agree, and each disagreement is followed up: every one ever
+    seen counts, as if none had been mended. Where there were any, points that agreed afterwards
+    count as if they had been drawn before, so that the confidence is near the one stated, not it.
 
     A length in z, not a probability: where the density of the statistic is high a short misjudged
     piece may change p by more than its share, where it is low by less.
