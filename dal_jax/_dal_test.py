@@ -29,6 +29,7 @@ def dal_test(
     noise: Noise | str,
     *,
     where: Bool[np.ndarray, "H W"] | None = None,
+    name: str | int = 0,
     progress: Any = None,
     **options: Any,
 ) -> TestResult:
@@ -46,6 +47,8 @@ def dal_test(
             ("iid:SIGMA", "ar1:RHO:SIGMA" or a file), in units of the image.
         where: (H, W) bool, pixels that may be flagged; None: all. It must not depend on the noise
             in x: a fixed mask, or one from elsewhere than the tested pixels.
+        name: of the image, or its number: images of one seed but other names are randomized
+            independently.
         progress: called with (bounds on p, |z| reached) after every round of the search.
         **options: the fields of `TestOptions`:
             alternative: "two-sided", "equal-tailed", "greater" or "less".
@@ -67,7 +70,14 @@ def dal_test(
             z_max: half the range searched, standard deviations, widened if it would not hold the
                 observed statistic; None is 10 + |z_obs|.
             adaptive: an `AdaptiveOptions`: spacing, safety, checks and so on.
-            seed: of the random checks of the adaptive engine, and of the permutations.
+            seed: of the random checks of the adaptive engine, of the permutations and, with the
+                image's name, of the randomization.
+            randomization: gamma, 0 or above. The localizer sees a noisier image `x + omega`,
+                `omega ~ N(0, gamma^2 Sigma)`; what is tested is x itself. p is exact for any gamma,
+                and the larger gamma the less evidence selection uses up, while the localizer sees
+                less of what it looks for. 0 is the test as published.
+            confidence: of the interval for the mean difference inside M, in (0, 1). The interval
+                is always finite with a randomization, and may be infinite without one.
             first_window: True computes the first window, and with it `over_conditioned_p`, with
                 the adaptive engine, too; the score must then be piecewise affine. The exact
                 engines always do.
@@ -102,7 +112,7 @@ def dal_test(
     Source: Katsuoka et al., arXiv 2402.11789; bounds and engines: this project.
     """
     chosen = test_options(options)
-    case = checked(localizer, Case(np.asarray(x), np.asarray(x_ref), where=where))
+    case = checked(localizer, Case(np.asarray(x), np.asarray(x_ref), where=where, name=name))
     covariance = covariance_of(noise, localizer)
     if chosen.engine == "adaptive":
         evaluator = evaluator_of(localizer, False, _devices(1))  # too little work for more
@@ -188,7 +198,7 @@ def dal_test_batch(
         found = None if noises is None else noises[number]
         found = None if found is None else covariance_of(found, localizer)
         shown = None if where is None else where[number]
-        return Case(images[number], references[number], own, found, shown)
+        return Case(images[number], references[number], own, found, shown, name=number)
 
     cases = ((number, partial(case, number)) for number in range(len(images)))
     results: dict[int, TestResult] = {}

@@ -13,6 +13,7 @@ from ._compat import exact_arithmetic
 from ._errors import InputError
 from ._options import TestOptions
 from ._permutation import permutation_test
+from ._randomization import randomization
 from ._result import TestResult, empty_result, with_search
 from ._typing import Bool, Float
 from .affine import AffinePiece, affine_piece
@@ -54,6 +55,7 @@ class Case(NamedTuple):
     noise: Noise | None = None  # the covariance of this image; None: that of all
     where: Bool[np.ndarray, "H W"] | None = None  # pixels that may be flagged; None: all
     level: float | None = None  # of this image's decision; None: that of the options
+    name: str | int = 0  # with the seed tells its randomization from those of other images
 
 
 def checked(localizer: Localizer, case: Case) -> Case:
@@ -84,7 +86,40 @@ def checked(localizer: Localizer, case: Case) -> Case:
             )
     if case.level is not None and not 0 < case.level < 1:
         raise InputError(f"level is {case.level!r}, expected a level between 0 and 1")
-    return Case(image, references, draws, case.noise, where, case.level)
+    return case._replace(image=image, references=references, draws=draws, where=where)
+
+
+class Looked(NamedTuple):
+    """What the localizer is given of a case: the image, or a noisier copy of it."""
+
+    image: Float[np.ndarray, "H W C"]
+    omega: Float[np.ndarray, "H W C"] | None  # what was added; None: nothing
+
+
+def looked_at(case: Case, noise: Noise, options: TestOptions) -> Looked:
+    """Adds the randomization of the options to a checked case.
+
+    Args:
+        case: with its name.
+        noise: of images that do not bring their own.
+        options: how much, and the seed.
+
+    Returns:
+        The image that the localizer sees, and what was added.
+
+    Raises:
+        InputError: noise that cannot be sampled.
+    """
+    if not options.randomization:
+        return Looked(case.image, None)
+    omega = randomization(
+        noise if case.noise is None else case.noise,
+        case.image.shape,
+        options.randomization,
+        options.seed,
+        case.name,
+    )
+    return Looked(case.image + omega, omega)
 
 
 def check_noise(noise: Any, shape: tuple[int, ...]) -> None:
@@ -124,8 +159,9 @@ def exact_test(
     """Tests a checked case by an exact engine."""
     started = time.perf_counter()
     with exact_arithmetic():
-        maps = localizer.evaluate(case.image)
-        empty, picked, line = _hypothesis(localizer, case, noise, options, *maps)
+        looked = looked_at(case, noise, options)
+        maps = localizer.evaluate(looked.image)
+        empty, picked, line = _hypothesis(localizer, case, looked, noise, options, *maps)
         if line is None:
             return _timed(empty, started)
         problem = _line_problem(localizer, case, picked, line)
@@ -133,9 +169,15 @@ def exact_test(
         scan = options.engine == "scan"
         engine = ScanEngine(problem) if scan else SweepEngine(problem, options.dtype or "float64")
         searched = search_line(
-            engine, line.z_obs, progress=progress, **vars(_wanted(case, options))
+            engine,
+            line.z_obs,
+            perturbation=line.perturbation,
+            progress=progress,
+            **vars(_wanted(case, options)),
         )
-    return _timed(with_search(empty, line, searched, options.alternative, window), started)
+    return _timed(
+        with_search(empty, line, searched, window, options.alternative, options.confidence), started
+    )
 
 
 def _wanted(case: Case, options: TestOptions) -> SearchOptions:
@@ -168,10 +210,14 @@ def adaptive_test(
 ) -> Generator[Request, Answer, TestResult]:
     """Tests a checked case adaptively; yields what is to be scored, returns the result."""
     started = time.perf_counter()
-    seen = yield Request(case.image[None], np.array([True]), case.draws, True)
+    try:
+        looked = looked_at(case, noise, options)
+    except InputError as error:
+        return refused(localizer, options, error)
+    seen = yield Request(looked.image[None], np.array([True]), case.draws, True)
     assert seen.reconstruction is not None
     empty, picked, line = _hypothesis(
-        localizer, case, noise, options, seen.score[0], seen.reconstruction
+        localizer, case, looked, noise, options, seen.score[0], seen.reconstruction
     )
     empty = empty._replace(num_evaluations=1)
     if line is None:
@@ -206,6 +252,7 @@ def _search(
         options.adaptive,
         seed=options.seed,
         wide_only=options.dtype == "float64",
+        perturbation=line.perturbation,
         progress=progress,
     )
     points = next(search)
@@ -221,10 +268,12 @@ def _search(
 def _with_adaptive(
     empty: TestResult, line: Line, found: Adaptive, options: TestOptions, window: np.ndarray
 ) -> TestResult:
-    result = with_search(empty, line, found.searched, options.alternative, window)
+    result = with_search(
+        empty, line, found.searched, window, options.alternative, options.confidence
+    )
     return result._replace(
         num_evaluations=empty.num_evaluations + result.num_evaluations,
-        spacing=found.spacing * line.sd,
+        spacing=found.spacing * line.unit,
         num_checks=found.num_checks,
         num_disagreements=found.num_disagreements,
         misjudged_length=misjudged_length(found.num_checks, found.num_disagreements),
@@ -234,6 +283,7 @@ def _with_adaptive(
 def _hypothesis(
     localizer: Localizer,
     case: Case,
+    looked: Looked,
     noise: Noise,
     options: TestOptions,
     score: np.ndarray,
@@ -244,16 +294,24 @@ def _hypothesis(
         raise InputError(f"localizer has scores {score.shape}, expected {case.image.shape[:2]}")
     picked = pick(score, localizer.threshold, options.region, case.where)
     empty = empty_result(score, reconstruction, picked.region, options.engine)
+    empty = empty._replace(randomization=options.randomization)
     if not np.isfinite(score).all():
         return empty._replace(status=Status.NON_FINITE), picked, None
-    scale = float(np.nan_to_num(np.abs([case.image, reconstruction])).max())
+    scale = float(np.nan_to_num(np.abs([looked.image, reconstruction])).max())
     ties = count_ties(score, localizer.threshold, picked, scale)
     empty = empty._replace(num_ties=ties)
     if not picked.region.any():
         return empty, picked, None
     covariance = noise if case.noise is None else case.noise
     try:
-        line = region_line(case.image, case.references, picked.region, covariance)
+        line = region_line(
+            case.image,
+            case.references,
+            picked.region,
+            covariance,
+            looked.omega,
+            options.randomization,
+        )
     except InputError as error:  # of this image's region: the others of a batch are tested
         return empty._replace(status=Status.INVALID_INPUT, message=str(error)), picked, None
     return empty, picked, line

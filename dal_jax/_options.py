@@ -38,6 +38,8 @@ class TestOptions:
     region: str = "all"  # or "peak"
     level: float | None = None  # in (0, 1), at which the decision must be certain, too
     recalibrations: tuple[Law | Ranks, ...] = ()  # whose decisions at it must be certain as well
+    randomization: float = 0.0  # gamma: noise added for the selection, in deviations of the noise
+    confidence: float = 0.95  # of the interval for the mean difference, in (0, 1)
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
 
@@ -51,6 +53,9 @@ class TestOptions:
         if self.engine == "scan" and self.dtype == "float32":
             raise InputError("dtype is 'float32', expected 'float64' with engine 'scan'")
         _whole("seed", self.seed)
+        check_randomization(self.randomization)
+        if not 0 < self.confidence < 1:
+            raise InputError(f"confidence is {self.confidence!r}, expected a level between 0 and 1")
         _whole("permutations", self.permutations)
         if not isinstance(self.adaptive, AdaptiveOptions):
             raise InputError(f"adaptive is {self.adaptive!r}, expected an AdaptiveOptions")
@@ -93,6 +98,13 @@ def test_options(options: dict[str, Any]) -> TestOptions:
 
 
 test_options.__test__ = False  # type: ignore[attr-defined]
+
+
+def check_randomization(gamma: Any) -> None:
+    """Refuses what is no share of the noise to be added, by an `InputError`."""
+    number = isinstance(gamma, int | float | np.number) and not isinstance(gamma, bool)
+    if not number or not 0 <= gamma < np.inf:
+        raise InputError(f"randomization is {gamma!r}, expected a finite number of 0 or above")
 
 
 def _whole(name: str, value: Any) -> None:

@@ -8,7 +8,16 @@ import numpy as np
 
 from ._errors import InputError
 from ._typing import Bool, Float
-from .inference import Line, as_intervals, bonferroni_log10_p, naive_p, over_conditioned_p
+from .inference import (
+    Effect,
+    Line,
+    as_intervals,
+    bonferroni_log10_p,
+    effect,
+    naive_p,
+    on_line,
+    over_conditioned_p,
+)
 from .search import Searched, Status
 
 # Fields of a result that are maps; a record holds the region as runs of pixels and no other map.
@@ -32,6 +41,9 @@ SEARCH = frozenset(
         "num_checks",
         "num_disagreements",
         "misjudged_length",
+        "estimate",
+        "ci_low",
+        "ci_high",
         "seconds",
     ]
 )
@@ -59,8 +71,8 @@ class TestResult(NamedTuple):
     region: Bool[np.ndarray, "H W"]  # tested pixels
     score: Float[np.ndarray, "H W"]
     reconstruction: Float[np.ndarray, "H W C"]
-    truncation: Float[np.ndarray, "k 2"]  # where the region is the same; units of the statistic
-    searched: Float[np.ndarray, "m 2"]  # where that is known; units of the statistic
+    truncation: Float[np.ndarray, "k 2"]  # of statistic + added, where the region is the same
+    searched: Float[np.ndarray, "m 2"]  # where that is known; both in units of the image
     window: Float[np.ndarray, " 2"]  # the first window; units of the statistic; NaN if not computed
     engine: str
     num_windows: int  # affine pieces met; exact engines only
@@ -74,6 +86,12 @@ class TestResult(NamedTuple):
     misjudged_length: float = math.nan  # share of the searched z, at most, by the checks alone
     num_ties: int = 0  # pixels that rounding flags or not: their score is the threshold to 1e-12
     message: str = ""  # why, where the status is INVALID_INPUT
+    randomization: float = 0.0  # gamma: noise added for the selection, in deviations of the noise
+    added: float = math.nan  # what that added to the statistic, in units of the image
+    added_sd: float = math.nan  # its standard deviation, in units of the image
+    estimate: float = math.nan  # of the mean difference, median-unbiased, in units of the image
+    ci_low: float = math.nan  # of its confidence interval, the widest that the search allows;
+    ci_high: float = math.nan  # may be infinite, without randomization
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
 
@@ -121,11 +139,18 @@ def empty_result(
         status=status,
         seconds=nan,
         message=message,
+        added=nan,
+        added_sd=nan,
     )
 
 
 def with_search(
-    empty: TestResult, line: Line, searched: Searched, alternative: str, window: np.ndarray
+    empty: TestResult,
+    line: Line,
+    searched: Searched,
+    window: np.ndarray,
+    alternative: str,
+    confidence: float,
 ) -> TestResult:
     """Fills in what the search of a line found.
 
@@ -133,30 +158,42 @@ def with_search(
         empty: from `empty_result`.
         line: that was searched.
         searched: its outcome, standardized.
-        alternative: of the test.
         window: (2,) the first window, standardized, or NaN.
+        alternative: of the test.
+        confidence: of the interval for the mean difference.
 
     Returns:
         The result.
     """
     over_conditioned = math.nan  # where no window can be told
     if not np.isnan(window).any():
-        over_conditioned = over_conditioned_p(line.z_obs, window, alternative)
+        over_conditioned = over_conditioned_p(
+            line.standardized, window * line.perturbation.scale, alternative, line.perturbation
+        )
+    found = Effect(math.nan, math.nan, math.nan)
+    if not math.isnan(searched.bounds.p):
+        sets = searched.truncation, searched.searched
+        found = effect(on_line(line.z_obs, *sets, line.perturbation), confidence)
     return empty._replace(
         p_value=searched.bounds.p,
         p_low=searched.bounds.low,
         p_high=searched.bounds.high,
-        naive_p=naive_p(line.z_obs, alternative),
-        bonferroni_log10_p=bonferroni_log10_p(line.z_obs, empty.region.size, alternative),
+        naive_p=naive_p(line.standardized, alternative),
+        bonferroni_log10_p=bonferroni_log10_p(line.standardized, empty.region.size, alternative),
         over_conditioned_p=over_conditioned,
         statistic=line.statistic,
         sd=line.sd,
-        truncation=searched.truncation * line.sd,
-        searched=searched.searched * line.sd,
-        window=window * line.sd,
+        truncation=searched.truncation * line.unit,
+        searched=searched.searched * line.unit,
+        window=window * line.unit,
         num_windows=searched.num_windows,
         num_evaluations=searched.num_evaluations,
         status=searched.status,
+        added=line.perturbation.shift * line.sd,
+        added_sd=line.perturbation.spread * line.sd,
+        estimate=found.estimate * line.sd,
+        ci_low=found.low * line.sd,
+        ci_high=found.high * line.sd,
     )
 
 

@@ -28,6 +28,17 @@ class Item(NamedTuple):
     identity: Any  # what tells its content from another's; None: its name alone does
     load: Callable[[], Case]  # when its turn comes
 
+    def case(self) -> Case:
+        """The loaded case, known by the item's name: by that, not by its place, it is randomized.
+
+        Returns:
+            The case.
+
+        Raises:
+            InputError: of the loading.
+        """
+        return self.load()._replace(name=self.name)
+
 
 def run_tests(
     directory: str | Path,
@@ -105,7 +116,7 @@ def run_tests(
         progress(len(finished), {})
     mine = share([task for task in range(len(items)) if task not in finished], host)
     if mine:
-        cases = ((task, items[task].load) for task in mine)
+        cases = ((task, items[task].case) for task in mine)
         streamed = stream_tests(
             localizer,
             cases,

@@ -76,11 +76,11 @@ def run_chain(
     localizer = open_model(home, profile)
     if keep is not None:
         data = keep(data, profile)
-    options = replace(options, region=profile.region)
+    options = replace(options, region=profile.region, randomization=profile.randomization)
     say = stages(bar, f"{name}, ")
     run = runner(localizer, profile, options, context.host, context.devices, say)
     calibrated = calibrate(data, profile, run, directory / "calibration", wanted)
-    reader = Reader(data, profile.fitted)
+    reader = Reader(data, profile.fitted, profile.seen())
     laws = calibrated.calibration.deciding
     tested = test_samples(
         directory / "test",

@@ -64,7 +64,7 @@ def _seen(name: str, root: Path, settings: Settings, context: Context) -> Seen:
     profile = load_profile(home)
     localizer = open_model(home, profile)
     data = some_of(profile.source.open(root), profile, settings)
-    reader, found = Reader(data, profile.fitted), Seen([], [], [], [])
+    reader, found = Reader(data, profile.fitted, profile.seen()), Seen([], [], [], [])
     for sample in to_test(data, profile):
         _, mask, views = reader.read(sample)
         inside = None if mask is None else mask_views(profile.fitted, mask, views)

@@ -217,7 +217,7 @@ def test_without_a_region_nothing_is_searched():
     assert result.truncation.shape == result.searched.shape == (0, 2)
     np.testing.assert_array_equal(result.score, np.abs(X).sum(-1))
     numbers = [v for v in result if isinstance(v, float)]
-    assert sum(map(math.isnan, numbers)) == len(numbers) - 1  # but for the seconds
+    assert sum(map(math.isnan, numbers)) == len(numbers) - 2  # but for the seconds and gamma
     assert np.isnan(result.window).all()
 
 

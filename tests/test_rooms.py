@@ -22,7 +22,7 @@ ROOMS = (
     ("images",),
     ("runs",),
     ("_options", "_result"),
-    ("_permutation",),
+    ("_permutation", "_randomization"),
     ("_one_test",),
     ("_dal_test",),
     ("_test_run",),

@@ -65,7 +65,9 @@ def calibrate(
     host = join_hosts(coordinator, num_processes, process_id)
     source = profile.source.open(data)
     with tqdm(unit="view", file=sys.stderr, disable=host.index > 0 or None) as bar:
-        how = TestOptions(region=profile.region, precision=PRECISION)
+        how = TestOptions(
+            region=profile.region, precision=PRECISION, randomization=profile.randomization
+        )
         run = runner(localizer, profile, how, host, devices, stages(bar))
         wanted = CalibrateOptions(control, lengths, seed)
         found = run_calibration(source, profile, run, model / "calibration", wanted)

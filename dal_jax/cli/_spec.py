@@ -38,6 +38,7 @@ class TestSpec:
     first_window: bool = False
     region: str = "all"
     localizer: str | None = None  # another use of the model's network
+    randomization: float = 0.0
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
 
@@ -70,6 +71,7 @@ class TestSpec:
             first_window=self.first_window,
             permutations=self.permutations,
             region=self.region,
+            randomization=self.randomization,
         )
 
 

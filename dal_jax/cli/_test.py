@@ -119,6 +119,16 @@ Region = Annotated[
         "highest score.",
     ),
 ]
+Randomization = Annotated[
+    float,
+    typer.Option(
+        "--randomization",
+        metavar="GAMMA",
+        help="Let the model see each image with so much noise added, in standard deviations of the "
+        "noise, and test the image itself: p stays exact, power rises. 0 is the test as published; "
+        "0.5 is a good choice.",
+    ),
+]
 Maps = Annotated[
     bool,
     typer.Option("--maps", help="Several images: also write each one's maps and figure to --out."),
@@ -142,7 +152,16 @@ Overlays = Annotated[
     bool, typer.Option("--overlays/--no-overlays", help="FOLDER: a picture of each image.")
 ]
 # What a model trained with --data has fixed; the alternative is that of the calibration.
-_FIXED = ("noise", "threshold", "draws", "localizer", "maps", "region", "alternative")
+_FIXED = (
+    "noise",
+    "threshold",
+    "draws",
+    "localizer",
+    "maps",
+    "region",
+    "alternative",
+    "randomization",
+)
 # What a file of --spec does not say.
 _BESIDE = ("spec", "out", "maps", "json", "cache", "coordinator", "num_processes", "process_id")
 
@@ -166,6 +185,7 @@ def test(
     permutations: Permutations = 0,
     first_window: FirstWindow = False,
     region: Region = None,
+    randomization: Randomization = 0.0,
     dtype: Dtype = None,
     devices: options.Devices = None,
     batch_size: options.BatchSize = None,
@@ -240,6 +260,7 @@ def test(
             permutations=permutations,
             first_window=first_window,
             region=region or "all",
+            randomization=randomization,
             localizer=localizer,
         )
     need_figures(out if len(wanted.images) == 1 or maps else None)
@@ -256,7 +277,7 @@ def _test_one(wanted: TestSpec, out: Path | None, json: bool) -> None:
     path = wanted.images[0]
     x = options.open_image(path, localizer)
     x_ref = np.stack([options.open_image(file, localizer) for file in wanted.references])
-    result = dal_test(localizer, x, x_ref, wanted.noise, **vars(wanted.options))
+    result = dal_test(localizer, x, x_ref, wanted.noise, name=path.name, **vars(wanted.options))
     level = 0.05 if wanted.alpha is None else wanted.alpha
     shown = {**_shown(result, out), **_circumstances(wanted, result, level)}
     if out is not None:

@@ -74,7 +74,13 @@ def test_folder(
     reader = Reader(data, profile.fitted, profile.seen())
     # Whichever p-value decides, now or in a later call, its decision shall be certain.
     laws = () if calibration is None else calibration.deciding
-    how = replace(test_options, region=profile.region, level=options.alpha, recalibrations=laws)
+    how = replace(
+        test_options,
+        region=profile.region,
+        randomization=profile.randomization,
+        level=options.alpha,
+        recalibrations=laws,
+    )
     with tqdm(unit="view", file=sys.stderr, disable=host.index > 0 or None) as bar:
 
         def follow(done: int, total: int) -> None:

@@ -39,6 +39,10 @@ COLUMNS: tuple[str, ...] = (
     "permutation_p",
     "statistic",
     "sd",
+    "randomization",
+    "estimate",
+    "ci_low",
+    "ci_high",
     "num_tested",
     "num_evaluations",
     "num_windows",
@@ -112,7 +116,7 @@ def _in_memory(
     records: dict[int, dict[str, Any]] = {}
     for number, result in stream_tests(
         localizer,
-        ((number, item.load) for number, item in enumerate(items)),
+        ((number, item.case) for number, item in enumerate(items)),
         covariance_of(wanted.noise, localizer),
         wanted.options,
         batch_size=wanted.batch_size,

@@ -48,6 +48,7 @@ def train(
     deal_references: words.DealReferences = False,
     flag_share: words.FlagShare = 0.02,
     region: words.Region = "peak",
+    randomization: words.Randomization = 0.0,
     size: words.Size = None,
     steps: words.Steps = None,
     batch: words.Batch = None,
@@ -79,7 +80,14 @@ def train(
         given = "both" if images else "none"
         raise InputError(f"--images, --data: got {given}, expected one of them")
     if data is None:
-        of_data = (*data_options.NAMES, "noise", "references", "deal_references", "region")
+        of_data = (
+            *data_options.NAMES,
+            "noise",
+            "references",
+            "deal_references",
+            "region",
+            "randomization",
+        )
         options.refuse(context, of_data, "without --data")
     flags = {
         "channels": None if channels is None else list(parse_channels(channels)),
@@ -102,6 +110,7 @@ def train(
         preparation = Preparation(32 if size is None else size, *looks, foreground)
         source = data_options.source_of(layout, category, contrast, slices, groups)
         more = {"flag_share": flag_share, "region": region, "seed": seed}
+        more |= {"randomization": randomization}
         chosen = LearnOptions(noise=noise, references=references, deal=deal_references, **more)
         rest = (settings, chosen, out, with_bar, textures, features)
         _say_learned(learn(data, source, preparation, config, *rest), out, json)

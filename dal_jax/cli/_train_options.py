@@ -121,6 +121,16 @@ Region = Annotated[
         help="--data: test all flagged pixels, or those connected with the highest score.",
     ),
 ]
+Randomization = Annotated[
+    float,
+    typer.Option(
+        "--randomization",
+        metavar="GAMMA",
+        help="--data: let the model see each tested image with so much noise added, in standard "
+        "deviations of the noise, and test the image itself; the threshold is set for it. 0 is the "
+        "test as published.",
+    ),
+]
 FlagShare = Annotated[
     float,
     typer.Option("--flag-share", help="--data: share of normal pixels that the threshold flags."),

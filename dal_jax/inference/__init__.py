@@ -4,6 +4,8 @@ from ._baselines import bonferroni_log10_p as bonferroni_log10_p
 from ._baselines import naive_p as naive_p
 from ._baselines import over_conditioned_p as over_conditioned_p
 from ._baselines import permutation_p as permutation_p
+from ._effect import Effect as Effect
+from ._effect import effect as effect
 from ._hypothesis import Line as Line
 from ._hypothesis import Noise as Noise
 from ._hypothesis import region_line as region_line
@@ -22,6 +24,7 @@ from ._p_value import ALTERNATIVES as ALTERNATIVES
 from ._p_value import SelectiveP as SelectiveP
 from ._p_value import decision as decision
 from ._p_value import selective_p as selective_p
+from ._randomized import Perturbation as Perturbation
 from ._recalibration import Law as Law
 from ._recalibration import Observed as Observed
 from ._recalibration import Ranks as Ranks
@@ -29,4 +32,5 @@ from ._recalibration import conformal_p as conformal_p
 from ._recalibration import cross_fitted as cross_fitted
 from ._recalibration import heavy_tails as heavy_tails
 from ._recalibration import inflation as inflation
+from ._recalibration import on_line as on_line
 from ._recalibration import recalibrated as recalibrated

@@ -6,6 +6,7 @@ from scipy.special import log_ndtr
 
 from .._errors import InputError
 from ._p_value import check_alternative, selective_p
+from ._randomized import NONE, Perturbation
 
 # Values this close to the observed one, relative to it, are tied with it: rounding of means.
 _TIE = 100 * np.finfo(np.float64).eps
@@ -64,13 +65,19 @@ def bonferroni_log10_p(z_obs: float, num_pixels: int, alternative: str = "two-si
     return float(np.minimum(0.0, log_p / np.log(10)))
 
 
-def over_conditioned_p(z_obs: float, window: ArrayLike, alternative: str = "two-sided") -> float:
+def over_conditioned_p(
+    z_obs: float,
+    window: ArrayLike,
+    alternative: str = "two-sided",
+    perturbation: Perturbation = NONE,
+) -> float:
     """Returns the selective p-value given also the window of z_obs: valid, less power.
 
     Args:
         z_obs: observed statistic in units of its standard deviation.
-        window: (2,) standardized ends of the window in which z_obs lies.
+        window: (2,) standardized ends of the window in which z_obs lies, or what selection saw.
         alternative: "two-sided", "equal-tailed", "greater" or "less".
+        perturbation: of what selection saw.
 
     Returns:
         p in [0, 1]; NaN when z_obs is not in the window.
@@ -84,7 +91,7 @@ def over_conditioned_p(z_obs: float, window: ArrayLike, alternative: str = "two-
 
     Source: Katsuoka et al., arXiv 2402.11789.
     """
-    return selective_p(z_obs, window, [-np.inf, np.inf], alternative).p
+    return selective_p(z_obs, window, [-np.inf, np.inf], alternative, perturbation).p
 
 
 def permutation_p(observed: float, permuted: ArrayLike, alternative: str = "two-sided") -> float:

@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike
 
 from .._errors import InputError
 from .._typing import Float
+from ._randomized import NONE, Perturbation
 
 # A statistic further from 0 than this, in standard deviations, is no noise of these images, and
 # no line is searched that far.
@@ -63,12 +64,30 @@ class Line(NamedTuple):
 
     base: Float[np.ndarray, "H W C"]  # independent of the statistic
     direction: Float[np.ndarray, "H W C"]  # per unit of z
-    z_obs: float  # statistic / sd: X(z_obs) is the observed image
+    z_obs: float  # X(z_obs) is the image that selection saw; statistic / sd if that is the observed
     statistic: float  # T_obs, in units of the image
     sd: float  # of the statistic, in units of the image
+    perturbation: Perturbation = NONE  # of the statistic that selection saw, in units of sd
+
+    @property
+    def standardized(self) -> float:
+        """The statistic in its standard deviations."""
+        return self.statistic / self.sd
+
+    @property
+    def unit(self) -> float:
+        """Of z, in units of the image: the standard deviation of what selection saw."""
+        return self.sd * self.perturbation.scale
 
 
-def region_line(x: ArrayLike, x_ref: ArrayLike, region: ArrayLike, noise: Noise) -> Line:
+def region_line(
+    x: ArrayLike,
+    x_ref: ArrayLike,
+    region: ArrayLike,
+    noise: Noise,
+    omega: ArrayLike | None = None,
+    gamma: float = 0.0,
+) -> Line:
     """Returns the line along which the mean difference inside a region varies, all else fixed.
 
     `T = nu . (x - mean_k x_ref_k)` with `nu = 1_M / (|M| C)` (channels pooled),
@@ -76,14 +95,22 @@ def region_line(x: ArrayLike, x_ref: ArrayLike, region: ArrayLike, noise: Noise)
     `base = x - direction z_obs`. The reference half of the line, `-direction/K` for the mean
     reference, is left out: no localizer sees it.
 
+    If the region was chosen on `y = x + omega`, `omega ~ N(0, gamma^2 Sigma)`, the line is that of
+    `V = T + nu . omega / c`, `c = K / (K + 1)`, through y: `z_obs = V / sd_V` with
+    `sd_V^2 = sd^2 + gamma^2 nu' Sigma nu / c^2`, and `direction = Sigma nu sd_V / sd^2`. Given
+    `y - (Sigma nu / nu' Sigma nu) nu . y` and the images' common mean, T and `nu . omega` are
+    independent normal variables, and the choice says where V lies.
+
     Args:
         x: (H, W, C) test image.
         x_ref: (H, W, C) reference image, or (K, H, W, C) references to be averaged.
         region: (H, W) bool, the flagged region M; not empty.
         noise: covariance Sigma of one image; the images are independent.
+        omega: (H, W, C) what was added to x for the choice of the region; None: nothing.
+        gamma: standard deviation of omega, in those of the noise; 0 without one.
 
     Returns:
-        Line(base, direction, z_obs, statistic, sd) in float64.
+        Line(base, direction, z_obs, statistic, sd, perturbation) in float64.
 
     Raises:
         InputError: shapes that do not fit, an empty region, a variance that is not positive, or a
@@ -96,7 +123,8 @@ def region_line(x: ArrayLike, x_ref: ArrayLike, region: ArrayLike, noise: Noise)
         >>> line.statistic, round(line.sd, 4), round(line.z_obs, 4)
         (3.0, 1.4142, 2.1213)
 
-    Source: Katsuoka et al., arXiv 2402.11789; this project (several references and channels).
+    Source: Katsuoka et al., arXiv 2402.11789; randomization: Tian and Taylor, Annals of Statistics
+    46, 2018; this project (several references and channels, randomization with references).
     """
     image, references = _images(x, x_ref)
     mask = np.asarray(region, dtype=bool)
@@ -108,18 +136,26 @@ def region_line(x: ArrayLike, x_ref: ArrayLike, region: ArrayLike, noise: Noise)
 
     nu = np.broadcast_to(mask[:, :, None] / (mask.sum() * image.shape[2]), image.shape)
     covariance = noise.apply(nu)
-    variance = float(np.sum(nu * covariance)) * (1 + 1 / len(references))
+    share = 1 + 1 / len(references)  # 1 / c
+    variance = float(np.sum(nu * covariance)) * share
     if not 0 < variance < np.inf:
         raise InputError(f"noise gives the statistic the variance {variance}, expected positive")
     sd = float(np.sqrt(variance))
     statistic = float(np.sum(nu * (image - references.mean(axis=0))))
-    direction, z_obs = covariance / sd, statistic / sd
-    if not abs(z_obs) <= FARTHEST:
+    if not abs(statistic / sd) <= FARTHEST:
         raise InputError(
-            f"x differs from x_ref by {z_obs:.3g} standard deviations of the noise, expected at "
-            f"most {FARTHEST:g}: are all in one unit?"
+            f"x differs from x_ref by {statistic / sd:.3g} standard deviations of the noise, "
+            f"expected at most {FARTHEST:g}: are all in one unit?"
         )
-    return Line(image - direction * z_obs, direction, z_obs, statistic, sd)
+    if omega is None:
+        direction, z_obs = covariance / sd, statistic / sd
+        return Line(image - direction * z_obs, direction, z_obs, statistic, sd)
+    added = np.asarray(omega, np.float64)
+    shift = float(np.sum(nu * added)) * share / sd
+    perturbation = Perturbation(gamma * float(np.sqrt(share)), shift)
+    direction = covariance * (perturbation.scale / sd)
+    z_obs = (statistic / sd + shift) / perturbation.scale
+    return Line(image + added - direction * z_obs, direction, z_obs, statistic, sd, perturbation)
 
 
 def _images(

@@ -1,5 +1,6 @@
 """Selective p-values of a truncated normal statistic, with bounds for what was not searched."""
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -7,8 +8,9 @@ from numpy.typing import ArrayLike
 from scipy.special import expit
 
 from .._errors import InputError
-from ._intervals import Intervals, as_intervals, complement, intersect, subtract
+from ._intervals import Intervals, as_intervals, complement, intersect
 from ._normal import log_total_mass
+from ._randomized import NONE, Perturbation, normal_split
 
 ALTERNATIVES = ("two-sided", "equal-tailed", "greater", "less")
 
@@ -35,25 +37,31 @@ def selective_p(
     truncation: ArrayLike,
     searched: ArrayLike,
     alternative: str = "two-sided",
+    perturbation: Perturbation = NONE,
+    mean: float = 0.0,
 ) -> SelectiveP:
-    """Returns the p-value of z_obs under N(0, 1) truncated to a set Z, and bounds on it.
+    """Returns the p-value of z_obs under N(0, 1) given that selection saw a set Z, and its bounds.
 
-    With A the values at least as extreme as z_obs, `p = P(Z and A) / P(Z)`: A is `|z| >= |z_obs|`
-    for "two-sided", `z >= z_obs` for "greater", `z <= z_obs` for "less"; "equal-tailed" is
-    `2 min(F, 1 - F)` with F the p-value of "less". Only the part of Z inside `searched` is known.
-    p falls when unsearched values outside A join Z and rises when those in A do, so all of the
-    former give `low`, all of the latter `high`. F can take every value between its bounds, so
-    for "equal-tailed" the same rule holds for `min(1, 2 min(less, greater))`.
+    What selection saw is `V = T + e`: the statistic itself, or a noisier one with
+    `e ~ N(0, spread^2)` where selection was randomized. With A the values at least as extreme as
+    z_obs, `p = P(T in A | V in Z)`: A is `|t| >= |z_obs|` for "two-sided", `t >= z_obs` for
+    "greater", `t <= z_obs` for "less"; "equal-tailed" is `2 min(F, 1 - F)` with F the p-value of
+    "less". Only the part of Z inside `searched` is known. p falls when unsearched values join Z of
+    which T is not in A and rises with those of which it is, so all of the former give `low`, all of
+    the latter `high`. F can take every value between its bounds, so for "equal-tailed" the same
+    rule holds for `min(1, 2 min(less, greater))`.
 
     Args:
         z_obs: observed statistic in units of its standard deviation.
-        truncation: (k, 2) the set Z found, standardized; taken inside `searched`.
+        truncation: (k, 2) the set Z found, in the same units; taken inside `searched`.
         searched: (m, 2) where membership in Z is known; the rest of the line is not.
         alternative: "two-sided", "equal-tailed", "greater" or "less".
+        perturbation: what was added to the statistic for the selection; none by default.
+        mean: of T in its standard deviations, 0 under the null; one-sided alternatives only.
 
     Returns:
-        SelectiveP(p, low, high), all in [0, 1]; all NaN when z_obs is not finite or not in the
-        part of Z that was searched.
+        SelectiveP(p, low, high), all in [0, 1]; all NaN when z_obs is not finite or what selection
+        saw, `z_obs + shift`, is not in the part of Z that was searched.
 
     Raises:
         InputError: unknown alternative, or intervals that are none.
@@ -61,25 +69,69 @@ def selective_p(
     Example:
         >>> [round(v, 4) for v in selective_p(2.0, [[1.0, 3.0]], [[-4.0, 4.0]])]
         [0.136, 0.136, 0.1364]
+        >>> seen = Perturbation(spread=0.5, shift=0.1)  # selection was randomized
+        >>> p = selective_p(2.0, [[1.0, 3.0]], [[-4.0, 4.0]], perturbation=seen)
+        >>> [round(v, 4) for v in p]
+        [0.1059, 0.1059, 0.1076]
 
-    Source: Katsuoka et al., arXiv 2402.11789 (p); this project (bounds).
+    Source: Katsuoka et al., arXiv 2402.11789 (p); Tian and Taylor, Annals of Statistics 46, 2018
+    (randomized selection); this project (bounds).
+    """
+    seen, spread = z_obs + perturbation.shift, perturbation.spread
+
+    def split(part: Intervals, tails: Intervals) -> tuple[float, float]:
+        if spread:
+            return normal_split(part, tails, spread, mean)
+        inner, outer = intersect(part, tails), intersect(part, complement(tails))
+        return log_total_mass(inner - mean), log_total_mass(outer - mean)
+
+    return p_of_split(split, z_obs, seen, truncation, searched, alternative)
+
+
+def p_of_split(
+    split: Callable[[Intervals, Intervals], tuple[float, float]],
+    z_obs: float,
+    seen: float,
+    truncation: ArrayLike,
+    searched: ArrayLike,
+    alternative: str,
+) -> SelectiveP:
+    """The p-value and its bounds under any law.
+
+    Args:
+        split: (part, tails) -> log probabilities that what selection saw lies in a part, and the
+            statistic in the tails or not.
+        z_obs: observed statistic.
+        seen: what selection saw of it.
+        truncation: as in `selective_p`.
+        searched: as in `selective_p`.
+        alternative: as in `selective_p`.
+
+    Returns:
+        As `selective_p`.
+
+    Raises:
+        InputError: as `selective_p`.
     """
     check_alternative(alternative)
     if alternative == "equal-tailed":
-        less = selective_p(z_obs, truncation, searched, "less")
-        greater = selective_p(z_obs, truncation, searched, "greater")
+        less, greater = (
+            p_of_split(split, z_obs, seen, truncation, searched, side)
+            for side in ("less", "greater")
+        )
         return SelectiveP(*np.minimum(1.0, 2 * np.minimum(less, greater)).tolist())
     inside = as_intervals(searched)
     known, unknown = intersect(as_intervals(truncation), inside), complement(inside)
-    if not _holds(known, z_obs):
+    if not _holds(known, seen):
         return SelectiveP(np.nan, np.nan, np.nan)
-    tail = _tail(z_obs, alternative)
-    extreme, rest = log_total_mass(intersect(known, tail)), log_total_mass(subtract(known, tail))
-    more_extreme = np.logaddexp(extreme, log_total_mass(intersect(unknown, tail)))
-    more_rest = np.logaddexp(rest, log_total_mass(subtract(unknown, tail)))
-    p = _share(extreme, rest)
-    low, high = _share(extreme, more_rest), _share(more_extreme, rest)
-    return SelectiveP(p, low, high)
+    tails = _tails(z_obs, alternative)
+    extreme, rest = split(known, tails)
+    further, others = split(unknown, tails)
+    return SelectiveP(
+        _share(extreme, rest),
+        _share(extreme, np.logaddexp(rest, others)),
+        _share(np.logaddexp(extreme, further), rest),
+    )
 
 
 def decision(bounds: SelectiveP, alpha: float) -> Literal["reject", "accept", "undecided"]:
@@ -123,7 +175,7 @@ def _holds(known: Intervals, z_obs: float) -> bool:
     return bool(np.any((known[:, 0] - slack <= z_obs) & (z_obs <= known[:, 1] + slack)))
 
 
-def _tail(z_obs: float, alternative: str) -> Intervals:
+def _tails(z_obs: float, alternative: str) -> Intervals:
     """Values at least as extreme as z_obs."""
     if alternative == "two-sided":
         return as_intervals([[-np.inf, -abs(z_obs)], [abs(z_obs), np.inf]])

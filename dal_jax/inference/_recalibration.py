@@ -10,9 +10,10 @@ from scipy import optimize, special
 
 from .._errors import InputError
 from .._typing import Float, Int
-from ._intervals import Intervals
-from ._normal import log_mass
-from ._p_value import SelectiveP, selective_p
+from ._intervals import Intervals, as_intervals
+from ._normal import log_total_mass
+from ._p_value import SelectiveP, p_of_split, selective_p
+from ._randomized import NONE, Perturbation, log_total, student_split
 
 # Degrees of freedom that are tried; the last one is the normal law.
 DEGREES = (2.5, 3.0, 4.0, 5.0, 7.0, 10.0, 15.0, 25.0, 50.0, np.inf)
@@ -37,6 +38,37 @@ class Observed(NamedTuple):
     z_obs: float  # statistic over its standard deviation
     truncation: Intervals  # (k, 2) standardized
     searched: Intervals  # (m, 2) standardized
+    perturbation: Perturbation = NONE  # of the statistic that selection looked at, standardized
+
+
+def on_line(
+    z_obs: float, truncation: Intervals, searched: Intervals, perturbation: Perturbation
+) -> Observed:
+    """What a search along a line says of the statistic.
+
+    Args:
+        z_obs: place of the observed image on the line: what selection saw, in its own standard
+            deviations.
+        truncation: (k, 2) in the same units.
+        searched: (m, 2) in the same units.
+        perturbation: in standard deviations of the tested statistic.
+
+    Returns:
+        The same in standard deviations of the tested statistic.
+
+    Example:
+        >>> from dal_jax.inference import as_intervals
+        >>> line = as_intervals([-np.inf, np.inf])
+        >>> seen = Perturbation(spread=0.75, shift=0.5)  # of what selection saw the deviation is 1.25
+        >>> on_line(2.0, line, line, seen).z_obs
+        2.0
+
+    Source: this project.
+    """
+    scale = perturbation.scale
+    return Observed(
+        z_obs * scale - perturbation.shift, truncation * scale, searched * scale, perturbation
+    )
 
 
 @dataclass(frozen=True)
@@ -98,10 +130,23 @@ class Law:
         Raises:
             InputError: unknown alternative.
         """
-        z, *parts = (self.normal_scores(part) for part in observed)
+        if observed.perturbation.spread:
+            return self._randomized_p(observed, alternative)
+        z, *parts = (self.normal_scores(part) for part in observed[:3])
         # Ends that are neighbours in float64 may change places by rounding.
         truncation, searched = (np.sort(part, axis=-1) for part in parts)
         return selective_p(float(z), truncation, searched, alternative)
+
+    def _randomized_p(self, observed: Observed, alternative: str) -> SelectiveP:
+        z, truncation, searched = (part / self.factor for part in observed[:3])
+        seen = observed.perturbation.over(self.factor)
+        if np.isinf(self.degrees):
+            return selective_p(float(z), truncation, searched, alternative, seen)
+
+        def split(part: Intervals, tails: Intervals) -> tuple[float, float]:
+            return student_split(part, tails, seen.spread, self._log_density)
+
+        return p_of_split(split, float(z), float(z) + seen.shift, truncation, searched, alternative)
 
     def log_likelihoods(self, observed: Sequence[Observed]) -> Float[np.ndarray, " m"]:
         """Log densities of observed statistics given that each lies in its truncation set.
@@ -110,14 +155,26 @@ class Law:
             observed: of m images, one or more.
 
         Returns:
-            (m,) `log f(z_obs) - log P(Z)`.
+            (m,) `log f(z_obs) - log P(Z)`; where selection was randomized, with the probability
+            that it sees Z given z_obs beside f.
         """
-        sizes = [len(one.truncation) for one in observed]
-        masses = log_mass(self.normal_scores(np.concatenate([one.truncation for one in observed])))
-        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
         scaled = np.array([one.z_obs for one in observed]) / self.factor
+        logs = self._log_density(scaled) - np.log(self.factor)
+        return logs - np.array([self._log_selected(one) for one in observed])
+
+    def _log_selected(self, observed: Observed) -> float:
+        """Log probability of the truncation set, less that of it given the observed statistic."""
+        truncation, seen = observed.truncation, observed.perturbation.over(self.factor)
+        if not seen.spread:
+            return log_total_mass(self.normal_scores(truncation))
+        given = log_total_mass((truncation - observed.z_obs) / observed.perturbation.spread)
+        scaled = truncation / self.factor
+        if np.isinf(self.degrees):
+            return log_total(scaled, seen.spread) - given
+        halves = as_intervals([[-np.inf, 0.0]])
         return (
-            self._log_density(scaled) - np.log(self.factor) - np.logaddexp.reduceat(masses, starts)
+            float(np.logaddexp(*student_split(scaled, halves, seen.spread, self._log_density)))
+            - given
         )
 
     def _log_density(self, scaled: np.ndarray) -> np.ndarray:

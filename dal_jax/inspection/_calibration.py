@@ -16,6 +16,7 @@ from dal_jax.images import cluster_interval, cluster_standard_error, split_group
 from dal_jax.inference import (
     Law,
     Observed,
+    Perturbation,
     Ranks,
     SelectiveP,
     as_intervals,
@@ -145,6 +146,7 @@ def observed_of(record: dict[str, Any]) -> Observed:
         record["statistic"] / sd,
         as_intervals(record["truncation"]) / sd,
         as_intervals(record["searched"]) / sd,
+        Perturbation(record.get("added_sd", 0.0) / sd, record.get("added", 0.0) / sd),
     )
 
 

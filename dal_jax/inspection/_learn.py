@@ -11,6 +11,8 @@ import numpy as np
 
 from dal_jax._dal_test import evaluator_of
 from dal_jax._errors import InputError
+from dal_jax._options import check_randomization
+from dal_jax._randomization import randomization
 from dal_jax._typing import Bool, Float, PyTree
 from dal_jax.images import (
     DataSet,
@@ -26,7 +28,7 @@ from dal_jax.images import (
     views,
 )
 from dal_jax.localizers import Localizer, PerceptualConfig, calibrate_scales, make_localizer
-from dal_jax.noise import Choice, choose, estimate
+from dal_jax.noise import Choice, Covariance, choose, estimate
 from dal_jax.search import check_region
 
 # Shares of the normal training images; references serve for nothing else.
@@ -64,6 +66,7 @@ class LearnOptions:
     flag_share: float = 0.02  # of the pixels of normal views, to be flagged
     region: str = "peak"  # which flagged pixels are tested, as in `TestOptions`
     seed: int = 0
+    randomization: float = 0.0  # gamma, as in `TestOptions`
 
     def __post_init__(self) -> None:
         if self.views_per_image < 0:
@@ -73,6 +76,7 @@ class LearnOptions:
         if not 0 < self.flag_share < 1:
             raise InputError(f"flag_share is {self.flag_share}, expected a share in (0, 1)")
         check_region(self.region)
+        check_randomization(self.randomization)
 
 
 class Normal(NamedTuple):
@@ -381,6 +385,27 @@ def learn_constants(
     chosen = np.random.default_rng((seed, 4)).choice(len(normal), count, replace=False)
     localizer = make_localizer(variables, config, draws=seed, **parts)
     return calibrate_scales(localizer, normal[chosen])
+
+
+def as_looked_at(normal: Normal, noise: Covariance, options: LearnOptions) -> Normal:
+    """Normal views as a localizer will see tested ones: with the randomization added.
+
+    Args:
+        normal: views.
+        noise: covariance of a view.
+        options: how much, and the seed.
+
+    Returns:
+        The views; without a randomization those that were given.
+    """
+    gamma, shape = options.randomization, normal.pixels.shape[1:]
+    if not gamma:
+        return normal
+    added = [
+        randomization(noise, shape, gamma, options.seed, f"tune {number}")
+        for number in range(len(normal.pixels))
+    ]
+    return normal._replace(pixels=normal.pixels + np.stack(added))
 
 
 def set_threshold(localizer: Localizer, normal: Normal, options: LearnOptions) -> float:

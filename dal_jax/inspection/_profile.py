@@ -93,6 +93,7 @@ class Profile(NamedTuple):
     each: int = 0  # references dealt to each tested object; 0: all get the same, all of them
     pictures: Mapping[str, tuple[str, ...]] = MappingProxyType({})  # digests of images by role
     warnings: tuple[str, ...] = ()  # of the training images, for whoever reads a p-value
+    randomization: float = 0.0  # gamma of all tests, as in `TestOptions`; the threshold is for it
 
     @property
     def num_references(self) -> int:
@@ -185,6 +186,7 @@ def save_profile(directory: Path, profile: Profile) -> None:
         "each": profile.each,
         "pictures": {role: list(own) for role, own in profile.pictures.items()},
         "warnings": list(profile.warnings),
+        "randomization": profile.randomization,
         "sha256": {name: file_digest(directory / name) for name in (NOISE, REFERENCES)},
     }
     write_text(directory / RECORD, json.dumps(facts, indent=1) + "\n")
@@ -262,7 +264,7 @@ def open_model(directory: Path, profile: Profile) -> Localizer:
     Source: this project.
     """
     localizer = load_localizer(directory, profile.threshold, profile.seed)
-    return rescaled(localizer) if _own_scale(profile) else localizer
+    return rescaled(localizer) if own_scale(profile.fitted) else localizer
 
 
 def check_options(options: TestOptions, profile: Profile) -> None:
@@ -273,14 +275,20 @@ def check_options(options: TestOptions, profile: Profile) -> None:
         profile: of the model.
 
     Raises:
-        InputError: the regions differ, or the score is not piecewise affine as the options need it,
+        InputError: the regions or the randomizations differ, or the score is not piecewise affine
+            as the options need it,
             since views are divided by their own deviation.
     """
     if options.region != profile.region:
         raise InputError(
             f"options: got region {options.region!r}, expected {profile.region!r}, the profile's"
         )
-    if _own_scale(profile) and (options.engine != "adaptive" or options.first_window):
+    if options.randomization != profile.randomization:
+        raise InputError(
+            f"options: got randomization {options.randomization:g}, expected "
+            f"{profile.randomization:g}, the profile's"
+        )
+    if own_scale(profile.fitted) and (options.engine != "adaptive" or options.first_window):
         raise InputError(
             f"options: got engine {options.engine!r}, first window {options.first_window}, "
             "expected 'adaptive', False: the model divides each view by its own deviation, and "
@@ -288,9 +296,9 @@ def check_options(options: TestOptions, profile: Profile) -> None:
         )
 
 
-def _own_scale(profile: Profile) -> bool:
-    """Whether a view's deviation is that of all of its pixels."""
-    preparation = profile.fitted.preparation
+def own_scale(fitted: Fitted) -> bool:
+    """Whether a view is divided by the deviation of all of its pixels."""
+    preparation = fitted.preparation
     return preparation.scale == "view" and preparation.foreground == "none"
 
 
@@ -312,4 +320,5 @@ def _parsed(directory: Path, facts: dict[str, Any]) -> Profile:
         int(facts["each"]),
         {role: tuple(digests) for role, digests in facts["pictures"].items()},
         tuple(facts["warnings"]),
+        float(facts.get("randomization", 0.0)),  # models of before had none
     )

@@ -17,6 +17,7 @@ from dal_jax.inspection._learn import (
     Images,
     LearnOptions,
     Normal,
+    as_looked_at,
     choose_references,
     fit_noise,
     joined,
@@ -25,11 +26,12 @@ from dal_jax.inspection._learn import (
     share_out,
     texture_views,
 )
-from dal_jax.inspection._profile import Profile, Source, save_profile
+from dal_jax.inspection._profile import Profile, Source, own_scale, save_profile
 from dal_jax.localizers import (
     ExtractorFile,
     check_extractor,
     load_localizer,
+    rescaled,
     save_extractor,
 )
 from dal_jax.localizers._load import read_checkpoint
@@ -199,15 +201,17 @@ def learn(
     references = choose_references(apart.normal_views(fitted), options)
     roles = {role: tuple(sorted({s.group for s in part})) for role, part in dealt.items()}
     _check_dealt(references, options, len(roles["calibrate"]))
-    plan.run(training.pixels, tuning.pixels, **more)
+    looked = as_looked_at(tuning, choice.covariance, options)
+    plan.run(training.pixels, looked.pixels, **more)
     localizer = load_localizer(directory, draws=options.seed)
+    localizer = rescaled(localizer) if own_scale(fitted) else localizer
     profile = Profile(
         source,
         fitted,
         choice.kind,
         choice.covariance,
         references,
-        set_threshold(localizer, tuning, options),
+        set_threshold(localizer, looked, options),
         options.region,
         options.flag_share,
         roles,
@@ -215,6 +219,7 @@ def learn(
         options.references if options.deal else 0,
         {role: tuple(pictures.get(s.name, "") for s in part) for role, part in dealt.items()},
         warnings,
+        options.randomization,
     )
     save_profile(directory, profile)
     refused = {**images.refused, **others.refused, **apart.refused}

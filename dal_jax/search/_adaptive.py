@@ -16,15 +16,19 @@ from .._errors import InputError
 from .._typing import Bool, Float
 from ..inference import (
     Intervals,
+    Law,
+    Observed,
+    Perturbation,
     SelectiveP,
     as_intervals,
     contains,
     log_mass,
     log_total_mass,
     merge,
-    selective_p,
+    on_line,
     subtract,
 )
+from ..inference._randomized import NONE
 from ._cells import Nodes, classify, with_points
 from ._line_search import (
     Progress,
@@ -127,6 +131,7 @@ def adaptive_search(
     *,
     seed: int = 0,
     wide_only: bool = False,
+    perturbation: Perturbation = NONE,
     progress: Progress | None = None,
 ) -> Generator[Points, Margins, Adaptive]:
     """Finds where along a line the region is the observed one.
@@ -138,12 +143,13 @@ def adaptive_search(
     until all are, or until `how.max_evaluations` leave it with NOT_CONVERGED.
 
     Args:
-        z_obs: observed statistic in units of its standard deviation.
+        z_obs: what selection saw of the statistic, in units of its standard deviation.
         observed: the margins (1, n) there, in float64.
         options: alternative, precision, alpha, z_max.
         how: spacing, safety and so on.
         seed: of the random points.
         wide_only: True when every evaluation is in float64.
+        perturbation: what was added to the statistic for the selection.
         progress: called after every round.
 
     Yields:
@@ -166,7 +172,7 @@ def adaptive_search(
 
     Source: this project.
     """
-    search = _Search(z_obs, observed, options, how, wide_only, progress)
+    search = _Search(z_obs, observed, options, how, wide_only, perturbation, progress)
     yield from search.resolve()
     rng = np.random.default_rng([seed, *np.array([z_obs]).view(np.uint32).tolist()])
     while how.checks and search.finite:
@@ -218,10 +224,11 @@ class _Search:
         options: SearchOptions,
         how: AdaptiveOptions,
         wide_only: bool,
+        perturbation: Perturbation,
         progress: Progress | None,
     ):
         self.z_obs, self.options, self.how, self.wide_only = z_obs, options, how, wide_only
-        self.progress = progress
+        self.progress, self.perturbation = progress, perturbation
         self.limit = reach_limit(z_obs, options.z_max)
         self.precision = options.precision  # that of the tails and cells; falls below the options'
         scale = float(np.abs(observed.margin).max())
@@ -315,12 +322,11 @@ class _Search:
     def _bounds(self) -> tuple[SelectiveP, Status]:
         """p from all that was found, with bounds for what is undecided or was not looked at."""
         searched = subtract(self._span(), self.undecided)
-        bounds = selective_p(self.z_obs, self.found, searched, self.options.alternative)
+        bounds = self._p(searched)
         if math.isnan(bounds.p) and self.asked >= self.how.max_evaluations:
             bounds = SelectiveP(0.0, 0.0, 1.0)  # not a tie yet: nothing is decided at z_obs
         if not math.isnan(bounds.p):
-            p = selective_p(self.z_obs, self.found, self._span(), self.options.alternative).p
-            bounds = bounds._replace(p=p)
+            bounds = bounds._replace(p=self._p(self._span()).p)
         precision = max(self.options.precision, FINEST)
         return bounds, search_status(bounds, precision, self.options.alpha)
 
@@ -358,7 +364,13 @@ class _Search:
         if self.options.level is None:
             return True
         searched = subtract(self._span(), self.undecided)
-        return decided(self.z_obs, self.found, searched, self.options)
+        return decided(self._observed(searched), self.options)
+
+    def _observed(self, searched: Intervals) -> Observed:
+        return on_line(self.z_obs, self.found, searched, self.perturbation)
+
+    def _p(self, searched: Intervals) -> SelectiveP:
+        return Law().p_value(self._observed(searched), self.options.alternative)
 
     def _divided(self) -> Points:
         cells, nodes = self.cells, self.nodes

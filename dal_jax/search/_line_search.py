@@ -14,18 +14,20 @@ from ..inference import (
     Intervals,
     Law,
     Observed,
+    Perturbation,
     Ranks,
     SelectiveP,
     as_intervals,
     decision,
     intersect,
     log_total_mass,
+    on_line,
     recalibrated,
-    selective_p,
     subtract,
     union,
 )
 from ..inference._p_value import check_alternative
+from ..inference._randomized import NONE
 from ._engine import Engine, Found
 
 # The first round: this far on both sides of 0, and this far around the observed value.
@@ -105,6 +107,7 @@ def search_line(
     z_max: float | None = None,
     level: float | None = None,
     recalibrations: tuple[Law | Ranks, ...] = (),
+    perturbation: Perturbation = NONE,
     progress: Progress | None = None,
 ) -> Searched:
     """Searches outwards from 0 and from z_obs until the bounds on p are tight.
@@ -115,7 +118,7 @@ def search_line(
 
     Args:
         engine: finds the observed region's set on given parts of the line.
-        z_obs: observed statistic in units of its standard deviation.
+        z_obs: what selection saw of the statistic, in units of its standard deviation.
         alternative: as in `selective_p`.
         precision: width of the bounds on p to be reached, in [0, 1); 0 searches all of the range.
         alpha: level in (0, 1) of the decision that may end the search, or None.
@@ -124,6 +127,7 @@ def search_line(
         level: in (0, 1): the search goes on, however narrow the bounds are, until they tell the
             decision at this level; or None.
         recalibrations: whose p-values, too, must tell their decisions at the level.
+        perturbation: what was added to the statistic for the selection.
         progress: called after every round.
 
     Returns:
@@ -155,11 +159,12 @@ def search_line(
         total += engine([(float(lo), float(hi)) for lo, hi in parts])
         searched = target
         known = subtract(searched, total.gaps)
-        bounds = selective_p(z_obs, total.inside, known, alternative)
+        observed = on_line(z_obs, total.inside, known, perturbation)
+        bounds = Law().p_value(observed, alternative)
         if progress is not None:
             progress(bounds, reach)
         status = search_status(bounds, precision, alpha) if total.finite else Status.NON_FINITE
-        if status is Status.OK and not decided(z_obs, total.inside, known, options):
+        if status is Status.OK and not decided(observed, options):
             status = Status.NOT_CONVERGED if reach < reach_max else status
         if status is not Status.NOT_CONVERGED or reach >= reach_max:
             break
@@ -249,15 +254,11 @@ def search_status(bounds: SelectiveP, precision: float, alpha: float | None) -> 
     return Status.NOT_CONVERGED
 
 
-def decided(
-    z_obs: float, truncation: Intervals, searched: Intervals, options: SearchOptions
-) -> bool:
+def decided(observed: Observed, options: SearchOptions) -> bool:
     """Whether what was searched tells every decision at the level of the options.
 
     Args:
-        z_obs: observed statistic in units of its standard deviation.
-        truncation: (k, 2) the set found.
-        searched: (m, 2) where membership in it is known.
+        observed: the statistic and what was searched.
         options: with the level and the recalibrations.
 
     Returns:
@@ -266,10 +267,9 @@ def decided(
     if options.level is None:
         return True
     level, alternative = options.level, options.alternative
-    raw = selective_p(z_obs, truncation, searched, alternative)
+    raw = Law().p_value(observed, alternative)
     if math.isnan(raw.p):
         return True
-    observed = Observed(z_obs, truncation, searched)
     return decision(raw, level) != "undecided" and all(
         decision(recalibrated(by, observed, alternative, raw), level) != "undecided"
         for by in options.recalibrations

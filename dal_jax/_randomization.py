@@ -1,0 +1,50 @@
+"""What is added to an image so that selection leaves evidence for the test."""
+
+import hashlib
+
+import numpy as np
+
+from ._errors import InputError
+from ._typing import Float
+from .inference import Noise
+
+# Sets these random numbers apart from others of the same seed.
+STREAM = 1507_06739
+
+
+def randomization(
+    noise: Noise, shape: tuple[int, ...], gamma: float, seed: int, name: str | int = 0
+) -> Float[np.ndarray, "H W C"]:
+    """Draws what is added to one image before a localizer sees it: `omega ~ N(0, gamma^2 Sigma)`.
+
+    Args:
+        noise: covariance Sigma of one image; it must be one that can be sampled.
+        shape: (H, W, C).
+        gamma: standard deviation of omega, in those of the noise, above 0.
+        seed: of the run, 0 or above.
+        name: of the image, or its number: images of other names have independent draws. It must
+            not depend on the image's pixels.
+
+    Returns:
+        (H, W, C), in units of the image; the same for the same arguments.
+
+    Raises:
+        InputError: noise that cannot be sampled.
+
+    Example:
+        >>> from dal_jax.noise import iid
+        >>> one, other = (randomization(iid(1.0), (8, 8, 1), 0.5, 0, name) for name in "ab")
+        >>> bool(np.any(one == other)), bool(0.3 < one.std() < 0.7)
+        (False, True)
+
+    Source: Tian and Taylor, Annals of Statistics 46, 2018.
+    """
+    sample = getattr(noise, "sample", None)
+    if sample is None:
+        raise InputError(
+            f"noise is of type {type(noise).__name__} without `sample`, expected a covariance that "
+            "can be sampled, as randomization adds its noise"
+        )
+    digest = hashlib.blake2b(f"{type(name).__name__}:{name}".encode(), digest_size=16).digest()
+    words = np.frombuffer(digest, "<u4").tolist()
+    return gamma * sample(np.random.default_rng([seed, STREAM, *words]), tuple(shape))

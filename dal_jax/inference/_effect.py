@@ -1,0 +1,95 @@
+"""Estimate and confidence interval of the mean of a statistic whose selection is conditioned on."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from scipy import optimize
+
+from .._errors import InputError
+from ._p_value import SelectiveP, selective_p
+from ._recalibration import Observed
+
+# No end of an interval is looked for further from the observed statistic than this, in standard
+# deviations: it counts as infinite.
+_FARTHEST = 1e4
+
+
+class Effect(NamedTuple):
+    """What a selected statistic says of its mean, in its standard deviations.
+
+    Example:
+        >>> Effect(2.0, 0.04, 3.96).low > 0
+        True
+    """
+
+    estimate: float  # median-unbiased; NaN without a p-value
+    low: float  # of the confidence interval; may be -inf
+    high: float  # may be inf
+
+
+def effect(observed: Observed, confidence: float = 0.95) -> Effect:
+    """Returns the median-unbiased estimate and the equal-tailed interval of the statistic's mean.
+
+    Where `T ~ N(delta, 1)` was selected, `P_delta(T >= T_obs | selected)` rises with delta. The
+    interval holds every delta at which it is between `(1 - confidence) / 2` and one minus that, and
+    at the estimate it is one half. The ends are those of the widest interval that what was not
+    searched allows. Where selection was randomized the interval is bounded once enough was
+    searched; where it was not it may be infinite.
+
+    Args:
+        observed: of a finished search.
+        confidence: in (0, 1).
+
+    Returns:
+        Effect(estimate, low, high); NaN where there is no p-value.
+
+    Raises:
+        InputError: confidence out of range.
+
+    Example:
+        >>> from dal_jax.inference import as_intervals
+        >>> line = as_intervals([-np.inf, np.inf])
+        >>> [round(value, 2) for value in effect(Observed(2.0, line, line))]
+        [2.0, 0.04, 3.96]
+        >>> [round(value, 2) for value in effect(Observed(2.0, as_intervals([1.5, np.inf]), line))]
+        [0.93, -5.49, 3.81]
+
+    Source: Lee, Sun, Sun and Taylor, Annals of Statistics 44, 2016 (interval); Kivaranovic and
+    Leeb, arXiv 2007.12448 (length with randomization); this project (bounds).
+    """
+    if not 0 < confidence < 1:
+        raise InputError(f"confidence is {confidence!r}, expected a level between 0 and 1")
+    z, truncation, searched, perturbation = observed
+    known: dict[float, SelectiveP] = {}
+
+    def above(mean: float) -> SelectiveP:
+        if mean not in known:
+            known[mean] = selective_p(z, truncation, searched, "greater", perturbation, mean)
+        return known[mean]
+
+    if np.isnan(above(0.0).p):
+        return Effect(np.nan, np.nan, np.nan)
+    tail = (1 - confidence) / 2
+    return Effect(
+        _crossing(lambda mean: above(mean).p - 0.5, z),
+        _crossing(lambda mean: above(mean).high - tail, z),
+        _crossing(lambda mean: above(mean).low - (1 - tail), z),
+    )
+
+
+def _crossing(rising: Callable[[float], float], start: float) -> float:
+    """Where a function that rises from below to above 0 does so; infinite where it does not."""
+    here, step = rising(start), 1.0
+    if here == 0:
+        return start
+    way = -1.0 if here > 0 else 1.0
+    near = start
+    while step <= _FARTHEST:
+        far = start + way * step
+        there = rising(far)
+        if not there * way < 0:
+            low, high = sorted((near, far))
+            return float(optimize.brentq(rising, low, high, xtol=1e-8))  # type: ignore[arg-type]
+        near, step = far, 2 * step
+    return way * np.inf

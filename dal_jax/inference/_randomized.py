@@ -1,0 +1,251 @@
+"""Probabilities when selection looked at a noisier statistic than the one that is tested.
+
+`T ~ N(0, 1)` is tested, `V = T + e` with `e ~ N(0, spread^2)` was looked at. All in log space, with
+full relative accuracy far out.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from scipy import optimize
+from scipy.special import log_ndtr
+
+from .._typing import Float
+from ._intervals import Intervals, complement, intersect
+from ._normal import log_mass, log_total_mass
+
+# Pieces end where the integrand has dropped by this much, in units of its logarithm.
+_DROP = 45.0
+# The integral over T of a law with heavy tails: its range, and where its pieces end.
+_TO = np.array([[-1e6, 1e6]])
+_AROUND = np.array([-9.0, -6.0, -4.0, -2.5, -1.0, 0.0, 1.0, 2.5, 4.0, 6.0, 9.0])
+_POSITIVE = np.concatenate([np.arange(0.5, 12, 0.5), np.geomspace(12, 1e6, 40)])
+_WIDE = np.concatenate([-_POSITIVE[::-1], [0.0], _POSITIVE])
+# More pieces around the value of V at which T passes its limit, in conditional deviations of T.
+_STEP = np.array([-6.0, -3.0, -1.0, 1.0, 3.0, 6.0])
+# Even parts between the mode and where the integrand has dropped.
+_PARTS = 6
+
+
+class Perturbation(NamedTuple):
+    """What was added to the statistic that selection looked at, in its standard deviations.
+
+    Example:
+        >>> Perturbation(spread=0.5, shift=-0.2).scale > 1
+        True
+
+    Source: Tian and Taylor, Annals of Statistics 46, 2018.
+    """
+
+    spread: float = 0.0  # standard deviation of what was added; 0: selection looked at T itself
+    shift: float = 0.0  # what was added: selection looked at T_obs + shift
+
+    @property
+    def scale(self) -> float:
+        """The standard deviation of the statistic that selection looked at."""
+        return float(np.hypot(1.0, self.spread))
+
+    def over(self, factor: float) -> "Perturbation":
+        """The same in units that are larger by a factor."""
+        return Perturbation(self.spread / factor, self.shift / factor)
+
+
+NONE = Perturbation()
+
+
+def normal_split(
+    part: Intervals, tails: Intervals, spread: float, mean: float = 0.0
+) -> tuple[float, float]:
+    """Returns how the probability of `V in R` is split by whether T lies in its tails.
+
+    Args:
+        part: (k, 2) the set R of V, disjoint, in standard deviations of T.
+        tails: of T: one or two half-lines, disjoint.
+        spread: of V about T, above 0, in standard deviations of T.
+        mean: of T, in its standard deviations.
+
+    Returns:
+        `log P(V in R and T in tails)` to full relative accuracy, and `log P(V in R and T not in
+        tails)` to the rounding of their sum.
+
+    Source: this project.
+    """
+    inner = -np.inf
+    for low, high in tails:
+        if np.isinf(low):  # mirrored
+            one = log_tail(-part[::-1, ::-1], -high, spread, -mean)
+        else:
+            one = log_tail(part, low, spread, mean)
+        inner = float(np.logaddexp(inner, one))
+    whole = log_total(part, spread, mean)
+    if not np.isfinite(whole):
+        return inner, -np.inf
+    with np.errstate(divide="ignore"):
+        return inner, float(whole + np.log1p(-np.exp(min(0.0, inner - whole))))
+
+
+def student_split(
+    part: Intervals,
+    tails: Intervals,
+    spread: float,
+    log_density: Callable[[np.ndarray], np.ndarray],
+) -> tuple[float, float]:
+    """The same where T follows Student's law: integrated over T.
+
+    Args:
+        part: (k, 2) the set R of V, disjoint.
+        tails: of T: one or two half-lines, disjoint.
+        spread: of V about T, above 0.
+        log_density: the logarithm of the density of T.
+
+    Returns:
+        The two log probabilities, each to full relative accuracy.
+
+    Source: this project.
+    """
+    inner, outer = intersect(_TO, tails), intersect(_TO, complement(tails))
+    if not len(part):
+        return -np.inf, -np.inf
+    ends = part[np.isfinite(part)]
+    cuts = np.concatenate([(ends[:, None] + spread * _AROUND).ravel(), _WIDE, inner.ravel()])
+
+    def log_integral(within: Intervals) -> float:
+        logs = [-np.inf]
+        for low, high in within:
+            own = np.unique(np.clip(cuts, low, high))
+            nodes, weights = _gauss_legendre()
+            middle, half = (own[1:] + own[:-1]) / 2, np.diff(own) / 2
+            t = (middle[:, None] + half[:, None] * nodes).ravel()
+            shifted = (part[None] - t[:, None, None]) / spread
+            log_w = np.logaddexp.reduce(
+                log_mass(shifted.reshape(-1, 2)).reshape(len(t), -1), axis=1
+            )
+            with np.errstate(divide="ignore"):
+                scale = np.log((half[:, None] * weights).ravel())
+            logs.append(float(np.logaddexp.reduce(log_density(t) + log_w + scale)))
+        return float(np.logaddexp.reduce(logs))
+
+    return log_integral(inner), log_integral(outer)
+
+
+def log_total(selected: Intervals, spread: float, mean: float = 0.0) -> float:
+    """Returns `log P(V in R)`, where T has the given mean.
+
+    Args:
+        selected: (k, 2) the set R of V, disjoint, in standard deviations of T.
+        spread: of V about T, in standard deviations of T.
+        mean: of T, in its standard deviations.
+
+    Returns:
+        The log probability; -inf for the empty set.
+
+    Example:
+        >>> round(float(np.exp(log_total(np.array([[0.0, np.inf]]), spread=0.5))), 6)
+        0.5
+
+    Source: this project.
+    """
+    return log_total_mass((selected - mean) / np.hypot(1.0, spread))
+
+
+def log_tail(selected: Intervals, limit: float, spread: float, mean: float = 0.0) -> float:
+    """Returns `log P(V in R and T >= limit)`, where T has the given mean.
+
+    The integral over V of its density times `P(T >= limit | V)`: on every interval a log-concave
+    function, integrated by Gauss and Legendre's rule on both sides of its mode out to where nothing
+    is left of it.
+
+    Args:
+        selected: (k, 2) the set R of V, disjoint, in standard deviations of T.
+        limit: of T, finite, in its standard deviations.
+        spread: of V about T, above 0, in standard deviations of T.
+        mean: of T, in its standard deviations.
+
+    Returns:
+        The log probability; -inf for the empty set.
+
+    Example:
+        >>> everywhere = np.array([[-np.inf, np.inf]])
+        >>> round(float(np.exp(log_tail(everywhere, 1.645, spread=0.5))), 4)
+        0.05
+
+    Source: this project.
+    """
+    if not len(selected):
+        return -np.inf
+    # In standard deviations of V: T given V = v has the mean r v and the deviation s.
+    r = 1 / float(np.hypot(1.0, spread))
+    part = _Part(r, spread * r, limit - mean)
+    return part.log_integral((np.asarray(selected, np.float64) - mean) * r)
+
+
+class _Part(NamedTuple):
+    """The part of V's density that lies above a limit of T: `phi(v) P(T >= limit | V = v)`."""
+
+    r: float  # mean of T per unit of V, in deviations of each
+    s: float  # deviation of T given V
+    limit: float
+
+    def log_density(self, v: np.ndarray) -> np.ndarray:
+        return -(v**2) / 2 + log_ndtr((self.r * v - self.limit) / self.s)
+
+    def log_integral(self, ends: np.ndarray) -> float:
+        low, high = ends.T
+        mode = np.clip(self.mode(), low, high)
+        # The second derivative of the logarithm is at most -1: beyond sqrt(2 _DROP) nothing counts.
+        reach = np.sqrt(2 * _DROP)
+        low = self._dropped(mode, np.maximum(low, mode - reach))
+        high = self._dropped(mode, np.minimum(high, mode + reach))
+        even = np.linspace(0, 1, _PARTS + 1)
+        step = (self.limit + self.s * _STEP) / self.r
+        cuts = np.concatenate(
+            [
+                low[:, None] + (mode - low)[:, None] * even,
+                mode[:, None] + (high - mode)[:, None] * even,
+                np.clip(step, low[:, None], high[:, None]),
+            ],
+            axis=1,
+        )
+        cuts.sort(axis=1)
+        nodes, weights = _gauss_legendre()
+        middle, half = (cuts[:, 1:] + cuts[:, :-1]) / 2, np.diff(cuts, axis=1) / 2
+        logs = self.log_density(middle[..., None] + half[..., None] * nodes)
+        top = logs.max()
+        if not np.isfinite(top):
+            return -np.inf
+        total = float(np.sum(np.exp(logs - top) @ weights * half))
+        return top + np.log(total) - np.log(2 * np.pi) / 2 if total > 0 else -np.inf
+
+    def mode(self) -> float:
+        """Where the density is highest: its logarithm is concave."""
+
+        def slope(v: float) -> float:
+            x = (self.r * v - self.limit) / self.s
+            return float(self.r / self.s * np.exp(_log_hazard(x)) - v)
+
+        high = max(self.limit / self.r, 0.0) + self.r / self.s + 1.0
+        return float(optimize.brentq(slope, 0.0, high, xtol=1e-9 * self.s))  # type: ignore[arg-type]
+
+    def _dropped(self, mode: np.ndarray, end: np.ndarray) -> np.ndarray:
+        """From each mode towards the end, where the density is negligible, or the end."""
+        floor = self.log_density(mode) - _DROP
+        near, far = mode, end
+        whole = self.log_density(end) >= floor
+        for _ in range(30):
+            middle = (near + far) / 2
+            above = self.log_density(middle) >= floor
+            near, far = np.where(above, middle, near), np.where(above, far, middle)
+        return np.where(whole, end, far)
+
+
+def _log_hazard(x: float) -> float:
+    """`log(phi(x) / Phi(x))`."""
+    return float(-(x**2) / 2 - np.log(2 * np.pi) / 2 - log_ndtr(x))
+
+
+@cache
+def _gauss_legendre() -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    # A part holds a drop of 8 in the logarithm, or a step of three deviations.
+    return np.polynomial.legendre.leggauss(16)
