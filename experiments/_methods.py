@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, NamedTuple
 
 from dal_jax import InputError, TestOptions
@@ -12,6 +13,7 @@ from ._output import Row
 from ._rates import rejections
 from ._simulation import Simulation
 
+GAMMA = "randomization"  # label, where several are compared
 _PART = "baselines"  # label that tells the two conditions of one setting apart
 
 
@@ -39,12 +41,15 @@ class ComparisonSettings:
     seed: int = 0
     # As `localizer_preset` takes them; the threshold is of "dal", others learn theirs.
     localizers: tuple[str, ...] = (DAL,)
+    # Gammas of `dal_jax.TestOptions.randomization`; 0 is the test as published.
+    randomizations: tuple[float, ...] = (0.0,)
 
     def __post_init__(self) -> None:
         check_lengths(self, "sizes", "images", "permutation_images", "train_sizes")
         check_lengths(self, "noises")
         check_lengths(self, "levels")
         check_lengths(self, "localizers")
+        check_lengths(self, "randomizations")
 
 
 class Counts(NamedTuple):
@@ -92,17 +97,20 @@ def _signals(
     )
     named = {} if settings.localizers == (DAL,) else {"localizer": localizer}
     found = []
-    for signal in signals or (0.0,):
+    for gamma, signal in product(settings.randomizations, signals or (0.0,)):
         labels = {**named, "size": size, "noise": noise}
+        if settings.randomizations != (0.0,):
+            labels[GAMMA] = gamma
         condition = Condition(
             {**labels, "signal": signal} if signals else labels,
             model,
             Use(size, settings.threshold if localizer == DAL else None),
             Simulation(size, noise, signal, seed=settings.seed),
             settings.images[k],
-            replace(test_options(settings), region=settings.region),
+            replace(test_options(settings), region=settings.region, randomization=gamma),
         )
-        found += compared(condition, counts)
+        # Shuffled pixels are what they are whatever gamma is.
+        found += compared(condition, counts if not gamma else counts._replace(permutation_images=0))
     return found
 
 
@@ -114,9 +122,22 @@ def index_of(rows: Sequence[Row], *names: str) -> tuple[str, ...]:
         *names: columns that all tables have.
 
     Returns:
-        The names, after that of the localizer where there are several.
+        The names, after that of the localizer and before gamma where there are several.
     """
-    return ("localizer", *names) if "localizer" in rows[0] else names
+    before = ("localizer",) if "localizer" in rows[0] else ()
+    return (*before, *names, GAMMA) if GAMMA in rows[0] else (*before, *names)
+
+
+def gamma_words(gamma: Any) -> str:
+    """What the title of a panel says of a randomization.
+
+    Args:
+        gamma: of the rows, or "" where none are compared.
+
+    Returns:
+        Words to follow others.
+    """
+    return "" if gamma == "" else f", gamma {gamma:g}"
 
 
 def compared(condition: Condition, counts: Counts) -> list[Condition]:

@@ -10,9 +10,11 @@ from ._experiment import Context, Experiment, runs
 from ._figures import finish, panels, rate_lines
 from ._main import run_module
 from ._methods import (
+    GAMMA,
     ComparisonSettings,
     check_lengths,
     comparisons,
+    gamma_words,
     index_of,
     is_permutation,
     labels_of,
@@ -77,10 +79,13 @@ def draw(tables: Tables) -> dict[str, Any]:
     """A panel for each size and noise: power at the first level against the signal."""
     rows = tables["power"]
     alpha = rows[0]["alpha"]
-    names = ("noise", "size", "localizer")
+    names = ("noise", "size", "localizer", GAMMA)
     parts = list(dict.fromkeys(tuple(row.get(name, "") for name in names) for row in rows))
     parts.sort(key=lambda part: part[0] != rows[0]["noise"])
-    titles = [f"{kind} {size} x {size}, noise {noise}".strip() for noise, size, kind in parts]
+    titles = [
+        f"{kind} {size} x {size}, noise {noise}{gamma_words(gamma)}".strip()
+        for noise, size, kind, gamma in parts
+    ]
     figure, axes = panels(titles)
     for axis, part in zip(axes, parts, strict=True):
         own = [row for row in rows if row["alpha"] == alpha]

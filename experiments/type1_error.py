@@ -9,7 +9,7 @@ from typing import Any
 from ._experiment import Context, Experiment, runs
 from ._figures import finish, panels, rate_lines
 from ._main import run_module
-from ._methods import ComparisonSettings, comparisons, index_of, method_rows
+from ._methods import GAMMA, ComparisonSettings, comparisons, gamma_words, index_of, method_rows
 from ._output import Tables
 from ._rates import middle_level, null_rates
 
@@ -43,10 +43,12 @@ def draw(tables: Tables) -> dict[str, Any]:
     """A panel for each noise: rates at 0.05, or at the level in the middle, against the size."""
     rows = tables["type1_error"]
     alpha = middle_level(rows)
-    pairs = list(dict.fromkeys((row.get("localizer", ""), row["noise"]) for row in rows))
-    figure, axes = panels([f"{localizer} noise {noise}".strip() for localizer, noise in pairs])
-    for axis, pair in zip(axes, pairs, strict=True):
-        own = [r for r in rows if (r.get("localizer", ""), r["noise"]) == pair]
+    names = ("localizer", "noise", GAMMA)
+    parts = list(dict.fromkeys(tuple(row.get(name, "") for name in names) for row in rows))
+    titles = [f"{kind} noise {noise}{gamma_words(gamma)}".strip() for kind, noise, gamma in parts]
+    figure, axes = panels(titles)
+    for axis, part in zip(axes, parts, strict=True):
+        own = [r for r in rows if tuple(r.get(name, "") for name in names) == part]
         own = [row for row in own if row["alpha"] == alpha]
         rate_lines(axis, own, "size")
         axis.axhline(alpha, color="black", linewidth=0.8, linestyle=":")

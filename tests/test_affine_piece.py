@@ -295,6 +295,7 @@ def test_windows_of_a_random_network(seed: int) -> None:
     np.testing.assert_allclose(pieces.slope, slope, rtol=ROUNDING, atol=10 * ROUNDING)
 
 
+@pytest.mark.slow
 def test_unet() -> None:
     unet = small_unet()
     check_pieces(Case(unet), np.random.default_rng(3).uniform(-3, 3, 16), Direct(unet))

@@ -140,6 +140,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.slow if n == "gather_scatter_at_step" else ())
+        for n in CASES
+    ],
+)
 def test_operation(name: str) -> None:
     check_case(CASES[name])

@@ -62,6 +62,7 @@ def test_finds_every_window_of_a_random_network(seed: int) -> None:
     np.testing.assert_allclose(found, value, rtol=END, atol=END)
 
 
+@pytest.mark.slow
 def test_unet_sweep_and_walk_agree() -> None:
     unet = small_unet()
     walked = walked_windows(unet, -4.0, 4.0)
@@ -95,6 +96,7 @@ def test_ends_of_a_part_at_a_jump_belong_to_it(part: tuple[float, float]) -> Non
     np.testing.assert_array_equal(columns[3], z)
 
 
+@pytest.mark.slow
 def test_parts_in_one_run_equal_parts_alone() -> None:
     parts = [(-3.0, -1.0), (-1.0, -0.5), (0.25, 1.0), (2.0, 3.5)]
     together = swept_parts(jumping, parts)
@@ -231,6 +233,7 @@ def folded(z: Any) -> Any:
     return jnp.sum(h)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_sweep, "MIN_CHUNK", 8)
     prepared = sweep(lambda _, z: folded(z), (), np.float64(0))

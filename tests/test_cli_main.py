@@ -119,7 +119,10 @@ def test_wrong_words_are_refused(capsys: pytest.CaptureFixture[str], words: list
         ("localize", {"draws": "truncated.npy"}, "not a whole .npy"),
         ("localize", {"draws": "broken.npz"}, "not a whole .npy"),
         ("localize", {"draws": "incomplete.npz"}, "not a whole .npy"),
-        ("localize", {"model": "nan_model"}, "NaN or infinite scores"),
+        pytest.param(
+            *("localize", {"model": "nan_model"}, "NaN or infinite scores"),
+            marks=pytest.mark.slow,
+        ),
         ("localize", {"threshold": "0"}, "threshold"),
         ("localize", {"threshold": "-1"}, "threshold"),
         ("localize", {"threshold": "nan"}, "threshold"),

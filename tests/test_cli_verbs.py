@@ -173,9 +173,8 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize(
-    "kind", ["autoencoder", *(pytest.param(k, marks=pytest.mark.slow) for k in ("mdps", "glad"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["autoencoder", "mdps", "glad"])
 def test_other_localizers_are_trained_and_tested(
     capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path, kind: str
 ) -> None:

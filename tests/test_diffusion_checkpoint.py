@@ -106,6 +106,7 @@ def test_missing_foreign_and_newer_checkpoints(tmp_path, saved):
     assert "activation: got 'tanh'" in refusal(saved)
 
 
+@pytest.mark.slow
 def test_any_truncated_or_missing_file_is_noticed(saved):
     (arrays,) = saved.glob("model-*")
     for path in [p for p in arrays.rglob("*") if p.is_file()]:

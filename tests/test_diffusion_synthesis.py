@@ -44,6 +44,7 @@ def kept(images, anomalous, mask):
     return ((FAR - anomalous) / (FAR - images))[mask]
 
 
+@pytest.mark.slow
 def test_anomalies_of_textures_lie_where_they_may_and_mix_with_the_image():
     given = batch()
     anomalous, mask = made(KEY, given, ALL)
@@ -126,6 +127,7 @@ def test_noise_is_centred_and_its_masks_are_of_all_kinds():
     assert np.quantile(ends, 0.9) > 5 * np.quantile(ends, 0.1)  # large blotches and many specks
 
 
+@pytest.mark.slow
 def test_coarse_noise_is_continuous_on_sides_that_differ():
     noise = np.asarray(noises(100, (48, 33), 1))
     # Cells have 16.5 pixels and more. Whatever the slopes, noise of unit amplitude rises by at most
@@ -176,6 +178,7 @@ def test_sides_of_prime_numbers_are_not_cut():
     np.testing.assert_array_equal(shuffled_tiles(KEY, image, 6), image)
 
 
+@pytest.mark.slow
 def test_looks_have_no_unit():
     image = normal_draws(6, 6, 2)
     looks = jax.jit(jax.vmap(changed_look, (0, None)))
@@ -271,6 +274,7 @@ def test_training_resumes_to_the_same_bits_and_refuses_other_anomalies(tmp_path)
     assert same(fit(tmp_path), whole)
 
 
+@pytest.mark.slow
 def test_anomalies_make_another_network():
     """Nothing but the anomalies differs: program, seed, levels and noise are the same."""
     nowhere = GIVEN._replace(where=np.zeros_like(GIVEN.where))

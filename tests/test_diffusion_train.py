@@ -81,6 +81,7 @@ def test_killed_run_resumes_to_the_same_bits(tmp_path, uninterrupted, step):
     ]
 
 
+@pytest.mark.slow
 def test_more_steps_continue_and_a_finished_run_is_returned(tmp_path, uninterrupted):
     variables, _, _ = uninterrupted
     train(IMAGES, CONFIG, replace(SETTINGS, steps=7), tmp_path)
@@ -90,6 +91,7 @@ def test_more_steps_continue_and_a_finished_run_is_returned(tmp_path, uninterrup
         train(IMAGES, CONFIG, replace(SETTINGS, steps=3), tmp_path)
 
 
+@pytest.mark.slow
 def test_other_settings_or_images_are_refused_unless_starting_over(tmp_path, uninterrupted):
     short = replace(SETTINGS, steps=1)
     train(IMAGES, CONFIG, short, tmp_path)

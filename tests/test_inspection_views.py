@@ -190,6 +190,7 @@ def tiles(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_tiles_cover_an_image_and_it_has_one_row(tiles):
     assert load_profile(tiles / "m").region == "peak"
     with open(tiles / "out" / "results.csv", encoding="utf-8", newline="") as file:
@@ -208,6 +209,7 @@ def test_tiles_cover_an_image_and_it_has_one_row(tiles):
         assert (tiles / "out" / "overlays" / name).is_file()
 
 
+@pytest.mark.slow
 def test_maps_that_are_missing_are_told(tiles, tmp_path, capsys):
     shutil.copytree(tiles / "out", tmp_path / "out")
     maps = sorted((tmp_path / "out" / "run").rglob("*.npz"))

@@ -175,6 +175,7 @@ def test_the_chain_step_by_step(config):
             assert stopped(localizer(used), x[None])[0] < 200
 
 
+@pytest.mark.slow
 @BOTH
 def test_identical_images_have_a_zero_map(config):
     found, x = localizer(config), normal_draws(8, 8, 1)
@@ -196,6 +197,7 @@ def test_other_images_of_a_batch_do_not_matter(config):
         np.testing.assert_allclose(found.score(x), score, atol=ROUNDING)
 
 
+@pytest.mark.slow
 def test_images_of_one_chain_do_not_matter_to_each_other():
     denoise, steps, _ = chain(start=400, eta=0.0)
     y, noise = normal_draws(2, 4, 8, 8, 1)
@@ -234,6 +236,7 @@ def test_the_stopping_distance_is_learned_from_normal_images(config):
     assert given.stop_distance == config.stop_distance
 
 
+@pytest.mark.slow
 def test_with_a_single_level_there_is_no_stopping_distance_to_be_learned():
     found = localizer(replace(SMALL, start=200, stop_distance=None))
     assert found.score_fn.config.reverse.levels == (0,)

@@ -97,6 +97,7 @@ def test_guidance_equals_finite_differences(squared):
         np.testing.assert_allclose(jnp.sum(g * direction), slope, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("squared", [True, False])
 def test_guidance_of_a_linear_network_in_closed_form(squared):
     _, steps, _ = chain()
@@ -118,6 +119,7 @@ def test_guidance_where_the_image_is_met_is_zero():
     np.testing.assert_array_equal(g, 0)
 
 
+@pytest.mark.slow
 @BOTH
 def test_identical_images_have_a_zero_map(config):
     found, x = localizer(config), normal_draws(8, 8, 1)
@@ -267,6 +269,7 @@ def test_a_diverging_chain_is_told():
         assert not result.region.any()
 
 
+@pytest.mark.slow
 def test_faithful_is_refused_by_the_exact_engine():
     x, x_ref = np.asarray(normal_draws(2, 8, 8, 1))
     with pytest.raises(NotPiecewiseAffineError):

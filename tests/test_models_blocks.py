@@ -127,6 +127,7 @@ def test_variables_of_every_kind(kind):
     )
 
 
+@pytest.mark.slow
 def test_group_norm_keeps_images_of_a_batch_apart():
     config, variables = KINDS["attention"], stirred(KINDS["attention"])
     x = jnp.asarray(drawn(1, 3, 8, 4, 1))

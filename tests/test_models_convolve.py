@@ -63,8 +63,17 @@ def test_float32_rounds_about_as_the_library_does(size):
     assert_close(found.astype(np.float64), exact, 3e-6)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 2), (6, 10), (3, 1)])
-@pytest.mark.parametrize("channels", [(1, 2), (5, 3)])
+@pytest.mark.parametrize(
+    "size",
+    [
+        pytest.param((1, 1), marks=pytest.mark.slow),
+        pytest.param((1, 2), marks=pytest.mark.slow),
+        (2, 2),
+        pytest.param((6, 10), marks=pytest.mark.slow),
+        (3, 1),
+    ],
+)
+@pytest.mark.parametrize("channels", [pytest.param((1, 2), marks=pytest.mark.slow), (5, 3)])
 def test_convolve_doubled_equals_upsampling_first(size, channels):
     x, kernel = drawn(2, (2, *size, channels[0]), (3, 3, *channels))
     found = jax.jit(lambda x, k: convolve_doubled(x, lay_out_doubled(k, *size)))(x, kernel)

@@ -57,6 +57,7 @@ def refused(f):
     return jax.jit(lambda z: affine_piece(f, z)).lower(0.3)
 
 
+@pytest.mark.slow
 def test_encoder_gives_the_maps_of_the_network(tmp_path):
     arrays = reference_unet.random_state_dict(np.random.default_rng(0), 2, (3, 4, 5), 6)
     np.savez(tmp_path / "w.npz", **arrays)
@@ -366,6 +367,7 @@ def test_an_image_of_one_channel_is_repeated_and_another_size_resized(tmp_path):
         RESNET(params, images(0, 1, 8, 8, 3))
 
 
+@pytest.mark.slow
 def test_resnet_is_piecewise_affine_and_vit_is_not(tmp_path):
     assert RESNET.piecewise_linear and not VIT.piecewise_linear
     assert RESNET.input_range is None and VIT.input_range == (-1.0, 1.0)

@@ -56,6 +56,7 @@ def test_equals_numpy_reference(tmp_path, config, size):
     np.testing.assert_allclose(plain, expected, atol=1e-13 * scale)
 
 
+@pytest.mark.slow
 def test_float32_and_levels_that_differ_within_a_batch(tmp_path):
     config = UNetConfig(1, (3, 4), 6)
     arrays, variables = imported(tmp_path, config)
@@ -197,6 +198,7 @@ def test_image_that_does_not_fit_is_refused(shape):
             predict(jnp.ones(shape), 1)
 
 
+@pytest.mark.slow
 def test_images_of_other_sides_than_a_denoiser_is_laid_out_for_are_refused():
     config = UNetConfig(1, (3, 4), 6)
     predict = denoiser(init_unet(config, 0), config, (4, 4), np.float64)  # 2 x 2 at the bottom

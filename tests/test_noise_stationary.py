@@ -95,6 +95,7 @@ def test_blocks_are_nearly_the_whole(shape):
     assert np.abs(cover - np.eye(n)).max() < 0.1  # and little is left between blocks
 
 
+@pytest.mark.slow
 def test_blocks_are_used_beyond_the_limit_only():
     shape = (129, 16, 1)
     noise = stationary(table((258, 32), ONE, 1.2), clip=True)

@@ -29,8 +29,11 @@ def _outside() -> list[Any]:
     if not (REFERENCE / "cases8.npz").exists():
         return []
     rows = [(s, c, w) for s, n in COUNTS.items() for c in range(n) for w in WAYS]
-    # Those above size 8 take most of the time.
-    return [pytest.param(*row, marks=pytest.mark.slow if row[0] > 8 else ()) for row in rows]
+    # Those above size 8 and the programs of the sweeps take most of the time.
+    return [
+        pytest.param(*row, marks=() if row[0] == 8 and row[2] == "adaptive" else pytest.mark.slow)
+        for row in rows
+    ]
 
 
 @lru_cache
@@ -100,7 +103,7 @@ def _p_within_bounds(result: TestResult, case: dict[str, np.ndarray]) -> None:
 
 
 @pytest.mark.parametrize(
-    "way", [pytest.param(w, marks=pytest.mark.slow if w == "float32" else ()) for w in WAYS]
+    "way", [pytest.param(w, marks=() if w == "adaptive" else pytest.mark.slow) for w in WAYS]
 )
 @pytest.mark.parametrize("number", [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_own_copy(own_variables, number, way):

@@ -73,7 +73,7 @@ def test_table_has_one_line_each() -> None:
         table([result(0.01)], ["a", "b"])
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3])
+@pytest.mark.parametrize("channels", [1, pytest.param(2, marks=pytest.mark.slow), 3])
 def test_figure_is_written_whole(tmp_path: Path, channels: int) -> None:
     results = [result(0.01, channels=channels), result(0.5, channels=channels), NOTHING]
     images = [np.random.default_rng(k).normal(size=(6, 6, channels)) for k in range(3)]

@@ -387,6 +387,7 @@ def test_bad_arguments_are_refused(folder: Path, tmp_path: Path) -> None:
         page(folder, folder / "rows.jsonl" / "page.html")
 
 
+@pytest.mark.slow
 def test_figure_is_one_document_without_outside_parts() -> None:
     raw = np.linspace(0.001, 1, 1500)
     values, naive = raw.tolist(), (raw**9).tolist()

@@ -339,6 +339,7 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
     assert counts[0] < counts[1] < counts[2] < counts[3]
 
 
+@pytest.mark.slow
 def test_a_real_limit_on_the_size_of_files(tmp_path: Path) -> None:
     process = start_loop(tmp_path, "bash", "-c", 'ulimit -f 30; exec "$@"', "bash")
     _, errors = process.communicate(timeout=300)

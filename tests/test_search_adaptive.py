@@ -464,7 +464,14 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+# One of each way of computing; the others in the slow round.
+QUICK = ("pooled", "jumping")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in NETWORKS],
+)
 def test_networks_against_the_exact_sweep(name):
     localizer, count = NETWORKS[name]
     rng = np.random.default_rng(100)
@@ -506,6 +513,7 @@ def smooth_localizer(seed=0, side=4):
     return from_score(smooth_score, shape, 0.9, params, rng.normal(size=shape))
 
 
+@pytest.mark.slow
 def test_a_smooth_localizer_has_uniform_null_p_values():
     rng = np.random.default_rng(1)
     x, x_ref = rng.normal(size=(2, 460, 4, 4, 1))

@@ -387,6 +387,7 @@ def test_memory_does_not_grow_with_the_windows_visited(engine, monkeypatch):
     assert large < 1.5 * small + 30_000
 
 
+@pytest.mark.slow
 def test_engines_share_programs_among_equal_functions_only():
     one, two = (lambda p, d, x: jnp.abs(x[..., 0])), (lambda p, d, x: 0.5 * jnp.abs(x[..., 0]))
     for score_fn, end in ((one, 0.8), (two, 1.6), (one, 0.8)):

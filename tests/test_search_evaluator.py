@@ -169,6 +169,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_scores_of_one():
     here = str(Path(__file__).parent)
     found = []

@@ -161,7 +161,13 @@ def test_z_max_limits_the_part_around_z_obs():
     assert found.searched.max() <= 5.25
 
 
-@pytest.mark.parametrize("alternative", ALTERNATIVES)
+@pytest.mark.parametrize(
+    "alternative",
+    [
+        pytest.param(a, marks=() if a in ("two-sided", "less") else pytest.mark.slow)
+        for a in ALTERNATIVES
+    ],
+)
 def test_gaps_are_unsearched_and_widen_the_bounds(alternative):
     rng = np.random.default_rng(3)
     wider = 0

@@ -78,7 +78,9 @@ def test_margins_say_which_maps_pick_the_same_pixels(kind, masked):
     assert 40 < sum(expected) < 360
 
 
-@pytest.mark.parametrize("name", LOCALIZERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n == "pooled" else pytest.mark.slow) for n in LOCALIZERS]
+)
 @pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in (1, 2))])
 def test_engines_find_what_a_dense_grid_finds(name, seed):
     localizer = LOCALIZERS[name]
@@ -178,6 +180,7 @@ def test_one_part_that_is_all_that_is_flagged_asks_no_more():
     assert larger
 
 
+@pytest.mark.slow
 def test_p_values_of_peaks_are_uniform_under_the_null():
     localizer = pooled_localizer(3, side=8, strength=0.6, threshold=1.6)
     rng = np.random.default_rng(5)

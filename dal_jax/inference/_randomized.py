@@ -25,6 +25,8 @@ _POSITIVE = np.concatenate([np.arange(0.5, 12, 0.5), np.geomspace(12, 1e6, 40)])
 _WIDE = np.concatenate([-_POSITIVE[::-1], [0.0], _POSITIVE])
 # More pieces around the value of V at which T passes its limit, in conditional deviations of T.
 _STEP = np.array([-6.0, -3.0, -1.0, 1.0, 3.0, 6.0])
+# Where nothing counts any more is looked for from this distance on, to a part in a hundred of it.
+_NEAREST, _HALVINGS = 1e-7, 11
 # Even parts between the mode and where the integrand has dropped.
 _PARTS = 6
 
@@ -194,10 +196,7 @@ class _Part(NamedTuple):
     def log_integral(self, ends: np.ndarray) -> float:
         low, high = ends.T
         mode = np.clip(self.mode(), low, high)
-        # The second derivative of the logarithm is at most -1: beyond sqrt(2 _DROP) nothing counts.
-        reach = np.sqrt(2 * _DROP)
-        low = self._dropped(mode, np.maximum(low, mode - reach))
-        high = self._dropped(mode, np.minimum(high, mode + reach))
+        low, high = self._ends_of_what_counts(mode, low, high)
         even = np.linspace(0, 1, _PARTS + 1)
         step = (self.limit + self.s * _STEP) / self.r
         cuts = np.concatenate(
@@ -228,16 +227,22 @@ class _Part(NamedTuple):
         high = max(self.limit / self.r, 0.0) + self.r / self.s + 1.0
         return float(optimize.brentq(slope, 0.0, high, xtol=1e-9 * self.s))  # type: ignore[arg-type]
 
-    def _dropped(self, mode: np.ndarray, end: np.ndarray) -> np.ndarray:
-        """From each mode towards the end, where the density is negligible, or the end."""
-        floor = self.log_density(mode) - _DROP
-        near, far = mode, end
-        whole = self.log_density(end) >= floor
-        for _ in range(30):
-            middle = (near + far) / 2
-            above = self.log_density(middle) >= floor
+    def _ends_of_what_counts(
+        self, mode: np.ndarray, low: np.ndarray, high: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """From each mode down and up, where the density is negligible, or the interval's ends."""
+        floor = np.tile(self.log_density(mode) - _DROP, 2)
+        start, way = np.tile(mode, 2), np.repeat([-1.0, 1.0], len(mode))
+        # The second derivative of the logarithm is at most -1: nothing counts further away.
+        reach = np.minimum(np.concatenate([mode - low, high - mode]), np.sqrt(2 * _DROP))
+        near, far = np.minimum(_NEAREST, reach), reach
+        whole = self.log_density(start + way * reach) >= floor
+        for _ in range(_HALVINGS):
+            middle = np.sqrt(near * far)
+            above = self.log_density(start + way * middle) >= floor
             near, far = np.where(above, middle, near), np.where(above, far, middle)
-        return np.where(whole, end, far)
+        ends = start + way * np.where(whole, reach, far)
+        return ends[: len(mode)], ends[len(mode) :]
 
 
 def _log_hazard(x: float) -> float:

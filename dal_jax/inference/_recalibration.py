@@ -59,7 +59,7 @@ def on_line(
     Example:
         >>> from dal_jax.inference import as_intervals
         >>> line = as_intervals([-np.inf, np.inf])
-        >>> seen = Perturbation(spread=0.75, shift=0.5)  # of what selection saw the deviation is 1.25
+        >>> seen = Perturbation(spread=0.75, shift=0.5)  # selection saw a deviation of 1.25
         >>> on_line(2.0, line, line, seen).z_obs
         2.0
 
