@@ -11,6 +11,7 @@ import numpy as np
 from ._errors import InputError
 from ._one_test import Case, adaptive_test, check_noise, checked, exact_test, refused
 from ._options import TestOptions, test_options
+from ._randomization import check_sampled
 from ._result import TestResult
 from ._typing import Bool, Float
 from .inference import Noise
@@ -245,6 +246,8 @@ def stream_tests(
     Raises:
         InputError: batch_size or devices do not fit.
     """
+    if options.randomization:
+        check_sampled(noise)
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size is {batch_size}, expected 1 or more")
     used = _devices(devices)

@@ -158,8 +158,11 @@ def exact_test(
 ) -> TestResult:
     """Tests a checked case by an exact engine."""
     started = time.perf_counter()
-    with exact_arithmetic():
+    try:
         looked = looked_at(case, noise, options)
+    except InputError as error:
+        return refused(localizer, options, error)
+    with exact_arithmetic():
         maps = localizer.evaluate(looked.image)
         empty, picked, line = _hypothesis(localizer, case, looked, noise, options, *maps)
         if line is None:
@@ -294,7 +297,7 @@ def _hypothesis(
         raise InputError(f"localizer has scores {score.shape}, expected {case.image.shape[:2]}")
     picked = pick(score, localizer.threshold, options.region, case.where)
     empty = empty_result(score, reconstruction, picked.region, options.engine)
-    empty = empty._replace(randomization=options.randomization)
+    empty = empty._replace(randomization=float(options.randomization))
     if not np.isfinite(score).all():
         return empty._replace(status=Status.NON_FINITE), picked, None
     scale = float(np.nan_to_num(np.abs([looked.image, reconstruction])).max())

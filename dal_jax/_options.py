@@ -10,6 +10,8 @@ from .inference import Law, Ranks
 from .search import AdaptiveOptions, SearchOptions, check_region
 
 ENGINES = ("adaptive", "sweep", "scan")
+# Of the randomization: less does nothing, more leaves nothing of the image to be seen.
+LEAST, MOST = 1e-3, 1e3
 DTYPES = ("float64", "float32")
 
 
@@ -102,9 +104,11 @@ test_options.__test__ = False  # type: ignore[attr-defined]
 
 def check_randomization(gamma: Any) -> None:
     """Refuses what is no share of the noise to be added, by an `InputError`."""
-    number = isinstance(gamma, int | float | np.number) and not isinstance(gamma, bool)
-    if not number or not 0 <= gamma < np.inf:
-        raise InputError(f"randomization is {gamma!r}, expected a finite number of 0 or above")
+    number = isinstance(gamma, int | float | np.integer | np.floating)
+    if not number or isinstance(gamma, bool) or not (gamma == 0 or LEAST <= gamma <= MOST):
+        raise InputError(
+            f"randomization is {gamma!r}, expected 0 or a number from {LEAST:g} to {MOST:g}"
+        )
 
 
 def _whole(name: str, value: Any) -> None:

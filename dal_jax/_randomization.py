@@ -39,12 +39,18 @@ def randomization(
 
     Source: Tian and Taylor, Annals of Statistics 46, 2018.
     """
-    sample = getattr(noise, "sample", None)
-    if sample is None:
+    check_sampled(noise)
+    kind = "number" if isinstance(name, int | np.integer) else "name"
+    text = f"{kind} {name}".encode("utf-8", "surrogateescape")  # names of files may be any bytes
+    words = np.frombuffer(hashlib.blake2b(text, digest_size=16).digest(), "<u4").tolist()
+    rng = np.random.default_rng([seed, STREAM, *words])
+    return gamma * noise.sample(rng, tuple(shape))  # type: ignore[attr-defined]
+
+
+def check_sampled(noise: Noise) -> None:
+    """Refuses a covariance that cannot be sampled by an `InputError`."""
+    if not hasattr(noise, "sample"):
         raise InputError(
             f"noise is of type {type(noise).__name__} without `sample`, expected a covariance that "
             "can be sampled, as randomization adds its noise"
         )
-    digest = hashlib.blake2b(f"{type(name).__name__}:{name}".encode(), digest_size=16).digest()
-    words = np.frombuffer(digest, "<u4").tolist()
-    return gamma * sample(np.random.default_rng([seed, STREAM, *words]), tuple(shape))

@@ -113,8 +113,8 @@ def region_line(
         Line(base, direction, z_obs, statistic, sd, perturbation) in float64.
 
     Raises:
-        InputError: shapes that do not fit, an empty region, a variance that is not positive, or a
-            statistic of more than a million standard deviations.
+        InputError: shapes that do not fit, an omega without gamma, an empty region, a variance
+            that is not positive, or a statistic of more than a million standard deviations.
 
     Example:
         >>> from dal_jax.noise import iid
@@ -147,10 +147,18 @@ def region_line(
             f"x differs from x_ref by {statistic / sd:.3g} standard deviations of the noise, "
             f"expected at most {FARTHEST:g}: are all in one unit?"
         )
+    if (omega is None) != (gamma == 0) or not 0 <= gamma < np.inf:
+        there = "none" if omega is None else "one"
+        raise InputError(
+            f"omega, gamma are {there}, {gamma!r}, expected an omega with a gamma above 0, or "
+            "neither"
+        )
     if omega is None:
         direction, z_obs = covariance / sd, statistic / sd
         return Line(image - direction * z_obs, direction, z_obs, statistic, sd)
     added = np.asarray(omega, np.float64)
+    if added.shape != image.shape:
+        raise InputError(f"omega has shape {added.shape}, expected {image.shape} as x")
     shift = float(np.sum(nu * added)) * share / sd
     perturbation = Perturbation(gamma * float(np.sqrt(share)), shift)
     direction = covariance * (perturbation.scale / sd)

@@ -10,7 +10,7 @@ from scipy.special import expit
 from .._errors import InputError
 from ._intervals import Intervals, as_intervals, complement, intersect
 from ._normal import log_total_mass
-from ._randomized import NONE, Perturbation, normal_split
+from ._randomized import LEAST_SPREAD, NONE, Perturbation, normal_split
 
 ALTERNATIVES = ("two-sided", "equal-tailed", "greater", "less")
 
@@ -80,7 +80,7 @@ def selective_p(
     seen, spread = z_obs + perturbation.shift, perturbation.spread
 
     def split(part: Intervals, tails: Intervals) -> tuple[float, float]:
-        if spread:
+        if spread >= LEAST_SPREAD:
             return normal_split(part, tails, spread, mean)
         inner, outer = intersect(part, tails), intersect(part, complement(tails))
         return log_total_mass(inner - mean), log_total_mass(outer - mean)

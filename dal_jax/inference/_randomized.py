@@ -55,6 +55,8 @@ class Perturbation(NamedTuple):
 
 
 NONE = Perturbation()
+# A smaller spread changes no p-value that anyone reads, and quadrature cannot see it.
+LEAST_SPREAD = 1e-6
 
 
 def normal_split(

@@ -11,9 +11,9 @@ from scipy import optimize, special
 from .._errors import InputError
 from .._typing import Float, Int
 from ._intervals import Intervals, as_intervals
-from ._normal import log_total_mass
+from ._normal import log_mass, log_total_mass
 from ._p_value import SelectiveP, p_of_split, selective_p
-from ._randomized import NONE, Perturbation, log_total, student_split
+from ._randomized import LEAST_SPREAD, NONE, Perturbation, log_total, student_split
 
 # Degrees of freedom that are tried; the last one is the normal law.
 DEGREES = (2.5, 3.0, 4.0, 5.0, 7.0, 10.0, 15.0, 25.0, 50.0, np.inf)
@@ -130,7 +130,7 @@ class Law:
         Raises:
             InputError: unknown alternative.
         """
-        if observed.perturbation.spread:
+        if observed.perturbation.spread >= LEAST_SPREAD:
             return self._randomized_p(observed, alternative)
         z, *parts = (self.normal_scores(part) for part in observed[:3])
         # Ends that are neighbours in float64 may change places by rounding.
@@ -160,22 +160,25 @@ class Law:
         """
         scaled = np.array([one.z_obs for one in observed]) / self.factor
         logs = self._log_density(scaled) - np.log(self.factor)
-        return logs - np.array([self._log_selected(one) for one in observed])
+        if any(one.perturbation.spread >= LEAST_SPREAD for one in observed):
+            return logs - np.array([self._log_selected(one) for one in observed])
+        sizes = [len(one.truncation) for one in observed]
+        masses = log_mass(self.normal_scores(np.concatenate([one.truncation for one in observed])))
+        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        return logs - np.logaddexp.reduceat(masses, starts)
 
     def _log_selected(self, observed: Observed) -> float:
         """Log probability of the truncation set, less that of it given the observed statistic."""
         truncation, seen = observed.truncation, observed.perturbation.over(self.factor)
-        if not seen.spread:
+        if observed.perturbation.spread < LEAST_SPREAD:
             return log_total_mass(self.normal_scores(truncation))
         given = log_total_mass((truncation - observed.z_obs) / observed.perturbation.spread)
         scaled = truncation / self.factor
         if np.isinf(self.degrees):
             return log_total(scaled, seen.spread) - given
-        halves = as_intervals([[-np.inf, 0.0]])
-        return (
-            float(np.logaddexp(*student_split(scaled, halves, seen.spread, self._log_density)))
-            - given
-        )
+        half = as_intervals([-np.inf, 0.0])
+        parts = student_split(scaled, half, seen.spread, self._log_density)
+        return float(np.logaddexp(*parts)) - given
 
     def _log_density(self, scaled: np.ndarray) -> np.ndarray:
         if np.isinf(self.degrees):
