@@ -91,7 +91,8 @@ def dal_test(
                 p is the share of them, T among them, that are at least as extreme as T. It is
                 exact if the pixels are exchangeable under the null, and over all images: those
                 in which nothing is flagged count as not rejected. It is not valid for correlated
-                noise. A permuted image whose score is not finite counts as extreme.
+                noise. A permuted image whose score is not finite counts as extreme. With a
+                randomization this is still the test of x itself, without noise added.
 
     Returns:
         The result. Its `status`: OK; NO_REGION (nothing flagged, p is NaN); NOT_CONVERGED (the

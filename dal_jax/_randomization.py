@@ -41,7 +41,7 @@ def randomization(
     """
     check_sampled(noise)
     kind = "number" if isinstance(name, int | np.integer) else "name"
-    text = f"{kind} {name}".encode("utf-8", "surrogateescape")  # names of files may be any bytes
+    text = f"{kind} {name}".encode("utf-8", "surrogatepass")  # names of files may be any bytes
     words = np.frombuffer(hashlib.blake2b(text, digest_size=16).digest(), "<u4").tolist()
     rng = np.random.default_rng([seed, STREAM, *words])
     return gamma * noise.sample(rng, tuple(shape))  # type: ignore[attr-defined]
