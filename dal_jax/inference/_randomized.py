@@ -1,8 +1,8 @@
 """Probabilities when selection looked at a noisier statistic than the one that is tested.
 
-`T ~ N(0, 1)` is tested, `V = T + e` with `e ~ N(0, spread^2)` was looked at. All in log space, right
-to 1e-8 relative 20 standard deviations out and further. Ends are scaled, and so rounded: an interval
-far narrower than the 1e-6 to which a search knows its ends has fewer digits.
+`T ~ N(0, 1)` is tested, `V = T + e` with `e ~ N(0, spread^2)` was looked at. All in log space,
+right to 1e-8 relative 20 standard deviations out and further. Ends are scaled, and so rounded: an
+interval far narrower than the 1e-6 to which a search knows its ends has fewer digits.
 """
 
 from collections.abc import Callable
