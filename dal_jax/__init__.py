@@ -11,6 +11,10 @@ from ._options import TestOptions as TestOptions
 from ._result import TestResult as TestResult
 from ._test_run import Item as Item
 from ._test_run import run_tests as run_tests
+from ._thinning import Thinned as Thinned
+from ._thinning import ThinnedTest as ThinnedTest
+from ._thinning import thinned as thinned
+from ._thinning import thinned_test as thinned_test
 from ._version import __version__ as __version__
 from .affine import AffinePiece as AffinePiece
 from .affine import PieceStatus as PieceStatus

@@ -23,6 +23,7 @@ ROOMS = (
     ("runs",),
     ("_options", "_result"),
     ("_permutation", "_randomization"),
+    ("_thinning",),
     ("_one_test",),
     ("_dal_test",),
     ("_test_run",),
