@@ -1,5 +1,6 @@
 """The figure and the table: words, outlines, whole files."""
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,9 @@ class Result(NamedTuple):
     score: np.ndarray
     reconstruction: np.ndarray
     status: Any = "OK"
+    estimate: float = math.nan
+    ci_low: float = math.nan
+    ci_high: float = math.nan
 
 
 def result(p: float, width: float = 0.0, status: str = "OK", channels: int = 1) -> Result:
@@ -69,6 +73,11 @@ def test_table_has_one_line_each() -> None:
     assert "0.010" in lines[2] and "defect" in lines[2] and lines[2].endswith("significant")
     assert "0 px" in lines[3] and lines[3].endswith("no region")
     assert "truth" not in table([result(0.01)], ["a"])
+    assert "difference" not in text
+    known = result(0.01)._replace(estimate=-0.52, ci_low=-math.inf, ci_high=-0.1)
+    lines = table([known, NOTHING], ["a", "b"]).splitlines()
+    assert "difference [interval]" in lines[0]
+    assert "-0.52 [-inf, -0.1]  significant" in lines[2]
     with pytest.raises(InputError, match="one for each"):
         table([result(0.01)], ["a", "b"])
 

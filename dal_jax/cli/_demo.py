@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from dal_jax import TestResult, dal_test_batch
 from dal_jax._errors import InputError
+from dal_jax._randomization import randomization
 from dal_jax.cli import _demo_data as data
 from dal_jax.cli import _options as options
 from dal_jax.cli._output import dumps, listed, need_figures
@@ -26,6 +27,7 @@ from dal_jax.report import NO_REGION, SIGNIFICANT, figure, outcome, table
 NUM_VIEWS = 12
 NUM_REFERENCES = 8
 ALPHA = 0.05
+GAMMA = 0.5  # randomization, chosen on simulated images
 _FLAGGED = 0.5  # share of normal training views in which the threshold lets something be flagged
 _CALIBRATION = 200  # training views that the threshold is taken from
 _CONFIG = DalConfig(
@@ -57,9 +59,10 @@ def demo(
         raise InputError(f"--seed: got {seed}, expected 0 or more")
     photo = data.photograph()
     normal = data.training_views(photo)
-    localizer = _localizer(normal, out, train, seed)
+    noise = estimate_dense(normal)
+    localizer = _localizer(normal, noise, out, train, seed)
     scene = data.scene(photo, NUM_VIEWS, NUM_REFERENCES, seed)
-    results = _tests(localizer, scene, estimate_dense(normal))
+    results = _tests(localizer, scene, noise, seed)
     picture = out / "demo.png"
     _draw(scene, results, picture, localizer.threshold)
     fields = _fields(scene, results, picture, localizer.threshold)
@@ -70,14 +73,23 @@ def demo(
         typer.echo(_story(scene, results, picture, localizer.threshold))
 
 
-def _localizer(normal: np.ndarray, out: Path, train: bool, seed: int) -> Localizer:
-    """Loads or trains the model and sets the threshold from training views alone."""
+def _localizer(
+    normal: np.ndarray, noise: Covariance, out: Path, train: bool, seed: int
+) -> Localizer:
+    """Loads or trains the model and sets the threshold from training views alone.
+
+    They are looked at as tested ones will be, with the randomization added.
+    """
     if train:
         train_with_bar(normal, _CONFIG, _TRAINING, out / "model", resume=False)
     with _model(out if train else None) as directory:
         localizer = load_localizer(directory, draws=seed)
     chosen = np.random.default_rng(seed).permutation(len(normal))[:_CALIBRATION]
-    highest = [localizer.score(normal[k]).max() for k in chosen]
+    shape = normal.shape[1:]
+    highest = [
+        localizer.score(normal[k] + randomization(noise, shape, GAMMA, seed, f"tune {k}")).max()
+        for k in chosen
+    ]
     return localizer.with_threshold(float(np.quantile(highest, 1 - _FLAGGED)))
 
 
@@ -91,12 +103,20 @@ def _model(trained: Path | None) -> Iterator[Path]:
         yield directory
 
 
-def _tests(localizer: Localizer, scene: data.Scene, noise: Covariance) -> list[TestResult]:
+def _tests(
+    localizer: Localizer, scene: data.Scene, noise: Covariance, seed: int
+) -> list[TestResult]:
     images = np.stack([view.image for view in scene.views])
     references = np.stack([scene.references] * len(images))
     with tqdm(total=len(images), desc="testing", unit="view", disable=None) as bar:
         return dal_test_batch(
-            localizer, images, references, noise, progress=lambda *_: bar.update()
+            localizer,
+            images,
+            references,
+            noise,
+            progress=lambda *_: bar.update(),
+            randomization=GAMMA,
+            seed=seed,
         )
 
 
@@ -146,6 +166,7 @@ def _story(scene: data.Scene, results: list[TestResult], picture: Path, threshol
         "normal training views. Noise: a full covariance estimated from training views (the",
         "pixels of a brick are correlated; independent noise would be a wrong model).",
         f"Each region is compared with the mean of {NUM_REFERENCES} other normal views.",
+        f"The network sees a noisier view (randomization {GAMMA:g}); the view itself is tested.",
         "",
         table(results, _titles(scene), alpha=ALPHA),
         "",

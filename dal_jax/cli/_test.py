@@ -1,5 +1,6 @@
 """`dal-jax test`: valid p-values for the regions that a model flags in images."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -315,6 +316,11 @@ def _summary(result: TestResult, name: str, alpha: float, out: Path | None) -> s
         f"status {result.status.value}, engine {result.engine}, {_effort(result)}, "
         f"{result.seconds:.1f} s; decision at alpha = {alpha:g}"
     )
+    if not math.isnan(result.estimate):
+        lines.append(
+            f"mean difference in the region {result.estimate:.3g}, between {result.ci_low:.3g} and "
+            f"{result.ci_high:.3g} with 95% confidence, given that this region was picked"
+        )
     if result.num_ties:
         lines.append(
             f"{result.num_ties} pixels have the threshold as their score, to rounding: another "

@@ -1,13 +1,17 @@
 """Estimate and confidence interval of the mean of a statistic whose selection is conditioned on."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 from scipy import optimize
 
 from .._errors import InputError
-from ._p_value import SelectiveP, selective_p
+from ._intervals import as_intervals, complement, intersect, subtract
+from ._normal import log_mass
+from ._p_value import SelectiveP, of_masses, selective_p
+from ._randomized import LEAST_SPREAD, log_tails
 from ._recalibration import Observed
 
 # No end of an interval is looked for further from the observed statistic than this, in standard
@@ -60,22 +64,51 @@ def effect(observed: Observed, confidence: float = 0.95) -> Effect:
     """
     if not 0 < confidence < 1:
         raise InputError(f"confidence is {confidence!r}, expected a level between 0 and 1")
-    z, truncation, searched, perturbation = observed
-    known: dict[float, SelectiveP] = {}
-
-    def above(mean: float) -> SelectiveP:
-        if mean not in known:
-            known[mean] = selective_p(z, truncation, searched, "greater", perturbation, mean)
-        return known[mean]
-
-    if np.isnan(above(0.0).p):
+    if np.isnan(selective_p(*observed[:3], "greater", observed.perturbation).p):
         return Effect(np.nan, np.nan, np.nan)
-    tail = (1 - confidence) / 2
+    above, tail = _above(observed), (1 - confidence) / 2
     return Effect(
-        _crossing(lambda mean: above(mean).p - 0.5, z),
-        _crossing(lambda mean: above(mean).high - tail, z),
-        _crossing(lambda mean: above(mean).low - (1 - tail), z),
+        _crossing(lambda mean: above(mean).p - 0.5, observed.z_obs),
+        _crossing(lambda mean: above(mean).high - tail, observed.z_obs),
+        _crossing(lambda mean: above(mean).low - (1 - tail), observed.z_obs),
     )
+
+
+def _above(observed: Observed) -> Callable[[float], SelectiveP]:
+    """`selective_p` for "greater" as a function of the mean, all of its sets made once."""
+    z, spread = observed.z_obs, observed.perturbation.spread
+    inside = as_intervals(observed.searched)
+    known, unknown = intersect(as_intervals(observed.truncation), inside), complement(inside)
+    tail = as_intervals([z, np.inf])
+    if spread < LEAST_SPREAD:
+        parts = [
+            part
+            for whole in (known, unknown)
+            for part in (intersect(whole, tail), subtract(whole, tail))
+        ]
+        ends, starts = np.concatenate(parts), np.cumsum([len(part) for part in parts])[:-1]
+
+        def masses(mean: float) -> list[float]:
+            logs = np.split(log_mass(ends - mean), starts)
+            return [float(np.logaddexp.reduce(one, initial=-np.inf)) for one in logs]
+    else:
+        ends, count = np.concatenate([known, unknown]), len(known)
+
+        def masses(mean: float) -> list[float]:
+            whole = log_mass((ends - mean) / np.hypot(1.0, spread))
+            inner = np.minimum(log_tails(ends, z, spread, mean), whole)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                outer = np.where(inner > -np.inf, whole + np.log1p(-np.exp(inner - whole)), whole)
+            return [
+                float(np.logaddexp.reduce(one, initial=-np.inf))
+                for one in (inner[:count], outer[:count], inner[count:], outer[count:])
+            ]
+
+    @cache
+    def above(mean: float) -> SelectiveP:
+        return of_masses(*masses(mean))
+
+    return above
 
 
 def _crossing(rising: Callable[[float], float], start: float) -> float:

@@ -125,12 +125,25 @@ def p_of_split(
     if not _holds(known, seen):
         return SelectiveP(np.nan, np.nan, np.nan)
     tails = _tails(z_obs, alternative)
-    extreme, rest = split(known, tails)
-    further, others = split(unknown, tails)
+    return of_masses(*split(known, tails), *split(unknown, tails))
+
+
+def of_masses(extreme: float, rest: float, more_extreme: float, more_rest: float) -> SelectiveP:
+    """The p-value and its bounds from log probabilities.
+
+    Args:
+        extreme: of what was found, with the statistic at least as extreme.
+        rest: of what was found otherwise.
+        more_extreme: of what was not searched, with the statistic at least as extreme.
+        more_rest: of what was not searched otherwise.
+
+    Returns:
+        SelectiveP(p, low, high).
+    """
     return SelectiveP(
         _share(extreme, rest),
-        _share(extreme, np.logaddexp(rest, others)),
-        _share(np.logaddexp(extreme, further), rest),
+        _share(extreme, np.logaddexp(rest, more_rest)),
+        _share(np.logaddexp(extreme, more_extreme), rest),
     )
 
 

@@ -178,12 +178,31 @@ def log_tail(selected: Intervals, limit: float, spread: float, mean: float = 0.0
 
     Source: this project.
     """
-    if not len(selected):
-        return -np.inf
+    logs = log_tails(selected, limit, spread, mean)
+    return float(np.logaddexp.reduce(logs, initial=-np.inf))
+
+
+def log_tails(
+    selected: Intervals, limit: float, spread: float, mean: float = 0.0
+) -> Float[np.ndarray, " k"]:
+    """Returns the same for each interval of R.
+
+    Args:
+        selected: as in `log_tail`.
+        limit: as in `log_tail`.
+        spread: as in `log_tail`.
+        mean: as in `log_tail`.
+
+    Returns:
+        (k,) log probabilities.
+
+    Source: this project.
+    """
     # In standard deviations of V: T given V = v has the mean r v and the deviation s.
     r = 1 / float(np.hypot(1.0, spread))
     part = _Part(r, spread * r, limit - mean)
-    return part.log_integral((np.asarray(selected, np.float64) - mean) * r)
+    ends = (np.asarray(selected, np.float64) - mean) * r
+    return part.log_integrals(ends) if len(ends) else np.zeros(0)
 
 
 class _Part(NamedTuple):
@@ -196,7 +215,7 @@ class _Part(NamedTuple):
     def log_density(self, v: np.ndarray) -> np.ndarray:
         return -(v**2) / 2 + log_ndtr((self.r * v - self.limit) / self.s)
 
-    def log_integral(self, ends: np.ndarray) -> float:
+    def log_integrals(self, ends: np.ndarray) -> np.ndarray:
         low, high = ends.T
         mode = np.clip(self.mode(), low, high)
         low, high = self._ends_of_what_counts(mode, low, high)
@@ -214,11 +233,10 @@ class _Part(NamedTuple):
         nodes, weights = _gauss_legendre()
         middle, half = (cuts[:, 1:] + cuts[:, :-1]) / 2, np.diff(cuts, axis=1) / 2
         logs = self.log_density(middle[..., None] + half[..., None] * nodes)
-        top = logs.max()
-        if not np.isfinite(top):
-            return -np.inf
-        total = float(np.sum(np.exp(logs - top) @ weights * half))
-        return top + np.log(total) - np.log(2 * np.pi) / 2 if total > 0 else -np.inf
+        top = np.maximum(logs.max(axis=(1, 2)), -np.finfo(np.float64).max)
+        with np.errstate(divide="ignore"):  # an interval without length
+            sums = np.sum(np.exp(logs - top[:, None, None]) @ weights * half, axis=1)
+            return top + np.log(sums) - np.log(2 * np.pi) / 2
 
     def mode(self) -> float:
         """Where the density is highest: its logarithm is concave."""

@@ -10,7 +10,7 @@ import numpy as np
 from dal_jax._errors import InputError
 from dal_jax.images import atomic_path
 from dal_jax.report import _outcome as words
-from dal_jax.report._outcome import Result, format_p, outcome
+from dal_jax.report._outcome import Result, format_difference, format_p, outcome
 from dal_jax.report._outline import outline
 
 COLOURS = {
@@ -219,12 +219,14 @@ def _label(
     lines = [(decided, colour, "bold", 9)]
     if not math.isnan(result.p_value):
         lines.insert(0, (f"p = {format_p(result.p_value)}", colour, "bold", 12))
+        if not math.isnan(result.estimate):
+            lines.append((f"difference {format_difference(result)}", "#555555", "normal", 8))
         lines.append((f"naive p = {format_p(result.naive_p)}", "#555555", "normal", 8))
     if np.any(result.region):
         size = f"{int(np.sum(result.region))} of {np.size(result.region)} pixels"
         lines.append((size, "#555555", "normal", 8))
     for k, (text, shade, weight, points) in enumerate(lines):
-        at = 0.5 + 0.22 * ((len(lines) - 1) / 2 - k)
+        at = 0.5 + 0.2 * ((len(lines) - 1) / 2 - k)
         panels[4].text(0.03, at, text, color=shade, weight=weight, fontsize=points, va="center")
 
 

@@ -46,6 +46,21 @@ class Result(Protocol):
         ...
 
     @property
+    def estimate(self) -> float:
+        """Mean difference inside the region, given that it was picked."""
+        ...
+
+    @property
+    def ci_low(self) -> float:
+        """Lower end of its confidence interval."""
+        ...
+
+    @property
+    def ci_high(self) -> float:
+        """Upper end of its confidence interval."""
+        ...
+
+    @property
     def region(self) -> Any:
         """Flagged pixels, bool (H, W)."""
         ...
@@ -86,6 +101,29 @@ class Maps(NamedTuple):
     p_high: float = math.nan
     naive_p: float = math.nan  # that ignores the selection
     status: str = "NOT_TESTED"  # a `Status` for one that was tested
+    estimate: float = math.nan  # of the mean difference, with its confidence interval
+    ci_low: float = math.nan
+    ci_high: float = math.nan
+
+
+def format_difference(result: Result) -> str:
+    """Writes the estimated mean difference and its confidence interval.
+
+    Args:
+        result: of a test.
+
+    Returns:
+        "0.52 [0.11, 0.93]"; "-" where there is none.
+
+    Example:
+        >>> format_difference(Maps(None, None, None, estimate=0.52, ci_low=0.111, ci_high=0.929))
+        '0.52 [0.11, 0.93]'
+
+    Source: this project.
+    """
+    if math.isnan(result.estimate):
+        return "-"
+    return f"{result.estimate:.2g} [{result.ci_low:.2g}, {result.ci_high:.2g}]"
 
 
 def outcome(result: Result, alpha: float = 0.05) -> str:

@@ -1,11 +1,12 @@
 """A table of results as plain text."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from dal_jax._errors import InputError
-from dal_jax.report._outcome import Result, format_p, outcome
+from dal_jax.report._outcome import Result, format_difference, format_p, outcome
 
 
 def table(
@@ -16,6 +17,8 @@ def table(
     alpha: float = 0.05,
 ) -> str:
     """Lays out one line per result: region size, naive p, selective p with bounds, decision.
+
+    Results that know how large the difference is have a column for it, with its interval.
 
     Args:
         results: what `dal_test` returned, one per image.
@@ -44,10 +47,13 @@ def table(
         raise InputError(
             f"titles, truths: got {given}, expected {len(results)}, one for each result"
         )
-    columns = ["image", "truth", "region", "naive p", "selective p", "bounds", "decision"]
+    columns = ["image", "truth", "region", "naive p", "selective p", "bounds"]
+    columns += ["difference [interval]", "decision"]
     rows = [columns]
     for k, (result, title) in enumerate(zip(results, titles, strict=True)):
         rows.append([title, "" if truths is None else truths[k], *_cells(result, alpha)])
+    if all(math.isnan(result.estimate) for result in results):
+        rows = [row[:-2] + row[-1:] for row in rows]
     if truths is None:
         rows = [row[:1] + row[2:] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -62,6 +68,7 @@ def _cells(result: Result, alpha: float) -> list[str]:
         format_p(result.naive_p),
         format_p(result.p_value),
         "-" if np.isnan(result.p_low) else bounds,
+        format_difference(result),
         outcome(result, alpha),
     ]
 
