@@ -77,7 +77,8 @@ def test_table_has_one_line_each() -> None:
     known = result(0.01)._replace(estimate=-0.52, ci_low=-math.inf, ci_high=-0.1)
     lines = table([known, NOTHING], ["a", "b"]).splitlines()
     assert "difference [interval]" in lines[0]
-    assert "-0.52 [-inf, -0.1]  significant" in lines[2]
+    assert "-0.52 [-inf, -0.1]" in lines[2]
+    assert " - " in lines[3]
     with pytest.raises(InputError, match="one for each"):
         table([result(0.01)], ["a", "b"])
 

@@ -74,7 +74,12 @@ def demo(
 
 
 def _localizer(
-    normal: np.ndarray, noise: Covariance, out: Path, train: bool, seed: int
+    normal: np.ndarray,
+    noise: Covariance,
+    out: Path,
+    train: bool,
+    seed: int,
+    gamma: float = GAMMA,
 ) -> Localizer:
     """Loads or trains the model and sets the threshold from training views alone.
 
@@ -86,10 +91,8 @@ def _localizer(
         localizer = load_localizer(directory, draws=seed)
     chosen = np.random.default_rng(seed).permutation(len(normal))[:_CALIBRATION]
     shape = normal.shape[1:]
-    highest = [
-        localizer.score(normal[k] + randomization(noise, shape, GAMMA, seed, f"tune {k}")).max()
-        for k in chosen
-    ]
+    seen = (normal[k] + randomization(noise, shape, gamma, seed, f"tune {k}") for k in chosen)
+    highest = [localizer.score(image).max() for image in seen]
     return localizer.with_threshold(float(np.quantile(highest, 1 - _FLAGGED)))
 
 

@@ -72,8 +72,10 @@ def world() -> World:
     photo = data.photograph()
     normal = data.training_views(photo)
     scene = data.scene(photo, _demo.NUM_VIEWS, _demo.NUM_REFERENCES, seed=0)
-    localizer = _demo._localizer(normal, Path(), False, 0)
-    return World(localizer, estimate_dense(normal), scene.references, scene.views)
+    noise = estimate_dense(normal)
+    # The pictures are of the test as published.
+    localizer = _demo._localizer(normal, noise, Path(), False, 0, gamma=0.0)
+    return World(localizer, noise, scene.references, scene.views)
 
 
 def null_results(found: World, count: int) -> list[TestResult]:
