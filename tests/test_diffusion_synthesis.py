@@ -145,7 +145,8 @@ def test_noise_of_equal_slopes_in_closed_form():
     found = np.asarray(jax.jit(_faded)(slopes, y, x))
     y, x = y % 1, x % 1
     faded = [t - (6 * t**5 - 15 * t**4 + 10 * t**3) for t in (y, x)]
-    np.testing.assert_allclose(found, 0.6 * faded[0] - 0.8 * faded[1], atol=1e-6)  # float32
+    # Terms of up to 15 are added in float32: each rounds by up to 1e-6, fused or not.
+    np.testing.assert_allclose(found, 0.6 * faded[0] - 0.8 * faded[1], atol=4e-6)
     np.testing.assert_array_equal(found[0], 0)  # at corners of cells
 
 
