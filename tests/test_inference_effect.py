@@ -52,6 +52,23 @@ def test_it_is_infinite_where_nothing_bounds_it():
     assert np.isfinite(randomized).all()
 
 
+@pytest.mark.parametrize("spread", [0.2, 0.5, 1.0])
+def test_it_moves_with_the_statistic_however_far_out(spread):
+    """The same sets elsewhere, with all that is far from them not searched."""
+    near, far = (
+        effect(
+            Observed(
+                z,
+                as_intervals([[z - 0.4, z + 0.1], [z + 0.3, z + 0.9]]),
+                as_intervals([z - 8.0, z + 8.0]),
+                Perturbation(spread, 0.05),
+            )
+        )
+        for z in (0.0, 30.0)
+    )
+    assert np.array(far) - 30.0 == pytest.approx(np.array(near), abs=1e-6)
+
+
 def test_a_confidence_that_is_none_is_refused():
     for confidence in (0.0, 1.0, math.nan):
         with pytest.raises(InputError, match="confidence is"):

@@ -17,6 +17,8 @@ from ._recalibration import Observed
 # No end of an interval is looked for further from the observed statistic than this, in standard
 # deviations: it counts as infinite.
 _FARTHEST = 1e4
+# Less than this share of an interval is integrated, not what the rest leaves of it.
+_LITTLE = 1e-4
 
 
 class Effect(NamedTuple):
@@ -99,6 +101,10 @@ def _above(observed: Observed) -> Callable[[float], SelectiveP]:
             inner = np.minimum(log_tails(ends, z, spread, mean), whole)
             with np.errstate(divide="ignore", invalid="ignore"):
                 outer = np.where(inner > -np.inf, whole + np.log1p(-np.exp(inner - whole)), whole)
+            # Where next to nothing remains the difference has no digits: far from z, and a mean
+            # that is far out may make it count all the same.
+            little = inner > whole - _LITTLE
+            outer[little] = log_tails(-ends[little, ::-1], -z, spread, -mean)
             return [
                 float(np.logaddexp.reduce(one, initial=-np.inf))
                 for one in (inner[:count], outer[:count], inner[count:], outer[count:])
