@@ -24,7 +24,13 @@ from dal_jax.inference import (
     selective_p,
     union,
 )
-from dal_jax.inference._randomized import log_tail, log_total, normal_split, student_split
+from dal_jax.inference._randomized import (
+    log_tail,
+    log_total,
+    normal_split,
+    student_split,
+    student_total,
+)
 
 INF = np.inf
 LINE = as_intervals([-INF, INF])
@@ -379,3 +385,16 @@ def test_likelihoods_are_densities_of_the_statistic_given_selection(degrees):
     total = np.trapezoid(np.exp(logs) * np.cosh(u), u)
     # The trapezoid rule is exact to rounding on smooth functions that fall off at both ends.
     assert total == pytest.approx(1, abs=1e-8)
+
+
+@pytest.mark.parametrize("degrees", [2.5, 5.0, 50.0])
+def test_a_student_statistic_is_selected_as_often_as_its_split_says(degrees):
+    density = Law(degrees=degrees)._log_density
+    for spread in (0.1, 0.5, 1.5):
+        for part in ([[-1.0, -0.4], [0.5, 1.5]], [[3.0, 6.0]], [[-np.inf, -2.0], [10.0, 20.0]]):
+            whole = np.logaddexp(
+                *student_split(np.array(part), as_intervals([1.0, INF]), spread, density)
+            )
+            assert student_total(np.array(part), spread, degrees) == pytest.approx(whole, abs=1e-7)
+    plain = student_total(np.array([[1.0, 2.0]]), 0.0, degrees)
+    assert np.exp(plain) == pytest.approx(np.diff(stats.t.cdf([1, 2], degrees))[0], rel=1e-8)

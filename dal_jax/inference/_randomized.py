@@ -135,6 +135,34 @@ def student_split(
     return log_integral(inner), log_integral(outer)
 
 
+def student_total(selected: Intervals, spread: float, degrees: float) -> float:
+    """Returns `log P(V in R)` where T follows Student's law, as a mixture of normal ones.
+
+    `T = Z / sqrt(W)` with W of the gamma law of mean 1: given W, V is normal. The trapezoidal rule
+    in `log W`.
+
+    Args:
+        selected: (k, 2) the set R of V, disjoint.
+        spread: of V about T, 0 or above.
+        degrees: of freedom, 2 or above.
+
+    Returns:
+        The log probability; -inf for the empty set.
+
+    Source: this project.
+    """
+    if not len(selected):
+        return -np.inf
+    half = degrees / 2
+    # The density of log W falls as W^half to the left, and faster than exp(-half W) to the right.
+    u = np.arange(-max(12.0, 40 / half), 4.0, 0.25 / np.sqrt(half))
+    log_weight = half * (u - np.exp(u))
+    log_weight -= np.logaddexp.reduce(log_weight)
+    sd = np.sqrt(np.exp(-u) + spread**2)
+    masses = log_mass((selected[None] / sd[:, None, None]).reshape(-1, 2)).reshape(len(u), -1)
+    return float(np.logaddexp.reduce((masses + log_weight[:, None]).ravel()))
+
+
 def log_total(selected: Intervals, spread: float, mean: float = 0.0) -> float:
     """Returns `log P(V in R)`, where T has the given mean.
 

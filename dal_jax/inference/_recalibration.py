@@ -10,10 +10,17 @@ from scipy import optimize, special
 
 from .._errors import InputError
 from .._typing import Float, Int
-from ._intervals import Intervals, as_intervals
+from ._intervals import Intervals
 from ._normal import log_mass, log_total_mass
 from ._p_value import SelectiveP, p_of_split, selective_p
-from ._randomized import LEAST_SPREAD, NONE, Perturbation, log_total, student_split
+from ._randomized import (
+    LEAST_SPREAD,
+    NONE,
+    Perturbation,
+    log_total,
+    student_split,
+    student_total,
+)
 
 # Degrees of freedom that are tried; the last one is the normal law.
 DEGREES = (2.5, 3.0, 4.0, 5.0, 7.0, 10.0, 15.0, 25.0, 50.0, np.inf)
@@ -176,9 +183,7 @@ class Law:
         scaled = truncation / self.factor
         if np.isinf(self.degrees):
             return log_total(scaled, seen.spread) - given
-        half = as_intervals([-np.inf, 0.0])
-        parts = student_split(scaled, half, seen.spread, self._log_density)
-        return float(np.logaddexp(*parts)) - given
+        return student_total(scaled, seen.spread, self.degrees) - given
 
     def _log_density(self, scaled: np.ndarray) -> np.ndarray:
         if np.isinf(self.degrees):
