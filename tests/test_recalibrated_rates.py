@@ -14,8 +14,13 @@ import pytest
 from dal_jax import dal_test_batch, from_score
 from dal_jax._result import as_record
 from dal_jax.inference import Law
-from dal_jax.inspection._calibration import Calibration, fit_calibration, observed_of
-from dal_jax.inspection._rows import DECIDING, decide
+from dal_jax.inspection._calibration import (
+    Calibration,
+    fit_calibration,
+    observed_of,
+    p_with_sigma,
+)
+from dal_jax.inspection._rows import DECIDING, SIGMA, decide
 
 SHAPE = (4, 4, 1)
 THRESHOLD = 2.3  # standard deviations of the noise
@@ -40,23 +45,28 @@ def searched_records(
     return [as_record(result) for result in results]
 
 
-def regions(factor: float, **options: Any) -> list[dict[str, Any]]:
+def null_records(factor: float, **options: Any) -> list[dict[str, Any]]:
     x, x_ref = np.random.default_rng(2).normal(size=(2, COUNT, *SHAPE))
-    records = searched_records(factor, x, x_ref, **options)
+    return searched_records(factor, x, x_ref, seed=7, **options)
+
+
+def regions(factor: float, **options: Any) -> list[dict[str, Any]]:
+    records = null_records(factor, **options)
     return [record for record in records if record["status"] in ("OK", "NOT_CONVERGED")]
 
 
 @lru_cache
-def plain(factor: float) -> list[dict[str, Any]]:
-    return regions(factor)
+def plain(factor: float, gamma: float) -> list[dict[str, Any]]:
+    return regions(factor, randomization=gamma)
 
 
 @lru_cache
-def calibrated(factor: float) -> Calibration:
+def calibrated(factor: float, gamma: float = 0.0) -> Calibration:
     rng = np.random.default_rng(1)
     common, own = (rng.normal(size=(OBJECTS, n, *SHAPE)) for n in (1, VIEWS))
     x = ((common + own) / np.sqrt(2)).reshape(-1, *SHAPE)
-    records = searched_records(factor, x, rng.normal(size=x.shape), precision=1e-6)
+    x_ref = rng.normal(size=x.shape)
+    records = searched_records(factor, x, x_ref, precision=1e-6, randomization=gamma)
     found = fit_calibration(records, np.repeat(np.arange(OBJECTS), VIEWS).astype(str).tolist())
     # The factor as it is: how well it can be fitted is not what this is about.
     return replace(found, inflated=Law(factor))
@@ -65,15 +75,21 @@ def calibrated(factor: float) -> Calibration:
 @pytest.mark.study
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("factor", [1.0, 1.3])
-def test_false_calls_of_every_p_value_that_decides(factor: float, level: float) -> None:
+@pytest.mark.parametrize("gamma", [0.0, 0.5])
+def test_false_calls_of_every_p_value_that_decides(
+    gamma: float, factor: float, level: float
+) -> None:
     """Some minutes each: noise as modelled, and 1.3 times as much."""
-    calibration = calibrated(factor)
-    before = np.array([Law(factor).p_value(observed_of(record)).p for record in plain(factor)])
-    records = regions(factor, level=level, recalibrations=calibration.deciding)
+    calibration = calibrated(factor, gamma)
+    searched = plain(factor, gamma)
+    before = np.array([Law(factor).p_value(observed_of(record)).p for record in searched])
+    told = {"level": level, "recalibrations": calibration.deciding, "randomization": gamma}
+    records = regions(factor, **told)
     found = [calibration.p_values(record) for record in records]
     error = np.sqrt(level * (1 - level) / len(records))
     objects = 1 / calibration.selective.least - 1  # what the views with a region count as
-    print(f"\nnoise {factor:g}, {len(records)} regions, normal ones count as {objects:.0f}")
+    print(f"\ngamma {gamma:g}, noise {factor:g}, {len(records)} regions")
+    print(f"normal ones count as {objects:.0f}")
     print(f"{calibration.heavy_tails}; level {level:.6f} (standard error {error:.4f}):")
     print(f"  inflated, by p of a search for the raw p: {np.mean(before <= level):.4f}")
     for method in DECIDING if factor == 1 else DECIDING[1:]:
@@ -86,6 +102,36 @@ def test_false_calls_of_every_p_value_that_decides(factor: float, level: float) 
         assert rate <= level + 2 * spread, (method, rate)
         if not fitted:
             assert undecided == 0 and rate >= level - 3 * error
+
+
+@pytest.mark.study
+@pytest.mark.parametrize("gamma", [0.0, 0.5])
+@pytest.mark.parametrize("factor", [0.8, 1.0, 1.25])
+def test_false_calls_of_what_does_not_decide(factor: float, gamma: float) -> None:
+    """A minute or two each.
+
+    `p_sigma_F` assumes that the noise is F times the model's; conformal p-values of naive p and of
+    the score assume that tested and calibrating objects are exchangeable.
+    """
+    records = null_records(factor, randomization=gamma, precision=1e-6)
+    own = [record for record in records if record["status"] in ("OK", "NOT_CONVERGED")]
+    found: dict[str, tuple[np.ndarray, float]] = {}
+    if factor in SIGMA:
+        p = np.array([p_with_sigma(record, factor).high for record in own])
+        found[f"p_sigma_{factor:g}"] = p, 0.0
+    else:
+        calibration = calibrated(factor, gamma)
+        p = np.array([calibration.p_values(record)["conformal_naive"].high for record in own])
+        found["p_conformal_naive"] = p, len(own) * calibration.selective.least
+        p = np.array([calibration.p_values(record)["conformal_score"].high for record in records])
+        found["p_conformal_score"] = p, len(records) / OBJECTS
+    for column, (p, fitted) in found.items():
+        rates = [float(np.mean(p <= level)) for level in LEVELS]
+        errors = [np.sqrt(level * (1 - level) / len(p) * (1 + fitted)) for level in LEVELS]
+        told = ", ".join(f"{rate:.4f} ({e:.4f})" for rate, e in zip(rates, errors, strict=True))
+        print(f"\ngamma {gamma:g}, noise {factor:g}, {len(p)} views, {column}: {told}")
+        for rate, level, error in zip(rates, LEVELS, errors, strict=True):
+            assert rate <= level + 2.5 * error, (column, level)
 
 
 @pytest.mark.study
