@@ -52,7 +52,7 @@ def tested(network: Localizer, noise: str, x: Any, refs: Any, **options: Any) ->
 
 @pytest.mark.parametrize(
     "noise, gamma, references, kind, alternative",
-    product(NOISES, GAMMAS, REFERENCES, KINDS, ALTERNATIVES),
+    list(product(NOISES, GAMMAS, REFERENCES, KINDS, ALTERNATIVES)),
 )
 def test_null_p_values_are_uniform(network, noise, gamma, references, kind, alternative):
     x, refs = images(noise, references)
