@@ -109,9 +109,15 @@ def train(
         looks = (view, intensity, background, scale, border, not colour, overlap, reduce)
         preparation = Preparation(32 if size is None else size, *looks, foreground)
         source = data_options.source_of(layout, category, contrast, slices, groups)
-        more = {"flag_share": flag_share, "region": region, "seed": seed}
-        more |= {"randomization": randomization}
-        chosen = LearnOptions(noise=noise, references=references, deal=deal_references, **more)
+        chosen = LearnOptions(
+            noise=noise,
+            references=references,
+            deal=deal_references,
+            flag_share=flag_share,
+            region=region,
+            seed=seed,
+            randomization=randomization,
+        )
         rest = (settings, chosen, out, with_bar, textures, features)
         _say_learned(learn(data, source, preparation, config, *rest), out, json)
         return

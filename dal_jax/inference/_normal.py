@@ -67,7 +67,8 @@ def _log_mass_narrow(
     lo: Float[np.ndarray, " k"], hi: Float[np.ndarray, " k"]
 ) -> Float[np.ndarray, " k"]:
     """Density at the middle, times the integral of its ratio exp(-m t - t^2/2) around it."""
-    nodes, weights = _gauss_legendre()
+    # Ten nodes integrate the ratio to 1e-18 on the widest interval that counts as narrow.
+    nodes, weights = gauss_legendre(10)
     middle, half = (lo + hi) / 2, (hi - lo) / 2
     t = half[:, None] * nodes
     log_ratio = np.log(np.exp(-middle[:, None] * t - t**2 / 2) @ weights)
@@ -75,6 +76,13 @@ def _log_mass_narrow(
 
 
 @cache
-def _gauss_legendre() -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    # Ten nodes integrate the ratio to 1e-18 on the widest interval that counts as narrow.
-    return np.polynomial.legendre.leggauss(10)
+def gauss_legendre(count: int) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """Returns nodes and weights of Gauss and Legendre's rule on [-1, 1].
+
+    Args:
+        count: of nodes, n.
+
+    Returns:
+        (n,) nodes and (n,) weights.
+    """
+    return np.polynomial.legendre.leggauss(count)

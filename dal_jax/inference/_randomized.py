@@ -6,7 +6,6 @@ interval far narrower than the 1e-6 to which a search knows its ends has fewer d
 """
 
 from collections.abc import Callable
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +14,7 @@ from scipy.special import log_ndtr
 
 from .._typing import Float
 from ._intervals import Intervals, complement, intersect
-from ._normal import log_mass, log_total_mass
+from ._normal import gauss_legendre, log_mass, log_total_mass
 
 # Pieces end where the integrand has dropped by this much, in units of its logarithm.
 _DROP = 45.0
@@ -28,8 +27,9 @@ _WIDE = np.concatenate([-_POSITIVE[::-1], [0.0], _POSITIVE])
 _STEP = np.array([-6.0, -3.0, -1.0, 1.0, 3.0, 6.0])
 # Where nothing counts any more is looked for from this distance on, to a part in a hundred of it.
 _NEAREST, _HALVINGS = 1e-7, 11
-# Even parts between the mode and where the integrand has dropped.
-_PARTS = 6
+# Even parts between the mode and where the integrand has dropped, and nodes in a part: it holds a
+# drop of 8 in the logarithm, or a step of three deviations.
+_PARTS, _NODES = 6, 16
 
 
 class Perturbation(NamedTuple):
@@ -120,7 +120,7 @@ def student_split(
         logs = [-np.inf]
         for low, high in within:
             own = np.unique(np.clip(cuts, low, high))
-            nodes, weights = _gauss_legendre()
+            nodes, weights = gauss_legendre(_NODES)
             middle, half = (own[1:] + own[:-1]) / 2, np.diff(own) / 2
             t = (middle[:, None] + half[:, None] * nodes).ravel()
             shifted = (part[None] - t[:, None, None]) / spread
@@ -258,7 +258,7 @@ class _Part(NamedTuple):
             axis=1,
         )
         cuts.sort(axis=1)
-        nodes, weights = _gauss_legendre()
+        nodes, weights = gauss_legendre(_NODES)
         middle, half = (cuts[:, 1:] + cuts[:, :-1]) / 2, np.diff(cuts, axis=1) / 2
         logs = self.log_density(middle[..., None] + half[..., None] * nodes)
         top = np.maximum(logs.max(axis=(1, 2)), -np.finfo(np.float64).max)
@@ -297,9 +297,3 @@ class _Part(NamedTuple):
 def _log_hazard(x: float) -> float:
     """`log(phi(x) / Phi(x))`."""
     return float(-(x**2) / 2 - np.log(2 * np.pi) / 2 - log_ndtr(x))
-
-
-@cache
-def _gauss_legendre() -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    # A part holds a drop of 8 in the logarithm, or a step of three deviations.
-    return np.polynomial.legendre.leggauss(16)
