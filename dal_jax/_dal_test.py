@@ -36,7 +36,7 @@ def dal_test(
 ) -> TestResult:
     """Tests whether the region that a localizer flags in an image differs from a reference.
 
-    The region M is where `score > threshold`, or its peak (see `region`); the statistic is the
+    The region M is where `score > threshold`, or part of it (see `region`); the statistic is the
     difference of means inside M, `T = mean(x[M]) - mean(x_ref[M])`; the p-value is that of T under
     the null given that M was picked, `P(|T| >= |T_obs| given T in Z)`, uniform under the null.
 
@@ -84,7 +84,10 @@ def dal_test(
                 engines always do.
             region: which flagged pixels are M: "all", as published; "peak", those connected with
                 the highest score through flagged ones (eight neighbours). p is then conditional on
-                less: other flagged pixels may come and go as long as none has a higher score.
+                less: other flagged pixels may come and go as long as none has a higher score;
+                "components", each connected component of "all" on its own, given all that is
+                flagged: see `components` and `p_holm` of the result. What the result says of the
+                image as a whole is then the smallest of Holm's adjusted p-values.
             permutations: how many times to permute the pixels of the image for `permutation_p`, 0
                 or more; adaptive engine only. The localizer flags a region M_b in each permuted
                 image, `T_b = mean(x_b[M_b]) - mean(x_ref[M_b])`, 0 where nothing is flagged, and

@@ -14,7 +14,7 @@ from ._errors import InputError
 from ._options import TestOptions
 from ._permutation import permutation_test
 from ._randomization import randomization
-from ._result import TestResult, empty_result, with_search
+from ._result import TestResult, empty_result, with_components, with_search
 from ._typing import Bool, Float
 from .affine import AffinePiece, affine_piece
 from .inference import Line, Noise, region_line
@@ -28,6 +28,7 @@ from .search import (
     Picked,
     Request,
     ScanEngine,
+    Searched,
     SearchOptions,
     Status,
     SweepEngine,
@@ -36,8 +37,10 @@ from .search import (
     margins,
     misjudged_length,
     operands,
+    parts_of,
     pick,
     search_line,
+    side_by_side,
 )
 
 
@@ -94,6 +97,13 @@ class Looked(NamedTuple):
 
     image: Float[np.ndarray, "H W C"]
     omega: Float[np.ndarray, "H W C"] | None  # what was added; None: nothing
+
+
+class _Test(NamedTuple):
+    """A region of an image and the line along which its mean difference varies."""
+
+    empty: TestResult
+    line: Line
 
 
 def looked_at(case: Case, noise: Noise, options: TestOptions) -> Looked:
@@ -164,27 +174,43 @@ def exact_test(
         return refused(localizer, options, error)
     with exact_arithmetic():
         maps = localizer.evaluate(looked.image)
-        empty, picked, line = _hypothesis(localizer, case, looked, noise, options, *maps)
-        if line is None:
+        empty, picked, tests = _hypotheses(localizer, case, looked, noise, options, *maps)
+        if not tests:
             return _timed(empty, started)
-        problem = _line_problem(localizer, case, picked, line)
-        window = _first_window(problem)
-        scan = options.engine == "scan"
-        engine = ScanEngine(problem) if scan else SweepEngine(problem, options.dtype or "float64")
-        searched = search_line(
-            engine,
-            line.z_obs,
-            perturbation=line.perturbation,
-            progress=progress,
-            **vars(_wanted(case, options)),
-        )
-    return _timed(
-        with_search(empty, line, searched, window, options.alternative, options.confidence), started
-    )
+        wanted = vars(_wanted(case, options, len(tests)))
+        found = []
+        for test in tests:
+            problem = _line_problem(localizer, case, picked, test.line)
+            window = _first_window(problem)
+            scan = options.engine == "scan"
+            engine = (
+                ScanEngine(problem) if scan else SweepEngine(problem, options.dtype or "float64")
+            )
+            searched = search_line(
+                engine,
+                test.line.z_obs,
+                perturbation=test.line.perturbation,
+                progress=progress,
+                **wanted,
+            )
+            found.append(_filled(test, searched, window, options))
+    return _timed(_whole(empty, found, options), started)
 
 
-def _wanted(case: Case, options: TestOptions) -> SearchOptions:
-    return options.search if case.level is None else replace(options.search, level=case.level)
+def _wanted(case: Case, options: TestOptions, shares: int) -> SearchOptions:
+    level = options.level if case.level is None else case.level
+    return replace(options.search, level=level, shares=shares)
+
+
+def _filled(
+    test: _Test, searched: Searched, window: np.ndarray, options: TestOptions
+) -> TestResult:
+    how = options.alternative, options.confidence
+    return with_search(test.empty, test.line, searched, window, *how)
+
+
+def _whole(empty: TestResult, found: list[TestResult], options: TestOptions) -> TestResult:
+    return with_components(empty, found) if options.region == "components" else found[0]
 
 
 def _line_problem(localizer: Localizer, case: Case, picked: Picked, line: Line) -> LineProblem:
@@ -219,17 +245,26 @@ def adaptive_test(
         return refused(localizer, options, error)
     seen = yield Request(looked.image[None], np.array([True]), case.draws, True)
     assert seen.reconstruction is not None
-    empty, picked, line = _hypothesis(
+    empty, picked, tests = _hypotheses(
         localizer, case, looked, noise, options, seen.score[0], seen.reconstruction
     )
     empty = empty._replace(num_evaluations=1)
-    if line is None:
+    if not tests:
         return _timed(empty, started)
-    window = np.full(2, np.nan)
-    if options.first_window:
-        window = _first_window(_line_problem(localizer, case, picked, line))
-    found = yield from _search(localizer, case, empty.score, picked, line, options, progress)
-    result = _with_adaptive(empty, line, found, options, window)
+    wanted = _wanted(case, options, len(tests))
+    searches = [
+        _search(localizer, case, empty.score, picked, test.line, wanted, options, progress)
+        for test in tests
+    ]
+    searched = yield from side_by_side(searches)
+    found = []
+    for test, own in zip(tests, searched, strict=True):
+        window = np.full(2, np.nan)
+        if options.first_window:
+            window = _first_window(_line_problem(localizer, case, picked, test.line))
+        found.append(_with_adaptive(test, own, options, window))
+    result = _whole(empty, found, options)
+    result = result._replace(num_evaluations=result.num_evaluations + 1)
     if options.permutations:
         p = yield from permutation_test(*case[:3], localizer.threshold, options, case.where)
         count = result.num_evaluations + options.permutations + 1
@@ -243,6 +278,7 @@ def _search(
     score: np.ndarray,
     picked: Picked,
     line: Line,
+    wanted: SearchOptions,
     options: TestOptions,
     progress: Any,
 ) -> Generator[Request, Answer, Adaptive]:
@@ -251,7 +287,7 @@ def _search(
     search = adaptive_search(
         line.z_obs,
         judge(score[None]),
-        _wanted(case, options),
+        wanted,
         options.adaptive,
         seed=options.seed,
         wide_only=options.dtype == "float64",
@@ -269,21 +305,18 @@ def _search(
 
 
 def _with_adaptive(
-    empty: TestResult, line: Line, found: Adaptive, options: TestOptions, window: np.ndarray
+    test: _Test, found: Adaptive, options: TestOptions, window: np.ndarray
 ) -> TestResult:
-    result = with_search(
-        empty, line, found.searched, window, options.alternative, options.confidence
-    )
+    result = _filled(test, found.searched, window, options)
     return result._replace(
-        num_evaluations=empty.num_evaluations + result.num_evaluations,
-        spacing=found.spacing * line.unit,
+        spacing=found.spacing * test.line.unit,
         num_checks=found.num_checks,
         num_disagreements=found.num_disagreements,
         misjudged_length=misjudged_length(found.num_checks, found.num_disagreements),
     )
 
 
-def _hypothesis(
+def _hypotheses(
     localizer: Localizer,
     case: Case,
     looked: Looked,
@@ -291,33 +324,29 @@ def _hypothesis(
     options: TestOptions,
     score: np.ndarray,
     reconstruction: np.ndarray,
-) -> tuple[TestResult, Picked, Line | None]:
-    """The result so far, what is tested, and the line to be searched if there is anything."""
+) -> tuple[TestResult, Picked, list[_Test]]:
+    """The result so far, what was picked, and what of it is tested if there is anything."""
     if score.shape != case.image.shape[:2]:
         raise InputError(f"localizer has scores {score.shape}, expected {case.image.shape[:2]}")
     picked = pick(score, localizer.threshold, options.region, case.where)
     empty = empty_result(score, reconstruction, picked.region, options.engine)
     empty = empty._replace(randomization=float(options.randomization))
     if not np.isfinite(score).all():
-        return empty._replace(status=Status.NON_FINITE), picked, None
+        return empty._replace(status=Status.NON_FINITE), picked, []
     scale = float(np.nan_to_num(np.abs([looked.image, reconstruction])).max())
     ties = count_ties(score, localizer.threshold, picked, scale)
     empty = empty._replace(num_ties=ties)
     if not picked.region.any():
-        return empty, picked, None
+        return empty, picked, []
     covariance = noise if case.noise is None else case.noise
-    try:
-        line = region_line(
-            case.image,
-            case.references,
-            picked.region,
-            covariance,
-            looked.omega,
-            options.randomization,
-        )
-    except InputError as error:  # of this image's region: the others of a batch are tested
-        return empty._replace(status=Status.INVALID_INPUT, message=str(error)), picked, None
-    return empty, picked, line
+    gamma, tests = options.randomization, []
+    for region in parts_of(picked, options.region):
+        try:
+            line = region_line(case.image, case.references, region, covariance, looked.omega, gamma)
+        except InputError as error:  # of this image's region: the others of a batch are tested
+            return empty._replace(status=Status.INVALID_INPUT, message=str(error)), picked, []
+        tests.append(_Test(empty._replace(region=region), line))
+    return empty, picked, tests
 
 
 def _timed(result: TestResult, started: float) -> TestResult:

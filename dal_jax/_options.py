@@ -37,7 +37,7 @@ class TestOptions:
     seed: int = 0  # 0 or above
     first_window: bool = False  # with the adaptive engine, too
     permutations: int = 0  # 0 or more; adaptive engine only
-    region: str = "all"  # or "peak"
+    region: str = "all"  # or "peak", "components"
     level: float | None = None  # in (0, 1), at which the decision must be certain, too
     recalibrations: tuple[Law | Ranks, ...] = ()  # whose decisions at it must be certain as well
     randomization: float = 0.0  # gamma: noise added for the selection, in deviations of the noise
@@ -64,6 +64,10 @@ class TestOptions:
         if self.permutations and self.engine != "adaptive":
             raise InputError(
                 f"permutations is {self.permutations}, expected 0 with engine {self.engine!r}"
+            )
+        if self.permutations and self.region == "components":
+            raise InputError(
+                f"permutations is {self.permutations}, expected 0 with region 'components'"
             )
         _ = self.search
 

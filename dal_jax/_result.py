@@ -11,14 +11,16 @@ from ._typing import Bool, Float
 from .inference import (
     Effect,
     Line,
+    SelectiveP,
     as_intervals,
     bonferroni_log10_p,
     effect,
+    holm,
     naive_p,
     on_line,
     over_conditioned_p,
 )
-from .search import Searched, Status
+from .search import Searched, Status, misjudged_length
 
 # Fields of a result that are maps; a record holds the region as runs of pixels and no other map.
 MAPS = ("region", "score", "reconstruction")
@@ -44,9 +46,16 @@ SEARCH = frozenset(
         "estimate",
         "ci_low",
         "ci_high",
+        "p_holm",
+        "p_holm_low",
+        "p_holm_high",
         "seconds",
     ]
 )
+
+
+# Of the components of an image the worst status is the image's.
+_SEVERITY = [Status.OK, Status.NOT_CONVERGED, Status.TIE, Status.NON_FINITE]
 
 
 class TestResult(NamedTuple):
@@ -92,6 +101,10 @@ class TestResult(NamedTuple):
     estimate: float = math.nan  # of the mean difference, median-unbiased, in units of the image
     ci_low: float = math.nan  # of its confidence interval, the widest that the search allows;
     ci_high: float = math.nan  # may be infinite, without randomization
+    p_holm: float = math.nan  # of a component: Holm's adjusted p over those of the image,
+    p_holm_low: float = math.nan  # with bounds
+    p_holm_high: float = math.nan
+    components: tuple["TestResult", ...] = ()  # each of them tested, with region "components"
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
 
@@ -197,6 +210,66 @@ def with_search(
     )
 
 
+def with_components(empty: TestResult, found: Sequence[TestResult]) -> TestResult:
+    """The result of an image of which each component was tested, given all that was flagged.
+
+    Args:
+        empty: of the image, from `empty_result`.
+        found: of each component, from `with_search`.
+
+    Returns:
+        The image's result. Its p-values are the smallest of Holm's adjusted ones: whether there is
+        anything at all; Bonferroni's are over all regions already. What belongs to one component
+        is NaN.
+    """
+    adjusted = holm([SelectiveP(part.p_value, part.p_low, part.p_high) for part in found])
+    parts = tuple(
+        part._replace(p_holm=p.p, p_holm_low=p.low, p_holm_high=p.high)
+        for part, p in zip(found, adjusted, strict=True)
+    )
+    status = max((part.status for part in parts), key=_SEVERITY.index)
+    result = empty._replace(
+        naive_p=_least(parts, "naive_p", len(parts)),
+        bonferroni_log10_p=_least(parts, "bonferroni_log10_p"),
+        over_conditioned_p=_least(parts, "over_conditioned_p", len(parts)),
+        num_windows=sum(part.num_windows for part in parts),
+        num_evaluations=sum(part.num_evaluations for part in parts),
+        status=status,
+        spacing=max(part.spacing for part in parts),
+        num_checks=sum(part.num_checks for part in parts),
+        num_disagreements=sum(part.num_disagreements for part in parts),
+        components=parts,
+    )
+    if parts[0].engine == "adaptive":
+        result = result._replace(
+            misjudged_length=misjudged_length(result.num_checks, result.num_disagreements)
+        )
+    if _SEVERITY.index(status) > _SEVERITY.index(Status.NOT_CONVERGED):
+        return result
+    return result._replace(
+        p_value=_least(parts, "p_holm"),
+        p_low=_least(parts, "p_holm_low"),
+        p_high=_least(parts, "p_holm_high"),
+    )
+
+
+def _least(parts: Sequence[TestResult], name: str, factor: int = 1) -> float:
+    least = factor * float(np.min([getattr(part, name) for part in parts]))  # NaN stays
+    return min(1.0, least) if factor > 1 else least
+
+
+def parts_of_record(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The records of what was tested in an image: its components, or its one region.
+
+    Args:
+        record: of an image, from `as_record`.
+
+    Returns:
+        Records, one or more.
+    """
+    return record.get("components") or [record]
+
+
 def as_record(result: TestResult) -> dict[str, Any]:
     """A result without its maps, as plain Python values.
 
@@ -209,7 +282,9 @@ def as_record(result: TestResult) -> dict[str, Any]:
     """
     record: dict[str, Any] = {}
     for name, value in result._asdict().items():
-        if name not in MAPS:
+        if name == "components":
+            record[name] = [as_record(part) for part in value]
+        elif name not in MAPS:
             record[name] = value.tolist() if isinstance(value, np.ndarray) else value
     record["status"] = result.status.value
     record["region"] = run_lengths(result.region)
@@ -235,9 +310,15 @@ def contradiction(one: dict[str, Any], other: dict[str, Any]) -> str | None:
         >>> contradiction(one, {**one, "p_low": 0.1, "p_high": 0.2})
         'p_value'
     """
-    for key in sorted((one.keys() | other.keys()) - SEARCH):
+    for key in sorted((one.keys() | other.keys()) - SEARCH - {"components"}):
         if (key in one) != (key in other) or not _close(one[key], other[key]):
             return key
+    parts, others = one.get("components", []), other.get("components", [])
+    if len(parts) != len(others):
+        return "components"
+    found = filter(None, map(contradiction, parts, others))
+    for key in found:
+        return key
     low, high = (np.array([r[name] for r in (one, other)], float) for name in ("p_low", "p_high"))
     if np.isnan(low).all():
         return None

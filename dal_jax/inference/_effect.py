@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import optimize
+from scipy.special import ndtri
 
 from .._errors import InputError
 from ._intervals import as_intervals, complement, intersect, subtract
@@ -70,10 +71,15 @@ def effect(observed: Observed, confidence: float = 0.95) -> Effect:
         return Effect(np.nan, np.nan, np.nan)
     above, tail = _above(observed), (1 - confidence) / 2
     return Effect(
-        _crossing(lambda mean: above(mean).p - 0.5, observed.z_obs),
-        _crossing(lambda mean: above(mean).high - tail, observed.z_obs),
-        _crossing(lambda mean: above(mean).low - (1 - tail), observed.z_obs),
+        _crossing(lambda mean: _score(above(mean).p) - _score(0.5), observed.z_obs),
+        _crossing(lambda mean: _score(above(mean).high) - _score(tail), observed.z_obs),
+        _crossing(lambda mean: _score(above(mean).low) - _score(1 - tail), observed.z_obs),
     )
+
+
+def _score(p: float) -> float:
+    """The normal quantile, finite: of the mean it is nearly a straight line, whose root is near."""
+    return float(ndtri(min(max(p, 1e-300), 1 - 1e-16)))
 
 
 def _above(observed: Observed) -> Callable[[float], SelectiveP]:

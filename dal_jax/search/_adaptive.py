@@ -6,7 +6,7 @@ generator that asks for evaluations, so that many lines can share the batches of
 
 import math
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -327,8 +327,8 @@ class _Search:
             bounds = SelectiveP(0.0, 0.0, 1.0)  # not a tie yet: nothing is decided at z_obs
         if not math.isnan(bounds.p):
             bounds = bounds._replace(p=self._p(self._span()).p)
-        precision = max(self.options.precision, FINEST)
-        return bounds, search_status(bounds, precision, self.options.alpha)
+        wanted = replace(self.options, precision=max(self.options.precision, FINEST))
+        return bounds, search_status(bounds, wanted)
 
     def _span(self) -> Intervals:
         return self.nodes.z[[0, -1]][None]

@@ -92,6 +92,7 @@ class SearchOptions:
     z_max: float | None = None  # half the range, standard deviations; None: 10 + |z_obs|
     level: float | None = None  # in (0, 1), at which the decision must be certain, too
     recalibrations: tuple[Law | Ranks, ...] = ()  # whose decisions at it must be certain as well
+    shares: int = 1  # tests that share a level: decisions at 1/2, 1/3, ... of it must be certain
 
     def __post_init__(self) -> None:
         check_options(self.alternative, self.precision, self.alpha, self.z_max, self.level)
@@ -107,6 +108,7 @@ def search_line(
     z_max: float | None = None,
     level: float | None = None,
     recalibrations: tuple[Law | Ranks, ...] = (),
+    shares: int = 1,
     perturbation: Perturbation = NONE,
     progress: Progress | None = None,
 ) -> Searched:
@@ -127,6 +129,8 @@ def search_line(
         level: in (0, 1): the search goes on, however narrow the bounds are, until they tell the
             decision at this level; or None.
         recalibrations: whose p-values, too, must tell their decisions at the level.
+        shares: how many tests share alpha and level: the decisions that count are those at the
+            whole, 1/2, ..., 1/shares of them, between which Holm's procedure chooses.
         perturbation: what was added to the statistic for the selection.
         progress: called after every round.
 
@@ -147,7 +151,7 @@ def search_line(
     Source: the rounds and bounds: this project; early stopping on bounds as in Katsuoka et al.,
     arXiv 2402.11789.
     """
-    options = SearchOptions(alternative, precision, alpha, z_max, level, recalibrations)
+    options = SearchOptions(alternative, precision, alpha, z_max, level, recalibrations, shares)
     reach_max = reach_limit(z_obs, z_max)
     total = Found(as_intervals([]), as_intervals([]), 0, 0, True)
     searched = as_intervals([])
@@ -163,7 +167,7 @@ def search_line(
         bounds = Law().p_value(observed, alternative)
         if progress is not None:
             progress(bounds, reach)
-        status = search_status(bounds, precision, alpha) if total.finite else Status.NON_FINITE
+        status = search_status(bounds, options) if total.finite else Status.NON_FINITE
         if status is Status.OK and not decided(observed, options):
             status = Status.NOT_CONVERGED if reach < reach_max else status
         if status is not Status.NOT_CONVERGED or reach >= reach_max:
@@ -233,13 +237,12 @@ def reach_limit(z_obs: float, z_max: float | None) -> float:
     return float(z_max) if abs(z_obs) < z_max else abs(z_obs) + AROUND
 
 
-def search_status(bounds: SelectiveP, precision: float, alpha: float | None) -> Status:
+def search_status(bounds: SelectiveP, options: SearchOptions) -> Status:
     """Whether the bounds on p are as asked for.
 
     Args:
         bounds: on p.
-        precision: the width asked for.
-        alpha: the level whose decision is enough, or None.
+        options: with the precision, and the level alpha whose decision is enough, or None.
 
     Returns:
         OK, NOT_CONVERGED, or TIE where the bounds are NaN.
@@ -247,11 +250,16 @@ def search_status(bounds: SelectiveP, precision: float, alpha: float | None) -> 
     if math.isnan(bounds.p):
         return Status.TIE
     # Exhausting the range leaves tails of less than 1e-20; do not ask for exactly nothing.
-    if bounds.high - bounds.low <= max(precision, 1e-12):
+    if bounds.high - bounds.low <= max(options.precision, 1e-12):
         return Status.OK
-    if alpha is not None and decision(bounds, alpha) != "undecided":
+    if options.alpha is not None and _certain(bounds, options.alpha, options.shares):
         return Status.OK
     return Status.NOT_CONVERGED
+
+
+def _certain(bounds: SelectiveP, level: float, shares: int) -> bool:
+    """Whether bounds tell the decisions at a level, its half, its third and so on."""
+    return all(decision(bounds, level / k) != "undecided" for k in range(1, shares + 1))
 
 
 def decided(observed: Observed, options: SearchOptions) -> bool:
@@ -266,12 +274,12 @@ def decided(observed: Observed, options: SearchOptions) -> bool:
     """
     if options.level is None:
         return True
-    level, alternative = options.level, options.alternative
+    level, shares, alternative = options.level, options.shares, options.alternative
     raw = Law().p_value(observed, alternative)
     if math.isnan(raw.p):
         return True
-    return decision(raw, level) != "undecided" and all(
-        decision(recalibrated(by, observed, alternative, raw), level) != "undecided"
+    return _certain(raw, level, shares) and all(
+        _certain(recalibrated(by, observed, alternative, raw), level, shares)
         for by in options.recalibrations
     )
 

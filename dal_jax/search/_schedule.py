@@ -1,7 +1,7 @@
 """Many tests side by side: the evaluations that they ask for share the batches of the devices."""
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -43,6 +43,55 @@ class Answer(NamedTuple):
 
 
 Task = Generator[Request, Answer, Result]
+
+
+def side_by_side(tasks: Sequence[Task[Result]]) -> Task[list[Result]]:
+    """Makes one task of several: what they ask for at a time is asked for together.
+
+    Args:
+        tasks: which share their draws, and of which none asks for a reconstruction.
+
+    Yields:
+        The requests of those that are not done yet, as one.
+
+    Returns:
+        What each returned, in order.
+
+    Example:
+        >>> def brightest(image):
+        ...     answer = yield Request(image[None], np.array([True]), ())
+        ...     return float(answer.score.max())
+        >>> task = side_by_side([brightest(np.full((1, 2, 1), value)) for value in (1.0, 2.0)])
+        >>> asked = next(task)
+        >>> try:
+        ...     task.send(Answer(asked.images[..., 0], None))
+        ... except StopIteration as end:
+        ...     end.value
+        [1.0, 2.0]
+
+    Source: this project.
+    """
+    found: dict[int, Result] = {}
+    asked: dict[int, Request] = {}
+
+    def advance(number: int, answer: Answer | None) -> None:
+        task: Any = tasks[number]
+        try:
+            asked[number] = task.send(answer)  # None starts it
+        except StopIteration as end:
+            found[number] = end.value
+
+    for number in range(len(tasks)):
+        advance(number, None)
+    while asked:
+        requests, asked = asked, {}
+        parts = list(requests.values())
+        images, wide = (np.concatenate(part) for part in list(zip(*parts, strict=True))[:2])
+        answer = yield Request(images, wide, parts[0].draws)
+        ends = np.cumsum([len(part.images) for part in parts])
+        for number, score in zip(requests, np.split(answer.score, ends[:-1]), strict=True):
+            advance(number, Answer(score, None))
+    return [found[number] for number in range(len(tasks))]
 
 
 class _Ticket:

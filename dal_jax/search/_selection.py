@@ -6,9 +6,9 @@ import numpy as np
 from scipy import ndimage
 
 from .._errors import InputError
-from .._typing import Bool, Float
+from .._typing import Bool, Float, Int
 
-REGIONS = ("all", "peak")
+REGIONS = ("all", "peak", "components")
 # A pixel's neighbours: the eight around it.
 _NEIGHBOURS = np.ones((3, 3), bool)
 # Two float64 computations of a score agree to this share of the values it is computed from.
@@ -30,7 +30,7 @@ class Margins(NamedTuple):
 
 
 class Picked(NamedTuple):
-    """A region and what of a score map decides that it is picked; masks (H, W).
+    """Pixels and what of a score map decides that they are picked; masks (H, W).
 
     Example:
         >>> picked = pick(np.array([[2.0, 0.0, 3.0, 0.5, 0.0]]), 1.0, "peak")
@@ -78,7 +78,8 @@ def pick(
         score: (H, W).
         threshold: flagged pixels have a higher score.
         kind: "all", every flagged pixel; "peak", those connected with the highest score (of equal
-            ones the first in row-major order) through flagged ones, diagonal neighbours included.
+            ones the first in row-major order) through flagged ones, diagonal neighbours included;
+            "components", every flagged pixel, to be parted by `parts_of`.
         where: pixels that may be flagged; None: all.
 
     Returns:
@@ -96,13 +97,52 @@ def pick(
     check_region(kind)
     allowed = np.ones(score.shape, bool) if where is None else where
     flagged = (score > threshold) & allowed
-    if kind == "all" or not flagged.any():
+    if kind != "peak" or not flagged.any():
         return Picked(flagged, ~flagged & allowed, np.zeros_like(flagged))
-    labels = np.asarray(ndimage.label(flagged, _NEIGHBOURS)[0])  # type: ignore[index]
+    labels = label_components(flagged)
     highest = np.where(flagged, score, -np.inf).argmax()
     region = labels == labels.reshape(-1)[highest]
     rim = ndimage.binary_dilation(region, _NEIGHBOURS) & ~region & allowed
     return Picked(region, rim, allowed & ~region & ~rim)
+
+
+def label_components(region: Bool[np.ndarray, "H W"]) -> Int[np.ndarray, "H W"]:
+    """Numbers the connected components of a region, diagonal neighbours included.
+
+    Args:
+        region: (H, W).
+
+    Returns:
+        (H, W), 1, 2, ... in the row-major order of each component's first pixel; 0 outside.
+
+    Example:
+        >>> label_components(np.array([[True, False, True], [False, False, True]])).tolist()
+        [[1, 0, 2], [0, 0, 2]]
+    """
+    return np.asarray(ndimage.label(region, _NEIGHBOURS)[0])  # type: ignore[index]
+
+
+def parts_of(picked: Picked, kind: str) -> list[Bool[np.ndarray, "H W"]]:
+    """The regions that are tested of the picked pixels, each given that all of them were picked.
+
+    Args:
+        picked: not empty.
+        kind: as in `pick`.
+
+    Returns:
+        Masks (H, W): of "components" each connected component, else the region itself.
+
+    Example:
+        >>> picked = pick(np.array([[2.0, 0.0, 3.0, 2.5]]), 1.0, "components")
+        >>> [part.sum().item() for part in parts_of(picked, "components")]
+        [1, 2]
+
+    Source: this project.
+    """
+    if kind != "components":
+        return [picked.region]
+    labels = label_components(picked.region)
+    return [labels == number for number in range(1, int(labels.max()) + 1)]
 
 
 def margins(score: Float[np.ndarray, "k H W"], threshold: float, picked: Picked) -> Margins:
