@@ -19,9 +19,10 @@ from dal_jax.inspection._rows import COLUMNS, DECIDING, LOW, write_rows
 def folder(tmp_path: Path) -> Path:
     texts = {"label": "normal", "group": "g", "status": "OK", "message": ""}
     texts["decision"] = "significant"
-    numbers = {"view": 0, "views": 1, "num_tested": 3}
+    numbers = {"view": 0, "views": 1, "component": 0, "components": 0, "num_tested": 3}
     numbers |= dict.fromkeys((*COLUMNS.values(), "p_low", "p_high"), 0.01)
-    numbers |= dict.fromkeys(("statistic", "sd", "z", "max_score"), 1.0)
+    numbers |= dict.fromkeys(("statistic", "sd", "z", "max_score", "q_value"), 1.0)
+    numbers |= {"estimate": 1.0, "ci_low": 0.5, "ci_high": math.inf}
     for method in METHODS:
         if method not in ("selective", "naive"):
             numbers[COLUMNS[method]] = math.nan

@@ -19,6 +19,7 @@ from dal_jax.images import (
     read_volume,
     write_volume,
 )
+from dal_jax.inference import SelectiveP, holm
 from dal_jax.inspection import (
     Inspected,
     InspectOptions,
@@ -29,6 +30,7 @@ from dal_jax.inspection import (
     load_profile,
     rows_of,
 )
+from dal_jax.inspection._calibration import fit_calibration
 from dal_jax.inspection._items import ViewItem, as_items, view_items
 from dal_jax.inspection._learn import Images, Normal, fit_noise, undiluted
 from dal_jax.inspection._measures import Measures
@@ -48,6 +50,7 @@ def record(p, low=None, high=None, status="OK"):
         "naive_p": p,
         "statistic": 2.0 if tested else NAN,
         "sd": 1.0 if tested else NAN,
+        **dict.fromkeys(("estimate", "ci_low", "ci_high"), 2.0 if tested else NAN),
         "truncation": [[1.0, 3.0]] if tested else [],
         "searched": [[-10.0, 10.0]] if tested else [],
         "region": [[0, 3]] if tested else [],
@@ -92,6 +95,54 @@ def test_the_views_of_an_image_share_its_level():
     assert np.isnan(image_row(rows(record(NAN, status="NO_REGION")))["p_adjusted"])
     # One view alone is not adjusted.
     assert rows(record(0.04))[0]["decision"] == "significant"
+
+
+def with_components(*p):
+    """A view of which each component was tested."""
+    parts = [record(value) for value in p]
+    whole = {"region": [[0, 3 * len(p)]], "components": parts, "status": "OK"}
+    adjusted = min(one.p for one in holm([SelectiveP(value, value, value) for value in p]))
+    return {**record(adjusted), **whole, "statistic": NAN, "sd": NAN}
+
+
+def test_components_have_rows_and_are_adjusted_for_their_number_and_that_of_the_views():
+    found = rows(with_components(0.008, 0.3, 0.011), record(0.04))
+    assert [(row["view"], row["component"], row["components"]) for row in found] == [
+        (0, 1, 3),
+        (0, 2, 3),
+        (0, 3, 3),
+        (1, 0, 0),
+    ]
+    # Holm within the view, times two views.
+    expected = [2 * 3 * 0.008, 2 * 0.3, 2 * 3 * 0.008, 2 * 0.04]
+    assert [row["p_adjusted"] for row in found] == pytest.approx(expected)
+    words = ["significant", "not significant", "significant", "not significant"]
+    assert [row["decision"] for row in found] == words
+    image = image_row(found)
+    assert (image["views"], image["views_with_region"], image["views_significant"]) == (2, 2, 1)
+
+
+def test_q_values_are_of_all_regions_of_a_run():
+    p = np.array([0.008, 0.3, 0.011, 0.04])
+    found = rows(with_components(*p[:3]), record(p[3]), record(NAN, status="NO_REGION"))
+    harmonic = np.sum(1 / np.arange(1, 5))
+    ranks = np.argsort(np.argsort(p)) + 1
+    steps = p * harmonic * 4 / ranks
+    expected = [min(1, min(s for s, q in zip(steps, p, strict=True) if q >= own)) for own in p]
+    assert [row["q_value"] for row in found[:4]] == pytest.approx(expected)
+    assert np.isnan(found[4]["q_value"])
+
+
+def test_ranks_of_components_are_among_the_smallest_of_normal_views():
+    normal = [with_components(0.2, 0.7), record(0.5), with_components(0.05, 0.06, 0.9)]
+    held = fit_calibration(normal, ["a", "b", "c"])
+    assert held.selective.p == (0.2, 0.5, 0.05)
+    sample = Sample("a.png", None, "test", "normal", None, "a")
+    tested = [(ViewItem(sample, 0, 1), with_components(0.1, 0.3))]
+    found = rows_of(tested, held, InspectOptions(decide_by="conformal"))
+    assert [row["p_conformal"] for row in found] == [2 / 4, 3 / 4]
+    # A rank among the smallest ones is adjusted for the number of components already.
+    assert [row["p_adjusted"] for row in found] == [2 / 4, 3 / 4]
 
 
 def test_p_values_of_other_standard_deviations_are_those_of_a_wider_law():

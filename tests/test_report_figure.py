@@ -2,35 +2,22 @@
 
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
 from dal_jax._errors import InputError
-from dal_jax.report import figure, format_p, outcome, outline, overlay, table
+from dal_jax.report import Maps, figure, format_p, outcome, outline, overlay, table
 
 pytest.importorskip("matplotlib")
+Image = pytest.importorskip("PIL.Image")
 
 
-class Result(NamedTuple):
-    p_value: float
-    p_low: float
-    p_high: float
-    naive_p: float
-    region: np.ndarray
-    score: np.ndarray
-    reconstruction: np.ndarray
-    status: Any = "OK"
-    estimate: float = math.nan
-    ci_low: float = math.nan
-    ci_high: float = math.nan
-
-
-def result(p: float, width: float = 0.0, status: str = "OK", channels: int = 1) -> Result:
+def result(p: float, width: float = 0.0, status: str = "OK", channels: int = 1) -> Maps:
     score = np.random.default_rng(0).uniform(size=(6, 6))
     region = np.zeros((6, 6), bool) if status == "NO_REGION" else score > 0.8
-    return Result(p, p, p + width, p / 10, region, score, np.zeros((6, 6, channels)), status)
+    maps = region, score, np.zeros((6, 6, channels))
+    return Maps(*maps, p, p, p + width, p / 10, status)
 
 
 NOTHING = result(np.nan, status="NO_REGION")
@@ -46,7 +33,7 @@ NOTHING = result(np.nan, status="NO_REGION")
         (result(np.nan, status="NON_FINITE"), "no valid result"),
     ],
 )
-def test_outcome(case: Result, expected: str) -> None:
+def test_outcome(case: Maps, expected: str) -> None:
     assert outcome(case, 0.05) == expected
 
 
@@ -64,6 +51,32 @@ def test_outline_is_the_perimeter() -> None:
     assert edges.shape == (10, 2, 2)
     assert np.abs(np.diff(edges, axis=1)).sum(axis=(1, 2)).tolist() == [1.0] * 10
     assert edges.min() == -0.5
+
+
+def test_components_have_lines_of_their_own(tmp_path: Path) -> None:
+    one, other = result(0.01), result(0.2)
+    parts = (
+        one._replace(p_holm=0.02, p_holm_low=0.02, p_holm_high=0.02, estimate=1.0),
+        other._replace(p_holm=0.2, p_holm_low=0.2, p_holm_high=0.2, estimate=-1.0),
+    )
+    whole = result(0.02)._replace(components=parts)
+    lines = table([whole, NOTHING], ["a", "b"]).splitlines()
+    assert "Holm p" in lines[0]
+    assert lines[2].startswith("a #1") and lines[2].endswith("  significant")
+    assert lines[3].startswith("a #2") and lines[3].endswith("not significant")
+    assert "Holm p" not in table([NOTHING], ["b"])
+    assert outcome(parts[0], 0.015) == "not significant"  # by the adjusted p
+    figure([np.zeros((6, 6, 1))] * 2, [whole, NOTHING], tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 5_000
+
+
+def test_labels_are_written_on_overlays(tmp_path: Path) -> None:
+    image, region = np.zeros((40, 40, 1)), np.zeros((40, 40), bool)
+    for name, labels in (("plain", []), ("labelled", [("1", (0, 0)), ("12", (39, 39))])):
+        overlay(image, region, region, tmp_path / f"{name}.png", labels=labels)
+    files = (tmp_path / f"{name}.png" for name in ("plain", "labelled"))
+    plain, labelled = (np.asarray(Image.open(file)) for file in files)
+    assert plain.shape == labelled.shape and plain.max() == 0 and labelled.max() > 200
 
 
 def test_table_has_one_line_each() -> None:

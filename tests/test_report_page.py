@@ -49,6 +49,8 @@ def row(name: str, p: float, decision: str, status: str = "OK", **changes: Any) 
         "name": name,
         "view": 0,
         "views": 1,
+        "component": 0,
+        "components": 0,
         "label": "normal",
         "group": "tile <1>",
         "status": status,
@@ -62,6 +64,10 @@ def row(name: str, p: float, decision: str, status: str = "OK", **changes: Any) 
         "statistic": 0.1,
         "sd": 0.05,
         "z": 2.0,
+        "q_value": p,
+        "estimate": 0.08,
+        "ci_low": -0.02,
+        "ci_high": math.inf,
         "max_score": 1.25,
         "message": "",
         "touches_mask": None,
@@ -275,7 +281,7 @@ def test_limits_are_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = page(folder, num_pictures=1)
     seen = parsed(folder)
     assert "Showing the 1 images with the smallest p of 5." in seen.text
-    assert "The 2 views with the smallest raw p of 5; results.csv has all" in seen.text
+    assert "The 2 rows with the smallest raw p of 5; results.csv has all" in seen.text
     assert (made.num_pictures, made.num_left_out) == (1, 4)
     assert page(folder, num_pictures=0).num_pictures == 0
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dal_jax._errors import InputError
-from dal_jax._result import MAPS, run_lengths
+from dal_jax._result import MAPS, as_record, run_lengths
 from dal_jax.images import write_array
 
 
@@ -41,9 +41,10 @@ def dumps(fields: dict[str, Any]) -> str:
 
 
 def listed(fields: dict[str, Any]) -> dict[str, Any]:
-    """Puts the region as run lengths beside its shape; other arrays become lists later."""
+    """Puts regions as run lengths beside their shape; other arrays become lists later."""
     region = np.asarray(fields["region"])
-    return {**fields, "region": run_lengths(region), "region_shape": list(region.shape)}
+    shown = {**fields, "region": run_lengths(region), "region_shape": list(region.shape)}
+    return {**shown, "components": _records(fields)}
 
 
 def filed(fields: dict[str, Any], out: Path) -> dict[str, Any]:
@@ -63,7 +64,12 @@ def filed(fields: dict[str, Any], out: Path) -> dict[str, Any]:
     for name in MAPS:
         write_array(out / f"{name}.npy", np.asarray(fields[name]))
     paths = {name: str(out / f"{name}.npy") for name in MAPS}
-    return {**fields, **paths, "region_shape": list(region.shape)}
+    shown = {**fields, **paths, "region_shape": list(region.shape)}
+    return {**shown, "components": _records(fields)}
+
+
+def _records(fields: dict[str, Any]) -> list[dict[str, Any]]:
+    return [as_record(part) for part in fields.get("components", ())]
 
 
 def need_figures(out: Path | None) -> None:

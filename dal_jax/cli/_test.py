@@ -113,11 +113,11 @@ FirstWindow = Annotated[
     ),
 ]
 Region = Annotated[
-    Literal["all", "peak"] | None,
+    Literal["all", "peak", "components"] | None,
     typer.Option(
         "--region",
-        help="Which flagged pixels are tested: all, as by default, or those connected with the "
-        "highest score.",
+        help="Which flagged pixels are tested: all, as by default; those connected with the "
+        "highest score; or each connected component on its own.",
     ),
 ]
 Randomization = Annotated[

@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from tqdm import tqdm
 from dal_jax import TestOptions
 from dal_jax._errors import InputError
 from dal_jax.cli._output import dumps
-from dal_jax.images import write_text
+from dal_jax.images import Sample, write_text
 from dal_jax.inspection import (
     Inspected,
     InspectOptions,
     Measures,
+    Profile,
     Reader,
     VolumeMaps,
     image_row,
@@ -30,7 +32,7 @@ from dal_jax.inspection import (
     write_csv,
     write_rows,
 )
-from dal_jax.inspection._rows import picture_name
+from dal_jax.inspection._rows import picture_name, region_number
 from dal_jax.report import overlay
 from dal_jax.runs import Host
 
@@ -72,6 +74,7 @@ def test_folder(
     data = profile.source.open(folder)
     samples = to_test(data, profile)
     reader = Reader(data, profile.fitted, profile.seen())
+    options = replace(options, discoveries=_discoveries(profile, samples, options.decide_by))
     # Whichever p-value decides, now or in a later call, its decision shall be certain.
     laws = () if calibration is None else calibration.deciding
     how = replace(
@@ -126,9 +129,19 @@ def test_folder(
 test_folder.__test__ = False  # type: ignore[attr-defined]
 
 
+def _discoveries(profile: Profile, samples: Sequence[Sample], decide_by: str) -> str:
+    """Benjamini and Hochberg's procedure only where no two tests share anything but their ranks."""
+    apart = profile.each > 0 and len({sample.group for sample in samples}) == len(samples)
+    one = profile.fitted.preparation.view != "tile" and profile.region != "components"
+    return "bh" if apart and one and decide_by in ("selective", "conformal") else "by"
+
+
 def _picture(one: Inspected, path: Path) -> None:
     assert one.image is not None and one.region is not None and one.significant is not None
-    overlay(one.image, one.region, one.significant, path, truth=one.mask)
+    labels = [
+        (region_number(row), (row["top"], row["left"])) for row in one.rows if row["component"]
+    ]
+    overlay(one.image, one.region, one.significant, path, truth=one.mask, labels=labels)
 
 
 def _say(rows: list[dict[str, Any]], out: Path, options: InspectOptions, json: bool) -> None:
@@ -136,11 +149,16 @@ def _say(rows: list[dict[str, Any]], out: Path, options: InspectOptions, json: b
         for told in filter(None, (row["message"], row["warning"])):
             print(f"{row['name']}: {told}", file=sys.stderr)
     counts = Counter(row["decision"] for row in rows)
+    views = len({(row["name"], row["view"]) for row in rows})
+    found = sum(row["q_value"] <= options.alpha for row in rows)
     if json:
-        typer.echo(dumps({"out": out, "views": len(rows), "decisions": dict(counts)}))
+        shown = {"out": out, "views": views, "regions": len(rows), "decisions": dict(counts)}
+        typer.echo(dumps({**shown, "discovered": found, "discoveries": options.discoveries}))
         return
     told = ", ".join(f"{count} {decision}" for decision, count in counts.items())
+    what = f"{views} views" if len(rows) == views else f"{len(rows)} regions of {views} views"
+    name = {"by": "Benjamini-Yekutieli", "bh": "Benjamini-Hochberg"}[options.discoveries]
     typer.echo(
-        f"{len(rows)} views: {told} (at {options.alpha:g} by the {options.decide_by} p-value); "
-        f"written to {out}"
+        f"{what}: {told} (at {options.alpha:g} by the {options.decide_by} p-value); "
+        f"{found} at a false discovery rate of {options.alpha:g} ({name}); written to {out}"
     )

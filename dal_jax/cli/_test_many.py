@@ -15,24 +15,28 @@ from dal_jax import Status, TestResult, run_tests
 from dal_jax._dal_test import covariance_of, stream_tests
 from dal_jax._errors import InputError
 from dal_jax._one_test import Case
-from dal_jax._result import as_record
+from dal_jax._result import as_record, parts_of_record
 from dal_jax._test_run import Item
 from dal_jax.cli import _options as options
 from dal_jax.cli._output import dumps, filed
 from dal_jax.cli._spec import TestSpec
 from dal_jax.images import write_text
+from dal_jax.inference import discovery_q
 from dal_jax.localizers import Localizer
 from dal_jax.report import figure
 from dal_jax.runs import Host
 from dal_jax.search import misjudged_length
 
-# Columns of results.csv; the records in results.jsonl hold everything but the maps.
+# Columns of results.csv, a row an image or a component; results.jsonl holds all but the maps.
 COLUMNS: tuple[str, ...] = (
     "name",
+    "component",
     "status",
     "p_value",
     "p_low",
     "p_high",
+    "p_holm",
+    "q_value",
     "naive_p",
     "bonferroni_log10_p",
     "over_conditioned_p",
@@ -177,7 +181,14 @@ def _csv(records: list[dict[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
+    rows = []
     for record in records:
-        tested = sum(length for _, length in record["region"])
-        writer.writerow({**record, "num_tested": tested})
+        parts = parts_of_record(record)
+        for number, part in enumerate(parts, 1):
+            tested = sum(length for _, length in part["region"])
+            named = {"name": record["name"], "component": number if record["components"] else 0}
+            rows.append({**part, **named, "num_tested": tested})
+    # The tests share their references.
+    q_values = discovery_q([row["p_high"] for row in rows], "by")
+    writer.writerows({**row, "q_value": q} for row, q in zip(rows, q_values, strict=True))
     return text.getvalue()

@@ -115,10 +115,11 @@ DealReferences = Annotated[
     ),
 ]
 Region = Annotated[
-    Literal["all", "peak"],
+    Literal["all", "peak", "components"],
     typer.Option(
         "--region",
-        help="--data: test all flagged pixels, or those connected with the highest score.",
+        help="--data: test all flagged pixels, those connected with the highest score, or each "
+        "connected component on its own.",
     ),
 ]
 Randomization = Annotated[

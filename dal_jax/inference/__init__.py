@@ -23,6 +23,7 @@ from ._normal import log_total_mass as log_total_mass
 from ._p_value import ALTERNATIVES as ALTERNATIVES
 from ._p_value import SelectiveP as SelectiveP
 from ._p_value import decision as decision
+from ._p_value import discovery_q as discovery_q
 from ._p_value import holm as holm
 from ._p_value import selective_p as selective_p
 from ._randomized import Perturbation as Perturbation

@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import stats
 from scipy.special import expit
 
 from .._errors import InputError
@@ -201,6 +202,39 @@ def holm(p_values: Sequence[SelectiveP]) -> list[SelectiveP]:
     np.put_along_axis(adjusted, order, np.minimum(1.0, stepped), 0)
     adjusted[np.isnan(values)] = np.nan
     return [SelectiveP(*row) for row in adjusted.tolist()]
+
+
+def discovery_q(p_values: ArrayLike, method: str = "by") -> list[float]:
+    """The false discovery rate at which each of many hypotheses would be rejected.
+
+    Among those with `q <= rate` the expected share of false rejections is the rate at most: by
+    Benjamini and Yekutieli's procedure whatever the dependence of the tests, by Benjamini and
+    Hochberg's if they are independent, as tests are that share neither references nor an image.
+
+    Args:
+        p_values: (m,) upper bounds on p; NaN where nothing was tested.
+        method: "by" or "bh".
+
+    Returns:
+        q of each, NaN where p is.
+
+    Raises:
+        InputError: unknown method.
+
+    Example:
+        >>> [round(q, 3) for q in discovery_q([0.01, float("nan"), 0.02], "bh")]
+        [0.02, nan, 0.02]
+
+    Source: Benjamini and Hochberg, JRSS B 57, 1995; Benjamini and Yekutieli, Annals of Statistics
+    29, 2001.
+    """
+    if method not in ("by", "bh"):
+        raise InputError(f"method is {method!r}, expected by or bh")
+    q_values = np.array(p_values, np.float64)
+    known = ~np.isnan(q_values)
+    if known.any():
+        q_values[known] = stats.false_discovery_control(q_values[known], method=method)
+    return q_values.tolist()
 
 
 def check_alternative(alternative: str) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from dal_jax._errors import InputError
 from dal_jax._one_test import Case
 from dal_jax._options import TestOptions
+from dal_jax._result import parts_of_record
 from dal_jax._test_run import Item, run_tests
 from dal_jax.images import DataSet
 from dal_jax.inspection._calibration import (
@@ -23,6 +24,7 @@ from dal_jax.inspection._calibration import (
     p_with_sigma,
     rates,
     save_calibration,
+    smallest_p,
     uniformity,
 )
 from dal_jax.inspection._items import Reader, ViewItem, as_items, view_items
@@ -282,9 +284,10 @@ def by_distance(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         records: of normal views.
 
     Returns:
-        For |z| below 1, 1 to 2, 2 to 3 and above: views, and rejections at 0.05.
+        For |z| below 1, 1 to 2, 2 to 3 and above: views (or components), and rejections at 0.05.
     """
-    tested = [record for record in records if record["status"] == "OK"]
+    views = [record for record in records if record["status"] == "OK"]
+    tested = [part for record in views for part in parts_of_record(record)]
     z = np.array([abs(record["statistic"] / record["sd"]) for record in tested])
     p = np.array([record["p_value"] for record in tested])
     return [
@@ -359,10 +362,10 @@ def _moved(
     """
     rows = []
     for factor in SIGMA_FACTORS:
-        rows += [
-            _row(record["name"], "sigma", factor, p_with_sigma(record, factor).high)
-            for record in found
-        ]
+        for record in found:
+            own = [p_with_sigma(part, factor) for part in parts_of_record(record)]
+            p = smallest_p("selective", own).high
+            rows.append(_row(record["name"], "sigma", factor, p))
     shape = profile.references.shape[1:]
     for factor in LENGTH_FACTORS if options.lengths else ():
         noise = profile._replace(noise=stretched(profile.noise, shape, factor)).tested_noise

@@ -11,6 +11,7 @@ import numpy as np
 from scipy import stats
 
 from dal_jax._errors import CheckpointError, InputError
+from dal_jax._result import parts_of_record
 from dal_jax._typing import Float, Int
 from dal_jax.images import cluster_interval, cluster_standard_error, split_groups, write_text
 from dal_jax.inference import (
@@ -23,6 +24,7 @@ from dal_jax.inference import (
     conformal_p,
     cross_fitted,
     heavy_tails,
+    holm,
     inflation,
     recalibrated,
 )
@@ -44,6 +46,7 @@ METHODS = {
     "conformal_naive": "rank of the naive p; null: the view is exchangeable with normal views",
     "conformal_score": "rank of the maximum score; null: the same",
 }
+_RANKS = ("conformal", "conformal_naive", "conformal_score")
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class Calibration:
 
     inflated: Law  # normal, its standard deviation fitted
     heavy_tails: Law  # Student's, its scale and degrees of freedom fitted
-    selective: Ranks  # raw p-values of normal views with a region
+    selective: Ranks  # raw p-values of normal views with a region, the smallest of its components
     naive: tuple[float, ...]  # naive p-values of the same views
     score: tuple[float, ...]  # minus the maximum score of normal views, also without a region
     score_weights: tuple[float, ...]  # of each, see `conformal_p`
@@ -78,10 +81,10 @@ class Calibration:
         return self.inflated, self.heavy_tails, self.selective
 
     def p_values(self, record: dict[str, Any]) -> dict[str, SelectiveP]:
-        """All p-values of one tested view, with bounds for what was not searched.
+        """All p-values of one tested region, with bounds for what was not searched.
 
         Args:
-            record: of a view, `as_record` with `max_score`.
+            record: of a view's one region or of a component, `as_record` with `max_score`.
 
         Returns:
             p by method, see `METHODS`; NaN without a region.
@@ -101,6 +104,48 @@ class Calibration:
         return found
 
 
+def over_components(method: str, p_values: Sequence[SelectiveP]) -> list[SelectiveP]:
+    """Adjusts the p-values of all components of a view for their number.
+
+    Args:
+        method: see `METHODS`.
+        p_values: of each component, one or more.
+
+    Returns:
+        Holm's adjusted ones; ranks as they are, since they are ranks among the smallest of each
+        normal view.
+    """
+    return list(p_values) if method in _RANKS else holm(p_values)
+
+
+def smallest_p(method: str, p_values: Sequence[SelectiveP]) -> SelectiveP:
+    """The p-value of a view: the smallest adjusted one of its components.
+
+    Args:
+        method: as in `over_components`.
+        p_values: as in `over_components`.
+
+    Returns:
+        p with bounds; NaN where all are.
+    """
+    adjusted = np.array(over_components(method, p_values))
+    return SelectiveP(*np.fmin.reduce(adjusted, axis=0).tolist())
+
+
+def view_p_values(calibration: Calibration, record: dict[str, Any]) -> dict[str, SelectiveP]:
+    """All p-values of one tested view.
+
+    Args:
+        calibration: of the model.
+        record: of the view.
+
+    Returns:
+        p by method; with components the smallest adjusted ones.
+    """
+    own = [calibration.p_values(part) for part in parts_of_record(record)]
+    return {method: smallest_p(method, [p[method] for p in own]) for method in METHODS}
+
+
 class Rate(NamedTuple):
     """How often a method calls a normal view significant."""
 
@@ -115,10 +160,10 @@ class Rate(NamedTuple):
 
 
 def raw_p_values(record: dict[str, Any]) -> dict[str, SelectiveP]:
-    """The p-values of one tested view that need no calibration.
+    """The p-values of one tested region that need no calibration.
 
     Args:
-        record: of a view.
+        record: of a view's one region or of a component.
 
     Returns:
         By method, with bounds; NaN where there is none.
@@ -136,7 +181,7 @@ def observed_of(record: dict[str, Any]) -> Observed:
     """What recalibration needs of a record.
 
     Args:
-        record: of a view with a region.
+        record: of a view with one region, or of a component.
 
     Returns:
         The observation, standardized.
@@ -154,7 +199,7 @@ def p_with_sigma(record: dict[str, Any], factor: float) -> SelectiveP:
     """The raw p-value, with bounds, if the noise's deviation were another; no new search.
 
     Args:
-        record: of a view.
+        record: of a view's one region or of a component.
         factor: of the standard deviation.
 
     Returns:
@@ -185,17 +230,20 @@ def fit_calibration(records: Sequence[dict[str, Any]], groups: Sequence[str]) ->
             f"none of {len(records)} normal views has a tested region, expected some to calibrate "
             "with: more normal images, or training with a larger flag_share"
         )
-    observed = [observed_of(records[k]) for k in finished]
+    parts = {k: parts_of_record(records[k]) for k in tested}
+    regions = [(groups[k], observed_of(part)) for k in finished for part in parts[k]]
+    observed = [one for _, one in regions]
     sizes = Counter(groups)  # views without a region count, too
     scored = [k for k, record in enumerate(records) if np.isfinite(record["max_score"])]
     low, p, high = (
-        tuple(records[k][name] for k in tested) for name in ("p_low", "p_value", "p_high")
+        tuple(min(part[name] for part in parts[k]) for k in tested)
+        for name in ("p_low", "p_value", "p_high")
     )
     return Calibration(
         inflation(observed),
-        heavy_tails(observed, [groups[k] for k in finished]),
+        heavy_tails(observed, [group for group, _ in regions]),
         Ranks(p, low, high, tuple(1 / sizes[groups[k]] for k in tested)),
-        tuple(records[k]["naive_p"] for k in tested),
+        tuple(min(part["naive_p"] for part in parts[k]) for k in tested),
         tuple(-records[k]["max_score"] for k in scored),
         tuple(1 / sizes[groups[k]] for k in scored),
         len(records),
@@ -223,7 +271,7 @@ def cross_fitted_p(
         own: list[str] = [groups[int(k)] for k in others]
         return fit_calibration([records[k] for k in others], own)
 
-    found = cross_fitted(folds, fit, lambda fitted, k: fitted.p_values(records[k]))
+    found = cross_fitted(folds, fit, lambda fitted, k: view_p_values(fitted, records[k]))
     return {method: np.array([one[method].high for one in found]) for method in METHODS}
 
 

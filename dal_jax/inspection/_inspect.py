@@ -1,6 +1,7 @@
 """Tests of every image of a folder; the maps of its views are kept on disk and put together."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
@@ -12,6 +13,7 @@ from dal_jax._errors import InputError
 from dal_jax._options import TestOptions
 from dal_jax._result import TestResult
 from dal_jax._test_run import Item, run_tests
+from dal_jax._typing import Bool
 from dal_jax.images import Sample, Views, atomic_path, mask_views, stitch
 from dal_jax.images._geometry import cut, enlarge
 from dal_jax.images._prepare import foreign
@@ -22,6 +24,8 @@ from dal_jax.localizers import Localizer
 from dal_jax.runs import Host
 
 MAPS = "maps"
+# Of a row: its region's box in the image, pixels; the last two are past its end.
+_BOX = ("top", "left", "bottom", "right")
 
 
 class Inspected(NamedTuple):
@@ -118,7 +122,15 @@ def _keep_maps(directory: Path, number: int, item: Item, result: TestResult) -> 
     if result.status.value == "INVALID_INPUT":
         return
     with atomic_path(_maps_path(directory, number)) as temporary:
-        np.savez(temporary, score=result.score.astype(np.float32), region=result.region)
+        np.savez(temporary, score=result.score.astype(np.float32), region=_labels(result))
+
+
+def _labels(result: TestResult) -> np.ndarray:
+    """The region as numbers of the rows' components, from 1; of one region all 1."""
+    labels = result.region.astype(np.int32)
+    for number, part in enumerate(result.components, 1):
+        labels[part.region] = number
+    return labels
 
 
 def _maps_path(directory: Path, number: int) -> Path:
@@ -139,7 +151,7 @@ def inspected(
         reader: of the samples.
         profile: of the model.
         tested: views and records, all views of an image side by side.
-        rows: of the views.
+        rows: of the views and their components, in the same order.
 
     Yields:
         The images in order.
@@ -155,17 +167,16 @@ def inspected(
 
     Source: this project.
     """
-    start, pictures = 0, dict[str, str]()
-    while start < len(tested):
-        item = tested[start][0]
+    start, end, pictures = 0, 0, dict[str, str]()
+    for _, of_image in groupby(rows, key=lambda row: row["name"]):
+        start, item = end, tested[end][0]
         end = start + item.num_views
-        more = {"warning": "; ".join(profile.warnings), "touches_mask": None}
-        own = [{**row, **more} for row in rows[start:end]]
+        more = {"warning": "; ".join(profile.warnings), "touches_mask": None, **dict.fromkeys(_BOX)}
+        own = [{**row, **more} for row in of_image]
         try:
             image, mask, found = reader.read(item.sample)
         except InputError:
             yield Inspected(item.sample, own, *[None] * 6)
-            start = end
             continue
         told = [*profile.warnings, foreign(profile.fitted, image)]
         first = pictures.setdefault(picture_of(image) or item.sample.name, item.sample.name)
@@ -175,14 +186,21 @@ def inspected(
             row["warning"] = "; ".join(filter(None, told))
         inside = mask_views(profile.fitted, mask, found) if mask is not None else None
         maps = [
-            _load_maps(directory, number, profile, row["status"])
-            for number, row in enumerate(own, start)
+            _load_maps(directory, number, profile, tested[number][1]["status"])
+            for number in range(start, end)
         ]
-        for view, row in enumerate(own):
-            hit = inside is not None and bool((inside[view] & maps[view][1]).any())
+        for row in own:
+            region = _region_of(row, maps)
+            hit = inside is not None and bool((inside[row["view"]] & region).any())
             row["touches_mask"] = hit if inside is not None and inside.any() else None
         yield _together(item.sample, own, image, mask, found, maps, profile)
-        start = end
+
+
+def _region_of(
+    row: dict[str, Any], maps: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> Bool[np.ndarray, "H W"]:
+    labels = maps[row["view"]][1]
+    return labels == row["component"] if row["component"] else labels > 0
 
 
 def _together(
@@ -195,20 +213,33 @@ def _together(
     profile: Profile,
 ) -> Inspected:
     shape = image.shape[:2]
-    called = np.array([row["decision"] == "significant" for row in rows])
     scores = np.stack([score for score, _ in maps])
-    regions = np.stack([region for _, region in maps]).astype(float)
+    regions = np.stack([labels > 0 for _, labels in maps]).astype(float)
+    called = np.zeros_like(regions)
+    p_adjusted = np.full(shape, np.nan)
+    for row in rows:
+        view, region = row["view"], _region_of(row, maps).astype(float)
+        if row["decision"] == "significant":
+            called[view] += region
+        corner, extent = found.corners[view], found.extents[view]
+        covered = enlarge(region, extent) > 0
+        row |= _box(covered, corner)
+        part = cut(p_adjusted, corner, extent)
+        own = np.where(covered, row["p_adjusted"], np.nan)
+        np.fmin(part, own, out=part)  # of tiles that overlap the smaller
     score = stitch(profile.fitted, scores, found, shape)
     flagged = stitch(profile.fitted, regions, found, shape, fill=0.0) >= 0.5
-    marked = stitch(profile.fitted, regions * called[:, None, None], found, shape, fill=0.0) >= 0.5
-    p_adjusted = np.full(shape, np.nan)
-    for row, region, corner, extent in zip(
-        rows, regions, found.corners, found.extents, strict=True
-    ):
-        part = cut(p_adjusted, corner, extent)
-        own = np.where(enlarge(region, extent) > 0, row["p_adjusted"], np.nan)
-        np.fmin(part, own, out=part)  # of tiles that overlap the smaller
+    marked = stitch(profile.fitted, called, found, shape, fill=0.0) >= 0.5
     return Inspected(sample, rows, image, mask, score, flagged, marked, p_adjusted)
+
+
+def _box(covered: Bool[np.ndarray, "h w"], corner: np.ndarray) -> dict[str, int | None]:
+    """Where a region lies in its image, pixels; none for an empty one."""
+    if not covered.any():
+        return dict.fromkeys(_BOX)
+    pixels = np.argwhere(covered)
+    low, high = pixels.min(axis=0) + corner, pixels.max(axis=0) + corner + 1
+    return dict(zip(_BOX, np.concatenate([low, high]).tolist(), strict=True))
 
 
 def _load_maps(
@@ -216,7 +247,7 @@ def _load_maps(
 ) -> tuple[np.ndarray, np.ndarray]:
     if status == "INVALID_INPUT":  # none were kept
         size = profile.fitted.preparation.size
-        return np.full((size, size), np.nan), np.zeros((size, size), bool)
+        return np.full((size, size), np.nan), np.zeros((size, size), np.int32)
     path = _maps_path(directory, number)
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as held:

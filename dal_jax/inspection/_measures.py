@@ -7,7 +7,7 @@ import numpy as np
 from dal_jax.images import PixelMetrics, image_metrics, region_counts
 from dal_jax.images._samples import NORMAL, UNKNOWN
 from dal_jax.inspection._inspect import Inspected
-from dal_jax.inspection._rows import COLUMNS, DECIDING, bounds_of
+from dal_jax.inspection._rows import COLUMNS, adjusted_p
 
 
 class Measures:
@@ -59,7 +59,7 @@ class Measures:
 
         Returns:
             JSON values: image (AUROC, AP, F1-max), pixel (the same and AUPRO), and for each
-            p-value the share of tested regions that it calls significant, at the level of a view,
+            p-value the share of tested regions that it calls significant, adjusted like decisions,
             on normal and on anomalous images; empty without images of known kind.
         """
         if not self._labels:
@@ -82,11 +82,8 @@ class Measures:
         return found
 
     def _adjusted(self, method: str) -> np.ndarray:
-        """Upper bounds on p times the views of the image: at most alpha where it is decided so."""
-        upper = [
-            bounds_of(row, method)[1] if method in DECIDING else row[COLUMNS[method]]
-            for row in self._rows
-        ]
+        """Upper bounds on the adjusted p: at most alpha where it is decided so."""
+        upper = [p.high for p in adjusted_p(self._rows, method)]
         return np.minimum(1.0, np.array(upper) * [row["views"] for row in self._rows])
 
 

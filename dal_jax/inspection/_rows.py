@@ -1,18 +1,26 @@
-"""The table of a tested folder: what happened to each view and each image."""
+"""The table of a tested folder: what happened to each view, component and image."""
 
 import csv
 import json
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dal_jax._errors import InputError
+from dal_jax._result import parts_of_record
 from dal_jax.images import atomic_path
-from dal_jax.inference import SelectiveP
-from dal_jax.inspection._calibration import METHODS, Calibration, p_with_sigma, raw_p_values
+from dal_jax.inference import SelectiveP, discovery_q
+from dal_jax.inspection._calibration import (
+    METHODS,
+    Calibration,
+    over_components,
+    p_with_sigma,
+    raw_p_values,
+)
 from dal_jax.inspection._items import ViewItem
 from dal_jax.runs import encode
 
@@ -46,6 +54,7 @@ class InspectOptions:
 
     alpha: float = 0.05  # level for all views of an image together
     decide_by: str = "selective"  # one of `DECIDING`: selective, inflated, heavy_tails, conformal
+    discoveries: str = "by"  # how q-values are computed, see `discovery_q`: by or bh
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:
@@ -60,10 +69,11 @@ def rows_of(
     calibration: Calibration | None,
     options: InspectOptions,
 ) -> list[dict[str, Any]]:
-    """A row for each view: what happened, every p-value, the decision.
+    """A row for each view, or component of one: what happened, every p-value, the decision.
 
-    Of an image of V views each decision is at level alpha / V (Bonferroni): the chance that any of
-    a normal image is called significant is alpha at most.
+    Of an image of V views each decision is at level alpha / V (Bonferroni), of the components of a
+    view by Holm's adjusted p-values: the chance that any of a normal image is called significant is
+    alpha at most.
 
     Args:
         tested: views and records.
@@ -79,8 +89,8 @@ def rows_of(
     Example:
         >>> from dal_jax.images import Sample
         >>> sample = Sample("a.png", Path("a.png"), "test", "unknown", None, "a")
-        >>> keys = ("p_value", "p_low", "p_high", "naive_p", "statistic", "sd")
-        >>> none = dict.fromkeys(keys, np.nan)
+        >>> keys = ("p_value", "p_low", "p_high", "naive_p", "statistic", "sd", "estimate")
+        >>> none = dict.fromkeys((*keys, "ci_low", "ci_high"), np.nan)
         >>> record = {"status": "NO_REGION", "region": [], "max_score": 0.4, "message": "", **none}
         >>> row = rows_of([(ViewItem(sample, 0, 1), record)], None, InspectOptions())[0]
         >>> row["name"], row["decision"], row["num_tested"]
@@ -93,29 +103,44 @@ def rows_of(
             f"decide_by is {options.decide_by!r}, expected 'selective' for a model without a "
             "calibration: run dal-jax calibrate"
         )
-    return [_row(item, record, calibration, options) for item, record in tested]
+    rows = []
+    for item, record in tested:
+        parts = parts_of_record(record)
+        numbers = range(1, len(parts) + 1) if record.get("components") else [0]
+        for number, part in zip(numbers, parts, strict=True):
+            rows.append(_row(item, number, max(numbers), part, calibration))
+    for row, p in zip(rows, adjusted_p(rows, options.decide_by), strict=True):
+        row["decision"] = decide(row["status"], p[1:], options.alpha, row["views"])
+        row["p_adjusted"] = float(np.minimum(1.0, row["views"] * p.high))  # NaN stays
+    upper = [_bounds_of(row, options.decide_by).high for row in rows]
+    q_values = discovery_q(upper, options.discoveries)
+    for row, q in zip(rows, q_values, strict=True):
+        row["q_value"] = q
+    return rows
 
 
 def _row(
     item: ViewItem,
+    component: int,
+    components: int,
     record: dict[str, Any],
     calibration: Calibration | None,
-    options: InspectOptions,
 ) -> dict[str, Any]:
     sample, sd = item.sample, record["sd"]
     usable = calibration is not None and record["status"] not in ("INVALID_INPUT", "NON_FINITE")
     p = calibration.p_values(record) if calibration and usable else raw_p_values(record)
-    bounds = p[options.decide_by]
-    decision = decide(record["status"], bounds[1:], options.alpha, item.num_views)
     return {
         "name": sample.name,
         "view": item.view,
         "views": item.num_views,
+        "component": component,  # of the view, from 1; 0: the view has one region
+        "components": components,
         "label": sample.label,
         "group": sample.group,
         "status": record["status"],
-        "decision": decision,
-        "p_adjusted": float(np.minimum(1.0, item.num_views * bounds.high)),  # NaN stays
+        "decision": "",  # with the next two, once all rows are there
+        "p_adjusted": np.nan,
+        "q_value": np.nan,
         "p_value": record["p_value"],
         "p_low": record["p_low"],
         "p_high": record["p_high"],
@@ -124,6 +149,9 @@ def _row(
         "statistic": record["statistic"],
         "sd": sd,
         "z": record["statistic"] / sd,
+        "estimate": record["estimate"],
+        "ci_low": record["ci_low"],
+        "ci_high": record["ci_high"],
         "max_score": record["max_score"],
         "message": record["message"],
     }
@@ -143,23 +171,32 @@ def _columns(p: dict[str, SelectiveP], record: dict[str, Any]) -> dict[str, floa
     return found
 
 
-def bounds_of(row: dict[str, Any], method: str) -> tuple[float, float]:
-    """The bounds of a row on which a method decides.
+def adjusted_p(rows: Sequence[dict[str, Any]], method: str) -> list[SelectiveP]:
+    """The p-values of rows with bounds, adjusted for the number of components of their view.
 
     Args:
-        row: of a view, from `rows_of`.
-        method: one of `DECIDING`.
+        rows: from `rows_of`, all of a view side by side.
+        method: one of `COLUMNS`.
 
     Returns:
-        (low, high), NaN where there is no p-value.
+        p of each row; NaN where there is none. They are not yet adjusted for the number of views.
     """
+    found: list[SelectiveP] = []
+    for _, own in groupby(rows, key=lambda row: (row["name"], row["view"])):
+        found += over_components(method, [_bounds_of(row, method) for row in own])
+    return found
+
+
+def _bounds_of(row: dict[str, Any], method: str) -> SelectiveP:
+    """The p-value of a row, and the bounds on which a method decides."""
     if method == "selective":
-        return row["p_low"], row["p_high"]
-    return row[COLUMNS[method] + LOW], row[COLUMNS[method]]
+        return SelectiveP(row["p_value"], row["p_low"], row["p_high"])
+    high = row[COLUMNS[method]]
+    return SelectiveP(high, row[COLUMNS[method] + LOW] if method in DECIDING else high, high)
 
 
 def image_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One row for an image, of those of its views.
+    """One row for an image, of those of its views and their components.
 
     Args:
         rows: of one image, from `rows_of`.
@@ -169,9 +206,9 @@ def image_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     Example:
         >>> row = {"name": "a.png", "label": "unknown", "group": "a", "decision": "no region",
-        ...        "p_adjusted": np.nan, "num_tested": 0, "message": ""}
-        >>> called = {**row, "decision": "significant", "p_adjusted": 0.01, "num_tested": 5}
-        >>> found = image_row([row, called])
+        ...        "p_adjusted": np.nan, "num_tested": 0, "message": "", "view": 0}
+        >>> more = {"decision": "significant", "p_adjusted": 0.01, "num_tested": 5, "view": 1}
+        >>> found = image_row([row, {**row, **more}])
         >>> found["decision"], found["p_adjusted"], found["views_with_region"]
         ('significant', 0.01, 1)
 
@@ -184,13 +221,17 @@ def image_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         **{key: first[key] for key in ("name", "label", "group")},
         "decision": telling["decision"],
         "p_adjusted": float(np.nanmin(p)) if not np.isnan(p).all() else float("nan"),
-        "views": len(rows),
-        "views_with_region": sum(row["num_tested"] > 0 for row in rows),
-        "views_significant": sum(row["decision"] == "significant" for row in rows),
-        "views_without_result": sum(row["decision"] == "no valid result" for row in rows),
+        "views": _views(rows),
+        "views_with_region": _views([row for row in rows if row["num_tested"] > 0]),
+        "views_significant": _views([r for r in rows if r["decision"] == "significant"]),
+        "views_without_result": _views([r for r in rows if r["decision"] == "no valid result"]),
         "message": next((row["message"] for row in rows if row["message"]), ""),
         "warning": first.get("warning", ""),
     }
+
+
+def _views(rows: Sequence[dict[str, Any]]) -> int:
+    return len({row["view"] for row in rows})
 
 
 def decide(status: str, bounds: tuple[float, float], alpha: float, num_views: int) -> str:
@@ -212,6 +253,20 @@ def decide(status: str, bounds: tuple[float, float], alpha: float, num_views: in
     if num_views * bounds[1] <= alpha:
         return "significant"
     return "not significant" if num_views * bounds[0] > alpha else "undecided"
+
+
+def region_number(row: dict[str, Any]) -> str:
+    """What a component is called in pictures: its number, after that of its view if it has several.
+
+    Args:
+        row: of a component.
+
+    Returns:
+        "2", or "5.2" in view 5; "" where the view has one region.
+    """
+    if not row["component"]:
+        return ""
+    return f"{row['view']}.{row['component']}" if row["views"] > 1 else f"{row['component']}"
 
 
 def picture_name(name: str, names: Container[str]) -> str:

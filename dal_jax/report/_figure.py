@@ -10,7 +10,7 @@ import numpy as np
 from dal_jax._errors import InputError
 from dal_jax.images import atomic_path
 from dal_jax.report import _outcome as words
-from dal_jax.report._outcome import Result, format_difference, format_p, outcome
+from dal_jax.report._outcome import Result, format_difference, format_p, outcome, parts
 from dal_jax.report._outline import outline
 
 COLOURS = {
@@ -24,6 +24,7 @@ COLOURS = {
 _PANELS = ("image", "reconstruction", "score", "flagged region")
 _CELL = 1.05  # inches
 _TEXT = 1.75  # widths of a panel, for the words beside the last one
+_SHOWN = 4  # components in words beside the last panel
 _LETTER = 0.075  # inches, a generous mean at the size of the titles
 
 
@@ -43,7 +44,8 @@ def figure(
 
     Each row shows image, reconstruction, score and the image with the flagged region outlined, in
     red where the selective p-value is significant at `alpha`, labelled with the selective p-value,
-    the naive one and the decision. Grey values are shown on one scale for all rows.
+    the naive one and the decision. Components that were tested one by one are numbered. Grey values
+    are shown on one scale for all rows.
 
     Args:
         images: the tested images, each (H, W, C).
@@ -114,7 +116,7 @@ def _draw(
         scores = panels[2].imshow(np.asarray(result.score), cmap="magma", vmin=0, vmax=top or 1)
         _show(panels[3], image, grey)
         _label(panels, image, result, mask, name, alpha)
-    seen = {outcome(result, alpha) for result in results}
+    seen = {outcome(part, alpha) for result in results for part in parts(result)}
     _finish(page, bar, scores, alpha, threshold, seen, any(mask is not None for mask in masks))
     return page
 
@@ -207,8 +209,13 @@ def _label(
 
     decided = outcome(result, alpha)
     colour = COLOURS[decided]
-    edges = outline(np.asarray(result.region))
-    panels[3].add_collection(LineCollection(list(edges), colors=colour, linewidths=2.2))
+    for number, part in enumerate(parts(result), 1):
+        own, edges = COLOURS[outcome(part, alpha)], outline(np.asarray(part.region))
+        panels[3].add_collection(LineCollection(list(edges), colors=own, linewidths=2.2))
+        if result.components:
+            top, left = np.argwhere(part.region)[0]
+            at = (left - 0.5, top - 0.5)
+            panels[3].text(*at, str(number), color=own, fontsize=8, weight="bold", va="bottom")
     if mask is not None:
         dots = LineCollection(list(outline(mask)), colors="#ffd500", linewidths=1.4)
         dots.set_linestyle((0, (1, 1)))
@@ -217,10 +224,12 @@ def _label(
         -0.08, 0.5, name, transform=panels[0].transAxes, fontsize=9, ha="right", va="center"
     )
     lines = [(decided, colour, "bold", 9)]
-    if not math.isnan(result.p_value):
+    if result.components:
+        lines = _component_lines(result, alpha)
+    elif not math.isnan(result.p_value):
         lines.insert(0, (f"p = {format_p(result.p_value)}", colour, "bold", 12))
         if not math.isnan(result.estimate):
-            lines.append((f"difference {format_difference(result)}", "#555555", "normal", 8))
+            lines.append((_difference(result), "#555555", "normal", 8))
         lines.append((f"naive p = {format_p(result.naive_p)}", "#555555", "normal", 8))
     if np.any(result.region):
         size = f"{int(np.sum(result.region))} of {np.size(result.region)} pixels"
@@ -228,6 +237,24 @@ def _label(
     for k, (text, shade, weight, points) in enumerate(lines):
         at = 0.5 + 0.2 * ((len(lines) - 1) / 2 - k)
         panels[4].text(0.03, at, text, color=shade, weight=weight, fontsize=points, va="center")
+
+
+def _component_lines(result: Result, alpha: float) -> list[tuple[str, str, str, float]]:
+    """The smallest p-values of the components, as many as there is room for."""
+    numbered = sorted(enumerate(parts(result), 1), key=lambda pair: (pair[1].p_holm, pair[0]))
+    lines = []
+    for number, part in numbered[:_SHOWN]:
+        text = f"{number}: p = {format_p(part.p_value)}, Holm {format_p(part.p_holm)}"
+        lines.append((text, COLOURS[outcome(part, alpha)], "bold", 7.5))
+        if len(numbered) <= _SHOWN // 2 and not math.isnan(part.estimate):
+            lines.append((f"   {_difference(part)}", "#555555", "normal", 7.5))
+    if len(numbered) > _SHOWN:
+        lines.append((f"and {len(numbered) - _SHOWN} more components", "#555555", "normal", 7.5))
+    return lines
+
+
+def _difference(result: Result) -> str:
+    return f"difference {format_difference(result.estimate, result.ci_low, result.ci_high)}"
 
 
 def _finish(

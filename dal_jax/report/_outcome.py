@@ -61,6 +61,26 @@ class Result(Protocol):
         ...
 
     @property
+    def p_holm(self) -> float:
+        """Of a component: the p-value adjusted for their number; else NaN."""
+        ...
+
+    @property
+    def p_holm_low(self) -> float:
+        """Lower bound on that."""
+        ...
+
+    @property
+    def p_holm_high(self) -> float:
+        """Upper bound on that."""
+        ...
+
+    @property
+    def components(self) -> Any:
+        """Results of the connected components, where each was tested; else empty."""
+        ...
+
+    @property
     def region(self) -> Any:
         """Flagged pixels, bool (H, W)."""
         ...
@@ -104,26 +124,44 @@ class Maps(NamedTuple):
     estimate: float = math.nan  # of the mean difference, with its confidence interval
     ci_low: float = math.nan
     ci_high: float = math.nan
+    p_holm: float = math.nan
+    p_holm_low: float = math.nan
+    p_holm_high: float = math.nan
+    components: tuple[Any, ...] = ()
 
 
-def format_difference(result: Result) -> str:
+def parts(result: Result) -> list[Result]:
+    """What was tested of an image: its components, or its one region.
+
+    Args:
+        result: of the image.
+
+    Returns:
+        Results, one or more.
+
+    Source: this project.
+    """
+    return list(result.components) or [result]
+
+
+def format_difference(estimate: float, low: float, high: float) -> str:
     """Writes the estimated mean difference and its confidence interval.
 
     Args:
-        result: of a test.
+        estimate: in any unit.
+        low: end of the interval.
+        high: the other one.
 
     Returns:
         "0.52 [0.11, 0.93]"; "-" where there is none.
 
     Example:
-        >>> format_difference(Maps(None, None, None, estimate=0.52, ci_low=0.111, ci_high=0.929))
+        >>> format_difference(0.52, 0.111, 0.929)
         '0.52 [0.11, 0.93]'
 
     Source: this project.
     """
-    if math.isnan(result.estimate):
-        return "-"
-    return f"{result.estimate:.2g} [{result.ci_low:.2g}, {result.ci_high:.2g}]"
+    return "-" if math.isnan(estimate) else f"{estimate:.2g} [{low:.2g}, {high:.2g}]"
 
 
 def outcome(result: Result, alpha: float = 0.05) -> str:
@@ -131,7 +169,7 @@ def outcome(result: Result, alpha: float = 0.05) -> str:
 
     "significant" if p_high <= alpha, "not significant" if p_low > alpha, "undecided" if the bounds
     lie on both sides, "no region" if nothing was flagged, "not tested" for `Maps`, else "no valid
-    result".
+    result". Of a component the adjusted p-value counts.
 
     Args:
         result: what `dal_test` returned.
@@ -153,7 +191,10 @@ def outcome(result: Result, alpha: float = 0.05) -> str:
     if math.isnan(result.p_low) or math.isnan(result.p_high):
         return NOT_VALID
     words = {"reject": SIGNIFICANT, "accept": NOT_SIGNIFICANT, "undecided": UNDECIDED}
-    return words[decision(SelectiveP(result.p_value, result.p_low, result.p_high), alpha)]
+    bounds = SelectiveP(result.p_value, result.p_low, result.p_high)
+    if not math.isnan(result.p_holm):
+        bounds = SelectiveP(result.p_holm, result.p_holm_low, result.p_holm_high)
+    return words[decision(bounds, alpha)]
 
 
 def format_p(p: float) -> str:

@@ -1,5 +1,6 @@
 """An image with its flagged region, coloured by the decision."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ def overlay(
     *,
     truth: np.ndarray | None = None,
     limits: tuple[float, float] | None = None,
+    labels: Sequence[tuple[str, tuple[int, int]]] = (),
 ) -> None:
     """Writes an image as a picture, its flagged pixels tinted, on a fixed scale of grey.
 
@@ -36,6 +38,7 @@ def overlay(
         truth: (H, W) bool, edged in yellow, or None.
         limits: values shown as black and white; None: 0 and 1 for images within, else the image's
             own extremes.
+        labels: texts and the pixels (row, column) above which they are written.
 
     Raises:
         InputError: shapes that do not fit, pillow is missing, or the file cannot be written.
@@ -51,7 +54,7 @@ def overlay(
     Source: this project.
     """
     try:
-        from PIL import Image
+        from PIL import Image, ImageDraw
     except ImportError as error:
         raise InputError('overlay: needs pillow: pip install "dal-jax[images]"') from error
     pixels = _grey(image, limits)
@@ -65,8 +68,16 @@ def overlay(
         pixels[_edge(truth)] = TRUTH
     times = max(1, -(-_LEAST_SIDE // max(pixels.shape[:2])))
     pixels = np.repeat(np.repeat(pixels, times, axis=0), times, axis=1)
+    picture = Image.fromarray((pixels * 255).round().astype(np.uint8))
+    pen = ImageDraw.Draw(picture)
+    for text, (row, column) in labels:
+        left, top, right, bottom = pen.textbbox((0, 0), text)
+        x = min(column * times, picture.width - right)
+        y = row * times - bottom if row * times >= bottom else row * times
+        pen.rectangle((x + left, y + top, x + right, y + bottom), fill="black")
+        pen.text((x, y), text, fill="white")
     with atomic_path(path) as temporary:
-        Image.fromarray((pixels * 255).round().astype(np.uint8)).save(temporary)
+        picture.save(temporary)
 
 
 def _grey(image: np.ndarray, limits: tuple[float, float] | None) -> np.ndarray:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dal_jax._errors import InputError
-from dal_jax.inspection._rows import COLUMNS, picture_name
+from dal_jax.inspection._rows import COLUMNS, picture_name, region_number
 from dal_jax.report import _outcome as words
-from dal_jax.report._outcome import format_p
+from dal_jax.report._outcome import format_difference, format_p
 from dal_jax.report._page_model import NAMES
 from dal_jax.report._page_rows import PICTURES
 
 SIDE = 320  # pixels, longer side of an embedded picture at most
+_LISTED = 8  # components of an image in words, at most
 # Shown beside the raw p-value, where known.
 _BESIDE = ("inflated", "heavy_tails", "conformal", "naive")
 
@@ -54,7 +55,7 @@ def pictures(directory: Path, rows: Sequence[dict[str, Any]], limit: int) -> Pic
     return Pictures(cards, len(images), sum(card["picture"] is None for card in cards))
 
 
-def by_p(row: dict[str, Any]) -> tuple[bool, float, bool, str, int]:
+def by_p(row: dict[str, Any]) -> tuple[bool, float, bool, str, int, int]:
     """Sorts rows by raw p; those without one last, of them those that failed first.
 
     Args:
@@ -65,7 +66,14 @@ def by_p(row: dict[str, Any]) -> tuple[bool, float, bool, str, int]:
     """
     unknown = math.isnan(row["p_value"])
     quiet = row["status"] == "NO_REGION"
-    return unknown, 0.0 if unknown else row["p_value"], quiet, row["name"], row["view"]
+    return (
+        unknown,
+        0.0 if unknown else row["p_value"],
+        quiet,
+        row["name"],
+        row["view"],
+        row["component"],
+    )
 
 
 def data_uri(data: bytes, kind: str) -> str:
@@ -92,17 +100,44 @@ def _card(first: dict[str, Any], views: Sequence[dict[str, Any]]) -> dict[str, A
     order = (words.SIGNIFICANT, words.UNDECIDED, words.NOT_SIGNIFICANT, words.NO_REGION)
     decision = next((word for word in order if word in decisions), first["decision"])
     count = sum(row["decision"] == decision for row in views)
-    several = f"smallest of {len(views)} views, not corrected for their number; the decision is"
+    what = "regions" if any(row["component"] for row in views) else "views"
+    several = f"smallest of {len(views)} {what}, not corrected for their number; the decision is"
     return {
         "name": first["name"],
         "label": first["label"],
         "decision": decision,
-        "views": f"{count} of {len(views)} views" if len(views) > 1 else "",
+        "views": f"{count} of {len(views)} {what}" if len(views) > 1 else "",
         "p": format_p(first["p_value"]),
+        "difference": difference_of(first),
+        "regions": [_region(row) for row in sorted(views, key=by_p)[:_LISTED]]
+        if len(views) > 1 and first["component"]
+        else [],
         "of": several if len(views) > 1 else "",
         "beside": beside,
         "message": ": ".join(filter(None, (first["message"], first.get("warning")))),
     }
+
+
+def difference_of(row: dict[str, Any]) -> str:
+    """The mean difference of a row in words.
+
+    Args:
+        row: of a view or component.
+
+    Returns:
+        See `format_difference`.
+    """
+    return format_difference(row["estimate"], row["ci_low"], row["ci_high"])
+
+
+def _region(row: dict[str, Any]) -> str:
+    """A component in words, under the number that it has in the picture."""
+    number = region_number(row)
+    difference = difference_of(row)
+    return (
+        f"{number}: p {format_p(row['p_value'])}, adjusted {format_p(row['p_adjusted'])}, "
+        f"difference {difference}, {row['decision']}"
+    )
 
 
 def _picture(folder: Path, name: str) -> tuple[str | None, str]:

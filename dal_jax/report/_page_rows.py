@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dal_jax._errors import InputError
-from dal_jax.inspection._rows import COLUMNS, DECIDING, LOW, bounds_of, decide
+from dal_jax.inspection._rows import COLUMNS, DECIDING, LOW, adjusted_p, decide
 from dal_jax.runs import decode
 
 ROWS, TABLE, METRICS, SETTINGS, PICTURES = (
@@ -19,10 +19,22 @@ ROWS, TABLE, METRICS, SETTINGS, PICTURES = (
     "overlays",
 )
 _TEXTS = ("name", "label", "group", "status", "decision", "message")
-_COUNTS = ("view", "views", "num_tested")
+_COUNTS = ("view", "views", "component", "components", "num_tested")
 _LOWER = tuple(COLUMNS[method] + LOW for method in DECIDING[1:])
-_NEW = (*_LOWER, "naive_p", "num_tested")  # rows of earlier versions lack these
-_NUMBERS = ("p_low", "p_high", *COLUMNS.values(), *_LOWER, "statistic", "sd", "z", "max_score")
+_EFFECT = ("estimate", "ci_low", "ci_high", "q_value")
+# Rows of earlier versions lack these.
+_NEW = (*_LOWER, *_EFFECT, "naive_p", "num_tested", "component", "components")
+_NUMBERS = (
+    "p_low",
+    "p_high",
+    *COLUMNS.values(),
+    *_LOWER,
+    *_EFFECT,
+    "statistic",
+    "sd",
+    "z",
+    "max_score",
+)
 _KINDS = dict.fromkeys(_TEXTS, str) | dict.fromkeys(_COUNTS, int) | dict.fromkeys(_NUMBERS, float)
 
 
@@ -34,6 +46,7 @@ class Tested(NamedTuple):
     metrics: dict[str, Any]  # empty where no truth was known
     alpha: float | None  # level of the decisions; None: not recorded
     decide_by: str | None  # method whose p decided; None: not recorded
+    discoveries: str | None  # how q-values were computed, "by" or "bh"; None: not recorded
     agreeing: tuple[str, ...]  # methods whose p-values give these decisions at alpha
     digests: dict[str, str]  # SHA-256 by name of file
     written: str  # when the rows were
@@ -64,13 +77,14 @@ def read_tested(directory: Path) -> Tested:
         raise InputError(f"{path}: holds no rows")
     digests = {ROWS: sha256(data)}
     metrics = _optional(directory / METRICS, digests)
-    alpha, decide_by = _settings(directory / SETTINGS, digests)
+    alpha, decide_by, discoveries = _settings(directory / SETTINGS, digests)
     if alpha is None:
         alpha = _level(directory / METRICS, metrics.get("alpha"))
     agreeing = () if alpha is None else tuple(m for m in DECIDING if _agrees(rows, m, alpha))
     seconds = path.stat().st_mtime
     written = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return Tested(directory, rows, metrics, alpha, decide_by, agreeing, digests, written)
+    how = alpha, decide_by, discoveries
+    return Tested(directory, rows, metrics, *how, agreeing, digests, written)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -158,12 +172,15 @@ def _optional(path: Path, digests: dict[str, str]) -> dict[str, Any]:
     return parse_object(path, data)
 
 
-def _settings(path: Path, digests: dict[str, str]) -> tuple[float | None, str | None]:
+def _settings(path: Path, digests: dict[str, str]) -> tuple[float | None, str | None, str | None]:
     found = _optional(path, digests)
     decide_by = found.get("decide_by")
     if decide_by is not None and decide_by not in DECIDING:
         raise InputError(f"{path}: damaged ('decide_by' is {_short(repr(decide_by))})")
-    return _level(path, found.get("alpha")), decide_by
+    discoveries = found.get("discoveries")
+    if discoveries not in (None, "by", "bh"):
+        raise InputError(f"{path}: damaged ('discoveries' is {_short(repr(discoveries))})")
+    return _level(path, found.get("alpha")), decide_by, discoveries
 
 
 def _level(path: Path, value: Any) -> float | None:
@@ -176,11 +193,10 @@ def _level(path: Path, value: Any) -> float | None:
 
 def _agrees(rows: Sequence[dict[str, Any]], method: str, alpha: float) -> bool:
     """Would this method's p-values have given the decisions of the rows?"""
-    return all(_would_be(row, method, alpha) == row["decision"] for row in rows)
-
-
-def _would_be(row: dict[str, Any], method: str, alpha: float) -> str:
-    return decide(row["status"], bounds_of(row, method), alpha, row["views"])
+    return all(
+        decide(row["status"], p[1:], alpha, row["views"]) == row["decision"]
+        for row, p in zip(rows, adjusted_p(rows, method), strict=True)
+    )
 
 
 def _short(what: Any) -> str:

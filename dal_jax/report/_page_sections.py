@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from dal_jax._errors import InputError
-from dal_jax.inspection._rows import COLUMNS, DECIDING
+from dal_jax.inspection._rows import COLUMNS, DECIDING, region_number
 from dal_jax.report import _outcome as words
 from dal_jax.report._outcome import format_p
 from dal_jax.report._page_model import NAMES, interval, percent
-from dal_jax.report._page_pictures import by_p
+from dal_jax.report._page_pictures import by_p, difference_of
 from dal_jax.report._page_rows import METRICS, Tested
 
 DECISIONS = (
@@ -55,13 +55,20 @@ def summary(tested: Tested) -> dict[str, Any]:
     total = Counter(row["decision"] for row in rows)
     listed = [d for d in (*DECISIONS, *sorted(set(total) - set(DECISIONS))) if total[d]]
     with_p = sum(not math.isnan(row["p_value"]) for row in rows)
-    several = any(row["views"] > 1 for row in rows)
+    components = any(row["component"] for row in rows)
+    several = components or any(row["views"] > 1 for row in rows)
     num_images = len({row["name"] for row in rows})
     tried = num_images if several else with_p  # what the level is the rate of
+    q_values = [row["q_value"] for row in rows]
+    rate = 0.05 if tested.alpha is None else tested.alpha
     failed = Counter(row["status"] for row in rows if row["status"] not in ("OK", "NO_REGION"))
     return {
-        "views": len(rows),
+        "views": len({(row["name"], row["view"]) for row in rows}),
         "images": num_images,
+        "components": components,
+        "rate": f"{rate:.0%}",
+        "discovered": sum(q <= rate for q in q_values),
+        "discoveries": tested.discoveries,
         "called": len({row["name"] for row in rows if row["decision"] == words.SIGNIFICANT}),
         "several": several,
         "groups": len({row["group"] for row in rows}),
@@ -92,7 +99,7 @@ def recalibrated(rows: Sequence[dict[str, Any]]) -> bool:
 
 
 def full_table(rows: Sequence[dict[str, Any]], limit: int) -> dict[str, Any]:
-    """Lays out the table of all views, the smallest raw p first.
+    """Lays out the table of all views and components, the smallest raw p first.
 
     Args:
         rows: of views.
@@ -105,15 +112,19 @@ def full_table(rows: Sequence[dict[str, Any]], limit: int) -> dict[str, Any]:
     columns = [(NAMES[method], column) for method, column in COLUMNS.items()]
     known = [(t, c) for t, c in columns if any(not math.isnan(row[c]) for row in rows)]
     several = any(row["views"] > 1 for row in rows)
+    components = any(row["component"] for row in rows)
     grouped = any(row["group"] != row["name"] for row in rows)
     titles = [
         "image",
         *(["view"] if several else []),
+        *(["region"] if components else []),
         "decision",
         "label",
         *(["group"] if grouped else []),
         *(title for title, _ in known),
         "bounds on raw p",
+        "q",
+        "difference [interval]",
         "pixels",
         "z",
         "max. score",
@@ -123,11 +134,14 @@ def full_table(rows: Sequence[dict[str, Any]], limit: int) -> dict[str, Any]:
         [
             _text(row["name"], "name"),
             *([_count(row["view"])] if several else []),
+            *([_text(region_number(row))] if components else []),
             _text(row["decision"], "decision"),
             _text(row["label"]),
             *([_text(row["group"], "group")] if grouped else []),
             *(_number(row[column], format_p(row[column])) for _, column in known),
             _bounds(row),
+            _number(row["q_value"], format_p(row["q_value"])),
+            _number(row["estimate"], difference_of(row)),
             _count(row["num_tested"]),
             _number(row["z"], _plain(row["z"], ".2f")),
             _number(row["max_score"], _plain(row["max_score"], ".3g")),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dal_jax._errors import InputError
-from dal_jax.report._outcome import Result, format_difference, format_p, outcome
+from dal_jax.report._outcome import Result, format_difference, format_p, outcome, parts
 
 
 def table(
@@ -18,7 +18,8 @@ def table(
 ) -> str:
     """Lays out one line per result: region size, naive p, selective p with bounds, decision.
 
-    Results that know how large the difference is have a column for it, with its interval.
+    Results that know how large the difference is have a column for it, with its interval. An image
+    whose components were tested has a line for each, with Holm's adjusted p.
 
     Args:
         results: what `dal_test` returned, one per image.
@@ -48,14 +49,20 @@ def table(
             f"titles, truths: got {given}, expected {len(results)}, one for each result"
         )
     columns = ["image", "truth", "region", "naive p", "selective p", "bounds"]
-    columns += ["difference [interval]", "decision"]
+    columns += ["Holm p", "difference [interval]", "decision"]
     rows = [columns]
     for k, (result, title) in enumerate(zip(results, titles, strict=True)):
-        rows.append([title, "" if truths is None else truths[k], *_cells(result, alpha)])
-    if all(math.isnan(result.estimate) for result in results):
-        rows = [row[:-2] + row[-1:] for row in rows]
-    if truths is None:
-        rows = [row[:1] + row[2:] for row in rows]
+        for number, part in enumerate(parts(result), 1):
+            name = f"{title} #{number}" if result.components else title
+            rows.append([name, "" if truths is None else truths[k], *_cells(part, alpha)])
+    tested = [part for result in results for part in parts(result)]
+    left_out = {
+        "truth": truths is None,
+        "Holm p": all(math.isnan(part.p_holm) for part in tested),
+        "difference [interval]": all(math.isnan(part.estimate) for part in tested),
+    }
+    kept = [k for k, column in enumerate(columns) if not left_out.get(column)]
+    rows = [[row[k] for k in kept] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, ["-" * width for width in widths])
     return "\n".join(_line(row, widths) for row in rows)
@@ -68,7 +75,8 @@ def _cells(result: Result, alpha: float) -> list[str]:
         format_p(result.naive_p),
         format_p(result.p_value),
         "-" if np.isnan(result.p_low) else bounds,
-        format_difference(result),
+        format_p(result.p_holm),
+        format_difference(result.estimate, result.ci_low, result.ci_high),
         outcome(result, alpha),
     ]
 
