@@ -56,6 +56,11 @@ class Measured(NamedTuple):
     condition: Condition
     records: list[dict[str, Any]]  # of the images, in order; see `dal_jax.as_record`
     run: Row  # what the numbers are from: fingerprints, engine, dtype, seeds
+    draws_shape: tuple[int, ...]  # of an image's draws
+
+    def square(self, number: int) -> np.ndarray:
+        """Says where the square of an image is: bool (H, W)."""
+        return self.condition.simulation.square(number, self.draws_shape)
 
 
 def runs(measured: Sequence[Measured]) -> list[Row]:
@@ -177,6 +182,7 @@ class Context:
                 "seed": simulation.seed,
                 "images": condition.images,
             },
+            shape,
         )
 
 

@@ -13,6 +13,7 @@ COLOURS = {
     "naive": "#dd8452",
     "bonferroni": "#55a868",
     "permutation": "#8172b3",
+    "thinned": "#937860",
 }
 MARKERS = {
     "selective": "o",
@@ -20,6 +21,7 @@ MARKERS = {
     "naive": "^",
     "bonferroni": "v",
     "permutation": "D",
+    "thinned": "P",
 }
 WIDTH, HEIGHT = 3.2, 2.6  # of a panel, inches
 

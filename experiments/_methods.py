@@ -13,7 +13,12 @@ from ._output import Row
 from ._rates import rejections
 from ._simulation import Simulation
 
-GAMMA = "randomization"  # label, where several are compared
+# Labels that a table has where the setting of this name is not the usual value alone.
+OPTIONS = {
+    "randomization": ("randomizations", 0.0),
+    "region": ("regions", "all"),
+    "references": ("references", 1),
+}
 _PART = "baselines"  # label that tells the two conditions of one setting apart
 
 
@@ -37,19 +42,21 @@ class ComparisonSettings:
     engine: str = "adaptive"
     precision: float = 1e-3
     over_conditioned: bool = True
-    region: str = "all"  # or "peak", see `dal_jax.TestOptions`
     seed: int = 0
     # As `localizer_preset` takes them; the threshold is of "dal", others learn theirs.
     localizers: tuple[str, ...] = (DAL,)
     # Gammas of `dal_jax.TestOptions.randomization`; 0 is the test as published.
     randomizations: tuple[float, ...] = (0.0,)
+    regions: tuple[str, ...] = ("all",)  # or "peak" and so on, see `dal_jax.TestOptions`
+    references: tuple[int, ...] = (1,)  # of an image, independent, averaged
 
     def __post_init__(self) -> None:
         check_lengths(self, "sizes", "images", "permutation_images", "train_sizes")
         check_lengths(self, "noises")
         check_lengths(self, "levels")
         check_lengths(self, "localizers")
-        check_lengths(self, "randomizations")
+        for name, _ in OPTIONS.values():
+            check_lengths(self, name)
 
 
 class Counts(NamedTuple):
@@ -97,20 +104,27 @@ def _signals(
     )
     named = {} if settings.localizers == (DAL,) else {"localizer": localizer}
     found = []
-    for gamma, signal in product(settings.randomizations, signals or (0.0,)):
-        labels = {**named, "size": size, "noise": noise}
-        if settings.randomizations != (0.0,):
-            labels[GAMMA] = gamma
+    varied = {label: getattr(settings, name) for label, (name, _) in OPTIONS.items()}
+    shown = [label for label, (_, usual) in OPTIONS.items() if varied[label] != (usual,)]
+    first = {label: values[0] for label, values in varied.items()} | {"randomization": 0.0}
+    for *values, signal in product(*varied.values(), signals or (0.0,)):
+        option = dict(zip(varied, values, strict=True))
+        labels = {**named, "size": size, "noise": noise, **{key: option[key] for key in shown}}
         condition = Condition(
             {**labels, "signal": signal} if signals else labels,
             model,
             Use(size, settings.threshold if localizer == DAL else None),
-            Simulation(size, noise, signal, seed=settings.seed),
+            Simulation(size, noise, signal, seed=settings.seed, references=option["references"]),
             settings.images[k],
-            replace(test_options(settings), region=settings.region, randomization=gamma),
+            replace(
+                test_options(settings),
+                region=option["region"],
+                randomization=option["randomization"],
+            ),
         )
-        # Shuffled pixels are what they are whatever gamma is.
-        found += compared(condition, counts if not gamma else counts._replace(permutation_images=0))
+        # The permutation baseline flags on the image itself, whatever is compared: run it once.
+        own = counts if option == first else counts._replace(permutation_images=0)
+        found += compared(condition, own)
     return found
 
 
@@ -122,22 +136,36 @@ def index_of(rows: Sequence[Row], *names: str) -> tuple[str, ...]:
         *names: columns that all tables have.
 
     Returns:
-        The names, after that of the localizer and before gamma where there are several.
+        The names, after that of the localizer and before `OPTIONS`, where there are such columns.
     """
     before = ("localizer",) if "localizer" in rows[0] else ()
-    return (*before, *names, GAMMA) if GAMMA in rows[0] else (*before, *names)
+    return (*before, *names, *(name for name in OPTIONS if name in rows[0]))
 
 
-def gamma_words(gamma: Any) -> str:
-    """What the title of a panel says of a randomization.
+def method_panels(rows: Sequence[Row], names: Sequence[str]) -> dict[str, list[Row]]:
+    """Sorts the rows of a table into the panels of a figure.
 
     Args:
-        gamma: of the rows, or "" where none are compared.
+        rows: of a table.
+        names: columns that tell the panels apart, some of localizer, size, noise and `OPTIONS`;
+            those that the table lacks do not count.
 
     Returns:
-        Words to follow others.
+        Rows by the title of their panel, "8 x 8, noise iid:1, gamma 0.5" for instance.
     """
-    return "" if gamma == "" else f", gamma {gamma:g}"
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        own = {name: row[name] for name in names if name in row}
+        size = f"{own['size']} x {own['size']}," if "size" in own else ""
+        words = [f"{own.get('localizer', '')} {size} noise {row['noise']}"]
+        if "randomization" in own:
+            words.append(f"gamma {own['randomization']:g}")
+        if "region" in own:
+            words.append(own["region"])
+        if "references" in own:
+            words.append(f"{own['references']} references")
+        found.setdefault(" ".join(", ".join(words).split()), []).append(row)
+    return found
 
 
 def compared(condition: Condition, counts: Counts) -> list[Condition]:
@@ -179,33 +207,29 @@ def method_rows(measured: Sequence[Measured], levels: Sequence[float]) -> list[R
     """
     rows = []
     for one in measured:
-        found = rejections(labels_of(one), one.records, levels)
-        own = is_permutation(one)
+        found = rejections(_labels_of(one), one.records, levels)
+        own = _is_permutation(one)
         rows += [row for row in found if (row["method"] == "permutation") == own]
     return rows
 
 
-def labels_of(measured: Measured) -> Row:
-    """The labels of the setting that a condition of `compared` belongs to.
-
-    Args:
-        measured: the condition.
-
-    Returns:
-        Labels.
-    """
+def _labels_of(measured: Measured) -> Row:
     return {key: value for key, value in measured.condition.labels.items() if key != _PART}
 
 
-def is_permutation(measured: Measured) -> bool:
-    """Says whether a condition of `compared` is that of the permutation baseline.
+def labelled(measured: Sequence[Measured]) -> list[tuple[Row, Measured]]:
+    """The conditions that all methods but the permutation baseline are read from.
 
     Args:
-        measured: the condition.
+        measured: conditions of `compared`, tested.
 
     Returns:
-        True for the one with fewer images.
+        Each with the labels of its setting.
     """
+    return [(_labels_of(one), one) for one in measured if not _is_permutation(one)]
+
+
+def _is_permutation(measured: Measured) -> bool:
     return measured.condition.labels[_PART] == "permutation"
 
 

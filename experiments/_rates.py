@@ -7,6 +7,7 @@ import numpy as np
 from scipy import stats
 
 from ._output import Row, pivot
+from ._parts import parts_of
 
 METHODS = {
     "selective": lambda record: record["p_value"],
@@ -14,6 +15,11 @@ METHODS = {
     "naive": lambda record: record["naive_p"],
     "bonferroni": lambda record: 10.0 ** record["bonferroni_log10_p"],
     "permutation": lambda record: record["permutation_p"],
+    # Data thinning: the same region, tested by what the localizer did not see. Components by the
+    # smallest p of theirs, as the others.
+    "thinned": lambda record: min(
+        (part.p for part in parts_of(record, "thinned")), default=float("nan")
+    ),
 }
 TESTED = "OK"
 EMPTY = "NO_REGION"

@@ -100,15 +100,12 @@ def regions_row(measured: Measured) -> Row:
         images, no_region, touching (regions with a pixel of the square), flagged_share and its se
         (of all pixels), covered_share and its se (of the square's; NaN without a signal).
     """
-    condition = measured.condition
-    simulation = condition.simulation
-    draws_shape = (1 + condition.use.reverse.steps, *simulation.shape)
     flagged, covered = [], []
     for number, record in enumerate(measured.records):
         region = _region(record)
         flagged.append(region.mean())
-        if simulation.signal:
-            square = simulation.square(number, draws_shape)
+        if measured.condition.simulation.signal:
+            square = measured.square(number)
             covered.append((region & square).sum() / square.sum())
     row: Row = {"images": len(flagged), "no_region": flagged.count(0.0)}
     row["touching"] = sum(share > 0 for share in covered)
@@ -116,21 +113,22 @@ def regions_row(measured: Measured) -> Row:
     return row | dict(zip(("covered_share", "covered_se"), mean_and_se(covered), strict=True))
 
 
-def work_row(measured: Measured) -> Row:
+def work_row(labels: Row, measured: Measured) -> Row:
     """How much the tests of a condition had to compute; the same on every machine of one kind.
 
     Args:
+        labels: first columns.
         measured: the condition.
 
     Returns:
-        Its labels, `counts`, and of the tested images the medians of windows (exact engines only)
+        `labels`, `counts`, and of the tested images the medians of windows (exact engines only)
         and evaluations, and the mean of evaluations with its standard error.
     """
     own = [record for record in measured.records if record["status"] == TESTED]
     exact = measured.condition.options.engine != "adaptive"
     mean, se = mean_and_se([record["num_evaluations"] for record in own])
     return {
-        **measured.condition.labels,
+        **labels,
         **counts(measured.records),
         "windows_median": median([r["num_windows"] for r in own]) if exact else math.nan,
         "evaluations_median": median([r["num_evaluations"] for r in own]),

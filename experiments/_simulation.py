@@ -19,6 +19,8 @@ SAME, OTHERS = "estimate:same", "estimate:normal:"
 class Simulation:
     """Images x = s + e and references x_ref = e_ref; e, e_ref of one law, s a raised square or 0.
 
+    The references of an image are independent; those of more begin with those of fewer.
+
     Raises:
         InputError: a value does not fit.
     """
@@ -29,10 +31,12 @@ class Simulation:
     family: str = "normal"  # else one of `FAMILIES`: independent, not Gaussian pixels
     distance: float = 0.0  # 1-Wasserstein, of a pixel's law from N(0, 1)
     seed: int = 0
+    references: int = 1  # of an image
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise InputError(f"size is {self.size}, expected 1 or more")
+        for name in ("size", "references"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}, expected 1 or more")
         if self.family != "normal":
             if self.family not in FAMILIES:
                 known = ", ".join(["normal", *FAMILIES])
@@ -48,7 +52,7 @@ class Simulation:
         return self.size, self.size, 1
 
     def case(self, number: int, draws_shape: tuple[int, ...], assumed: str = "") -> Case:
-        """Draws an image, its reference and the draws of its diffusion.
+        """Draws an image, its references and the draws of its diffusion.
 
         They depend on the seed and the number alone, but for the signal: images of one number
         differ in the height of the square only.
@@ -62,7 +66,7 @@ class Simulation:
         Returns:
             The case.
         """
-        image, reference, draws, square = self._drawn(number, draws_shape)
+        image, references, draws, square = self._drawn(number, draws_shape)
         image = image + self.signal * square
         noise: Covariance | None = None
         if assumed == SAME:
@@ -71,7 +75,7 @@ class Simulation:
             others = np.random.default_rng((self.seed, NORMAL, number))
             images = [self._noise(others) for _ in range(int(assumed.removeprefix(OTHERS)))]
             noise = iid(float(np.sqrt(np.mean([one.var(ddof=1) for one in images]))))
-        return Case(image, reference, draws, noise)
+        return Case(image, references, draws, noise)
 
     def square(self, number: int, draws_shape: tuple[int, ...]) -> np.ndarray:
         """Says where the square of an image is.
@@ -101,10 +105,14 @@ class Simulation:
         return images
 
     def _drawn(self, number: int, draws_shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
-        """Noise of the image, noise of the reference, draws and square, in this order."""
+        """Noise of the image, references, draws and square; references but the first come last."""
         rng = np.random.default_rng((self.seed, TESTING, number))
-        image, reference = self._noise(rng), self._noise(rng)
-        return image, reference, rng.standard_normal(draws_shape), self._square(rng)
+        image, references = self._noise(rng), self._noise(rng)
+        draws, square = rng.standard_normal(draws_shape), self._square(rng)
+        if self.references > 1:
+            others = [self._noise(rng) for _ in range(self.references - 1)]
+            references = np.stack([references, *others])
+        return image, references, draws, square
 
     def _noise(self, rng: np.random.Generator) -> np.ndarray:
         if self.family != "normal":

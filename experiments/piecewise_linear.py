@@ -108,7 +108,7 @@ def measure(settings: Settings, context: Context) -> Tables:
         ],
         "approximation": approximation,
         "engines": engines,
-        "work": [work_row(one) for one in measured],
+        "work": [work_row(one.condition.labels, one) for one in measured],
         "smooth_p_values": [
             row for family in settings.families for row in _p_rows(found[family, SMOOTH, ADAPTIVE])
         ],

@@ -3,26 +3,27 @@
 dal-jax experiment power --out DIR
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ._detections import detection_rows, effect_rows, effect_summary
 from ._experiment import Context, Experiment, runs
 from ._figures import finish, panels, rate_lines
 from ._main import run_module
 from ._methods import (
-    GAMMA,
+    OPTIONS,
     ComparisonSettings,
     check_lengths,
     comparisons,
-    gamma_words,
     index_of,
-    is_permutation,
-    labels_of,
+    labelled,
+    method_panels,
     method_rows,
 )
 from ._output import Row, Tables, pivot, row_table
 from ._rates import counts_cell, rate_cell
-from ._records import regions_row
+from ._records import regions_row, work_row
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,13 @@ class Settings(ComparisonSettings):
 def measure(settings: Settings, context: Context) -> Tables:
     """Tests images of every size, noise and signal; permutations with the first ones of each."""
     measured = context.tests(comparisons(settings, settings.signals))
+    own, levels = labelled(measured), settings.levels
     return {
-        "power": method_rows(measured, settings.levels),
-        "regions": [
-            {**labels_of(one), **regions_row(one)} for one in measured if not is_permutation(one)
-        ],
+        "power": method_rows(measured, levels),
+        "regions": [{**labels, **regions_row(one)} for labels, one in own],
+        "detections": [row for labels, one in own for row in detection_rows(labels, one, levels)],
+        "effects": [row for labels, one in own for row in effect_rows(labels, one)],
+        "work": [work_row(labels, one) for labels, one in own],
         "runs": runs(measured),
     }
 
@@ -66,6 +69,15 @@ def summary(tables: Tables) -> str:
             pivot(own, index, "method", counts_cell),
             "Flagged regions:\n",
             row_table(tables["regions"], index, {"touch the square; flag; cover": _region_cell}),
+            f"Significant at {alpha:g} where it touches the square, of all images (standard "
+            "error):\n",
+            pivot(
+                [row for row in tables["detections"] if row["alpha"] == alpha],
+                index,
+                "method",
+                rate_cell,
+            ),
+            *effect_summary(tables, index),
         ]
     )
 
@@ -76,23 +88,34 @@ def _region_cell(row: Row) -> str:
 
 
 def draw(tables: Tables) -> dict[str, Any]:
-    """A panel for each size and noise: power at the first level against the signal."""
-    rows = tables["power"]
-    alpha = rows[0]["alpha"]
-    names = ("noise", "size", "localizer", GAMMA)
-    parts = list(dict.fromkeys(tuple(row.get(name, "") for name in names) for row in rows))
-    parts.sort(key=lambda part: part[0] != rows[0]["noise"])
-    titles = [
-        f"{kind} {size} x {size}, noise {noise}{gamma_words(gamma)}".strip()
-        for noise, size, kind, gamma in parts
-    ]
-    figure, axes = panels(titles)
-    for axis, part in zip(axes, parts, strict=True):
-        own = [row for row in rows if row["alpha"] == alpha]
-        own = [row for row in own if tuple(row.get(name, "") for name in names) == part]
-        rate_lines(axis, own, "signal")
+    """Rates at the first level against the signal, a panel for each size and noise.
+
+    Power has a panel for each gamma as well; detections have all gammas in one.
+    """
+    alpha = tables["power"][0]["alpha"]
+    names = ("localizer", "size", "noise", *OPTIONS)
+    figures = {"power": _figure(tables["power"], names, "method", f"power at {alpha:g}")}
+    if tables["detections"]:
+        rows = [{**row, "series": _series(row)} for row in tables["detections"]]
+        names = tuple(name for name in names if name != "randomization")
+        figures["detections"] = _figure(rows, names, "series", f"detected at {alpha:g}")
+    return figures
+
+
+def _series(row: Row) -> str:
+    gamma = f", gamma {row['randomization']:g}" if "randomization" in row else ""
+    return row["method"] + gamma
+
+
+def _figure(rows: list[Row], names: Sequence[str], series: str, label: str) -> Any:
+    first = rows[0]
+    own = [row for row in rows if row["alpha"] == first["alpha"]]
+    parts = method_panels(sorted(own, key=lambda row: row["noise"] != first["noise"]), names)
+    figure, axes = panels(list(parts))
+    for axis, own in zip(axes, parts.values(), strict=True):
+        rate_lines(axis, own, "signal", series)
         axis.set_ylim(-0.03, 1.03)
-    return {"power": finish(figure, axes, f"power at {alpha:g}")}
+    return finish(figure, axes, label)
 
 
 STANDARD = Settings(images=(200, 200, 100, 40), permutation_images=(40, 10, 0, 0))

@@ -131,7 +131,7 @@ def _condition(settings: Settings, labels: Row, simulation: Simulation, images: 
 def _rows(measured: list[Measured], settings: Settings) -> list[Row]:
     return [
         row
-        for condition, records, _ in measured
+        for condition, records, *_ in measured
         for row in rejections(condition.labels, records, settings.levels)
         if row["method"] in METHODS
     ]

@@ -218,7 +218,8 @@ def _named(measured: Measured, row: Row) -> Row:
 
 def _work(measured: Measured) -> Row:
     """Evaluations of the score, and passes through the network: one a step in each."""
-    row, steps = work_row(measured), measured.condition.use.reverse.steps
+    condition = measured.condition
+    row, steps = work_row(condition.labels, measured), condition.use.reverse.steps
     passes = {key: steps * row[f"evaluations_{key}"] for key in ("median", "mean", "se")}
     return _named(measured, {**row, **{f"passes_{key}": value for key, value in passes.items()}})
 

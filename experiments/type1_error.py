@@ -6,12 +6,22 @@ dal-jax experiment type1_error --out DIR
 from dataclasses import dataclass
 from typing import Any
 
+from ._detections import effect_rows, effect_summary
 from ._experiment import Context, Experiment, runs
 from ._figures import finish, panels, rate_lines
 from ._main import run_module
-from ._methods import GAMMA, ComparisonSettings, comparisons, gamma_words, index_of, method_rows
+from ._methods import (
+    OPTIONS,
+    ComparisonSettings,
+    comparisons,
+    index_of,
+    labelled,
+    method_panels,
+    method_rows,
+)
 from ._output import Tables
 from ._rates import middle_level, null_rates
+from ._records import work_row
 
 
 @dataclass(frozen=True)
@@ -30,26 +40,29 @@ class Settings(ComparisonSettings):
 def measure(settings: Settings, context: Context) -> Tables:
     """Tests null images of every size and noise; permutations with the first ones of each."""
     measured = context.tests(comparisons(settings))
-    return {"type1_error": method_rows(measured, settings.levels), "runs": runs(measured)}
+    own = labelled(measured)
+    return {
+        "type1_error": method_rows(measured, settings.levels),
+        "effects": [row for labels, one in own for row in effect_rows(labels, one)],
+        "work": [work_row(labels, one) for labels, one in own],
+        "runs": runs(measured),
+    }
 
 
 def summary(tables: Tables) -> str:
-    """Rates at each level, Markdown."""
+    """Rates at each level, intervals and evaluations, Markdown."""
     rows = tables["type1_error"]
-    return "\n".join(null_rates(rows, index_of(rows, "size", "noise")))
+    index = index_of(rows, "size", "noise")
+    return "\n".join([*null_rates(rows, index), *effect_summary(tables, index)])
 
 
 def draw(tables: Tables) -> dict[str, Any]:
     """A panel for each noise: rates at 0.05, or at the level in the middle, against the size."""
-    rows = tables["type1_error"]
-    alpha = middle_level(rows)
-    names = ("localizer", "noise", GAMMA)
-    parts = list(dict.fromkeys(tuple(row.get(name, "") for name in names) for row in rows))
-    titles = [f"{kind} noise {noise}{gamma_words(gamma)}".strip() for kind, noise, gamma in parts]
-    figure, axes = panels(titles)
-    for axis, part in zip(axes, parts, strict=True):
-        own = [r for r in rows if tuple(r.get(name, "") for name in names) == part]
-        own = [row for row in own if row["alpha"] == alpha]
+    alpha = middle_level(tables["type1_error"])
+    rows = [row for row in tables["type1_error"] if row["alpha"] == alpha]
+    parts = method_panels(rows, ("localizer", "noise", *OPTIONS))
+    figure, axes = panels(list(parts))
+    for axis, own in zip(axes, parts.values(), strict=True):
         rate_lines(axis, own, "size")
         axis.axhline(alpha, color="black", linewidth=0.8, linestyle=":")
         axis.set_ylim(bottom=0)

@@ -91,7 +91,8 @@ def assert_same_tables(one: Path, other: Path) -> None:
         assert found[name].keys() == columns.keys(), name
         for key, column in columns.items():
             # Means of what depends on where a search happened to look.
-            searched = any(word in key for word in ("evaluations", "low", "high", "windows"))
+            words = ("evaluations", "low", "high", "windows", "length")
+            searched = any(word in key for word in words)
             tolerance = 0.02 if searched else TOLERANCE
             assert len(found[name][key]) == len(column), (name, key)
             for a, b in zip(found[name][key], column, strict=True):

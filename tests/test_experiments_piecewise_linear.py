@@ -142,9 +142,9 @@ def test_the_test_that_compiles_is_not_timed():
     states = (("OK", 60.0), ("NO_REGION", 0.1), ("OK", 2.0), ("OK", 3.0))
     records = [{"status": status, "seconds": seconds} for status, seconds in states]
     context: Any = None
-    found = time_row(Measured(condition, records, {}), context, 9)
+    found = time_row(Measured(condition, records, {}, (1,)), context, 9)
     assert found == {"engine": "sweep", "timed": 2, "seconds": 2.5}
-    assert time_row(Measured(condition, records[:2], {}), context, 9)["seconds"] == 60.0
+    assert time_row(Measured(condition, records[:2], {}, (1,)), context, 9)["seconds"] == 60.0
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,16 @@ def _record(p: float, status: str = "OK", **changed: float) -> dict[str, Any]:
         "naive_p": p,
         "bonferroni_log10_p": math.log10(p) if p == p else p,
         "permutation_p": p,
+        **_halves(p),
     }
     return {"status": status, **fields, **changed}
+
+
+def _halves(p: float) -> dict[str, Any]:
+    """A region with one reference, gamma 1 and nothing added, where thinning's p is p."""
+    statistic = math.sqrt(1.5) * stats.norm.isf(p / 2)
+    halves = {"statistic": statistic, "sd": 1.0, "added": 0.0, "added_sd": math.sqrt(2)}
+    return {"region": [[0, 1]], "region_shape": [2, 2], "randomization": 1.0, **halves}
 
 
 RECORDS = [
@@ -45,7 +53,7 @@ def test_counts_of_every_image():
 @pytest.mark.parametrize("method", METHODS)
 def test_only_tested_images_have_p_values(method):
     expected = [0.004, 0.01, 0.03, 0.05, 0.0500001, 0.2, 0.6, 1.0]
-    # Bonferroni's comes through a logarithm: a few roundings.
+    # Bonferroni's comes through a logarithm, thinning's through a quantile: a few roundings.
     np.testing.assert_allclose(p_values(RECORDS, method), expected, rtol=1e-14)
 
 
@@ -67,7 +75,8 @@ def test_a_rate_is_that_of_scipy(alpha, rejected):
 
 
 def test_methods_not_asked_for_have_no_row():
-    records = [_record(0.5, over_conditioned_p=NAN, permutation_p=NAN) for _ in range(4)]
+    without: Any = {"over_conditioned_p": NAN, "permutation_p": NAN, "randomization": 0.0}
+    records = [_record(0.5, **without) for _ in range(4)]
     methods = {row["method"] for row in rejections({}, records, (0.05,))}
     assert methods == {"selective", "naive", "bonferroni"}
 

@@ -163,6 +163,20 @@ def test_the_numbers_are_reproducible_and_apart():
             assert not np.any(former == latter)
 
 
+def test_more_references_change_nothing_else():
+    one, three = PLAIN.case(4, DRAWS), Simulation(8, seed=3, references=3).case(4, DRAWS)
+    np.testing.assert_array_equal(three.image, one.image)
+    np.testing.assert_array_equal(three.draws, one.draws)
+    assert three.references.shape == (3, *one.references.shape)
+    np.testing.assert_array_equal(three.references[0], one.references)
+    more = Simulation(8, seed=3, references=3)
+    np.testing.assert_array_equal(more.square(4, DRAWS), PLAIN.square(4, DRAWS))
+    pairs = np.array([more.case(k, (1,)).references.reshape(3, -1) for k in range(500)])
+    found = np.einsum("kin,kjn->ij", pairs, pairs) / 500 / 64
+    # A mean of 32,000 products: five standard errors of sqrt(2 / 32000) at most.
+    assert np.abs(found - np.eye(3)).max() < 5 * np.sqrt(2 / 32000)
+
+
 def test_training_images_are_others():
     images = PLAIN.training_images(20)
     assert images.shape == (20, 8, 8, 1) and images.dtype == np.float32
@@ -177,6 +191,7 @@ def test_training_images_are_others():
     ("arguments", "message"),
     [
         ({"size": 0}, "size is 0, expected 1 or more"),
+        ({"size": 8, "references": 0}, "references is 0, expected 1 or more"),
         ({"size": 8, "family": "cauchy"}, "family is 'cauchy', expected one of normal"),
         (
             {"size": 8, "family": "exponnorm", "noise": "ar1:0.5:1", "distance": 0.01},
