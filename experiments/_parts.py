@@ -43,7 +43,8 @@ def parts_of(
 
     Source: thinning: Neufeld, Dharamshi, Gao and Witten, arXiv 2301.07276.
     """
-    own = record["components"] if record.get("components") else [record]
+    components = record.get("components")
+    own, p_name = (components, "p_holm") if components else ([record], "p_value")
     shape, gamma = record["region_shape"], record["randomization"]
     if method == "thinned":
         if not gamma:
@@ -54,7 +55,7 @@ def parts_of(
     return [
         Part(
             region_of(one["region"], shape),
-            one.get("p_holm", one["p_value"]),
+            one[p_name],
             one["sd"],
             one["estimate"],
             one["ci_low"],

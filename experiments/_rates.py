@@ -15,8 +15,8 @@ METHODS = {
     "naive": lambda record: record["naive_p"],
     "bonferroni": lambda record: 10.0 ** record["bonferroni_log10_p"],
     "permutation": lambda record: record["permutation_p"],
-    # Data thinning: the same region, tested by what the localizer did not see. Components by the
-    # smallest p of theirs, as the others.
+    # The same region, tested by what the localizer did not see; of components the smallest
+    # adjusted p, as in the record.
     "thinned": lambda record: min(
         (part.p for part in parts_of(record, "thinned")), default=float("nan")
     ),
