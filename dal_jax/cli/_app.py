@@ -12,6 +12,8 @@ from dal_jax.cli._localize import localize
 from dal_jax.cli._report import report
 from dal_jax.cli._script import script
 from dal_jax.cli._test import test
+from dal_jax.cli._test_thinned import test_thinned
+from dal_jax.cli._thin import thin
 from dal_jax.cli._train import train
 
 app = typer.Typer(
@@ -43,6 +45,8 @@ app.command("train")(train)
 app.command("calibrate")(calibrate)
 app.command("localize")(localize)
 app.command("test")(test)
+app.command("thin")(thin)
+app.command("test-thinned")(test_thinned)
 app.command("report")(report)
 app.command("import-weights")(import_weights)
 app.command("script")(script)

@@ -148,10 +148,26 @@ def open_image(path: Path, localizer: Localizer) -> np.ndarray:
     Raises:
         InputError: unreadable, of another shape, or not finite.
     """
-    image = read_image(path)
+    image = finite_image(path)
     expected = tuple(localizer.image_shape)
     if image.shape != expected:
         raise InputError(f"image {str(path)!r}: shape {image.shape}, the model takes {expected}")
+    return image
+
+
+def finite_image(path: Path) -> np.ndarray:
+    """Reads an image and checks its pixels.
+
+    Args:
+        path: image file.
+
+    Returns:
+        float64 (H, W, C).
+
+    Raises:
+        InputError: unreadable, or not finite.
+    """
+    image = read_image(path)
     if not np.isfinite(image).all():
         raise InputError(f"image {str(path)!r}: holds NaN or infinite pixels")
     return image

@@ -1,0 +1,181 @@
+"""`dal-jax test-thinned`: tests what any detector flagged in a copy that `dal-jax thin` wrote."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from dal_jax import thinned, thinned_test
+from dal_jax._digest import array_digest
+from dal_jax._errors import InputError
+from dal_jax._version import __version__
+from dal_jax.cli import _options as options
+from dal_jax.cli._output import dumps
+from dal_jax.cli._spec import expanded
+from dal_jax.cli._test import Alternative, References
+from dal_jax.cli._thin import Record, check_copy, read_record, thinned_files
+from dal_jax.images import read_mask
+from dal_jax.noise import Covariance, parse_noise
+from dal_jax.noise._files import noise_digest
+
+Mask = Annotated[
+    Path,
+    typer.Option(
+        "--mask",
+        metavar="FILE",
+        help="What the detector flagged in the copy: .npy of bool or 0 and 1, or a picture (.png, "
+        ".tif) of 0 and 1, or of black and white.",
+    ),
+]
+Copies = Annotated[
+    Path, typer.Option("--thinned", metavar="DIR", help="Folder that thin wrote the copy to.")
+]
+Noise = Annotated[
+    str | None,
+    typer.Option(
+        "--noise",
+        metavar="iid:SIGMA|ar1:RHO:SIGMA|FILE",
+        help="Covariance that the image was thinned with; by default as in the record, a file of "
+        "numbers being read again.",
+    ),
+]
+Randomization = Annotated[
+    float | None,
+    typer.Option(
+        "--randomization",
+        "--gamma",
+        metavar="GAMMA",
+        help="Expected in the record of the copy; others are refused.",
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", help="Expected in the record of the copy; others are refused."),
+]
+Alpha = Annotated[float, typer.Option("--alpha", help="Level of the decision.")]
+Confidence = Annotated[float, typer.Option("--confidence", help="Of the interval.")]
+
+
+def test_thinned(
+    mask: Mask,
+    copies: Copies,
+    image: options.Image,
+    reference: References = [],  # noqa: B006 (typer copies it)
+    noise: Noise = None,
+    randomization: Randomization = None,
+    alternative: Alternative = "two-sided",
+    confidence: Confidence = 0.95,
+    alpha: Alpha = 0.05,
+    seed: Seed = None,
+    json: options.Json = False,
+) -> None:
+    """Tests whether a region that any program flagged in a thinned copy differs from references.
+
+    The mean of image minus references inside the mask is estimated from the half of the image that
+    the copy does not hold. p and interval are valid if the mask depends on the copy alone, neither
+    on the image itself nor on the references. Several masks of one copy may be tested; correct for
+    their number.
+    """
+    if not 0 < alpha < 1:
+        raise InputError(f"--alpha: got {alpha}, expected a level between 0 and 1")
+    references = expanded(reference, Path(), "--reference")
+    if not references:
+        raise InputError("--reference: got none, expected one or more files")
+    x = options.finite_image(image)
+    copy, beside = thinned_files(copies, image)
+    record = read_record(beside)
+    _check_record(record, image, x, {"--randomization": randomization, "--seed": seed})
+    covariance = _open_noise(record, noise, x.shape)
+    halves = thinned(x, covariance, record.gamma, seed=record.seed, name=record.image)
+    check_copy(copy, halves.seen, halves.seen - x)
+    region = _region(mask, x.shape)
+    result = thinned_test(
+        halves,
+        region,
+        np.stack([_reference(path, x.shape) for path in references]),
+        covariance,
+        alternative=alternative,
+        confidence=confidence,
+    )
+    shown = {
+        **result._asdict(),
+        "z": result.statistic / result.sd,
+        "confidence": confidence,
+        "decision": "significant" if result.p_value <= alpha else "not significant",
+        "alpha": alpha,
+        "alternative": alternative,
+        "num_tested": int(region.sum()),
+        "gamma": record.gamma,
+        "seed": record.seed,
+        "image": image,
+        "mask": mask,
+        "references": references,
+        "noise": noise or record.noise,
+        "version": __version__,
+    }
+    typer.echo(dumps(shown) if json else _summary(shown))
+
+
+def _check_record(record: Record, path: Path, x: np.ndarray, given: dict[str, Any]) -> None:
+    if record.image != path.name:
+        raise InputError(
+            f"--image {str(path)!r}: the copy is of {record.image!r}, expected that name"
+        )
+    if record.pixels_sha256 != array_digest(x):
+        raise InputError(
+            f"--image {str(path)!r}: other pixels than those that were thinned, expected the same "
+            "image"
+        )
+    known = {"--randomization": record.gamma, "--seed": record.seed}
+    for name, value in given.items():
+        if value is not None and value != known[name]:
+            raise InputError(
+                f"{name}: got {value}, expected {known[name]}, with which {record.image!r} was "
+                "thinned"
+            )
+
+
+def _open_noise(record: Record, given: str | None, shape: tuple[int, ...]) -> Covariance:
+    text = given or record.noise
+    covariance = parse_noise(text, shape)
+    if noise_digest(covariance) != record.noise_sha256:
+        raise InputError(
+            f"--noise: got {text!r}, another covariance than {record.image!r} was thinned with, "
+            f"expected {record.noise!r} as it was then"
+        )
+    return covariance
+
+
+def _region(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    region = read_mask(path)
+    if region.shape != shape[:2]:
+        raise InputError(
+            f"--mask {str(path)!r}: shape {region.shape}, expected {shape[:2]} as the image"
+        )
+    if not region.any():
+        raise InputError(
+            f"--mask {str(path)!r}: is empty, expected at least one flagged pixel: there is "
+            "nothing to test"
+        )
+    return region
+
+
+def _reference(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    reference = options.finite_image(path)
+    if reference.shape != shape:
+        raise InputError(
+            f"--reference {str(path)!r}: shape {reference.shape}, expected {shape} as the image"
+        )
+    return reference
+
+
+def _summary(shown: dict[str, Any]) -> str:
+    count = shown["num_tested"]
+    return (
+        f"p = {shown['p_value']:.3g} ({shown['alternative']}): {shown['decision']} at alpha = "
+        f"{shown['alpha']:g}\n"
+        f"mean difference in the mask ({count} pixel{'s' if count > 1 else ''}) "
+        f"{shown['statistic']:.3g}, between {shown['ci_low']:.3g} and {shown['ci_high']:.3g} with "
+        f"{100 * shown['confidence']:g}% confidence; standard deviation {shown['sd']:.3g}"
+    )

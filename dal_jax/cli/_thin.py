@@ -1,0 +1,197 @@
+"""`dal-jax thin`: noisier copies of images, for any detector, each with a record for the test."""
+
+from dataclasses import asdict, dataclass
+from functools import cache
+from json import loads
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from dal_jax import thinned
+from dal_jax._digest import array_digest
+from dal_jax._errors import InputError
+from dal_jax._toml import fitted
+from dal_jax._version import __version__
+from dal_jax.cli import _options as options
+from dal_jax.cli._output import dumps
+from dal_jax.cli._spec import expanded
+from dal_jax.images import write_array, write_text
+from dal_jax.noise import Covariance, parse_noise
+from dal_jax.noise._files import noise_digest
+
+Images = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="IMAGE...",
+        help="Images: .npy, .png, .jpg, .tif, .nii(.gz), or a quoted pattern such as "
+        "'scans/*.png'. The added noise depends on the file's name: keep it for the test.",
+    ),
+]
+Noise = Annotated[
+    str,
+    typer.Option(
+        "--noise",
+        metavar="iid:SIGMA|ar1:RHO:SIGMA|FILE",
+        help="Covariance of an image, in the units of the images as they are read (8-bit files "
+        "divided by 255, 16-bit files by 65535); FILE.npz of save_noise, or FILE.npy with "
+        "variances (H, W[, C]) or a matrix (n, n).",
+    ),
+]
+Randomization = Annotated[
+    float,
+    typer.Option(
+        "--randomization",
+        "--gamma",
+        metavar="GAMMA",
+        help="How much noise is added, in standard deviations of the noise, above 0: the more, the "
+        "less the detector sees and the more the test has. 0.5 is a good choice.",
+    ),
+]
+Out = Annotated[
+    Path,
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="Write NAME.thinned.npy (float64, the image's units; grey images (H, W), others "
+        "(H, W, C)) and its record NAME.thinned.json there.",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Record:
+    """How one image was thinned: what the test needs to split it again."""
+
+    image: str  # name of the file, by which the added noise is drawn
+    pixels_sha256: str
+    gamma: float  # standard deviation of the added noise, in those of the noise
+    seed: int
+    noise: str  # as it was given
+    noise_sha256: str
+    version: str  # of this package
+
+
+def thin(
+    image: Images,
+    noise: Noise,
+    randomization: Randomization,
+    out: Out,
+    seed: options.Seed = 0,
+    json: options.Json = False,
+) -> None:
+    """Writes noisier copies of images, in which any program may flag a region for test-thinned.
+
+    The copy is x + omega, omega drawn from N(0, GAMMA^2 SIGMA) by --seed and the file's name. What
+    is flagged in it is tested in x - omega / GAMMA^2, which is independent of it. Choose GAMMA and
+    the seed before any result is seen; a copy with other settings is not overwritten.
+    """
+    paths = expanded(image, Path(), "IMAGE")
+    _check_names(paths, out)
+
+    @cache
+    def opened(shape: tuple[int, ...]) -> tuple[Covariance, str]:
+        covariance = parse_noise(noise, shape)
+        return covariance, noise_digest(covariance)
+
+    for path in paths:
+        x = options.finite_image(path)
+        covariance, digest = opened(x.shape)
+        halves = thinned(x, covariance, randomization, seed=seed, name=path.name)
+        pixels = array_digest(x)
+        record = Record(path.name, pixels, halves.gamma, seed, noise, digest, __version__)
+        copy, beside = thinned_files(out, path)
+        if beside.exists() and read_record(beside) != record:
+            raise InputError(
+                f"--out {str(out)!r}: holds {path.name!r} or another of its name, thinned with "
+                "other settings, expected another folder"
+            )
+        # A copy without a record is not tested, should this end in between.
+        write_array(copy, halves.seen[..., 0] if x.shape[2] == 1 else halves.seen)
+        write_text(beside, dumps(asdict(record)) + "\n")
+    if json:
+        copies, records = zip(*(thinned_files(out, path) for path in paths), strict=True)
+        told = {"images": paths, "copies": copies, "records": records, "gamma": randomization}
+        typer.echo(dumps({**told, "seed": seed, "noise": noise, "version": __version__}))
+        return
+    number = "1 copy" if len(paths) == 1 else f"{len(paths)} copies"
+    typer.echo(
+        f"{number} with {randomization:g} times the noise added, written to {out} as "
+        "NAME.thinned.npy, with NAME.thinned.json for test-thinned"
+    )
+
+
+def thinned_files(out: Path, image: Path) -> tuple[Path, Path]:
+    """Names the files of a thinned image.
+
+    Args:
+        out: their folder.
+        image: file of the image.
+
+    Returns:
+        The noisier copy and its record.
+    """
+    return out / f"{image.stem}.thinned.npy", out / f"{image.stem}.thinned.json"
+
+
+def read_record(path: Path) -> Record:
+    """Reads how an image was thinned.
+
+    Args:
+        path: file that `thin` wrote.
+
+    Returns:
+        The record.
+
+    Raises:
+        InputError: no such file, or not a whole record.
+    """
+    source = f"record {str(path)!r}"
+    try:
+        entries = loads(path.read_text(encoding="utf-8"))
+        if not isinstance(entries, dict):
+            raise InputError(f"{source}: is no object, expected a record that thin wrote")
+        return Record(**fitted(Record, entries, source))
+    except InputError:
+        raise
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{source}: {reason}, expected one that thin wrote") from error
+    except (ValueError, OverflowError, RecursionError, TypeError) as error:
+        raise InputError(f"{source}: damaged, expected a record that thin wrote") from error
+
+
+def check_copy(path: Path, seen: np.ndarray, added: np.ndarray) -> None:
+    """Refuses a copy that is not what the image and its record give.
+
+    An edited copy, or other random numbers of another release of a library, would leave the two
+    halves dependent.
+
+    Args:
+        path: of the copy.
+        seen: (H, W, C) expected in it.
+        added: (H, W, C) noise in it, whose size says which difference is rounding.
+
+    Raises:
+        InputError: another copy, or none.
+    """
+    copy = options.finite_image(path)
+    # Factors of a covariance differ by up to 1e-8 of its largest root between machines.
+    rounding = 1e-6 * float(np.abs(added).max())
+    if copy.shape != seen.shape or not np.abs(copy - seen).max() <= rounding:
+        raise InputError(
+            f"copy {str(path)!r}: differs from the image with the noise of its record, expected "
+            "the file that thin wrote, and the release of NumPy that it ran with"
+        )
+
+
+def _check_names(paths: tuple[Path, ...], out: Path) -> None:
+    taken: dict[Path, Path] = {}
+    for path in paths:
+        other = taken.setdefault(thinned_files(out, path)[0], path)
+        if other is not path:
+            raise InputError(
+                f"IMAGE {str(path)!r}: has the name of {str(other)!r}, expected names that differ "
+                "before their endings, as the added noise is drawn by the name"
+            )

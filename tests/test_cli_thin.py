@@ -1,0 +1,319 @@
+"""The verbs thin and test-thinned: a round trip, and what they refuse."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("typer")
+
+from dal_jax import InputError, __version__, thinned, thinned_test
+from dal_jax._randomization import check_sampled
+from dal_jax.cli import main
+from dal_jax.images import read_image
+from dal_jax.noise import dense, diagonal, iid, parse_noise, save_noise
+from dal_jax.noise._files import noise_digest
+
+SHAPE = (6, 7, 1)
+AR1 = "ar1:0.5:0.8"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder worked in: an image, two references, a thinned copy and a mask from it."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=SHAPE)
+    x[2:5, 2:5] += 3.0
+    np.save("x.npy", x)
+    for name in ("y", "z"):
+        np.save(f"{name}.npy", rng.normal(size=SHAPE))
+    assert main(["thin", "x.npy", *words(noise=AR1, randomization=0.5, seed=3, out="thin")]) == 0
+    np.save("mask.npy", np.load("thin/x.thinned.npy") > 1.5)
+    return tmp_path
+
+
+def words(**options: Any) -> list[str]:
+    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
+
+
+def command(*more: str, **options: Any) -> list[str]:
+    """Words of a test that works, with some options replaced."""
+    usual = {"mask": "mask.npy", "thinned": "thin", "image": "x.npy", "reference": "y.npy"}
+    return ["test-thinned", *words(**{**usual, **options}), *more]
+
+
+def refused(capsys: pytest.CaptureFixture[str], given: list[str]) -> str:
+    capsys.readouterr()
+    code = main(given)
+    out, err = capsys.readouterr()
+    assert code == 2 and out == "" and err.count("\n") == 1
+    assert err.startswith(f"dal-jax {given[0]}: ")
+    return err
+
+
+def told(capsys: pytest.CaptureFixture[str], given: list[str]) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main([*given, "--json"]) == 0
+    out, _ = capsys.readouterr()
+    assert out.count("\n") == 1
+    return json.loads(out)
+
+
+@pytest.mark.parametrize("alternative", ["two-sided", "greater"])
+def test_the_command_gives_what_python_gives(
+    capsys: pytest.CaptureFixture[str], folder: Path, alternative: str
+) -> None:
+    x, y, z = (np.load(f"{name}.npy") for name in "xyz")
+    noise = parse_noise(AR1, SHAPE)
+    halves = thinned(x, noise, 0.5, seed=3, name="x.npy")
+    np.testing.assert_array_equal(np.load("thin/x.thinned.npy"), halves.seen[..., 0])
+    np.testing.assert_array_equal(read_image("thin/x.thinned.npy"), halves.seen)
+    mask = halves.seen[..., 0] > 1.5
+    options = {"alternative": alternative, "confidence": 0.9}
+    expected = thinned_test(halves, mask, np.stack([y, z]), noise, **options)
+    fields = told(capsys, command(*words(reference="z.npy", alpha=0.01, **options)))
+    assert {name: fields[name] for name in expected._fields} == expected._asdict()
+    assert fields["z"] == expected.statistic / expected.sd
+    assert fields["decision"] == ("significant" if expected.p_value <= 0.01 else "not significant")
+    known = {"image": "x.npy", "mask": "mask.npy", "references": ["y.npy", "z.npy"], "gamma": 0.5}
+    known |= {"seed": 3, "noise": AR1, "alpha": 0.01, "version": __version__, **options}
+    assert {name: fields[name] for name in known} == known
+    assert fields["num_tested"] == mask.sum()
+    assert main(command()) == 0
+    assert "mean difference in the mask" in capsys.readouterr().out
+
+
+def test_null_p_values_of_the_commands_are_uniform(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The detector picks the brightest pixel, for which a plain test would nearly always reject."""
+    monkeypatch.chdir(tmp_path)
+    rng, p = np.random.default_rng(1), []
+    for number in range(60):
+        np.save(f"{number}.npy", rng.normal(size=SHAPE))
+    common = {"noise": "iid:1", "randomization": 1.0, "out": "thin"}
+    assert main(["thin", *(f"{number}.npy" for number in range(60)), *words(**common)]) == 0
+    for number in range(60):
+        seen = np.load(f"thin/{number}.thinned.npy")
+        np.save("mask.npy", seen == seen.max())
+        np.save("y.npy", rng.normal(size=SHAPE))
+        given = command(image=f"{number}.npy", alternative="greater")
+        p.append(told(capsys, given)["p_value"])
+    # 3 standard errors of a share of 0.2 and of the mean of uniform numbers.
+    assert abs(np.mean(np.array(p) <= 0.2) - 0.2) < 3 * np.sqrt(0.2 * 0.8 / len(p))
+    assert abs(np.mean(p) - 0.5) < 3 / np.sqrt(12 * len(p))
+
+
+def test_pictures_and_colours(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pillow = pytest.importorskip("PIL.Image")
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(2)
+    for name in ("x", "y"):
+        pixels = rng.integers(0, 256, (6, 7, 3)).astype(np.uint8)
+        pillow.fromarray(pixels).save(f"{name}.png")
+    mask = np.zeros((6, 7), np.uint8)
+    mask[1:3, 2:4] = 255
+    pillow.fromarray(mask).save("mask.png")
+    save_noise("n.npz", iid(0.1))
+    common = {"noise": "n.npz", "randomization": 0.5, "out": "thin"}
+    made = told(capsys, ["thin", "*.png", *words(**common)])
+    assert made["copies"] == [f"thin/{name}.thinned.npy" for name in ("mask", "x", "y")]
+    assert np.load("thin/x.thinned.npy").shape == (6, 7, 3)
+    given = {"mask": "mask.png", "image": "x.png", "reference": "y.png"}
+    # The same covariance, given in another way.
+    fields = [told(capsys, command(**given, **more)) for more in ({}, {"noise": "iid:0.1"})]
+    assert fields[0]["p_value"] == fields[1]["p_value"]
+    assert fields[0]["sd"] == pytest.approx(0.1 * np.sqrt(6 / 12))
+
+
+def test_the_same_command_again_changes_nothing(
+    capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    def contents() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in Path("thin").iterdir()}
+
+    before = contents()
+    again = {"noise": AR1, "randomization": 0.5, "seed": 3, "out": "thin"}
+    assert main(["thin", "x.npy", *words(**again)]) == 0
+    assert contents() == before
+    # A second look with other noise would leave the first one's record beside another copy.
+    for change in ({"seed": 4}, {"randomization": 0.7}, {"noise": "iid:1"}):
+        err = refused(capsys, ["thin", "x.npy", *words(**{**again, **change})])
+        assert "expected another folder" in err
+    np.save("x.npy", np.load("y.npy"))
+    assert "expected another folder" in refused(capsys, ["thin", "x.npy", *words(**again)])
+    assert contents() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"randomization": 0}, "gamma is 0, expected above 0"),
+        ({"randomization": -1}, "is -1.0, expected 0 or a number from"),
+        ({"randomization": "inf"}, "is inf, expected 0 or a number from"),
+        ({"randomization": "nan"}, "is nan, expected 0 or a number from"),
+        ({"randomization": "half"}, "--randomization"),
+        ({"seed": -1}, "seed is -1, expected a whole number of 0 or above"),
+        ({"seed": 0.5}, "--seed"),
+        ({"noise": "pink"}, "noise 'pink': expected iid:SIGMA"),
+        ({"noise": "m.npy"}, "noise 'm.npy': "),
+        ({"out": "y.npy"}, "cannot write"),
+    ],
+)
+def test_bad_thinning_is_one_line(
+    capsys: pytest.CaptureFixture[str], folder: Path, change: dict[str, Any], message: str
+) -> None:
+    np.save("m.npy", np.eye(3))
+    before = sorted(folder.rglob("*"))
+    given = {"noise": "iid:1", "randomization": 0.5, "out": "new", **change}
+    assert message in refused(capsys, ["thin", "x.npy", *words(**given)])
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_bad_images_are_one_line(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    np.save("nan.npy", np.full(SHAPE, np.nan))
+    Path("b").mkdir()
+    np.save("b/x.npy", np.load("y.npy"))
+    common = words(noise="iid:1", randomization=0.5, out="new")
+    assert "no such file" in refused(capsys, ["thin", "absent.npy", *common])
+    assert "no file fits" in refused(capsys, ["thin", "*.tif", *common])
+    assert "NaN or infinite" in refused(capsys, ["thin", "nan.npy", *common])
+    assert "has the name of 'x.npy'" in refused(capsys, ["thin", "x.npy", "b/x.npy", *common])
+    assert not Path("new").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image": "b/x.npy"}, "--image 'b/x.npy': other pixels than those that were thinned"),
+        ({"image": "y.npy"}, "record 'thin/y.thinned.json': No such file"),
+        ({"image": "x.tif"}, "image 'x.tif': no such file"),
+        ({"randomization": 0.7}, "--randomization: got 0.7, expected 0.5, with which 'x.npy'"),
+        ({"seed": 4}, "--seed: got 4, expected 3, with which 'x.npy'"),
+        ({"noise": "iid:0.8"}, "--noise: got 'iid:0.8', another covariance"),
+        ({"noise": "pink"}, "noise 'pink': expected iid:SIGMA"),
+        ({"mask": "empty.npy"}, "--mask 'empty.npy': is empty"),
+        ({"mask": "small.npy"}, "--mask 'small.npy': shape (3, 3), expected (6, 7)"),
+        ({"mask": "absent.npy"}, "'absent.npy': no such file"),
+        ({"mask": "scores.npy"}, "mask 'scores.npy': largest value 7"),
+        ({"mask": "pickle.npy"}, "'pickle.npy': unreadable"),
+        ({"reference": "small.npy"}, "--reference 'small.npy': shape (3, 3, 1), expected (6, 7, 1"),
+        ({"reference": "nan.npy"}, "NaN or infinite"),
+        ({"alternative": "up"}, "--alternative"),
+        ({"confidence": 1}, "confidence is 1.0, expected a level between 0 and 1"),
+        ({"alpha": 0}, "--alpha: got 0.0, expected a level between 0 and 1"),
+        ({"thinned": "absent"}, "record 'absent/x.thinned.json': No such file"),
+    ],
+)
+def test_bad_test_is_one_line(
+    capsys: pytest.CaptureFixture[str], folder: Path, change: dict[str, Any], message: str
+) -> None:
+    Path("b").mkdir()
+    np.save("b/x.npy", np.load("x.npy") + 1e-9)
+    np.save("nan.npy", np.full(SHAPE, np.nan))
+    np.save("empty.npy", np.zeros(SHAPE[:2], bool))
+    np.save("small.npy", np.ones((3, 3)))
+    np.save("scores.npy", np.full(SHAPE[:2], 7.0))
+    np.save("pickle.npy", np.array([{}], object), allow_pickle=True)
+    assert message in refused(capsys, command(**change))
+
+
+def test_a_reference_is_needed(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    given = command()
+    where = given.index("--reference")
+    assert "--reference: got none" in refused(capsys, given[:where] + given[where + 2 :])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image": "a.npy"}, "the copy is of 'a.npy'"),
+        ({"gamma": 0}, "gamma is 0, expected above 0"),
+        ({"gamma": -0.5}, "is -0.5, expected 0 or a number from"),
+        ({"gamma": float("inf")}, "is inf, expected 0 or a number from"),
+        ({"gamma": 10**400}, "damaged"),
+        ({"gamma": 0.4}, "copy 'thin/x.thinned.npy': differs"),
+        ({"gamma": True}, "gamma is True, expected a number"),
+        ({"seed": -1}, "seed is -1, expected a whole number of 0 or above"),
+        ({"seed": None}, "seed is None, expected a whole number"),
+        ({"seed": 4}, "copy 'thin/x.thinned.npy': differs"),
+        ({"noise": "iid:1"}, "--noise: got 'iid:1', another covariance"),
+        ({"more": 1}, "unknown key 'more'"),
+    ],
+)
+def test_another_record_is_refused(
+    capsys: pytest.CaptureFixture[str], folder: Path, change: dict[str, Any], message: str
+) -> None:
+    path = Path("thin/x.thinned.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    assert message in refused(capsys, command())
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"image": "x.npy"}', "[" * 100_000, "\x00"])
+def test_damaged_records_are_refused(
+    capsys: pytest.CaptureFixture[str], folder: Path, text: str
+) -> None:
+    Path("thin/x.thinned.json").write_text(text)
+    err = refused(capsys, command())
+    assert "record 'thin/x.thinned.json': " in err and "expected a record that thin wrote" in err
+
+
+def test_another_copy_is_refused(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    """The added noise is drawn again; that the detector saw it is checked."""
+    path = Path("thin/x.thinned.npy")
+    copy = np.load(path)
+    np.save(path, copy + 1e-9)  # rounding, as between machines
+    assert main(command()) == 0
+    np.save(path, copy + 0.01)
+    assert "differs from the image with the noise" in refused(capsys, command())
+    np.save(path, copy[:-1])
+    assert "differs from the image with the noise" in refused(capsys, command())
+    path.unlink()
+    assert "no such file" in refused(capsys, command())
+
+
+def test_noise_in_a_file_is_known_by_its_numbers(
+    capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    np.save("n.npy", np.full(SHAPE[:2], 2.0))
+    common = {"noise": "n.npy", "randomization": 0.5, "out": "new"}
+    assert main(["thin", "x.npy", *words(**common)]) == 0
+    Path("n.npy").rename("moved.npy")
+    assert "noise 'n.npy'" in refused(capsys, command(thinned="new"))
+    assert main(command(thinned="new", noise="moved.npy")) == 0
+    np.save("n.npy", np.full(SHAPE[:2], 2.5))
+    assert "another covariance" in refused(capsys, command(thinned="new"))
+
+
+def test_digests_tell_covariances_apart() -> None:
+    covariances = [
+        *(iid(1.0), iid(2.0), parse_noise(AR1, SHAPE), diagonal(np.ones(SHAPE))),
+        *(diagonal(np.ones((7, 6, 1))), dense(np.eye(42)), dense(2 * np.eye(42))),
+    ]
+    assert len({noise_digest(one) for one in covariances}) == len(covariances)
+
+
+def test_noise_that_cannot_be_sampled_is_refused(
+    capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No covariance that the command can name is of this kind."""
+
+    class Unsampled:
+        def apply(self, v: np.ndarray) -> np.ndarray:
+            return v
+
+        def check(self, shape: tuple[int, ...]) -> None:
+            pass
+
+    with pytest.raises(InputError, match="without `sample`"):
+        check_sampled(Unsampled())
+    monkeypatch.setattr("dal_jax.cli._thin.parse_noise", lambda text, shape: Unsampled())
+    monkeypatch.setattr("dal_jax.cli._thin.noise_digest", lambda noise: "")
+    given = ["thin", "x.npy", *words(noise="iid:1", randomization=0.5, out="new")]
+    assert "without `sample`, expected a covariance that can" in refused(capsys, given)
+    assert not Path("new").exists()
