@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import ndtri
 
-from dal_jax._result import region_of
-from dal_jax.inference import naive_p
+from dal_jax._result import parts_of_record, region_of
+from dal_jax.inference import SelectiveP, holm, naive_p
 
 PART_METHODS = ("selective", "thinned")
 
@@ -43,15 +43,15 @@ def parts_of(
 
     Source: thinning: Neufeld, Dharamshi, Gao and Witten, arXiv 2301.07276.
     """
-    components = record.get("components")
-    own, p_name = (components, "p_holm") if components else ([record], "p_value")
+    own = parts_of_record(record)
+    p_name = "p_holm" if record["components"] else "p_value"
     shape, gamma = record["region_shape"], record["randomization"]
     if method == "thinned":
         if not gamma:
             return []
         parts = [_thinned(one, shape, gamma, confidence) for one in own]
-        adjusted = holm([part.p for part in parts])
-        return [part._replace(p=p) for part, p in zip(parts, adjusted, strict=True)]
+        adjusted = holm([SelectiveP(part.p, part.p, part.p) for part in parts])
+        return [part._replace(p=p.p) for part, p in zip(parts, adjusted, strict=True)]
     return [
         Part(
             region_of(one["region"], shape),
@@ -74,21 +74,3 @@ def _thinned(one: dict[str, Any], shape: Sequence[int], gamma: float, confidence
     p = naive_p(statistic / sd)
     region = region_of(one["region"], shape)
     return Part(region, p, one["sd"], statistic, statistic - half, statistic + half)
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """Adjusts p-values for their number, whatever their dependence.
-
-    Args:
-        p: of the hypotheses of one family.
-
-    Returns:
-        Adjusted p-values in the same order; the smallest is `min(1, m min p)`.
-
-    Source: Holm, Scandinavian Journal of Statistics 6, 1979.
-    """
-    order = np.argsort(p)
-    steps = np.arange(len(p), 0, -1) * np.asarray(p, np.float64)[order]
-    adjusted = np.empty(len(p))
-    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
-    return adjusted.tolist()

@@ -12,13 +12,14 @@ pytest.importorskip("matplotlib")
 from dal_jax import InputError, TestOptions, dal_test, from_score, thinned, thinned_test
 from dal_jax._result import as_record, region_of
 from dal_jax._toml import fitted, read_toml
+from dal_jax.inference import SelectiveP, holm
 from dal_jax.noise import parse_noise
 from experiments import power, type1_error
 from experiments._detections import detection_rows, effect_rows
 from experiments._experiment import Condition, Measured
 from experiments._methods import comparisons, labelled, method_panels, method_rows
 from experiments._models import Model, Use
-from experiments._parts import holm, parts_of
+from experiments._parts import parts_of
 from experiments._rates import METHODS
 from experiments._simulation import Simulation
 
@@ -62,13 +63,6 @@ def test_without_randomization_nothing_is_thinned():
     assert math.isnan(METHODS["thinned"](_record(0.01, PLACES[:2], randomization=0.0)))
 
 
-def test_holm():
-    # By hand: 3 * 0.01, max(2 * 0.02, 0.03), max(0.03, 0.04), in the order given.
-    np.testing.assert_allclose(holm([0.02, 0.01, 0.03]), [0.04, 0.03, 0.04], rtol=1e-14)
-    np.testing.assert_array_equal(holm([0.9, 0.6]), [1.0, 1.0])
-    assert np.isnan(holm([NAN])).all()
-
-
 def _record(p: float, pixels: Any, **changed: Any) -> dict[str, Any]:
     """A test of these pixels; its interval is 1 wide around an estimate of 2.1, its sd 0.5."""
     return {
@@ -92,9 +86,13 @@ def _record(p: float, pixels: Any, **changed: Any) -> dict[str, Any]:
 EMPTY = _record(NAN, [], status="NO_REGION", estimate=NAN)
 
 
+def _holm(p: list[float]) -> list[float]:
+    return [one.p for one in holm([SelectiveP(value, value, value) for value in p])]
+
+
 def _whole(*components: dict[str, Any]) -> dict[str, Any]:
     """The record of an image whose components are tested."""
-    adjusted = holm([one["p_value"] for one in components])
+    adjusted = _holm([one["p_value"] for one in components])
     parts = [{**one, "p_holm": p} for one, p in zip(components, adjusted, strict=True)]
     numbers = dict.fromkeys(("statistic", "sd", "added", "added_sd", "estimate"), NAN)
     whole = _record(min(adjusted), [], ci_low=NAN, ci_high=NAN, **numbers)
@@ -137,7 +135,7 @@ def test_components_are_thinned_one_by_one():
     one, two = _record(0.2, PLACES[:2]), _record(0.6, BESIDE[:3], statistic=0.3)
     alone = [parts_of(record, "thinned")[0].p for record in (one, two)]
     whole = _whole(one, two)
-    assert [part.p for part in parts_of(whole, "thinned")] == holm(alone)
+    assert [part.p for part in parts_of(whole, "thinned")] == _holm(alone)
     assert METHODS["thinned"](whole) == min(1.0, 2 * min(alone))
 
 

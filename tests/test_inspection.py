@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from dal_jax import InputError, TestOptions
+from dal_jax._errors import CheckpointError
 from dal_jax.cli import main
 from dal_jax.inference import Law, Ranks
 from dal_jax.inspection import (
@@ -26,10 +27,17 @@ from dal_jax.inspection import (
     to_test,
 )
 from dal_jax.inspection import test_samples as run_samples
-from dal_jax.inspection._calibration import cross_fitted_p, fit_calibration, rates
+from dal_jax.inspection._calibration import (
+    Rate,
+    cross_fitted_p,
+    fit_calibration,
+    rates,
+    save_calibration,
+)
 from dal_jax.inspection._profile import check_options
 from dal_jax.inspection._stretch import stretched
-from dal_jax.noise import iid, stationary
+from dal_jax.inspection._verdict import decider, verdict
+from dal_jax.noise import fit_report, iid, stationary
 from dal_jax.runs import Host
 
 SIDE = 20
@@ -248,6 +256,39 @@ def test_cross_fitting_leaves_the_own_object_out():
     # Its own p would count among all 20; among those of the other folds none is as small.
     smallest = int(np.argmin([r["p_value"] for r in records]))
     assert found[smallest] == pytest.approx(1 / (1 + 8))  # five folds of two objects
+
+
+@pytest.mark.parametrize(
+    "low, high, objects, expected",
+    [
+        (0.02, 0.09, 40, "selective"),  # no excess shows
+        (0.0, 0.03, 40, "selective"),  # fewer than the level
+        (0.06, 0.2, 40, "conformal"),  # too many
+        (0.06, 0.2, 5, "conformal"),  # too many, even where no rank is small enough
+        (0.01, 0.2, 40, "conformal"),  # too few views to tell
+        (0.01, 0.2, 5, "selective"),  # and too few objects for ranks
+    ],
+)
+def test_calibration_names_the_p_value_that_decides(low, high, objects, expected):
+    groups = [f"g{k}" for k in range(objects)]
+    held = fit_calibration([record(0.5, 1.0)] * objects, groups)
+    rate = Rate("selective", 0.05, 1, 10, 0.1, 0.1, low, high)
+    assert decider([rate], held) == expected
+    named = replace(held, decide_by=expected)
+    told = verdict([rate], [], fit_report(iid(1.0), np.eye(16).reshape(16, 4, 4, 1)), "iid", named)
+    assert ("Decisions go by the conformal p-value" in " ".join(told)) == (expected == "conformal")
+
+
+def test_the_p_value_that_decides_is_kept_with_the_calibration(tmp_path):
+    held = fit_calibration([record(0.1, 1.0), record(0.9, 0.4)], ["a", "b"])
+    assert held.decide_by == "selective"
+    save_calibration(tmp_path, replace(held, decide_by="conformal"), {})
+    found = load_calibration(tmp_path)
+    assert found is not None and found.decide_by == "conformal"
+    kept = tmp_path / "calibration.json"
+    kept.write_text(kept.read_text().replace('"conformal",', '"guess",'))
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_calibration(tmp_path)
 
 
 def test_decisions_follow_the_chosen_p_value_and_need_its_calibration():

@@ -16,7 +16,6 @@ from dal_jax.cli._spec import TestSpec, engine_name, expanded, read_spec
 from dal_jax.cli._test_folder import test_folder
 from dal_jax.cli._test_many import test_many
 from dal_jax.images import write_text
-from dal_jax.inspection import InspectOptions
 from dal_jax.inspection._rows import decide
 from dal_jax.report import figure, table
 from dal_jax.runs import join_hosts, leave_hosts
@@ -142,10 +141,11 @@ Folder = Annotated[
     ),
 ]
 DecideBy = Annotated[
-    Literal["selective", "inflated", "heavy_tails", "conformal"],
+    Literal["selective", "inflated", "heavy_tails", "conformal"] | None,
     typer.Option(
         "--decide-by",
-        help="FOLDER: p-value of the decision; others are shown beside. heavy_tails has little "
+        help="FOLDER: p-value of the decision; others are shown beside. By default selective, the "
+        "raw one, where calibrate found that it holds, else conformal. heavy_tails has little "
         "power. Choose before the results are seen.",
     ),
 ]
@@ -192,7 +192,7 @@ def test(
     batch_size: options.BatchSize = None,
     out: options.Out = None,
     maps: Maps = False,
-    decide_by: DecideBy = "selective",
+    decide_by: DecideBy = None,
     overlays: Overlays = True,
     seed: options.Seed = 0,
     cache: options.Cache = None,
@@ -220,7 +220,7 @@ def test(
             )
         options.refuse(context, _FIXED, "with FOLDER, the model has fixed it")
         host = join_hosts(coordinator, num_processes, process_id)
-        chosen = InspectOptions(0.05 if alpha is None else alpha, decide_by)
+        level = 0.05 if alpha is None else alpha
         how = TestOptions(
             alternative=alternative,
             engine=engine_name(engine, visit),
@@ -230,7 +230,8 @@ def test(
             first_window=first_window,
             permutations=permutations,
         )
-        test_folder(model, folder, out, chosen, how, host, devices, batch_size, overlays, json)
+        decide = level, decide_by
+        test_folder(model, folder, out, *decide, how, host, devices, batch_size, overlays, json)
         leave_hosts()
         return
     options.refuse(context, ("decide_by", "overlays"), "without FOLDER")

@@ -15,6 +15,7 @@ from dal_jax._errors import InputError
 from dal_jax.cli._output import dumps
 from dal_jax.images import Sample, write_text
 from dal_jax.inspection import (
+    Calibration,
     Inspected,
     InspectOptions,
     Measures,
@@ -41,7 +42,8 @@ def test_folder(
     model: Path,
     folder: Path,
     out: Path | None,
-    options: InspectOptions,
+    alpha: float,
+    decide_by: str | None,
     test_options: TestOptions,
     host: Host,
     devices: int | None,
@@ -55,7 +57,8 @@ def test_folder(
         model: trained with --data.
         folder: data set of the same layout, or any folder of images.
         out: directory of the run.
-        options: how decisions are made.
+        alpha: level for all views of an image together.
+        decide_by: whose p-value decides; None: the one that the calibration names.
         test_options: of the tests; the region is the model's.
         host: this process.
         devices: to use.
@@ -74,7 +77,8 @@ def test_folder(
     data = profile.source.open(folder)
     samples = to_test(data, profile)
     reader = Reader(data, profile.fitted, profile.seen())
-    options = replace(options, discoveries=_discoveries(profile, samples, options.decide_by))
+    decide_by = _decider(calibration, alpha, decide_by)
+    options = InspectOptions(alpha, decide_by, _discoveries(profile, samples, decide_by))
     # Whichever p-value decides, now or in a later call, its decision shall be certain.
     laws = () if calibration is None else calibration.deciding
     how = replace(
@@ -127,6 +131,20 @@ def test_folder(
 
 
 test_folder.__test__ = False  # type: ignore[attr-defined]
+
+
+def _decider(calibration: Calibration | None, alpha: float, asked: str | None) -> str:
+    """Whose p-value decides: the one that is asked for, or that the calibration names."""
+    if calibration is None:
+        return asked or "selective"
+    decide_by, least = asked or calibration.decide_by, calibration.selective.least
+    if decide_by == "conformal" and least > alpha:
+        print(
+            f"no conformal p-value can be below {least:.2g}: nothing will be significant; hold out "
+            "more normal objects, or name another p-value by --decide-by",
+            file=sys.stderr,
+        )
+    return decide_by
 
 
 def _discoveries(profile: Profile, samples: Sequence[Sample], decide_by: str) -> str:

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -32,7 +32,7 @@ from dal_jax.inspection._learn import undiluted
 from dal_jax.inspection._profile import Profile, check_options
 from dal_jax.inspection._rows import write_csv
 from dal_jax.inspection._stretch import stretched
-from dal_jax.inspection._verdict import ALPHA, verdict
+from dal_jax.inspection._verdict import ALPHA, decider, verdict
 from dal_jax.localizers import Localizer
 from dal_jax.noise import Covariance, FitReport, fit_report
 from dal_jax.runs import Host
@@ -215,6 +215,7 @@ def calibrate(
     fit = fit_report(profile.noise, shown, objects, kind=profile.noise_kind)
     moved = _moved(found, profile, run, directory, items, options)
     calibration = fit_calibration(records, groups)
+    calibration = replace(calibration, decide_by=decider(own_rates, calibration))
     told = verdict(own_rates, control_rates, fit, profile.noise_kind, calibration)
     return Calibrated(
         calibration,

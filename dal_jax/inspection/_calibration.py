@@ -74,6 +74,7 @@ class Calibration:
     score_weights: tuple[float, ...]  # of each, see `conformal_p`
     num_views: int  # with and without a region
     num_groups: int  # physical objects that they are of
+    decide_by: str = "selective"  # whose p-values decide unless others are asked for
 
     @property
     def deciding(self) -> tuple[Law | Ranks, ...]:
@@ -380,6 +381,7 @@ def load_calibration(directory: Path) -> Calibration | None:
             **{name: tuple(facts[name]) for name in ("naive", "score", "score_weights")},
             num_views=int(facts["num_views"]),
             num_groups=int(facts["num_groups"]),
+            decide_by={name: name for name in METHODS}[facts.get("decide_by", "selective")],
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: damaged, run dal-jax calibrate again") from error

@@ -33,6 +33,8 @@ def verdict(
     """
     raw = _at(rates, "selective")
     told = [_first(raw)] if raw else ["No view had a region: nothing can be said."]
+    if calibration.decide_by == "conformal":
+        told.append("Decisions go by the conformal p-value, unless --decide-by names another.")
     drawn = _at(control, "selective")
     if drawn is not None:
         told.append(
@@ -62,6 +64,24 @@ def verdict(
             "normal objects would say more."
         )
     return told
+
+
+def decider(rates: Sequence[Rate], calibration: Calibration) -> str:
+    """Which p-value decides where none is asked for.
+
+    Args:
+        rates: on held-out normal views, by method and level.
+        calibration: what was fitted.
+
+    Returns:
+        "selective", the raw one, where the held-out normal views bear it out; "conformal" where
+        they do not, but not where they merely are too few and no rank could be small enough.
+    """
+    raw = _at(rates, "selective")
+    if raw is None or (raw.low <= ALPHA and raw.high <= _CERTAIN):
+        return "selective"
+    few = raw.low <= ALPHA and calibration.selective.least > ALPHA
+    return "selective" if few else "conformal"
 
 
 def _first(raw: Rate) -> str:
