@@ -73,10 +73,11 @@ def dal_test(
             adaptive: an `AdaptiveOptions`: spacing, safety, checks and so on.
             seed: of the random checks of the adaptive engine, of the permutations and, with the
                 image's name, of the randomization.
-            randomization: gamma, 0 or from .001 to 1000. The localizer sees a noisier image
-                `x + omega`, `omega ~ N(0, gamma^2 Sigma)`; what is tested is x itself. p is exact
-                for any gamma, and the larger gamma the less evidence selection uses up, while the
-                localizer sees less of what it looks for. 0 is the test as published.
+            randomization: gamma, 0 or from .001 to 1000; .5 by default. The localizer sees a
+                noisier image `x + omega`, `omega ~ N(0, gamma^2 Sigma)`; what is tested is x
+                itself. p is exact for any gamma, and the larger gamma the less evidence selection
+                uses up, while the localizer sees less of what it looks for. 0 is the test as
+                published.
             confidence: of the interval for the mean difference inside M, in (0, 1). The interval
                 is always finite with a randomization, and may be infinite without one.
             first_window: True computes the first window, and with it `over_conditioned_p`, with
@@ -112,7 +113,7 @@ def dal_test(
         >>> x = np.array([[[3.0], [0.0]]])
         >>> result = dal_test(brightness, x, np.zeros((1, 2, 1)), "iid:1.0", precision=1e-6)
         >>> round(result.naive_p, 2), round(result.p_value, 3), result.status.value
-        (0.03, 0.215, 'OK')
+        (0.03, 0.125, 'OK')
 
     Source: Katsuoka et al., arXiv 2402.11789; bounds and engines: this project.
     """

@@ -10,6 +10,9 @@ from .inference import Law, Ranks
 from .search import AdaptiveOptions, SearchOptions, check_region
 
 ENGINES = ("adaptive", "sweep", "scan")
+# Of the randomization: what power, localization and interval lengths gain most from together, by
+# experiments/specs/gammas.toml (docs/results.md).
+GAMMA = 0.5
 # Of the randomization: less does nothing, more leaves nothing of the image to be seen.
 LEAST, MOST = 1e-3, 1e3
 DTYPES = ("float64", "float32")
@@ -40,7 +43,7 @@ class TestOptions:
     region: str = "all"  # or "peak", "components"
     level: float | None = None  # in (0, 1), at which the decision must be certain, too
     recalibrations: tuple[Law | Ranks, ...] = ()  # whose decisions at it must be certain as well
-    randomization: float = 0.0  # gamma: noise added for the selection, in deviations of the noise
+    randomization: float = GAMMA  # noise added for the selection, in deviations of the noise
     confidence: float = 0.95  # of the interval for the mean difference, in (0, 1)
 
     __test__ = False  # not a test case, whatever pytest thinks of the name

@@ -182,7 +182,10 @@ def compared(condition: Condition, counts: Counts) -> list[Condition]:
         One or two conditions, each with its share of the images.
     """
     shuffled = TestOptions(
-        precision=0.5, permutations=counts.permutations, seed=condition.options.seed
+        precision=0.5,
+        permutations=counts.permutations,
+        seed=condition.options.seed,
+        randomization=0.0,
     )
     parts = (
         ("window", counts.images, condition.options),
@@ -246,6 +249,7 @@ def test_options(settings: Any) -> TestOptions:
         engine=settings.engine,
         precision=settings.precision,
         first_window=settings.over_conditioned,
+        randomization=0.0,  # as published
     )
 
 

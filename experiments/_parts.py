@@ -44,7 +44,7 @@ def parts_of(
     Source: thinning: Neufeld, Dharamshi, Gao and Witten, arXiv 2301.07276.
     """
     own = parts_of_record(record)
-    p_name = "p_holm" if record["components"] else "p_value"
+    p_name = "p_holm" if record.get("components") else "p_value"
     shape, gamma = record["region_shape"], record["randomization"]
     if method == "thinned":
         if not gamma:

@@ -112,7 +112,7 @@ def _conditions(settings: Settings) -> list[Condition]:
                     Use(size, settings.threshold),
                     simulation,
                     len(range(place, images, len(settings.noises))),
-                    TestOptions(precision=settings.precision, **WAYS[way]),
+                    TestOptions(precision=settings.precision, randomization=0.0, **WAYS[way]),
                 )
                 for way in settings.ways
             ]

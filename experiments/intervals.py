@@ -95,7 +95,7 @@ def _conditions(settings: Settings) -> Iterator[Condition]:
                         Use(size, settings.threshold),
                         Simulation(size, seed=settings.seed),
                         settings.images[k],
-                        TestOptions(engine=name, precision=precision),
+                        TestOptions(engine=name, precision=precision, randomization=0.0),
                     )
 
 

@@ -134,7 +134,7 @@ def _conditions(settings: Settings) -> Iterator[Condition]:
             Use(settings.size, settings.threshold),
             Simulation(settings.size, seed=settings.seed),
             settings.smooth_images,
-            TestOptions(precision=settings.precision),
+            TestOptions(precision=settings.precision, randomization=0.0),
         )
         yield condition
         for knots, exact_images in zip(settings.knots, settings.exact_images, strict=True):
@@ -148,6 +148,7 @@ def _conditions(settings: Settings) -> Iterator[Condition]:
                         engine=engine,
                         precision=settings.precision,
                         first_window=settings.over_conditioned and engine == ADAPTIVE,
+                        randomization=0.0,
                     ),
                 )
 

@@ -124,7 +124,7 @@ def _condition(settings: Settings, labels: Row, simulation: Simulation, images: 
         Use(simulation.size, settings.threshold),
         simulation,
         images,
-        TestOptions(engine=settings.engine, precision=settings.precision),
+        TestOptions(engine=settings.engine, precision=settings.precision, randomization=0.0),
     )
 
 

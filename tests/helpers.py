@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dal_jax import TestOptions, TestResult, dal_test, dal_test_batch
 from dal_jax._result import TOLERANCE, contradiction
 from dal_jax.affine import AffinePiece, Swept, affine_piece, sweep
 from dal_jax.models import UNet, UNetConfig, init_unet
@@ -36,6 +37,21 @@ MASK = np.array([True, False, True, True, False, True, False])
 IMAGE, TILT = _rng.normal(size=(2, 1, 6, 4, 2))
 MATRIX = _rng.normal(size=(7, 7)) / 2
 KERNEL = _rng.normal(size=(3, 3, 2, 2)) / 3
+
+
+def published_options(**options: Any) -> TestOptions:
+    """`TestOptions` of the test as published, without randomization."""
+    return TestOptions(**{"randomization": 0.0, **options})
+
+
+def published_test(*arguments: Any, **options: Any) -> TestResult:
+    """`dal_test` as published, without randomization."""
+    return dal_test(*arguments, **{"randomization": 0.0, **options})
+
+
+def published_batch(*arguments: Any, **options: Any) -> list[TestResult]:
+    """`dal_test_batch` as published, without randomization."""
+    return dal_test_batch(*arguments, **{"randomization": 0.0, **options})
 
 
 def x(z: Any) -> Any:

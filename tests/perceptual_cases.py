@@ -5,10 +5,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from helpers import published_batch as dal_test_batch
+from helpers import published_test as dal_test
 from scipy import stats
 from search_cases import check_on_grid
 
-from dal_jax import Localizer, dal_test, dal_test_batch
+from dal_jax import Localizer
 from dal_jax.diffusion import ReverseConfig, Schedule
 from dal_jax.inference import region_line
 from dal_jax.localizers._chain import Step, reverse_steps

@@ -10,20 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import num_compilations
+from helpers import published_batch as dal_test_batch
+from helpers import published_options as TestOptions
+from helpers import published_test as dal_test
 from scipy import stats
 from search_cases import dense_localizer, jumping_localizer, pooled_localizer
 
-from dal_jax import (
-    InputError,
-    Item,
-    NotPiecewiseAffineError,
-    Status,
-    TestOptions,
-    dal_test,
-    dal_test_batch,
-    from_score,
-    run_tests,
-)
+from dal_jax import InputError, Item, NotPiecewiseAffineError, Status, from_score, run_tests
 from dal_jax._dal_test import stream_tests
 from dal_jax._one_test import Case
 from dal_jax.inference import (

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from experiment_cases import assert_same_tables, tables, unfinished
+from helpers import published_batch as dal_test_batch
 
-from dal_jax import InputError, dal_test_batch
+from dal_jax import InputError
 from experiments._experiment import Context, run_experiment
 from experiments._growth import growth
 from experiments._models import Use, localizer_of, scaled

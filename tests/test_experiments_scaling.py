@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from helpers import published_test as dal_test
 
-from dal_jax import InputError, dal_test, from_score
+from dal_jax import InputError, from_score
 from dal_jax._dal_test import evaluator_of
 from dal_jax.bench import Plan
 from experiments import scaling

@@ -7,8 +7,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import published_batch as dal_test_batch
+from helpers import published_test as dal_test
 
-from dal_jax import dal_test, dal_test_batch, from_score
+from dal_jax import from_score
 from dal_jax.images import Preparation, fit, views
 from dal_jax.inference import contains
 from dal_jax.localizers import gaussian_filter, rescaled

@@ -5,8 +5,9 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import published_batch as dal_test_batch
 
-from dal_jax import InputError, dal_test_batch, from_score
+from dal_jax import InputError, from_score
 from dal_jax.images import DataSet, Fitted, Preparation, Sample, fit, views
 from dal_jax.images._geometry import windows
 from dal_jax.images._views import cut_views

@@ -5,9 +5,11 @@ import jax
 import numpy as np
 import pytest
 from helpers import num_compilations
+from helpers import published_batch as dal_test_batch
+from helpers import published_test as dal_test
 from scipy import stats
 
-from dal_jax import Status, dal_test, dal_test_batch
+from dal_jax import Status
 from dal_jax._errors import InputError
 from dal_jax.localizers import average_filter
 from dal_jax.localizers._autoencoder import (

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import published_test as dal_test
 from perceptual_cases import (
     SMOOTH,
     UNET,
@@ -20,7 +21,7 @@ from perceptual_cases import (
 )
 from scipy.special import expit
 
-from dal_jax import InputError, NotPiecewiseAffineError, Status, dal_test
+from dal_jax import InputError, NotPiecewiseAffineError, Status
 from dal_jax.diffusion import ReverseConfig, Schedule, reverse_process
 from dal_jax.diffusion._glad_loss import glad_pair
 from dal_jax.localizers import GladConfig, GladScore, calibrate_scales, glad_localizer

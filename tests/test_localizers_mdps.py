@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import published_test as dal_test
 from perceptual_cases import (
     SMOOTH,
     UNET,
@@ -18,7 +19,7 @@ from perceptual_cases import (
     one_step,
 )
 
-from dal_jax import InputError, NotPiecewiseAffineError, Status, dal_test, from_score
+from dal_jax import InputError, NotPiecewiseAffineError, Status, from_score
 from dal_jax.diffusion import ReverseConfig, reverse_process
 from dal_jax.localizers import DalConfig, MdpsConfig, MdpsScore, mdps_localizer
 from dal_jax.localizers._chain import reverse_steps

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference_unet
+from helpers import published_test as dal_test
 from jax import lax
 from scipy import special
 
-from dal_jax import Status, dal_test, from_score
+from dal_jax import Status, from_score
 from dal_jax._errors import CheckpointError, InputError, NotPiecewiseAffineError
 from dal_jax.affine import affine_piece
 from dal_jax.models import (

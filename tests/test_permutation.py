@@ -6,11 +6,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import published_batch as dal_test_batch
+from helpers import published_options as TestOptions
+from helpers import published_test as dal_test
 from jax import lax
 from scipy import stats
 from search_cases import pooled_localizer
 
-from dal_jax import Status, TestOptions, dal_test, dal_test_batch, from_score
+from dal_jax import Status, from_score
 from dal_jax._dal_test import evaluator_of
 from dal_jax._permutation import permutation_test, permutations
 from dal_jax.search import run_side_by_side

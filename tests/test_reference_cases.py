@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import REFERENCE
+from helpers import published_test as dal_test
 
-from dal_jax import DalConfig, Status, TestResult, dal_localizer, dal_test
+from dal_jax import DalConfig, Status, TestResult, dal_localizer
 from dal_jax.inference import intersect
 from dal_jax.models import UNetConfig, import_state_dict
 

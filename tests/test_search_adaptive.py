@@ -4,10 +4,12 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import published_batch as dal_test_batch
+from helpers import published_test as dal_test
 from scipy import stats
 from search_cases import dense_localizer, jumping_localizer, pooled_localizer
 
-from dal_jax import InputError, Status, dal_test, dal_test_batch, from_score
+from dal_jax import InputError, Status, from_score
 from dal_jax.inference import (
     Law,
     Observed,

@@ -4,9 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import assert_same_record
+from helpers import published_batch as dal_test_batch
+from helpers import published_test as dal_test
 from search_cases import dense_localizer, jumping_localizer, pooled_localizer
 
-from dal_jax import Status, dal_test, dal_test_batch, from_score
+from dal_jax import Status, from_score
 from dal_jax._result import as_record
 from dal_jax.search import Answer, Request, run_side_by_side
 from dal_jax.search._evaluator import Evaluated

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import assert_same_record
+from helpers import published_batch as dal_test_batch
+from helpers import published_options as TestOptions
 from search_cases import pooled_localizer
 
-from dal_jax import InputError, Item, TestOptions, dal_test_batch, run_tests
+from dal_jax import InputError, Item, run_tests
 from dal_jax._errors import RunError
 from dal_jax._one_test import Case
 from dal_jax._result import as_record, contradiction

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from dal_jax import TestResult, dal_test_batch
 from dal_jax._errors import InputError
+from dal_jax._options import GAMMA
 from dal_jax._randomization import randomization
 from dal_jax.cli import _demo_data as data
 from dal_jax.cli import _options as options
@@ -27,7 +28,6 @@ from dal_jax.report import NO_REGION, SIGNIFICANT, figure, outcome, table
 NUM_VIEWS = 12
 NUM_REFERENCES = 8
 ALPHA = 0.05
-GAMMA = 0.5  # randomization, chosen on simulated images
 _FLAGGED = 0.5  # share of normal training views in which the threshold lets something be flagged
 _CALIBRATION = 200  # training views that the threshold is taken from
 _CONFIG = DalConfig(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dal_jax import Localizer, TestOptions
 from dal_jax._errors import InputError
+from dal_jax._options import GAMMA
 from dal_jax._toml import fitted, read_toml
 from dal_jax.cli._options import open_localizer
 
@@ -38,7 +39,7 @@ class TestSpec:
     first_window: bool = False
     region: str = "all"
     localizer: str | None = None  # another use of the model's network
-    randomization: float = 0.0
+    randomization: float = GAMMA
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
 

@@ -9,6 +9,7 @@ import typer
 
 from dal_jax import TestOptions, TestResult, dal_test
 from dal_jax._errors import InputError
+from dal_jax._options import GAMMA
 from dal_jax._version import __version__
 from dal_jax.cli import _options as options
 from dal_jax.cli._output import dumps, filed, listed, need_figures
@@ -125,8 +126,7 @@ Randomization = Annotated[
         "--randomization",
         metavar="GAMMA",
         help="Let the model see each image with so much noise added, in standard deviations of the "
-        "noise, and test the image itself: p stays exact, power rises. 0 is the test as published; "
-        "0.5 is a good choice.",
+        "noise, and test the image itself: p stays exact, power rises. 0 is the test as published.",
     ),
 ]
 Maps = Annotated[
@@ -186,7 +186,7 @@ def test(
     permutations: Permutations = 0,
     first_window: FirstWindow = False,
     region: Region = None,
-    randomization: Randomization = 0.0,
+    randomization: Randomization = GAMMA,
     dtype: Dtype = None,
     devices: options.Devices = None,
     batch_size: options.BatchSize = None,

@@ -10,6 +10,7 @@ import typer
 from tqdm import tqdm
 
 from dal_jax._errors import InputError
+from dal_jax._options import GAMMA
 from dal_jax.cli import _data as data_options
 from dal_jax.cli import _options as options
 from dal_jax.cli import _train_options as words
@@ -48,7 +49,7 @@ def train(
     deal_references: words.DealReferences = False,
     flag_share: words.FlagShare = 0.02,
     region: words.Region = "peak",
-    randomization: words.Randomization = 0.0,
+    randomization: words.Randomization = GAMMA,
     size: words.Size = None,
     steps: words.Steps = None,
     batch: words.Batch = None,

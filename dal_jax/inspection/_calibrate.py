@@ -131,7 +131,8 @@ def runner(
         >>> fitted = Fitted(Preparation(size=4), 1, (0.0, 0.5, 1.0), (0.0,), 1.0, 20)
         >>> views, roles = np.zeros((2, 4, 4, 1)), {"train": ("a", "b")}
         >>> profile = Profile(Source(), fitted, "iid", iid(1.0), views, 1.0, "all", 0.02, roles, 0)
-        >>> run = runner(localizer, profile, TestOptions(), Host(0, 1), None, lambda *told: None)
+        >>> how = TestOptions(randomization=0.0), Host(0, 1), None
+        >>> run = runner(localizer, profile, *how, lambda *told: None)
         >>> dark = Item("dark", None, lambda: Case(np.zeros((4, 4, 1)), views))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     print([record["status"] for record in run(Path(folder), [dark], iid(1.0))])

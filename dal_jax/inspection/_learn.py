@@ -11,7 +11,7 @@ import numpy as np
 
 from dal_jax._dal_test import evaluator_of
 from dal_jax._errors import InputError
-from dal_jax._options import check_randomization
+from dal_jax._options import GAMMA, check_randomization
 from dal_jax._randomization import randomization
 from dal_jax._typing import Bool, Float, PyTree
 from dal_jax.images import (
@@ -66,7 +66,7 @@ class LearnOptions:
     flag_share: float = 0.02  # of the pixels of normal views, to be flagged
     region: str = "peak"  # which flagged pixels are tested, as in `TestOptions`
     seed: int = 0
-    randomization: float = 0.0  # gamma, as in `TestOptions`
+    randomization: float = GAMMA  # as in `TestOptions`
 
     def __post_init__(self) -> None:
         if self.views_per_image < 0:

@@ -19,6 +19,8 @@ from matplotlib.figure import Figure
 from scipy.stats import norm
 
 from dal_jax import Localizer, TestResult, dal_test, dal_test_batch
+from dal_jax._options import GAMMA
+from dal_jax._randomization import randomization
 from dal_jax.affine import sweep
 from dal_jax.cli import _demo
 from dal_jax.cli import _demo_data as data
@@ -29,6 +31,7 @@ from dal_jax.report import figure, outline
 RED, BLUE, GREY = "#d62728", "#1f77b4", "#888888"
 ALPHA = 0.05
 NORMAL, DEFECT = 1, 7  # numbers, from 0, of the views of the demonstration that are shown
+STAIN = 6  # with and without randomization
 AROUND = 4.0  # deviations on both sides of the observed value that the last picture shows
 
 
@@ -44,12 +47,27 @@ class World(NamedTuple):
     """What all pictures need."""
 
     localizer: Localizer
+    noisy: Localizer  # the same network, its threshold chosen on randomized views
     noise: Covariance
     references: np.ndarray  # (K, H, W, C)
     views: list[data.View]
 
-    def shown(self, number: int) -> Shown:
+    def tested(self, number: int, gamma: float) -> TestResult:
         """Tests a view, the whole line searched.
+
+        Args:
+            number: of the view.
+            gamma: randomization.
+
+        Returns:
+            What became of it.
+        """
+        localizer = self.noisy if gamma else self.localizer
+        image, how = self.views[number].image, {"precision": 0, "randomization": gamma}
+        return dal_test(localizer, image, self.references, self.noise, name=number, **how)
+
+    def shown(self, number: int) -> Shown:
+        """Tests a view as published.
 
         Args:
             number: of the view.
@@ -57,8 +75,7 @@ class World(NamedTuple):
         Returns:
             The view and what became of it.
         """
-        image = self.views[number].image
-        result = dal_test(self.localizer, image, self.references, self.noise, precision=0)
+        image, result = self.views[number].image, self.tested(number, 0.0)
         line = region_line(image, self.references, result.region, self.noise)
         return Shown(image, result, line)
 
@@ -73,9 +90,11 @@ def world() -> World:
     normal = data.training_views(photo)
     scene = data.scene(photo, _demo.NUM_VIEWS, _demo.NUM_REFERENCES, seed=0)
     noise = estimate_dense(normal)
-    # The pictures are of the test as published.
-    localizer = _demo._localizer(normal, noise, Path(), False, 0, gamma=0.0)
-    return World(localizer, noise, scene.references, scene.views)
+    # Most pictures are of the test as published.
+    localizers = [
+        _demo._localizer(normal, noise, Path(), False, 0, gamma=gamma) for gamma in (0.0, GAMMA)
+    ]
+    return World(*localizers, noise, scene.references, scene.views)
 
 
 def null_results(found: World, count: int) -> list[TestResult]:
@@ -95,7 +114,7 @@ def null_results(found: World, count: int) -> list[TestResult]:
 
     images = drawn(count)
     references = np.stack([drawn(len(found.references)) for _ in range(count)])
-    results = dal_test_batch(found.localizer, images, references, found.noise)
+    results = dal_test_batch(found.localizer, images, references, found.noise, randomization=0)
     return [result for result in results if result.region.any()]
 
 
@@ -308,6 +327,76 @@ def _densities(axis: Axes, shown: Shown, span: tuple[float, float]) -> None:
     axis.legend(fontsize=8, loc="upper left" if z < 0 else "upper right", frameon=False)
 
 
+def draw_seen(found: World, path: Path) -> None:
+    """What the network is given of a view, what it flags there, and where that is tested.
+
+    Args:
+        found: the world.
+        path: of the picture.
+    """
+    image, result = found.views[STAIN].image, found.tested(STAIN, GAMMA)
+    omega = randomization(found.noise, image.shape, GAMMA, 0, STAIN)
+    page, axes = _page(1, 4, (7.0, 2.1))
+    titles = ("image x", "seen: y = x + omega", "score of y", "tested: x")
+    grey = {"cmap": "gray", "vmin": -4, "vmax": 8}
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=10)
+        axis.set_axis_off()
+    axes[0][0].imshow(image[..., 0], **grey)
+    axes[0][1].imshow((image + omega)[..., 0], **grey)
+    axes[0][2].imshow(result.score, cmap="magma")
+    axes[0][3].imshow(image[..., 0], **grey)
+    _outline(axes[0][3], result.region, RED)
+    _save(page, path)
+
+
+def draw_evidence(found: World, path: Path) -> dict[str, float]:
+    """The density that a p-value is a share of, as published and with randomization.
+
+    Args:
+        found: the world.
+        path: of the picture.
+
+    Returns:
+        What the page says of it.
+    """
+    page, axes = _page(1, 2, (7.0, 3.0))
+    told: dict[str, float] = {}
+    for axis, gamma in zip(axes[0], (0.0, GAMMA), strict=True):
+        result = found.tested(STAIN, gamma)
+        z, ends, tau = (
+            result.statistic / result.sd,
+            result.truncation / result.sd,
+            result.added_sd / result.sd,
+        )
+        points = np.linspace(-abs(z) - 4, abs(z) + 4, 4001)
+        above, below = ends[:, 1] - points[:, None], ends[:, 0] - points[:, None]
+        if tau:
+            weight = (norm.cdf(above / tau) - norm.cdf(below / tau)).sum(axis=1)
+        else:
+            weight = ((below <= 0) & (above >= 0)).any(axis=1).astype(float)
+        density = norm.pdf(points) * weight
+        scaled = density / density.max()
+        axis.plot(points, norm.pdf(points) / norm.pdf(0), color=GREY, linewidth=1.2, label="normal")
+        axis.plot(points, scaled, color=BLUE, linewidth=1.4, label="given the region")
+        extreme = np.abs(points) >= abs(z)
+        axis.fill_between(points, scaled, where=extreme, color=RED, alpha=0.6, label="p")
+        axis.axvline(z, color="black", linewidth=1)
+        axis.set_title(f"gamma {gamma:g}: p = {result.p_value:.2g}", fontsize=11)
+        axis.set_xlabel("statistic in standard deviations", fontsize=9)
+        axis.set_yticks([])
+        name = f"the stain, gamma {gamma:g}"
+        told |= {
+            f"{name}: z": z,
+            f"{name}: p": result.p_value,
+            f"{name}: estimate": result.estimate,
+        }
+        told |= {f"{name}: from": result.ci_low, f"{name}: to": result.ci_high}
+    axes[0][0].legend(fontsize=8, loc="upper right", frameon=False)
+    _save(page, path)
+    return told
+
+
 def _standard(shown: Shown) -> np.ndarray:
     """Z in standard deviations."""
     return shown.result.truncation / shown.result.sd
@@ -350,7 +439,9 @@ def draw(folder: Path, count: int) -> dict[str, float]:
     draw_first(found, folder / "first.png")
     draw_steps(found, folder / "idea_steps.png")
     draw_line(found, folder / "idea_line.png")
-    told = draw_naive(null_results(found, count), folder / "idea_naive.png")
+    draw_seen(found, folder / "idea_seen.png")
+    told = draw_evidence(found, folder / "idea_evidence.png")
+    told |= draw_naive(null_results(found, count), folder / "idea_naive.png")
     return told | draw_truncation(found, folder / "idea_truncation.png")
 
 
