@@ -254,8 +254,8 @@ def with_components(empty: TestResult, found: Sequence[TestResult]) -> TestResul
 
 
 def _least(parts: Sequence[TestResult], name: str, factor: int = 1) -> float:
-    least = factor * float(np.min([getattr(part, name) for part in parts]))  # NaN stays
-    return min(1.0, least) if factor > 1 else least
+    least = factor * np.min([getattr(part, name) for part in parts])
+    return float(np.minimum(1.0, least))  # NaN stays
 
 
 def parts_of_record(record: dict[str, Any]) -> list[dict[str, Any]]:
@@ -316,8 +316,8 @@ def contradiction(one: dict[str, Any], other: dict[str, Any]) -> str | None:
     parts, others = one.get("components", []), other.get("components", [])
     if len(parts) != len(others):
         return "components"
-    found = filter(None, map(contradiction, parts, others))
-    for key in found:
+    key = next(filter(None, map(contradiction, parts, others)), None)
+    if key is not None:
         return key
     low, high = (np.array([r[name] for r in (one, other)], float) for name in ("p_low", "p_high"))
     if np.isnan(low).all():

@@ -120,6 +120,7 @@ def test_each_component_has_a_line_of_its_own_given_all_that_is_flagged(engine, 
     assert result.p_value == min(part.p_holm for part in result.components)
     assert result.naive_p == min(1, len(regions) * min(p.naive_p for p in result.components))
     assert np.isnan(result.statistic) and np.isnan(result.estimate)
+    assert np.isnan(result.over_conditioned_p) == (engine == "adaptive")
 
 
 def test_one_component_is_the_whole_region():

@@ -18,6 +18,7 @@ from dal_jax.inspection import (
     METHODS,
     Calibration,
     InspectOptions,
+    LearnOptions,
     Reader,
     load_calibration,
     load_profile,
@@ -34,6 +35,7 @@ from dal_jax.inspection._calibration import (
     rates,
     save_calibration,
 )
+from dal_jax.inspection._learn import Normal, as_looked_at
 from dal_jax.inspection._profile import check_options
 from dal_jax.inspection._stretch import stretched
 from dal_jax.inspection._verdict import decider, verdict
@@ -113,8 +115,11 @@ def test_the_threshold_flags_the_wanted_share_of_tuning_pixels(data, model):
     from dal_jax.images import read_sample, views
 
     samples = [s for s in source.samples if s.split == "train" and s.group in tuned]
-    pixels = [views(profile.fitted, read_sample(source, s)[0]).pixels[0] for s in samples]
-    share = np.mean([localizer.score(view) > profile.threshold for view in pixels])
+    pixels = np.stack([views(profile.fitted, read_sample(source, s)[0]).pixels[0] for s in samples])
+    assert profile.randomization == 0.5
+    normal = Normal(pixels, (), (), np.ones(pixels.shape[:3], bool))
+    looked = as_looked_at(normal, profile.noise, LearnOptions()).pixels
+    share = np.mean([localizer.score(view) > profile.threshold for view in looked])
     # The quantile lies between two pixels: one pixel of the views, and float32 scores.
     assert share == pytest.approx(0.05, abs=2 / np.prod(np.shape(pixels)) + 1e-6)
 
@@ -163,6 +168,39 @@ def tested(data, calibrated, tmp_path_factory):
 def table(out):
     with open(out / "results.csv", encoding="utf-8", newline="") as file:
         return {row["name"]: row for row in csv.DictReader(file)}
+
+
+def test_components_have_rows_pictures_and_places_on_the_page(data, tmp_path, capsys):
+    model, out = tmp_path / "model", tmp_path / "out"
+    steps = (
+        ["train", "--data", data, "--out", model, *TRAIN, "--region", "components"],
+        ["calibrate", "--model", model, "--data", data, "--control", "0", "--no-lengths"],
+        ["test", data, "--model", model, "--out", out],
+        ["report", out, "--model", model],
+    )
+    for words in steps:
+        assert main([str(word) for word in words]) == 0
+    said = capsys.readouterr().out
+    with open(out / "results.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    parts = [row for row in rows if row["component"] != "0"]
+    several = {row["name"] for row in parts if int(row["components"]) > 1}
+    assert several and f"{len(rows)} regions of 12 views" in said
+    for name in several:
+        own = [row for row in parts if row["name"] == name]
+        assert [int(row["component"]) for row in own] == list(range(1, len(own) + 1))
+        boxes = {tuple(row[side] for side in ("top", "left", "bottom", "right")) for row in own}
+        assert len(boxes) == len(own)
+        p = [float(row["p_value"]) for row in own]
+        assert min(float(row["p_adjusted"]) for row in own) >= min(p)
+        for row in own:
+            assert float(row["ci_low"]) <= float(row["estimate"]) <= float(row["ci_high"])
+            assert float(row["q_value"]) >= float(row["p_value"])
+            size = (int(row["bottom"]) - int(row["top"])) * (int(row["right"]) - int(row["left"]))
+            assert 0 < int(row["num_tested"]) <= size
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "connected components" in page and "Benjamini and Yekutieli" in page
+    assert "1: p " in page and "2: p " in page
 
 
 def test_one_bad_image_does_not_stop_the_others(tested):
