@@ -106,8 +106,8 @@ def measured_grid(prepared: Prepared, spacing: float, images: int) -> Iterator[R
     evaluator = evaluator_of(localizer, devices=jax.local_devices())
     for number in range(min(images, len(inputs.images))):
         pair = inputs.images[number], inputs.references[number]
-        how = {"precision": prepared.plan.precision, "randomization": 0.0}
-        own = dal_test(localizer, *pair, NOISE, **how)
+        precision = prepared.plan.precision
+        own = dal_test(localizer, *pair, NOISE, precision=precision, randomization=0.0)
         forward = bare_seconds(evaluator, "float32", inputs.images)
         started = time.perf_counter()
         found = grid_search(localizer, evaluator, pair, own.region, spacing)

@@ -46,7 +46,7 @@ class Shown(NamedTuple):
 class World(NamedTuple):
     """What all pictures need."""
 
-    localizer: Localizer
+    localizer: Localizer  # most pictures are of the test as published
     noisy: Localizer  # the same network, its threshold chosen on randomized views
     noise: Covariance
     references: np.ndarray  # (K, H, W, C)
@@ -90,11 +90,10 @@ def world() -> World:
     normal = data.training_views(photo)
     scene = data.scene(photo, _demo.NUM_VIEWS, _demo.NUM_REFERENCES, seed=0)
     noise = estimate_dense(normal)
-    # Most pictures are of the test as published.
-    localizers = [
+    published, noisy = (
         _demo._localizer(normal, noise, Path(), False, 0, gamma=gamma) for gamma in (0.0, GAMMA)
-    ]
-    return World(*localizers, noise, scene.references, scene.views)
+    )
+    return World(published, noisy, noise, scene.references, scene.views)
 
 
 def null_results(found: World, count: int) -> list[TestResult]:
