@@ -330,7 +330,7 @@ def _hypotheses(
         raise InputError(f"localizer has scores {score.shape}, expected {case.image.shape[:2]}")
     picked = pick(score, localizer.threshold, options.region, case.where)
     empty = empty_result(score, reconstruction, picked.region, options.engine)
-    empty = empty._replace(randomization=float(options.randomization))
+    empty = empty._replace(randomization=float(options.randomization), seed=int(options.seed))
     if not np.isfinite(score).all():
         return empty._replace(status=Status.NON_FINITE), picked, []
     scale = float(np.nan_to_num(np.abs([looked.image, reconstruction])).max())

@@ -96,6 +96,7 @@ class TestResult(NamedTuple):
     num_ties: int = 0  # pixels that rounding flags or not: their score is the threshold to 1e-12
     message: str = ""  # why, where the status is INVALID_INPUT
     randomization: float = 0.0  # gamma: noise added for the selection, in deviations of the noise
+    seed: int = 0  # from which, with the image's name, it was drawn; of the random checks, too
     added: float = math.nan  # what that added to the statistic, in units of the image
     added_sd: float = math.nan  # its standard deviation, in units of the image
     estimate: float = math.nan  # of the mean difference, median-unbiased, in units of the image
