@@ -157,7 +157,9 @@ def _discoveries(profile: Profile, samples: Sequence[Sample], decide_by: str) ->
 def _picture(one: Inspected, path: Path) -> None:
     assert one.image is not None and one.region is not None and one.significant is not None
     labels = [
-        (region_number(row), (row["top"], row["left"])) for row in one.rows if row["component"]
+        (region_number(row), (row["top"], row["left"]))
+        for row in one.rows
+        if row["component"] and row["top"] is not None  # lost in an image smaller than its view
     ]
     overlay(one.image, one.region, one.significant, path, truth=one.mask, labels=labels)
 
