@@ -236,7 +236,7 @@ def with_components(empty: TestResult, found: Sequence[TestResult]) -> TestResul
         num_windows=sum(part.num_windows for part in parts),
         num_evaluations=sum(part.num_evaluations for part in parts),
         status=status,
-        spacing=max(part.spacing for part in parts),
+        spacing=float(np.max([part.spacing for part in parts])),  # NaN stays
         num_checks=sum(part.num_checks for part in parts),
         num_disagreements=sum(part.num_disagreements for part in parts),
         components=parts,

@@ -204,6 +204,8 @@ def test_bad_images_are_one_line(capsys: pytest.CaptureFixture[str], folder: Pat
         ({"mask": "pickle.npy"}, "'pickle.npy': unreadable"),
         ({"reference": "small.npy"}, "--reference 'small.npy': shape (3, 3, 1), expected (6, 7, 1"),
         ({"reference": "nan.npy"}, "NaN or infinite"),
+        ({"reference": "x.npy"}, "is the tested image or its copy"),
+        ({"reference": "thin/x.thinned.npy"}, "is the tested image or its copy"),
         ({"alternative": "up"}, "--alternative"),
         ({"confidence": 1}, "confidence is 1.0, expected a level between 0 and 1"),
         ({"alpha": 0}, "--alpha: got 0.0, expected a level between 0 and 1"),

@@ -145,8 +145,8 @@ DecideBy = Annotated[
     typer.Option(
         "--decide-by",
         help="FOLDER: p-value of the decision; others are shown beside. By default selective, the "
-        "raw one, where calibrate found that it holds, else conformal. heavy_tails has little "
-        "power. Choose before the results are seen.",
+        "raw one, where calibrate found no excess, or could not tell and has too few objects for "
+        "ranks; else conformal. heavy_tails has little power. Choose before the results are seen.",
     ),
 ]
 Overlays = Annotated[

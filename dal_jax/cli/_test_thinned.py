@@ -93,7 +93,7 @@ def test_thinned(
     result = thinned_test(
         halves,
         region,
-        np.stack([_reference(path, x.shape) for path in references]),
+        np.stack([_reference(path, x, halves.seen) for path in references]),
         covariance,
         alternative=alternative,
         confidence=confidence,
@@ -161,11 +161,17 @@ def _region(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     return region
 
 
-def _reference(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+def _reference(path: Path, image: np.ndarray, copy: np.ndarray) -> np.ndarray:
     reference = options.finite_image(path)
-    if reference.shape != shape:
+    if reference.shape != image.shape:
         raise InputError(
-            f"--reference {str(path)!r}: shape {reference.shape}, expected {shape} as the image"
+            f"--reference {str(path)!r}: shape {reference.shape}, expected {image.shape} as the "
+            "image"
+        )
+    if any(np.allclose(reference, own, rtol=0, atol=1e-9) for own in (image, copy)):
+        raise InputError(
+            f"--reference {str(path)!r}: is the tested image or its copy, expected an image that "
+            "is independent of it"
         )
     return reference
 
