@@ -14,7 +14,7 @@ from dal_jax._randomization import check_sampled
 from dal_jax.cli import main
 from dal_jax.images import read_image
 from dal_jax.noise import dense, diagonal, iid, parse_noise, save_noise
-from dal_jax.noise._files import noise_digest
+from dal_jax.runs import fingerprint
 
 SHAPE = (6, 7, 1)
 AR1 = "ar1:0.5:0.8"
@@ -297,7 +297,7 @@ def test_digests_tell_covariances_apart() -> None:
         *(iid(1.0), iid(2.0), parse_noise(AR1, SHAPE), diagonal(np.ones(SHAPE))),
         *(diagonal(np.ones((7, 6, 1))), dense(np.eye(42)), dense(2 * np.eye(42))),
     ]
-    assert len({noise_digest(one) for one in covariances}) == len(covariances)
+    assert len({fingerprint(one) for one in covariances}) == len(covariances)
 
 
 def test_noise_that_cannot_be_sampled_is_refused(
@@ -315,7 +315,7 @@ def test_noise_that_cannot_be_sampled_is_refused(
     with pytest.raises(InputError, match="without `sample`"):
         check_sampled(Unsampled())
     monkeypatch.setattr("dal_jax.cli._thin.parse_noise", lambda text, shape: Unsampled())
-    monkeypatch.setattr("dal_jax.cli._thin.noise_digest", lambda noise: "")
+    monkeypatch.setattr("dal_jax.cli._thin.fingerprint", lambda part: "")
     given = ["thin", "x.npy", *words(noise="iid:1", randomization=0.5, out="new")]
     assert "without `sample`, expected a covariance that can" in refused(capsys, given)
     assert not Path("new").exists()

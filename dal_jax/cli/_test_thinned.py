@@ -7,7 +7,6 @@ import numpy as np
 import typer
 
 from dal_jax import thinned, thinned_test
-from dal_jax._digest import array_digest
 from dal_jax._errors import InputError
 from dal_jax._version import __version__
 from dal_jax.cli import _options as options
@@ -17,7 +16,7 @@ from dal_jax.cli._test import Alternative, References
 from dal_jax.cli._thin import Record, check_copy, read_record, thinned_files
 from dal_jax.images import read_mask
 from dal_jax.noise import Covariance, parse_noise
-from dal_jax.noise._files import noise_digest
+from dal_jax.runs import fingerprint
 
 Mask = Annotated[
     Path,
@@ -122,7 +121,7 @@ def _check_record(record: Record, path: Path, x: np.ndarray, given: dict[str, An
         raise InputError(
             f"--image {str(path)!r}: the copy is of {record.image!r}, expected that name"
         )
-    if record.pixels_sha256 != array_digest(x):
+    if record.pixels_sha256 != fingerprint(x):
         raise InputError(
             f"--image {str(path)!r}: other pixels than those that were thinned, expected the same "
             "image"
@@ -139,7 +138,7 @@ def _check_record(record: Record, path: Path, x: np.ndarray, given: dict[str, An
 def _open_noise(record: Record, given: str | None, shape: tuple[int, ...]) -> Covariance:
     text = given or record.noise
     covariance = parse_noise(text, shape)
-    if noise_digest(covariance) != record.noise_sha256:
+    if fingerprint(covariance) != record.noise_sha256:
         raise InputError(
             f"--noise: got {text!r}, another covariance than {record.image!r} was thinned with, "
             f"expected {record.noise!r} as it was then"

@@ -10,7 +10,6 @@ import numpy as np
 import typer
 
 from dal_jax import thinned
-from dal_jax._digest import array_digest
 from dal_jax._errors import InputError
 from dal_jax._toml import fitted
 from dal_jax._version import __version__
@@ -19,7 +18,7 @@ from dal_jax.cli._output import dumps
 from dal_jax.cli._spec import expanded
 from dal_jax.images import write_array, write_text
 from dal_jax.noise import Covariance, parse_noise
-from dal_jax.noise._files import noise_digest
+from dal_jax.runs import fingerprint
 
 Images = Annotated[
     list[str],
@@ -93,13 +92,13 @@ def thin(
     @cache
     def opened(shape: tuple[int, ...]) -> tuple[Covariance, str]:
         covariance = parse_noise(noise, shape)
-        return covariance, noise_digest(covariance)
+        return covariance, fingerprint(covariance)
 
     for path in paths:
         x = options.finite_image(path)
         covariance, digest = opened(x.shape)
         halves = thinned(x, covariance, randomization, seed=seed, name=path.name)
-        pixels = array_digest(x)
+        pixels = fingerprint(x)
         record = Record(path.name, pixels, halves.gamma, seed, noise, digest, __version__)
         copy, beside = thinned_files(out, path)
         if beside.exists() and read_record(beside) != record:

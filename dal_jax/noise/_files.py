@@ -1,6 +1,5 @@
 """Covariances in files: an .npz archive of arrays and the name of the operator."""
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from tokenize import TokenError  # numpy lets it out of a spoiled header
@@ -11,7 +10,6 @@ from zlib import error as ZlibError
 import numpy as np
 
 from .._atomic import atomic_path
-from .._digest import array_digest
 from .._errors import InputError
 from ._ar1 import _Ar1, ar1
 from ._covariance import Covariance, _Diagonal, _Iid, diagonal, iid
@@ -93,29 +91,6 @@ def load_noise(path: str | Path) -> Covariance:
         return _build(_read(path), "", 0)
     except InputError as error:
         raise InputError(f"{str(path)!r}: {error}") from None
-
-
-def noise_digest(covariance: Covariance) -> str:
-    """Returns a digest of a covariance: of its kind and numbers, however it was given.
-
-    Args:
-        covariance: an operator of this package.
-
-    Returns:
-        SHA-256, hexadecimal.
-
-    Raises:
-        InputError: an operator of another package.
-
-    Example:
-        >>> from dal_jax.noise import parse_noise
-        >>> noise_digest(iid(2.0)) == noise_digest(parse_noise("iid:2"))
-        True
-
-    Source: this project.
-    """
-    digests = {name: array_digest(value) for name, value in _entries(covariance, "").items()}
-    return hashlib.sha256(repr(sorted(digests.items())).encode()).hexdigest()
 
 
 def _entries(covariance: Covariance, prefix: str) -> dict[str, Any]:

@@ -142,18 +142,23 @@ def draw_steps(found: World, path: Path) -> None:
         found: the world.
         path: of the picture.
     """
-    shown = found.shown(DEFECT)
-    page, axes = _page(1, 4, (7.0, 2.1))
+    image, result, _ = found.shown(DEFECT)
     titles = ("image x", "reconstruction D(x)", "score", "flagged region")
-    grey = {"cmap": "gray", "vmin": -4, "vmax": 8}
+    _row(path, titles, image, result.reconstruction, result)
+
+
+def _row(
+    path: Path, titles: Sequence[str], image: np.ndarray, other: np.ndarray, result: TestResult
+) -> None:
+    """An image, another one, the score, and the image once more with the region outlined."""
+    page, axes = _page(1, 4, (7.0, 2.1))
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=10)
         axis.set_axis_off()
-    axes[0][0].imshow(shown.image[..., 0], **grey)
-    axes[0][1].imshow(shown.result.reconstruction[..., 0], **grey)
-    axes[0][2].imshow(shown.result.score, cmap="magma")
-    axes[0][3].imshow(shown.image[..., 0], **grey)
-    _outline(axes[0][3], shown.result.region, RED)
+    for axis, shown in zip(axes[0][[0, 1, 3]], (image, other, image), strict=True):
+        axis.imshow(shown[..., 0], cmap="gray", vmin=-4, vmax=8)
+    axes[0][2].imshow(result.score, cmap="magma")
+    _outline(axes[0][3], result.region, RED)
     _save(page, path)
 
 
@@ -335,18 +340,8 @@ def draw_seen(found: World, path: Path) -> None:
     """
     image, result = found.views[STAIN].image, found.tested(STAIN, GAMMA)
     omega = randomization(found.noise, image.shape, GAMMA, 0, STAIN)
-    page, axes = _page(1, 4, (7.0, 2.1))
     titles = ("image x", "seen: y = x + omega", "score of y", "tested: x")
-    grey = {"cmap": "gray", "vmin": -4, "vmax": 8}
-    for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=10)
-        axis.set_axis_off()
-    axes[0][0].imshow(image[..., 0], **grey)
-    axes[0][1].imshow((image + omega)[..., 0], **grey)
-    axes[0][2].imshow(result.score, cmap="magma")
-    axes[0][3].imshow(image[..., 0], **grey)
-    _outline(axes[0][3], result.region, RED)
-    _save(page, path)
+    _row(path, titles, image, image + omega, result)
 
 
 def draw_evidence(found: World, path: Path) -> dict[str, float]:
