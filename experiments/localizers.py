@@ -68,6 +68,7 @@ class Settings:
     noise: str = "auto"
     flag_share: float = 0.02
     region: str = "peak"
+    randomization: float = LearnOptions.randomization  # 0: the test as published
     # Widest bounds on p, for those that jump much (masks, stopping); with `decide`, a search ends
     # as soon as the decision at 0.05 is certain. Decisions are what is compared.
     precision: float = 0.01
@@ -173,6 +174,7 @@ def _learnt(name: str, root: Path, settings: Settings, models: Path) -> Path:
         noise=settings.noise,
         flag_share=settings.flag_share,
         region=settings.region,
+        randomization=settings.randomization,
         seed=settings.seed,
     )
     config = localizer_preset(name).config

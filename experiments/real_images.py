@@ -64,6 +64,7 @@ class Settings:
     noise: str = "dense_stationary"  # kind of noise model; "auto" compares all
     flag_share: float = 0.02
     region: str = "peak"
+    randomization: float = LearnOptions.randomization  # 0: the test as published
     control: int = 0  # images drawn from the noise model, tested too
     lengths: bool = False  # test under other correlation lengths, too
     seed: int = 0
@@ -180,6 +181,7 @@ def learnt(folder: Path, subject: Subject, settings: Settings, models: Path) -> 
         noise=settings.noise,
         flag_share=settings.flag_share,
         region=settings.region,
+        randomization=settings.randomization,
         seed=settings.seed,
     )
     asked = fingerprint(tuple(subject), config, training, options)
