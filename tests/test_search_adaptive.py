@@ -13,12 +13,15 @@ from dal_jax import InputError, Status, from_score
 from dal_jax.inference import (
     Law,
     Observed,
+    Perturbation,
     as_intervals,
     contains,
     decision,
+    effect,
     intersect,
     measure,
     merge,
+    on_line,
     selective_p,
     subtract,
     union,
@@ -29,9 +32,12 @@ from dal_jax.search import AdaptiveOptions, Margins, SearchOptions, adaptive_sea
 TOLERANCE = 1e-6
 # Further out than any search here goes, with no normal mass beyond that matters.
 FAR = 60.0
+UNCHANGED = Perturbation()
 
 
-def search(margins, z_obs, *, narrow=None, seed=0, progress=None, how=None, **options):
+def search(
+    margins, z_obs, *, narrow=None, seed=0, progress=None, how=None, added=UNCHANGED, **options
+):
     """Drives the search of a line by plain functions z (k,) -> margins (k, n).
 
     `narrow` is the function as float32 would compute it; without it all is float64.
@@ -51,6 +57,7 @@ def search(margins, z_obs, *, narrow=None, seed=0, progress=None, how=None, **op
         how or AdaptiveOptions(),
         seed=seed,
         wide_only=narrow is None,
+        perturbation=added,
         progress=progress,
     )
     points, asked = next(task), []
@@ -569,3 +576,23 @@ def test_the_decision_under_another_law_is_searched_for(law):
             assert decision(bounds, level) == ("reject" if expected <= level else "accept")
             assert found.status is Status.OK
     assert undecided > 5  # what the search for the raw p leaves open
+
+
+@pytest.mark.parametrize("low, high, z_obs", [(3.8, 4.3, 4.1), (4.0, 4.2, 4.1), (3.6, 6.2, 5.0)])
+def test_the_interval_of_a_randomized_test_is_searched_for(low, high, z_obs):
+    def near(z):
+        return np.minimum(z - low, high - z)
+
+    def far(z):
+        return np.minimum(z - 5.6, 6.4 - z)  # unlikely under the null hypothesis
+
+    added = Perturbation(spread=0.5, shift=0.2)
+    found = search(lambda z: np.maximum(near(z), far(z))[:, None], z_obs, added=added)
+    truth, everywhere = as_intervals([[low, high], [5.6, 6.4]]), as_intervals([-FAR, FAR])
+    estimate, *ends = effect(
+        on_line(z_obs, found.searched.truncation, found.searched.searched, added)
+    )
+    true_estimate, *true_ends = effect(on_line(z_obs, merge(truth), everywhere, added))
+    assert abs(estimate - true_estimate) < 0.1
+    assert ends[0] <= true_ends[0] + 1e-6 and ends[1] >= true_ends[1] - 1e-6
+    assert np.abs(np.subtract(ends, true_ends)).max() < 0.1, (ends, true_ends)

@@ -5,7 +5,7 @@ generator that asks for evaluations, so that many lines can share the batches of
 """
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -45,6 +45,10 @@ from ._selection import Margins
 CORE, AROUND, NEAR = 3.5, 1.0, 0.2
 # Shares of the asked precision that undecided cells, and the tails, may use up.
 CELLS_SHARE, TAILS_SHARE = 0.2, 0.25
+# The ends of a randomized test's interval lie about this many deviations of the statistic from its
+# value. With either as the mean undecided cells may hold this share of what was found: the tails
+# of the interval hold 0.025, so the share moves an end by some 0.1 deviations at most.
+INTERVAL_REACH, INTERVAL_SHARE = 2.25, 4e-3
 # Ends are looked for in float64 once they are known this well (float32 cannot tell much more).
 WIDE_BELOW = 3e-4
 # A cell this narrow (relative to |z|, or 1) is not divided any more.
@@ -411,30 +415,44 @@ class _Search:
         border = BORDER * (high - low)
         return np.clip(points, low + border, high - border)
 
-    def _negligible(self, length: np.ndarray) -> np.ndarray:
-        """The least probable undecided cells, as many as the precision leaves room for."""
+    def _negligible(self, length: np.ndarray) -> Bool[np.ndarray, " N-1"]:
+        """The least probable undecided cells, as many as precision and interval leave room for."""
         zones = np.stack([self.cells.start, np.maximum(self.cells.start, self.cells.stop)], axis=1)
-        mass = np.where(length > 0, log_mass(zones), -np.inf)
-        order = np.argsort(mass)
-        allowed = _log(CELLS_SHARE * self.precision) + self.log_found
-        negligible = np.empty(len(length), bool)
-        negligible[order] = np.logaddexp.accumulate(mass[order]) <= allowed
+        negligible = np.ones(len(length), bool)
+        for mean, allowed in self._allowed(CELLS_SHARE):
+            mass = np.where(length > 0, log_mass(zones - mean), -np.inf)
+            order = np.argsort(mass)
+            small = np.logaddexp.accumulate(mass[order]) <= allowed
+            negligible[order] &= small
         return negligible
+
+    def _allowed(self, share: float) -> Iterator[tuple[float, float]]:
+        """Means of z, and the log probability that may stay open with each."""
+        yield 0.0, _log(share * self.precision) + self.log_found
+        spread, shift = self.perturbation
+        if spread:
+            scale = self.perturbation.scale
+            for reach in (-INTERVAL_REACH, INTERVAL_REACH):
+                mean = self.z_obs + (reach - shift) / scale
+                yield mean, _log(INTERVAL_SHARE) + log_total_mass(self.found - mean)
 
     def _further(self) -> Points:
         """The tails that the precision still needs, in steps of the grid."""
-        allowed = _log(TAILS_SHARE * self.precision) + self.log_found
-        needed = float(-ndtri_exp(allowed)) if math.isfinite(allowed) else math.inf
-        reach = min(needed, self.limit)
+        needed = []
+        for mean, allowed in self._allowed(TAILS_SHARE):
+            reach = float(-ndtri_exp(allowed)) if math.isfinite(allowed) else math.inf
+            needed.append((mean - reach, mean + reach))
+        first = max(min(low for low, _ in needed), -self.limit)
+        last = min(max(high for _, high in needed), self.limit)
         low, high, spacing = self.nodes.z[0], self.nodes.z[-1], self.how.spacing
         stride = max(STRIDE, GROWTH * (high - low) / 2)
         z = []
-        if low > -reach:
-            z.append(np.arange(low, max(-reach, low - stride), -spacing)[1:])
-            z.append([max(-reach, low - stride)])
-        if high < reach:
-            z.append(np.arange(high, min(reach, high + stride), spacing)[1:])
-            z.append([min(reach, high + stride)])
+        if low > first:
+            z.append(np.arange(low, max(first, low - stride), -spacing)[1:])
+            z.append([max(first, low - stride)])
+        if high < last:
+            z.append(np.arange(high, min(last, high + stride), spacing)[1:])
+            z.append([min(last, high + stride)])
         points = np.unique(np.concatenate(z)) if z else np.zeros(0)
         return self._points(points, np.zeros(len(points), bool))
 
