@@ -34,6 +34,7 @@ from dal_jax.inspection import (
     write_rows,
 )
 from dal_jax.inspection._rows import picture_name, region_number
+from dal_jax.inspection._verdict import out_of_reach
 from dal_jax.report import overlay
 from dal_jax.runs import Host
 
@@ -77,7 +78,7 @@ def test_folder(
     data = profile.source.open(folder)
     samples = to_test(data, profile)
     reader = Reader(data, profile.fitted, profile.seen())
-    decide_by = _decider(calibration, alpha, decide_by)
+    decide_by = _decider(calibration, alpha, max(map(reader.num_views, samples)), decide_by)
     options = InspectOptions(alpha, decide_by, _discoveries(profile, samples, decide_by))
     # Whichever p-value decides, now or in a later call, its decision shall be certain.
     laws = () if calibration is None else calibration.deciding
@@ -133,17 +134,17 @@ def test_folder(
 test_folder.__test__ = False  # type: ignore[attr-defined]
 
 
-def _decider(calibration: Calibration | None, alpha: float, asked: str | None) -> str:
+def _decider(
+    calibration: Calibration | None, alpha: float, num_views: int, asked: str | None
+) -> str:
     """Whose p-value decides: the one that is asked for, or that the calibration names."""
     if calibration is None:
         return asked or "selective"
-    decide_by, least = asked or calibration.decide_by, calibration.selective.least
-    if decide_by == "conformal" and least > alpha:
-        print(
-            f"no conformal p-value can be below {least:.2g}: nothing will be significant; hold out "
-            "more normal objects, or name another p-value by --decide-by",
-            file=sys.stderr,
-        )
+    decide_by = asked or calibration.decide_by
+    told = out_of_reach(calibration, alpha, num_views) if decide_by == "conformal" else ""
+    if told:
+        what = "Hold out more normal objects, or name another p-value by --decide-by."
+        print(f"{told} {what}", file=sys.stderr)
     return decide_by
 
 

@@ -216,8 +216,9 @@ def calibrate(
     fit = fit_report(profile.noise, shown, objects, kind=profile.noise_kind)
     moved = _moved(found, profile, run, directory, items, options)
     calibration = fit_calibration(records, groups)
-    calibration = replace(calibration, decide_by=decider(own_rates, calibration))
-    told = verdict(own_rates, control_rates, fit, profile.noise_kind, calibration)
+    most = max(listed[k].num_views for k in kept)
+    calibration = replace(calibration, decide_by=decider(own_rates, calibration, most))
+    told = verdict(own_rates, control_rates, fit, profile.noise_kind, calibration, most)
     return Calibrated(
         calibration,
         records,
