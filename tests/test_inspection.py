@@ -39,7 +39,7 @@ from dal_jax.inspection._calibration import (
 from dal_jax.inspection._learn import Normal, as_looked_at
 from dal_jax.inspection._profile import check_options
 from dal_jax.inspection._stretch import stretched
-from dal_jax.inspection._verdict import decider, verdict
+from dal_jax.inspection._verdict import decider, unchecked, verdict
 from dal_jax.noise import fit_report, iid, stationary
 from dal_jax.runs import Host
 
@@ -316,13 +316,28 @@ def test_calibration_names_the_p_value_that_decides(low, high, objects, views, e
     held = fit_calibration([record(0.5, 1.0)] * objects, groups)
     rate = Rate("selective", 0.05, 1, 10, 0.1, 0.1, low, high)
     assert decider([rate], held, views) == expected
-    named = replace(held, decide_by=expected)
+    named = replace(held, decide_by=expected, unchecked=unchecked([rate]))
+    assert named.unchecked == (low < 0.05 < 0.1 < high)
     fit = fit_report(iid(1.0), np.eye(16).reshape(16, 4, 4, 1))
     conformal = rate._replace(method="conformal")
     told = " ".join(verdict([rate, conformal], [], fit, "iid", named, views))
     assert ("Decisions go by the conformal p-value" in told) == (expected == "conformal")
+    raw_decides = named.unchecked and expected == "selective"
+    assert ("Decisions go by the raw p-value, unchecked" in told) == raw_decides
     assert ("No conformal p-value can be below" in told) == (views / (1 + objects) > 0.05)
     assert ("the level of each view of an image of 3 views" in told) == (views == 3)
+
+
+def test_a_raw_p_value_that_decides_unchecked_is_told(capsys):
+    held = fit_calibration([record(0.5, 1.0)] * 5, [f"g{k}" for k in range(5)])
+    few = replace(held, unchecked=True)
+    for asked in (None, "selective"):
+        assert _decider(few, 0.05, 1, asked) == "selective"
+        told = "The raw p-value decides unchecked: 5 normal objects were too few to tell"
+        assert capsys.readouterr().err.startswith(told)
+    assert _decider(few, 0.05, 1, "inflated") == "inflated"
+    assert _decider(held, 0.05, 1, None) == "selective"
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -348,9 +363,10 @@ def test_a_conformal_p_value_that_cannot_reject_is_told_when_it_decides(alpha, v
 def test_the_p_value_that_decides_is_kept_with_the_calibration(tmp_path):
     held = fit_calibration([record(0.1, 1.0), record(0.9, 0.4)], ["a", "b"])
     assert held.decide_by == "selective"
-    save_calibration(tmp_path, replace(held, decide_by="conformal"), {})
+    assert not held.unchecked
+    save_calibration(tmp_path, replace(held, decide_by="conformal", unchecked=True), {})
     found = load_calibration(tmp_path)
-    assert found is not None and found.decide_by == "conformal"
+    assert found is not None and found.decide_by == "conformal" and found.unchecked
     kept = tmp_path / "calibration.json"
     kept.write_text(kept.read_text().replace('"conformal",', '"guess",'))
     with pytest.raises(CheckpointError, match="damaged"):

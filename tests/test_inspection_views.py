@@ -276,7 +276,10 @@ def test_the_number_of_views_reaches_what_is_said_of_conformal_p_values(tiles, t
     told = "the level of each view of an image of 6 views"
     assert told in capsys.readouterr().out
     words = ["test", str(tiles / "data"), "--model", str(tmp_path / "m"), "--no-overlays"]
-    assert main([*words, "--out", str(tmp_path / "out"), "--decide-by", "conformal"]) == 0
+    words += ["--out", str(tmp_path / "out")]
+    assert main(words) == 0  # three objects tell nothing, and their ranks are too large
+    assert "The raw p-value decides unchecked: 3 normal objects" in capsys.readouterr().err
+    assert main([*words, "--decide-by", "conformal"]) == 0
     assert told in capsys.readouterr().err
 
 

@@ -142,6 +142,11 @@ def _decider(
         return asked or "selective"
     decide_by = asked or calibration.decide_by
     told = out_of_reach(calibration, alpha, num_views) if decide_by == "conformal" else ""
+    if decide_by == "selective" and calibration.unchecked:
+        told = (
+            f"The raw p-value decides unchecked: {calibration.num_groups} normal objects were too "
+            "few to tell whether raw p-values hold the level."
+        )
     if told:
         what = "Hold out more normal objects, or name another p-value by --decide-by."
         print(f"{told} {what}", file=sys.stderr)

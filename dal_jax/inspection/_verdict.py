@@ -37,6 +37,8 @@ def verdict(
     told = [_first(raw)] if raw else ["No view had a region: nothing can be said."]
     if calibration.decide_by == "conformal":
         told.append("Decisions go by the conformal p-value, unless --decide-by names another.")
+    elif calibration.unchecked:
+        told.append("Decisions go by the raw p-value, unchecked, unless --decide-by names another.")
     drawn = _at(control, "selective")
     if drawn is not None:
         told.append(
@@ -83,8 +85,21 @@ def decider(rates: Sequence[Rate], calibration: Calibration, num_views: int) -> 
     raw = _at(rates, "selective")
     if raw is None or (raw.low <= ALPHA and raw.high <= _CERTAIN):
         return "selective"
-    few = raw.low <= ALPHA and bool(out_of_reach(calibration, ALPHA, num_views))
+    few = unchecked(rates) and bool(out_of_reach(calibration, ALPHA, num_views))
     return "selective" if few else "conformal"
+
+
+def unchecked(rates: Sequence[Rate]) -> bool:
+    """Are the held-out normal views too few to tell whether raw p-values hold the level?
+
+    Args:
+        rates: on held-out normal views, by method and level.
+
+    Returns:
+        Whether the interval of their false calls holds the level and reaches far beyond it.
+    """
+    raw = _at(rates, "selective")
+    return raw is not None and raw.low <= ALPHA and raw.high > _CERTAIN
 
 
 def out_of_reach(calibration: Calibration, alpha: float, num_views: int) -> str:
