@@ -186,7 +186,8 @@ def test_components_have_rows_pictures_and_places_on_the_page(data, tmp_path, ca
         rows = list(csv.DictReader(file))
     parts = [row for row in rows if row["component"] != "0"]
     several = {row["name"] for row in parts if int(row["components"]) > 1}
-    assert several and f"{len(rows)} regions of 12 views" in said
+    assert several and said.count(f"{len(parts)} regions of 12 views of 12 images: ") == 2
+    assert len(rows) > len(parts) and said.count("; views without regions: ") == 2
     for name in several:
         own = [row for row in parts if row["name"] == name]
         assert [int(row["component"]) for row in own] == list(range(1, len(own) + 1))

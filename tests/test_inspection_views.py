@@ -34,7 +34,7 @@ from dal_jax.inspection._calibration import fit_calibration
 from dal_jax.inspection._items import ViewItem, as_items, view_items
 from dal_jax.inspection._learn import Images, Normal, fit_noise, undiluted
 from dal_jax.inspection._measures import Measures
-from dal_jax.inspection._rows import picture_name
+from dal_jax.inspection._rows import picture_name, tally
 from dal_jax.inspection._verdict import out_of_reach
 
 NAN = float("nan")
@@ -121,6 +121,28 @@ def test_components_have_rows_and_are_adjusted_for_their_number_and_that_of_the_
     assert [row["decision"] for row in found] == words
     image = image_row(found)
     assert (image["views"], image["views_with_region"], image["views_significant"]) == (2, 2, 1)
+
+
+def test_views_are_counted_as_views_and_regions_as_regions():
+    counted = tally(rows(record(0.02), record(NAN, status="NO_REGION"), record(0.5)))
+    assert counted[:3] == (1, 3, 2)
+    assert counted.words == "3 views of 1 image: 2 not significant, 1 no region"
+    parts = with_components(0.008, 0.3, 0.011)
+    empty, failed = record(NAN, status="NO_REGION"), record(NAN, status="INVALID_INPUT")
+    found = rows(parts, empty, failed)
+    found += [{**row, "name": "b.png"} for row in rows(with_components(0.001))]
+    counted = tally(found)
+    assert counted[:3] == (2, 4, 4)
+    assert counted.decisions == {
+        "significant": 1,
+        "no valid result": 1,
+        "not significant": 3,
+        "no region": 1,
+    }
+    assert counted.words == (
+        "4 regions of 4 views of 2 images: 1 significant, 3 not significant; "
+        "views without regions: 1 no valid result, 1 no region"
+    )
 
 
 def test_q_values_are_of_all_regions_of_a_run():

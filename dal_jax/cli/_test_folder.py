@@ -1,7 +1,6 @@
 """`dal-jax test FOLDER`: every image of a data set, with tables and pictures."""
 
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,7 +32,7 @@ from dal_jax.inspection import (
     write_csv,
     write_rows,
 )
-from dal_jax.inspection._rows import picture_name, region_number
+from dal_jax.inspection._rows import picture_name, region_number, tally
 from dal_jax.inspection._verdict import out_of_reach
 from dal_jax.report import overlay
 from dal_jax.runs import Host
@@ -174,17 +173,15 @@ def _say(rows: list[dict[str, Any]], out: Path, options: InspectOptions, json: b
     for row in rows:
         for told in filter(None, (row["message"], row["warning"])):
             print(f"{row['name']}: {told}", file=sys.stderr)
-    counts = Counter(row["decision"] for row in rows)
-    views = len({(row["name"], row["view"]) for row in rows})
+    counted = tally(rows)
     found = sum(row["q_value"] <= options.alpha for row in rows)
     if json:
-        shown = {"out": out, "views": views, "regions": len(rows), "decisions": dict(counts)}
-        typer.echo(dumps({**shown, "discovered": found, "discoveries": options.discoveries}))
+        shown = {name: getattr(counted, name) for name in ("views", "regions", "decisions")}
+        shown |= {"discovered": found, "discoveries": options.discoveries}
+        typer.echo(dumps({"out": out, **shown}))
         return
-    told = ", ".join(f"{count} {decision}" for decision, count in counts.items())
-    what = f"{views} views" if len(rows) == views else f"{len(rows)} regions of {views} views"
     name = {"by": "Benjamini-Yekutieli", "bh": "Benjamini-Hochberg"}[options.discoveries]
     typer.echo(
-        f"{what}: {told} (at {options.alpha:g} by the {options.decide_by} p-value); "
+        f"{counted.words} (at {options.alpha:g} by the {options.decide_by} p-value); "
         f"{found} at a false discovery rate of {options.alpha:g} ({name}); written to {out}"
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dal_jax._errors import InputError
-from dal_jax.inspection._rows import COLUMNS, DECIDING, region_number
+from dal_jax.inspection._rows import COLUMNS, DECIDING, region_number, tally
 from dal_jax.report import _outcome as words
 from dal_jax.report._outcome import format_p
 from dal_jax.report._page_model import NAMES, interval, percent
@@ -52,19 +52,20 @@ def summary(tested: Tested) -> dict[str, Any]:
     by_label: dict[str, Counter[str]] = {}
     for row in rows:
         by_label.setdefault(row["label"], Counter())[row["decision"]] += 1
-    total = Counter(row["decision"] for row in rows)
+    counted = tally(rows)
+    total = Counter(counted.decisions)
     listed = [d for d in (*DECISIONS, *sorted(set(total) - set(DECISIONS))) if total[d]]
     with_p = sum(not math.isnan(row["p_value"]) for row in rows)
     components = any(row["component"] for row in rows)
     several = components or any(row["views"] > 1 for row in rows)
-    num_images = len({row["name"] for row in rows})
-    tried = num_images if several else with_p  # what the level is the rate of
+    tried = counted.images if several else with_p  # what the level is the rate of
     q_values = [row["q_value"] for row in rows]
     rate = 0.05 if tested.alpha is None else tested.alpha
     failed = Counter(row["status"] for row in rows if row["status"] not in ("OK", "NO_REGION"))
     return {
-        "views": len({(row["name"], row["view"]) for row in rows}),
-        "images": num_images,
+        "views": counted.views,
+        "images": counted.images,
+        "words": counted.words,
         "components": components,
         "rate": f"{rate:.0%}",
         "discovered": sum(q <= rate for q in q_values),
