@@ -120,6 +120,7 @@ def full_table(rows: Sequence[dict[str, Any]], limit: int) -> dict[str, Any]:
         *(["view"] if several else []),
         *(["region"] if components else []),
         "decision",
+        *(["adjusted p"] if several or components else []),
         "label",
         *(["group"] if grouped else []),
         *(title for title, _ in known),
@@ -137,11 +138,12 @@ def full_table(rows: Sequence[dict[str, Any]], limit: int) -> dict[str, Any]:
             *([_count(row["view"])] if several else []),
             *([_text(region_number(row))] if components else []),
             _text(row["decision"], "decision"),
+            *([_p(row, "p_adjusted")] if several or components else []),
             _text(row["label"]),
             *([_text(row["group"], "group")] if grouped else []),
-            *(_number(row[column], format_p(row[column])) for _, column in known),
+            *(_p(row, column) for _, column in known),
             _bounds(row),
-            _number(row["q_value"], format_p(row["q_value"])),
+            _p(row, "q_value"),
             _number(row["estimate"], difference_of(row)),
             _count(row["num_tested"]),
             _number(row["z"], _plain(row["z"], ".2f")),
@@ -220,6 +222,10 @@ def _count(value: int) -> tuple[str, str, str]:
 def _number(value: float, text: str) -> tuple[str, str, str]:
     # Every digit goes into the page: what is read may be rounded, what is sorted is not.
     return text, repr(value), "number"
+
+
+def _p(row: dict[str, Any], column: str) -> tuple[str, str, str]:
+    return _number(row[column], format_p(row[column]))
 
 
 def _bounds(row: dict[str, Any]) -> tuple[str, str, str]:
