@@ -13,6 +13,7 @@ pytest.importorskip("jinja2")
 from dal_jax.cli import main
 from dal_jax.inspection._calibration import METHODS
 from dal_jax.inspection._rows import COLUMNS, DECIDING, LOW, write_rows
+from dal_jax.runs import decode
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
     texts["decision"] = "significant"
     numbers = {"view": 0, "views": 1, "component": 0, "components": 0, "num_tested": 3}
     numbers |= dict.fromkeys((*COLUMNS.values(), "p_low", "p_high"), 0.01)
-    numbers |= dict.fromkeys(("statistic", "sd", "z", "max_score", "q_value"), 1.0)
+    numbers |= dict.fromkeys(("statistic", "sd", "z", "max_score", "q_value", "p_adjusted"), 1.0)
     numbers |= {"estimate": 1.0, "ci_low": 0.5, "ci_high": math.inf}
     for method in METHODS:
         if method not in ("selective", "naive"):
@@ -41,6 +42,24 @@ def test_page_is_written_and_told(folder: Path, capsys: pytest.CaptureFixture[st
     code, out, _ = run(capsys, "report", folder)
     assert code == 0 and (folder / "report.html").is_file()
     assert "3 views of 3 images: 3 significant; 0 pictures, WITHOUT calibration" in out
+
+
+def test_regions_are_not_called_views(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = (folder / "rows.jsonl").read_text().splitlines()
+    one = {**decode(json.loads(lines[0])), "name": "a.png", "views": 2}
+    parts = [{**one, "component": k, "components": 4} for k in (1, 2, 3, 4)]
+    parts[3]["decision"] = "not significant"
+    none = {"view": 1, "num_tested": 0, "decision": "no region", "p_value": math.nan}
+    write_rows(folder, [*parts, {**one, **none, "status": "NO_REGION"}])
+    told = "4 regions of 2 views of 1 image: 3 significant, 1 not significant; "
+    told += "views without regions: 1 no region"
+    assert run(capsys, "report", folder)[1].startswith(f"{told}; ")
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert "2 views of 1 image from" in text
+    assert "3 of 4 regions" in text and "smallest of 4 regions" in text
+    assert "Counted above, and below by label, are regions, and views without a region." in text
+    found = json.loads(run(capsys, "report", folder, "--json")[1])
+    assert found["counts"] == told and found["num_views"] == 2
 
 
 def test_json_and_place(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from dal_jax import InputError, TestOptions
 from dal_jax._errors import CheckpointError
 from dal_jax.cli import main
+from dal_jax.cli._test_folder import _decider
 from dal_jax.inference import Law, Ranks
 from dal_jax.inspection import (
     METHODS,
@@ -38,7 +39,7 @@ from dal_jax.inspection._calibration import (
 from dal_jax.inspection._learn import Normal, as_looked_at
 from dal_jax.inspection._profile import check_options
 from dal_jax.inspection._stretch import stretched
-from dal_jax.inspection._verdict import decider, verdict
+from dal_jax.inspection._verdict import decider, unchecked, verdict
 from dal_jax.noise import fit_report, iid, stationary
 from dal_jax.runs import Host
 
@@ -185,7 +186,8 @@ def test_components_have_rows_pictures_and_places_on_the_page(data, tmp_path, ca
         rows = list(csv.DictReader(file))
     parts = [row for row in rows if row["component"] != "0"]
     several = {row["name"] for row in parts if int(row["components"]) > 1}
-    assert several and f"{len(rows)} regions of 12 views" in said
+    assert several and said.count(f"{len(parts)} regions of 12 views of 12 images: ") == 2
+    assert len(rows) > len(parts) and said.count("; views without regions: ") == 2
     for name in several:
         own = [row for row in parts if row["name"] == name]
         assert [int(row["component"]) for row in own] == list(range(1, len(own) + 1))
@@ -297,32 +299,75 @@ def test_cross_fitting_leaves_the_own_object_out():
 
 
 @pytest.mark.parametrize(
-    "low, high, objects, expected",
+    "low, high, objects, views, expected",
     [
-        (0.02, 0.09, 40, "selective"),  # no excess shows
-        (0.0, 0.03, 40, "selective"),  # fewer than the level
-        (0.06, 0.2, 40, "conformal"),  # too many
-        (0.06, 0.2, 5, "conformal"),  # too many, even where no rank is small enough
-        (0.01, 0.2, 40, "conformal"),  # too few views to tell
-        (0.01, 0.2, 5, "selective"),  # and too few objects for ranks
+        (0.02, 0.09, 40, 1, "selective"),  # no excess shows
+        (0.0, 0.03, 40, 1, "selective"),  # fewer than the level
+        (0.06, 0.2, 40, 1, "conformal"),  # too many
+        (0.06, 0.2, 5, 1, "conformal"),  # too many, even where no rank is small enough
+        (0.06, 0.2, 40, 3, "conformal"),
+        (0.01, 0.2, 40, 1, "conformal"),  # too few views to tell
+        (0.01, 0.2, 5, 1, "selective"),  # and too few objects for ranks
+        (0.01, 0.2, 40, 2, "conformal"),  # 1 / 41 is below 0.05 / 2
+        (0.01, 0.2, 40, 3, "selective"),  # but above 0.05 / 3
     ],
 )
-def test_calibration_names_the_p_value_that_decides(low, high, objects, expected):
+def test_calibration_names_the_p_value_that_decides(low, high, objects, views, expected):
     groups = [f"g{k}" for k in range(objects)]
     held = fit_calibration([record(0.5, 1.0)] * objects, groups)
     rate = Rate("selective", 0.05, 1, 10, 0.1, 0.1, low, high)
-    assert decider([rate], held) == expected
-    named = replace(held, decide_by=expected)
-    told = verdict([rate], [], fit_report(iid(1.0), np.eye(16).reshape(16, 4, 4, 1)), "iid", named)
-    assert ("Decisions go by the conformal p-value" in " ".join(told)) == (expected == "conformal")
+    assert decider([rate], held, views) == expected
+    named = replace(held, decide_by=expected, unchecked=unchecked([rate]))
+    assert named.unchecked == (low < 0.05 < 0.1 < high)
+    fit = fit_report(iid(1.0), np.eye(16).reshape(16, 4, 4, 1))
+    conformal = rate._replace(method="conformal")
+    told = " ".join(verdict([rate, conformal], [], fit, "iid", named, views))
+    assert ("Decisions go by the conformal p-value" in told) == (expected == "conformal")
+    raw_decides = named.unchecked and expected == "selective"
+    assert ("Decisions go by the raw p-value, unchecked" in told) == raw_decides
+    assert ("No conformal p-value can be below" in told) == (views / (1 + objects) > 0.05)
+    assert ("the level of each view of an image of 3 views" in told) == (views == 3)
+
+
+def test_a_raw_p_value_that_decides_unchecked_is_told(capsys):
+    held = fit_calibration([record(0.5, 1.0)] * 5, [f"g{k}" for k in range(5)])
+    few = replace(held, unchecked=True)
+    for asked in (None, "selective"):
+        assert _decider(few, 0.05, 1, asked) == "selective"
+        told = "The raw p-value decides unchecked: 5 normal objects were too few to tell"
+        assert capsys.readouterr().err.startswith(told)
+    assert _decider(few, 0.05, 1, "inflated") == "inflated"
+    assert _decider(held, 0.05, 1, None) == "selective"
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "alpha, views, told",
+    [
+        (0.05, 1, ""),
+        (0.05, 2, ""),  # 2 / 41
+        (0.05, 3, "0.0244, which is above 0.05 / 3 = 0.017, the level of each view of an image"),
+        (0.01, 1, "0.0244, which is above the level 0.01: by it nothing can be significant. Hold"),
+    ],
+)
+def test_a_conformal_p_value_that_cannot_reject_is_told_when_it_decides(alpha, views, told, capsys):
+    held = fit_calibration([record(0.5, 1.0)] * 40, [f"g{k}" for k in range(40)])
+    assert _decider(replace(held, decide_by="conformal"), alpha, views, None) == "conformal"
+    err = capsys.readouterr().err
+    assert told in err and bool(err) == bool(told)
+    assert _decider(held, alpha, views, "conformal") == "conformal"
+    assert capsys.readouterr().err == err
+    assert _decider(replace(held, decide_by="conformal"), alpha, views, "inflated") == "inflated"
+    assert not capsys.readouterr().err
 
 
 def test_the_p_value_that_decides_is_kept_with_the_calibration(tmp_path):
     held = fit_calibration([record(0.1, 1.0), record(0.9, 0.4)], ["a", "b"])
     assert held.decide_by == "selective"
-    save_calibration(tmp_path, replace(held, decide_by="conformal"), {})
+    assert not held.unchecked
+    save_calibration(tmp_path, replace(held, decide_by="conformal", unchecked=True), {})
     found = load_calibration(tmp_path)
-    assert found is not None and found.decide_by == "conformal"
+    assert found is not None and found.decide_by == "conformal" and found.unchecked
     kept = tmp_path / "calibration.json"
     kept.write_text(kept.read_text().replace('"conformal",', '"guess",'))
     with pytest.raises(CheckpointError, match="damaged"):

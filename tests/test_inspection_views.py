@@ -34,7 +34,8 @@ from dal_jax.inspection._calibration import fit_calibration
 from dal_jax.inspection._items import ViewItem, as_items, view_items
 from dal_jax.inspection._learn import Images, Normal, fit_noise, undiluted
 from dal_jax.inspection._measures import Measures
-from dal_jax.inspection._rows import picture_name
+from dal_jax.inspection._rows import picture_name, tally
+from dal_jax.inspection._verdict import out_of_reach
 
 NAN = float("nan")
 
@@ -74,7 +75,7 @@ def test_the_level_of_a_view_reaches_its_search(tmp_path):
     listed = view_items(reader, data.samples)
     references = {one.sample.group: np.zeros((1, 4, 4, 1)) for one in listed}
     items = as_items(reader, listed, references, 0.05)
-    assert len(items) > 1
+    assert len(items) > 1 and reader.num_views(data.samples[0]) == len(items)
     assert [item.load().level for item in items] == [0.05 / len(items)] * len(items)
     assert as_items(reader, listed, references)[0].load().level is None
 
@@ -122,6 +123,28 @@ def test_components_have_rows_and_are_adjusted_for_their_number_and_that_of_the_
     assert (image["views"], image["views_with_region"], image["views_significant"]) == (2, 2, 1)
 
 
+def test_views_are_counted_as_views_and_regions_as_regions():
+    counted = tally(rows(record(0.02), record(NAN, status="NO_REGION"), record(0.5)))
+    assert counted[:3] == (1, 3, 2)
+    assert counted.words == "3 views of 1 image: 2 not significant, 1 no region"
+    parts = with_components(0.008, 0.3, 0.011)
+    empty, failed = record(NAN, status="NO_REGION"), record(NAN, status="INVALID_INPUT")
+    found = rows(parts, empty, failed)
+    found += [{**row, "name": "b.png"} for row in rows(with_components(0.001))]
+    counted = tally(found)
+    assert counted[:3] == (2, 4, 4)
+    assert counted.decisions == {
+        "significant": 1,
+        "no valid result": 1,
+        "not significant": 3,
+        "no region": 1,
+    }
+    assert counted.words == (
+        "4 regions of 4 views of 2 images: 1 significant, 3 not significant; "
+        "views without regions: 1 no valid result, 1 no region"
+    )
+
+
 def test_q_values_are_of_all_regions_of_a_run():
     p = np.array([0.008, 0.3, 0.011, 0.04])
     found = rows(with_components(*p[:3]), record(p[3]), record(NAN, status="NO_REGION"))
@@ -141,8 +164,15 @@ def test_ranks_of_components_are_among_the_smallest_of_normal_views():
     tested = [(ViewItem(sample, 0, 1), with_components(0.1, 0.3))]
     found = rows_of(tested, held, InspectOptions(decide_by="conformal"))
     assert [row["p_conformal"] for row in found] == [2 / 4, 3 / 4]
-    # A rank among the smallest ones is adjusted for the number of components already.
+    # A rank among the smallest ones is adjusted for the number of components already, but not for
+    # that of the views: it can be small enough for alpha / V, whatever the number of components.
     assert [row["p_adjusted"] for row in found] == [2 / 4, 3 / 4]
+    parts = with_components(0.01, 0.02, 0.03)
+    tested = [(ViewItem(sample, k, 2), one) for k, one in enumerate((parts, record(0.9)))]
+    for alpha, decision in ((0.5, "significant"), (0.49, "not significant")):
+        found = rows_of(tested, held, InspectOptions(alpha, "conformal"))
+        assert [row["decision"] for row in found[:3]] == [decision] * 3
+        assert bool(out_of_reach(held, alpha, 2)) == (decision != "significant")
 
 
 def test_p_values_of_other_standard_deviations_are_those_of_a_wider_law():
@@ -258,6 +288,21 @@ def test_tiles_cover_an_image_and_it_has_one_row(tiles):
             assert np.isnan(high) or float(row["p_adjusted"]) == pytest.approx(min(1.0, 6 * high))
     for name in images:
         assert (tiles / "out" / "overlays" / name).is_file()
+
+
+@pytest.mark.slow
+def test_the_number_of_views_reaches_what_is_said_of_conformal_p_values(tiles, tmp_path, capsys):
+    shutil.copytree(tiles / "m", tmp_path / "m")
+    words = ["--model", str(tmp_path / "m"), "--data", str(tiles / "data"), "--control", "0"]
+    assert main(["calibrate", *words, "--no-lengths"]) == 0
+    told = "the level of each view of an image of 6 views"
+    assert told in capsys.readouterr().out
+    words = ["test", str(tiles / "data"), "--model", str(tmp_path / "m"), "--no-overlays"]
+    words += ["--out", str(tmp_path / "out")]
+    assert main(words) == 0  # three objects tell nothing, and their ranks are too large
+    assert "The raw p-value decides unchecked: 3 normal objects" in capsys.readouterr().err
+    assert main([*words, "--decide-by", "conformal"]) == 0
+    assert told in capsys.readouterr().err
 
 
 @pytest.mark.slow

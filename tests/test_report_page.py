@@ -64,6 +64,7 @@ def row(name: str, p: float, decision: str, status: str = "OK", **changes: Any) 
         "statistic": 0.1,
         "sd": 0.05,
         "z": 2.0,
+        "p_adjusted": p,
         "q_value": p,
         "estimate": 0.08,
         "ci_low": -0.02,
@@ -299,6 +300,18 @@ def test_views_of_one_image_share_a_card(folder: Path) -> None:
     assert "2 of 3 views" in told and "smallest of 3 views, not corrected" in told
 
 
+def test_the_table_has_the_p_value_that_decides(folder: Path) -> None:
+    page(folder)
+    assert "adjusted p" not in parsed(folder).text
+    several = {"view": 0, "views": 2, "p_adjusted": 0.0271828}
+    part = {"component": 1, "components": 1, "p_adjusted": 0.0314159}
+    for changes in (several, part):
+        write_rows(folder, [row("plain.png", 0.01, "significant", **changes)])
+        page(folder)
+        seen = parsed(folder)
+        assert "adjusted p" in seen.text and str(changes["p_adjusted"]) in seen.values("data-v")
+
+
 def test_pictures_are_small_and_spoilt_ones_are_told(folder: Path) -> None:
     (folder / "overlays" / "plain.png").write_bytes(b"\x89PNG\r\n\x1a\nno picture")
     page(folder)
@@ -339,6 +352,7 @@ LINE = json.dumps({"name": "a"})
         (lambda f, m: add(f, "[1]"), "rows.jsonl line 6: damaged (holds no JSON object)"),
         (lambda f, m: add(f, LINE), "rows.jsonl line 6: damaged (no 'label')"),
         (lambda f, m: first(f, "p_value", "0.1"), "rows.jsonl line 1: damaged ('p_value'"),
+        (lambda f, m: first(f, "p_adjusted", "0.1"), "rows.jsonl line 1: damaged ('p_adjusted'"),
         (lambda f, m: first(f, "view", True), "rows.jsonl line 1: damaged ('view' is True)"),
         (lambda f, m: first(f, "name", "../x"), "line 1: name '../x' leads outside"),
         (lambda f, m: first(f, "name", "a\0b"), "line 1: name 'a\\x00b' leads outside"),

@@ -46,12 +46,10 @@ def report(
 
 
 def _summary(made: Page) -> str:
-    told = ", ".join(f"{count} {decision}" for decision, count in made.decisions.items())
     shown = f"{made.num_pictures} pictures"
     if made.num_left_out:
         shown += f" ({made.num_left_out} images only in the table)"
     trust = "with calibration" if made.calibrated else "WITHOUT calibration"
     return (
-        f"{made.num_views} views of {made.num_images} images: {told}; {shown}, {trust}; "
-        f"written to {made.path} ({made.num_bytes / 1e6:.1f} MB)"
+        f"{made.counts}; {shown}, {trust}; written to {made.path} ({made.num_bytes / 1e6:.1f} MB)"
     )

@@ -1,7 +1,6 @@
 """`dal-jax test FOLDER`: every image of a data set, with tables and pictures."""
 
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,7 +32,8 @@ from dal_jax.inspection import (
     write_csv,
     write_rows,
 )
-from dal_jax.inspection._rows import picture_name, region_number
+from dal_jax.inspection._rows import picture_name, region_number, tally
+from dal_jax.inspection._verdict import out_of_reach
 from dal_jax.report import overlay
 from dal_jax.runs import Host
 
@@ -77,7 +77,7 @@ def test_folder(
     data = profile.source.open(folder)
     samples = to_test(data, profile)
     reader = Reader(data, profile.fitted, profile.seen())
-    decide_by = _decider(calibration, alpha, decide_by)
+    decide_by = _decider(calibration, alpha, max(map(reader.num_views, samples)), decide_by)
     options = InspectOptions(alpha, decide_by, _discoveries(profile, samples, decide_by))
     # Whichever p-value decides, now or in a later call, its decision shall be certain.
     laws = () if calibration is None else calibration.deciding
@@ -133,17 +133,22 @@ def test_folder(
 test_folder.__test__ = False  # type: ignore[attr-defined]
 
 
-def _decider(calibration: Calibration | None, alpha: float, asked: str | None) -> str:
+def _decider(
+    calibration: Calibration | None, alpha: float, num_views: int, asked: str | None
+) -> str:
     """Whose p-value decides: the one that is asked for, or that the calibration names."""
     if calibration is None:
         return asked or "selective"
-    decide_by, least = asked or calibration.decide_by, calibration.selective.least
-    if decide_by == "conformal" and least > alpha:
-        print(
-            f"no conformal p-value can be below {least:.2g}: nothing will be significant; hold out "
-            "more normal objects, or name another p-value by --decide-by",
-            file=sys.stderr,
+    decide_by = asked or calibration.decide_by
+    told = out_of_reach(calibration, alpha, num_views) if decide_by == "conformal" else ""
+    if decide_by == "selective" and calibration.unchecked:
+        told = (
+            f"The raw p-value decides unchecked: {calibration.num_groups} normal objects were too "
+            "few to tell whether raw p-values hold the level."
         )
+    if told:
+        what = "Hold out more normal objects, or name another p-value by --decide-by."
+        print(f"{told} {what}", file=sys.stderr)
     return decide_by
 
 
@@ -168,17 +173,15 @@ def _say(rows: list[dict[str, Any]], out: Path, options: InspectOptions, json: b
     for row in rows:
         for told in filter(None, (row["message"], row["warning"])):
             print(f"{row['name']}: {told}", file=sys.stderr)
-    counts = Counter(row["decision"] for row in rows)
-    views = len({(row["name"], row["view"]) for row in rows})
+    counted = tally(rows)
     found = sum(row["q_value"] <= options.alpha for row in rows)
     if json:
-        shown = {"out": out, "views": views, "regions": len(rows), "decisions": dict(counts)}
-        typer.echo(dumps({**shown, "discovered": found, "discoveries": options.discoveries}))
+        shown = {name: getattr(counted, name) for name in ("views", "regions", "decisions")}
+        shown |= {"discovered": found, "discoveries": options.discoveries}
+        typer.echo(dumps({"out": out, **shown}))
         return
-    told = ", ".join(f"{count} {decision}" for decision, count in counts.items())
-    what = f"{views} views" if len(rows) == views else f"{len(rows)} regions of {views} views"
     name = {"by": "Benjamini-Yekutieli", "bh": "Benjamini-Hochberg"}[options.discoveries]
     typer.echo(
-        f"{what}: {told} (at {options.alpha:g} by the {options.decide_by} p-value); "
+        f"{counted.words} (at {options.alpha:g} by the {options.decide_by} p-value); "
         f"{found} at a false discovery rate of {options.alpha:g} ({name}); written to {out}"
     )

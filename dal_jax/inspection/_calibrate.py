@@ -32,7 +32,7 @@ from dal_jax.inspection._learn import undiluted
 from dal_jax.inspection._profile import Profile, check_options
 from dal_jax.inspection._rows import write_csv
 from dal_jax.inspection._stretch import stretched
-from dal_jax.inspection._verdict import ALPHA, decider, verdict
+from dal_jax.inspection._verdict import ALPHA, decider, unchecked, verdict
 from dal_jax.localizers import Localizer
 from dal_jax.noise import Covariance, FitReport, fit_report
 from dal_jax.runs import Host
@@ -216,8 +216,10 @@ def calibrate(
     fit = fit_report(profile.noise, shown, objects, kind=profile.noise_kind)
     moved = _moved(found, profile, run, directory, items, options)
     calibration = fit_calibration(records, groups)
-    calibration = replace(calibration, decide_by=decider(own_rates, calibration))
-    told = verdict(own_rates, control_rates, fit, profile.noise_kind, calibration)
+    most = max(listed[k].num_views for k in kept)
+    by = decider(own_rates, calibration, most)
+    calibration = replace(calibration, decide_by=by, unchecked=unchecked(own_rates))
+    told = verdict(own_rates, control_rates, fit, profile.noise_kind, calibration, most)
     return Calibrated(
         calibration,
         records,

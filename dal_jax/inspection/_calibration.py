@@ -75,6 +75,7 @@ class Calibration:
     num_views: int  # with and without a region
     num_groups: int  # physical objects that they are of
     decide_by: str = "selective"  # whose p-values decide unless others are asked for
+    unchecked: bool = False  # too few normal views to tell whether raw p-values hold the level
 
     @property
     def deciding(self) -> tuple[Law | Ranks, ...]:
@@ -382,6 +383,7 @@ def load_calibration(directory: Path) -> Calibration | None:
             num_views=int(facts["num_views"]),
             num_groups=int(facts["num_groups"]),
             decide_by={name: name for name in METHODS}[facts.get("decide_by", "selective")],
+            unchecked=bool(facts.get("unchecked", False)),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: damaged, run dal-jax calibrate again") from error

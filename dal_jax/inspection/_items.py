@@ -54,6 +54,7 @@ class Reader:
     def __init__(self, data: DataSet, fitted: Fitted, seen: Container[str] = ()):
         self._data, self.fitted, self._seen = data, fitted, seen
         self._kept: dict[str, tuple[np.ndarray, np.ndarray | None, Views]] = {}
+        self._counts: dict[str, int] = {}
 
     def read(self, sample: Sample) -> tuple[np.ndarray, np.ndarray | None, Views]:
         """Reads a sample.
@@ -78,6 +79,24 @@ class Reader:
                 del self._kept[next(iter(self._kept))]
             self._kept[sample.name] = image, mask, found
         return self._kept[sample.name]
+
+    def num_views(self, sample: Sample) -> int:
+        """Counts the views of a sample; only tiles need the image, which is read once for that.
+
+        Args:
+            sample: of the data set.
+
+        Returns:
+            The number; 1 for an image that cannot be read.
+        """
+        if self.fitted.preparation.view != "tile":
+            return 1
+        if sample.name not in self._counts:
+            try:
+                self._counts[sample.name] = len(self.read(sample)[2].pixels)
+            except InputError:
+                self._counts[sample.name] = 1  # said when its turn comes
+        return self._counts[sample.name]
 
 
 def to_test(data: DataSet, profile: Profile) -> list[Sample]:
@@ -127,16 +146,8 @@ def view_items(reader: Reader, samples: Sequence[Sample]) -> list[ViewItem]:
     Returns:
         The views, image by image.
     """
-    listed = []
-    for sample in samples:
-        count = 1
-        if reader.fitted.preparation.view == "tile":
-            try:
-                count = len(reader.read(sample)[2].pixels)
-            except InputError:
-                count = 1  # said when its turn comes
-        listed += [ViewItem(sample, view, count) for view in range(count)]
-    return listed
+    counts = [(sample, reader.num_views(sample)) for sample in samples]
+    return [ViewItem(sample, view, count) for sample, count in counts for view in range(count)]
 
 
 def as_items(

@@ -2,11 +2,12 @@
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -231,7 +232,52 @@ def image_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _views(rows: Sequence[dict[str, Any]]) -> int:
-    return len({row["view"] for row in rows})
+    return len({(row["name"], row["view"]) for row in rows})
+
+
+class Tally(NamedTuple):
+    """How many there are of what in a table."""
+
+    images: int
+    views: int
+    regions: int  # flagged, each in a row of its own
+    decisions: dict[str, int]  # rows by decision: regions, and views without one
+    words: str
+
+
+def tally(rows: Sequence[dict[str, Any]]) -> Tally:
+    """Counts images, views, regions and decisions; a view has a row, or one for each component.
+
+    Args:
+        rows: of one image or more.
+
+    Returns:
+        The counts, and the same in words.
+    """
+    images, views = len({row["name"] for row in rows}), _views(rows)
+    flagged = [row for row in rows if row["num_tested"] > 0]
+    words = f"{_plural(views, 'view')} of {_plural(images, 'image')}"
+    if any(row["component"] for row in rows):
+        empty = _decisions([row for row in rows if row["num_tested"] <= 0])
+        words = f"{_plural(len(flagged), 'region')} of {words}: {_listed(_decisions(flagged))}"
+        words += f"; views without regions: {_listed(empty)}" if empty else ""
+    else:
+        words += f": {_listed(_decisions(rows))}"
+    return Tally(images, views, len(flagged), _decisions(rows), words)
+
+
+def _decisions(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
+    counts = Counter(row["decision"] for row in rows)
+    known = [decision for decision in _TELLING if counts[decision]]
+    return {decision: counts[decision] for decision in (*known, *sorted({*counts} - {*_TELLING}))}
+
+
+def _listed(decisions: dict[str, int]) -> str:
+    return ", ".join(f"{count} {decision}" for decision, count in decisions.items())
+
+
+def _plural(count: int, what: str) -> str:
+    return f"{count} {what}" + "s" * (count != 1)
 
 
 def decide(status: str, bounds: tuple[float, float], alpha: float, num_views: int) -> str:

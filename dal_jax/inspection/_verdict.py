@@ -18,6 +18,7 @@ def verdict(
     fit: FitReport,
     kind: str,
     calibration: Calibration,
+    num_views: int,
 ) -> list[str]:
     """Says what the false calls on held-out normal images mean.
 
@@ -27,6 +28,7 @@ def verdict(
         fit: of the noise model on the held-out views.
         kind: of noise model.
         calibration: what was fitted.
+        num_views: the largest number of views of an image.
 
     Returns:
         Sentences, the verdict first.
@@ -35,6 +37,8 @@ def verdict(
     told = [_first(raw)] if raw else ["No view had a region: nothing can be said."]
     if calibration.decide_by == "conformal":
         told.append("Decisions go by the conformal p-value, unless --decide-by names another.")
+    elif calibration.unchecked:
+        told.append("Decisions go by the raw p-value, unchecked, unless --decide-by names another.")
     drawn = _at(control, "selective")
     if drawn is not None:
         told.append(
@@ -51,12 +55,11 @@ def verdict(
     rate = _at(rates, "conformal")
     if rate:
         told.append(f"After conformal recalibration: {_percent(rate)}.")
-        least = calibration.selective.least
-        if least > ALPHA:
+        lost = out_of_reach(calibration, ALPHA, num_views)
+        if lost:
             told.append(
-                f"No conformal p-value can be below {least:.2g}: only "
-                f"{len(calibration.selective.p)} normal views of {calibration.num_groups} objects "
-                "have a region."
+                f"{lost} Only {len(calibration.selective.p)} normal views of "
+                f"{calibration.num_groups} objects have a region."
             )
     if calibration.num_groups < 20:
         told.append(
@@ -66,22 +69,63 @@ def verdict(
     return told
 
 
-def decider(rates: Sequence[Rate], calibration: Calibration) -> str:
+def decider(rates: Sequence[Rate], calibration: Calibration, num_views: int) -> str:
     """Which p-value decides where none is asked for.
 
     Args:
         rates: on held-out normal views, by method and level.
         calibration: what was fitted.
+        num_views: the largest number of views of an image.
 
     Returns:
         "selective", the raw one, where the held-out normal views bear it out; "conformal" where
-        they do not, but not where they merely are too few and no rank could be small enough.
+        they do not, but not where they merely are too few and no rank could be small enough for an
+        image of that many views.
     """
     raw = _at(rates, "selective")
     if raw is None or (raw.low <= ALPHA and raw.high <= _CERTAIN):
         return "selective"
-    few = raw.low <= ALPHA and calibration.selective.least > ALPHA
+    few = unchecked(rates) and bool(out_of_reach(calibration, ALPHA, num_views))
     return "selective" if few else "conformal"
+
+
+def unchecked(rates: Sequence[Rate]) -> bool:
+    """Are the held-out normal views too few to tell whether raw p-values hold the level?
+
+    Args:
+        rates: on held-out normal views, by method and level.
+
+    Returns:
+        Whether the interval of their false calls holds the level and reaches far beyond it.
+    """
+    raw = _at(rates, "selective")
+    return raw is not None and raw.low <= ALPHA and raw.high > _CERTAIN
+
+
+def out_of_reach(calibration: Calibration, alpha: float, num_views: int) -> str:
+    """Says that no conformal p-value can be small enough, where that is so.
+
+    Each of V views is decided at alpha / V. Components of a view need nothing smaller: theirs are
+    ranks among the smallest of each normal view.
+
+    Args:
+        calibration: of the model.
+        alpha: level for all views of an image together.
+        num_views: the largest number of views of an image.
+
+    Returns:
+        A sentence; "" where a conformal p-value can be small enough.
+    """
+    least = calibration.selective.least
+    if num_views * least <= alpha:
+        return ""
+    told = f"No conformal p-value can be below {least:.3g}, which is above"
+    if num_views == 1:
+        return f"{told} the level {alpha:g}: by it nothing can be significant."
+    return (
+        f"{told} {alpha:g} / {num_views} = {alpha / num_views:.2g}, the level of each view of an "
+        f"image of {num_views} views: by it nothing in such an image can be significant."
+    )
 
 
 def _first(raw: Rate) -> str:

@@ -28,7 +28,8 @@ class Page(NamedTuple):
     """A page that was written.
 
     Example:
-        >>> made = Page(Path("report.html"), 90_000, 80, 70, 60, 10, False, {"significant": 3})
+        >>> counts = {"significant": 3}, "80 views of 70 images: 3 significant"
+        >>> made = Page(Path("report.html"), 90_000, 80, 70, 60, 10, False, *counts)
         >>> made.decisions["significant"], made.num_left_out
         (3, 10)
 
@@ -42,7 +43,8 @@ class Page(NamedTuple):
     num_pictures: int  # embedded
     num_left_out: int  # images that are not among the cards
     calibrated: bool  # the page shows a calibration
-    decisions: dict[str, int]  # views by decision
+    decisions: dict[str, int]  # regions by decision, and views without one
+    counts: str  # images, views, regions and decisions in words
 
 
 def page(
@@ -120,6 +122,7 @@ def _page(
         shown.num_images - len(shown.cards),
         trust is not None,
         dict(counted["decisions"]),
+        counted["words"],
     )
 
 

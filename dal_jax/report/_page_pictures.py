@@ -95,24 +95,26 @@ def _card(first: dict[str, Any], views: Sequence[dict[str, Any]]) -> dict[str, A
         for method in _BESIDE
         if not math.isnan(first[COLUMNS[method]])
     ]
-    decisions = {row["decision"] for row in views}
+    # Views without a region are no regions.
+    own = [row for row in views if row["component"]] or views
+    decisions = {row["decision"] for row in own}
     # Of several views the strongest word is the picture's; how many share it is said beside.
     order = (words.SIGNIFICANT, words.UNDECIDED, words.NOT_SIGNIFICANT, words.NO_REGION)
-    decision = next((word for word in order if word in decisions), first["decision"])
-    count = sum(row["decision"] == decision for row in views)
-    what = "regions" if any(row["component"] for row in views) else "views"
-    several = f"smallest of {len(views)} {what}, not corrected for their number; the decision is"
+    decision = next((word for word in order if word in decisions), own[0]["decision"])
+    count = sum(row["decision"] == decision for row in own)
+    what = "regions" if own[0]["component"] else "views"
+    several = f"smallest of {len(own)} {what}, not corrected for their number; the decision is"
     return {
         "name": first["name"],
         "label": first["label"],
         "decision": decision,
-        "views": f"{count} of {len(views)} {what}" if len(views) > 1 else "",
+        "views": f"{count} of {len(own)} {what}" if len(own) > 1 else "",
         "p": format_p(first["p_value"]),
         "difference": difference_of(first),
-        "regions": [_region(row) for row in sorted(views, key=by_p)[:_LISTED]]
-        if len(views) > 1 and first["component"]
+        "regions": [_region(row) for row in sorted(own, key=by_p)[:_LISTED]]
+        if len(own) > 1 and first["component"]
         else [],
-        "of": several if len(views) > 1 else "",
+        "of": several if len(own) > 1 else "",
         "beside": beside,
         "message": ": ".join(filter(None, (first["message"], first.get("warning")))),
     }

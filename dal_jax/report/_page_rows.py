@@ -21,7 +21,7 @@ ROWS, TABLE, METRICS, SETTINGS, PICTURES = (
 _TEXTS = ("name", "label", "group", "status", "decision", "message")
 _COUNTS = ("view", "views", "component", "components", "num_tested")
 _LOWER = tuple(COLUMNS[method] + LOW for method in DECIDING[1:])
-_EFFECT = ("estimate", "ci_low", "ci_high", "q_value")
+_EFFECT = ("estimate", "ci_low", "ci_high", "p_adjusted", "q_value")
 # Rows of earlier versions lack these.
 _NEW = (*_LOWER, *_EFFECT, "naive_p", "num_tested", "component", "components")
 _NUMBERS = (

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dal_jax._errors import InputError
-from dal_jax.inspection._rows import COLUMNS, DECIDING, region_number
+from dal_jax.inspection._rows import COLUMNS, DECIDING, region_number, tally
 from dal_jax.report import _outcome as words
 from dal_jax.report._outcome import format_p
 from dal_jax.report._page_model import NAMES, interval, percent
@@ -52,19 +52,20 @@ def summary(tested: Tested) -> dict[str, Any]:
     by_label: dict[str, Counter[str]] = {}
     for row in rows:
         by_label.setdefault(row["label"], Counter())[row["decision"]] += 1
-    total = Counter(row["decision"] for row in rows)
+    counted = tally(rows)
+    total = Counter(counted.decisions)
     listed = [d for d in (*DECISIONS, *sorted(set(total) - set(DECISIONS))) if total[d]]
     with_p = sum(not math.isnan(row["p_value"]) for row in rows)
     components = any(row["component"] for row in rows)
     several = components or any(row["views"] > 1 for row in rows)
-    num_images = len({row["name"] for row in rows})
-    tried = num_images if several else with_p  # what the level is the rate of
+    tried = counted.images if several else with_p  # what the level is the rate of
     q_values = [row["q_value"] for row in rows]
     rate = 0.05 if tested.alpha is None else tested.alpha
     failed = Counter(row["status"] for row in rows if row["status"] not in ("OK", "NO_REGION"))
     return {
-        "views": len({(row["name"], row["view"]) for row in rows}),
-        "images": num_images,
+        "views": counted.views,
+        "images": counted.images,
+        "words": counted.words,
         "components": components,
         "rate": f"{rate:.0%}",
         "discovered": sum(q <= rate for q in q_values),
@@ -119,6 +120,7 @@ def full_table(rows: Sequence[dict[str, Any]], limit: int) -> dict[str, Any]:
         *(["view"] if several else []),
         *(["region"] if components else []),
         "decision",
+        *(["adjusted p"] if several or components else []),
         "label",
         *(["group"] if grouped else []),
         *(title for title, _ in known),
@@ -136,11 +138,12 @@ def full_table(rows: Sequence[dict[str, Any]], limit: int) -> dict[str, Any]:
             *([_count(row["view"])] if several else []),
             *([_text(region_number(row))] if components else []),
             _text(row["decision"], "decision"),
+            *([_p(row, "p_adjusted")] if several or components else []),
             _text(row["label"]),
             *([_text(row["group"], "group")] if grouped else []),
-            *(_number(row[column], format_p(row[column])) for _, column in known),
+            *(_p(row, column) for _, column in known),
             _bounds(row),
-            _number(row["q_value"], format_p(row["q_value"])),
+            _p(row, "q_value"),
             _number(row["estimate"], difference_of(row)),
             _count(row["num_tested"]),
             _number(row["z"], _plain(row["z"], ".2f")),
@@ -219,6 +222,10 @@ def _count(value: int) -> tuple[str, str, str]:
 def _number(value: float, text: str) -> tuple[str, str, str]:
     # Every digit goes into the page: what is read may be rounded, what is sorted is not.
     return text, repr(value), "number"
+
+
+def _p(row: dict[str, Any], column: str) -> tuple[str, str, str]:
+    return _number(row[column], format_p(row[column]))
 
 
 def _bounds(row: dict[str, Any]) -> tuple[str, str, str]:
