@@ -300,6 +300,17 @@ def test_digests_tell_covariances_apart() -> None:
     assert len({fingerprint(one) for one in covariances}) == len(covariances)
 
 
+def test_every_verb_says_the_same_of_noise(capsys: pytest.CaptureFixture[str]) -> None:
+    told = []
+    for verb in ("test", "thin", "test-thinned"):
+        assert main([verb, "--help"]) == 0
+        words = " ".join(capsys.readouterr().out.split())
+        told.append(words[words.index("--noise") :].partition("or a matrix (n, n).")[0])
+    assert "iid:SIGMA|ar1:RHO:SIGMA|FILE Covariance" in told[0]
+    assert "8-bit files divided by 255" in told[0] and "FILE.npz of save_noise" in told[0]
+    assert told[0] == told[1] == told[2]
+
+
 def test_noise_that_cannot_be_sampled_is_refused(
     capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,11 +32,9 @@ Copies = Annotated[
 ]
 Noise = Annotated[
     str | None,
-    typer.Option(
-        "--noise",
-        metavar="iid:SIGMA|ar1:RHO:SIGMA|FILE",
-        help="Covariance that the image was thinned with; by default as in the record, a file of "
-        "numbers being read again.",
+    options.noise_option(
+        " The one that the image was thinned with; by default as the record names it, a file being "
+        "read again."
     ),
 ]
 Randomization = Annotated[
