@@ -1,7 +1,7 @@
 """The DAL-Test: from a localizer and images to valid p-values. Joins the rooms."""
 
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,9 +17,10 @@ from ._typing import Bool, Float
 from .inference import Noise
 from .localizers import Localizer
 from .noise import parse_noise
-from .search import Answer, Evaluator, Functions, Request, Status, run_side_by_side
+from .search import Evaluator, Functions, Status, run_side_by_side
+from .search._schedule import Task
 
-# What the tests under way may keep in the host's memory, and about how much an image keeps there.
+# What the searches under way may keep in the host's memory, and about how much a pixel takes there.
 HOST_BYTES, KEPT = 2**31, 64 * 3 * 8
 
 
@@ -123,7 +124,9 @@ def dal_test(
     if chosen.engine == "adaptive":
         evaluator = evaluator_of(localizer, False, _devices(1))  # too little work for more
         task = adaptive_test(localizer, case, covariance, chosen, progress)
-        result = next(run_side_by_side([(0, task)], evaluator, 1))[1]
+        parted = chosen.region == "components"
+        in_flight = _in_flight(evaluator, localizer, chosen) if parted else 1
+        result = next(run_side_by_side([(0, task)], evaluator, in_flight))[1]
     else:
         result = exact_test(localizer, case, covariance, chosen, progress)
     if result.status is Status.INVALID_INPUT:
@@ -163,7 +166,8 @@ def dal_test_batch(
         draws: None: those of the localizer for all; or with a leading axis B, each image's own.
         noises: None: `noise` for all; or of each image its own, or None where that is `noise`.
         where: None, or (B, H, W) bool: of each image the pixels that may be flagged.
-        batch_size: how many tests are under way at a time; None fills the devices.
+        batch_size: how many tests are under way at a time, that of each component being one; None
+            fills the devices.
         devices: JAX devices of this process, or how many of them; None is all.
         progress: called with the number of finished tests and each result as it comes.
         **options: the fields of `TestOptions`, as in `dal_test`.
@@ -262,10 +266,9 @@ def stream_tests(
         return
     evaluator = evaluator_of(localizer, own_draws, used)
     if batch_size is None:
-        room = HOST_BYTES // (KEPT * math.prod(localizer.image_shape))
-        batch_size = max(1, min(2 * evaluator.capacity("float32"), room))
+        batch_size = _in_flight(evaluator, localizer, options)
 
-    def task(load: Callable[[], Case]) -> Generator[Request, Answer, TestResult]:
+    def task(load: Callable[[], Case]) -> Task[TestResult]:
         try:
             case = checked(localizer, load())
             if (case.draws is not None) != own_draws:
@@ -277,6 +280,12 @@ def stream_tests(
 
     tasks = ((key, task(load)) for key, load in cases)
     yield from run_side_by_side(tasks, evaluator, batch_size)
+
+
+def _in_flight(evaluator: Evaluator, localizer: Localizer, options: TestOptions) -> int:
+    """How many searches fill the devices, if the host has room for what they keep."""
+    room = HOST_BYTES // (KEPT * math.prod(localizer.image_shape))
+    return max(1, min(2 * evaluator.capacity(options.dtype or "float32"), room))
 
 
 def covariance_of(noise: Noise | str, localizer: Localizer) -> Noise:

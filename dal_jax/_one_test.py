@@ -1,7 +1,7 @@
 """The test of one image: what to ask of the localizer, the line, the search, the result."""
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -22,7 +22,6 @@ from .localizers import Localizer
 from .localizers._localizer import check_draws, check_threshold
 from .search import (
     Adaptive,
-    Answer,
     LineProblem,
     Membership,
     Picked,
@@ -40,8 +39,8 @@ from .search import (
     parts_of,
     pick,
     search_line,
-    side_by_side,
 )
+from .search._schedule import Task
 
 
 class Case(NamedTuple):
@@ -103,7 +102,7 @@ class _Test(NamedTuple):
     """A region of an image and the line along which its mean difference varies."""
 
     empty: TestResult
-    line: Line
+    line: Callable[[], Line]  # two images, made when their turn comes; or an InputError
 
 
 def looked_at(case: Case, noise: Noise, options: TestOptions) -> Looked:
@@ -180,7 +179,12 @@ def exact_test(
         wanted = vars(_wanted(case, options, len(tests)))
         found = []
         for test in tests:
-            problem = _line_problem(localizer, case, picked, test.line)
+            try:
+                line = test.line()
+            except InputError as error:
+                found.append(_refused(test, error))
+                break
+            problem = _line_problem(localizer, case, picked, line)
             window = _first_window(problem)
             scan = options.engine == "scan"
             engine = (
@@ -188,12 +192,12 @@ def exact_test(
             )
             searched = search_line(
                 engine,
-                test.line.z_obs,
-                perturbation=test.line.perturbation,
+                line.z_obs,
+                perturbation=line.perturbation,
                 progress=progress,
                 **wanted,
             )
-            found.append(_filled(test, searched, window, options))
+            found.append(_filled(test, line, searched, window, options))
     return _timed(_whole(empty, found, options), started)
 
 
@@ -203,13 +207,20 @@ def _wanted(case: Case, options: TestOptions, shares: int) -> SearchOptions:
 
 
 def _filled(
-    test: _Test, searched: Searched, window: np.ndarray, options: TestOptions
+    test: _Test, line: Line, searched: Searched, window: np.ndarray, options: TestOptions
 ) -> TestResult:
     how = options.alternative, options.confidence
-    return with_search(test.empty, test.line, searched, window, *how)
+    return with_search(test.empty, line, searched, window, *how)
+
+
+def _refused(test: _Test, error: InputError) -> TestResult:
+    return test.empty._replace(status=Status.INVALID_INPUT, message=str(error))
 
 
 def _whole(empty: TestResult, found: list[TestResult], options: TestOptions) -> TestResult:
+    for part in found:
+        if part.status is Status.INVALID_INPUT:  # the others of a batch are tested
+            return empty._replace(status=part.status, message=part.message)
     return with_components(empty, found) if options.region == "components" else found[0]
 
 
@@ -236,8 +247,8 @@ def _first_window(problem: LineProblem) -> np.ndarray:
 
 def adaptive_test(
     localizer: Localizer, case: Case, noise: Noise, options: TestOptions, progress: Any = None
-) -> Generator[Request, Answer, TestResult]:
-    """Tests a checked case adaptively; yields what is to be scored, returns the result."""
+) -> Task[TestResult]:
+    """Tests a checked case adaptively, as a task of `run_side_by_side`; returns the result."""
     started = time.perf_counter()
     try:
         looked = looked_at(case, noise, options)
@@ -252,18 +263,12 @@ def adaptive_test(
     if not tests:
         return _timed(empty, started)
     wanted = _wanted(case, options, len(tests))
-    searches = [
-        _search(localizer, case, empty.score, picked, test.line, wanted, options, progress)
-        for test in tests
+    found = yield [
+        _search(localizer, case, picked, test, wanted, options, progress) for test in tests
     ]
-    searched = yield from side_by_side(searches)
-    found = []
-    for test, own in zip(tests, searched, strict=True):
-        window = np.full(2, np.nan)
-        if options.first_window:
-            window = _first_window(_line_problem(localizer, case, picked, test.line))
-        found.append(_with_adaptive(test, own, options, window))
     result = _whole(empty, found, options)
+    if result.status is Status.INVALID_INPUT:
+        return _timed(result, started)
     result = result._replace(num_evaluations=result.num_evaluations + 1)
     if options.permutations:
         p = yield from permutation_test(*case[:3], localizer.threshold, options, case.where)
@@ -275,18 +280,21 @@ def adaptive_test(
 def _search(
     localizer: Localizer,
     case: Case,
-    score: np.ndarray,
     picked: Picked,
-    line: Line,
+    test: _Test,
     wanted: SearchOptions,
     options: TestOptions,
     progress: Any,
-) -> Generator[Request, Answer, Adaptive]:
-    """Searches the line; what it keeps of the evaluations ends with it."""
+) -> Task[TestResult]:
+    """Tests one region; what it keeps of the evaluations ends with it."""
+    try:
+        line = test.line()
+    except InputError as error:
+        return _refused(test, error)
     judge = partial(margins, threshold=localizer.threshold, picked=picked)
     search = adaptive_search(
         line.z_obs,
-        judge(score[None]),
+        judge(test.empty.score[None]),
         wanted,
         options.adaptive,
         seed=options.seed,
@@ -294,22 +302,20 @@ def _search(
         perturbation=line.perturbation,
         progress=progress,
     )
+    found: Adaptive | None = None
     points = next(search)
-    while True:
+    while found is None:
         images = line.base + line.direction * points.z[:, None, None, None]
         answer = yield Request(images, points.wide, case.draws)
         try:
             points = search.send(judge(answer.score))
         except StopIteration as end:
-            return end.value
-
-
-def _with_adaptive(
-    test: _Test, found: Adaptive, options: TestOptions, window: np.ndarray
-) -> TestResult:
-    result = _filled(test, found.searched, window, options)
-    return result._replace(
-        spacing=found.spacing * test.line.unit,
+            found = end.value
+    window = np.full(2, np.nan)
+    if options.first_window:
+        window = _first_window(_line_problem(localizer, case, picked, line))
+    return _filled(test, line, found.searched, window, options)._replace(
+        spacing=found.spacing * line.unit,
         num_checks=found.num_checks,
         num_disagreements=found.num_disagreements,
         misjudged_length=misjudged_length(found.num_checks, found.num_disagreements),
@@ -339,13 +345,10 @@ def _hypotheses(
     if not picked.region.any():
         return empty, picked, []
     covariance = noise if case.noise is None else case.noise
-    gamma, tests = options.randomization, []
+    tests = []
     for region in parts_of(picked, options.region):
-        try:
-            line = region_line(case.image, case.references, region, covariance, looked.omega, gamma)
-        except InputError as error:  # of this image's region: the others of a batch are tested
-            return empty._replace(status=Status.INVALID_INPUT, message=str(error)), picked, []
-        tests.append(_Test(empty._replace(region=region), line))
+        parts = case.image, case.references, region, covariance, looked.omega, options.randomization
+        tests.append(_Test(empty._replace(region=region), partial(region_line, *parts)))
     return empty, picked, tests
 
 

@@ -199,9 +199,9 @@ def test_bad_images_are_one_line(capsys: pytest.CaptureFixture[str], folder: Pat
         ({"noise": "pink"}, "noise 'pink': expected iid:SIGMA"),
         ({"mask": "empty.npy"}, "--mask 'empty.npy': is empty"),
         ({"mask": "small.npy"}, "--mask 'small.npy': shape (3, 3), expected (6, 7)"),
-        ({"mask": "absent.npy"}, "'absent.npy': no such file"),
-        ({"mask": "scores.npy"}, "mask 'scores.npy': largest value 7"),
-        ({"mask": "pickle.npy"}, "'pickle.npy': unreadable"),
+        ({"mask": "absent.npy"}, "test-thinned: --mask 'absent.npy': no such file"),
+        ({"mask": "pickle.npy"}, "test-thinned: --mask 'pickle.npy': unreadable"),
+        ({"mask": "mask.txt"}, "test-thinned: --mask 'mask.txt': unknown kind of file"),
         ({"reference": "small.npy"}, "--reference 'small.npy': shape (3, 3, 1), expected (6, 7, 1"),
         ({"reference": "nan.npy"}, "NaN or infinite"),
         ({"reference": "x.npy"}, "is the tested image or its copy"),
@@ -220,9 +220,44 @@ def test_bad_test_is_one_line(
     np.save("nan.npy", np.full(SHAPE, np.nan))
     np.save("empty.npy", np.zeros(SHAPE[:2], bool))
     np.save("small.npy", np.ones((3, 3)))
-    np.save("scores.npy", np.full(SHAPE[:2], 7.0))
+    Path("mask.txt").write_text("1")
     np.save("pickle.npy", np.array([{}], object), allow_pickle=True)
     assert message in refused(capsys, command(**change))
+
+
+@pytest.mark.parametrize(
+    ("other", "value", "message"),
+    [
+        (0, 1, None),
+        (0, 255, None),
+        (0, 7.0, None),
+        (False, True, None),
+        (255, 255, None),
+        (0, np.nan, "holds nan, expected 0 and one other value above it"),
+        (0, np.inf, "holds inf, expected 0 and one"),
+        (0, -1, "holds -1, expected 0 and one"),
+        (0, [1, -1], "holds -1, 1, expected 0 and one"),
+        (0, [1, np.nan], "holds 1, nan, expected 0 and one"),
+        (0.125, [0.25, 0.5, 0.75], "holds 0.125, 0.25, 0.5, ..., expected 0 and one"),
+        (1, 2, "holds 1, 2, expected 0 and one"),
+        (0.5, 0.5, "holds 0.5, expected 0 and one"),
+        (0, 1j, "values of type complex128, expected bool or numbers"),
+        ("a", "b", "values of type <U1, expected bool or numbers"),
+    ],
+)
+def test_a_mask_holds_0_and_one_other_value(
+    capsys: pytest.CaptureFixture[str], folder: Path, other: Any, value: Any, message: str | None
+) -> None:
+    """A map of scores is no mask: nobody can tell which of its pixels were flagged."""
+    flagged = np.load("mask.npy")
+    values = np.full(SHAPE[:2], other, np.result_type(np.asarray(other), np.asarray(value)))
+    values[flagged] = np.resize(value, flagged.sum())
+    np.save("mask.npy", values)
+    if message is None:
+        expected = values.size if other else flagged.sum()
+        assert told(capsys, command())["num_tested"] == expected
+    else:
+        assert f"test-thinned: --mask 'mask.npy': {message}" in refused(capsys, command())
 
 
 def test_a_reference_is_needed(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
@@ -298,6 +333,17 @@ def test_digests_tell_covariances_apart() -> None:
         *(diagonal(np.ones((7, 6, 1))), dense(np.eye(42)), dense(2 * np.eye(42))),
     ]
     assert len({fingerprint(one) for one in covariances}) == len(covariances)
+
+
+def test_every_verb_says_the_same_of_noise(capsys: pytest.CaptureFixture[str]) -> None:
+    told = []
+    for verb in ("test", "thin", "test-thinned"):
+        assert main([verb, "--help"]) == 0
+        words = " ".join(capsys.readouterr().out.split())
+        told.append(words[words.index("--noise") :].partition("or a matrix (n, n).")[0])
+    assert "iid:SIGMA|ar1:RHO:SIGMA|FILE Covariance" in told[0]
+    assert "8-bit files divided by 255" in told[0] and "FILE.npz of save_noise" in told[0]
+    assert told[0] == told[1] == told[2]
 
 
 def test_noise_that_cannot_be_sampled_is_refused(

@@ -1,5 +1,6 @@
 """The region "components": each connected component on a line of its own, and Holm over them."""
 
+import tracemalloc
 from functools import partial
 
 import numpy as np
@@ -209,6 +210,43 @@ def test_the_batch_changes_nothing():
     for number, result in enumerate(dal_test_batch(localizer, x, refs, NOISE, **vars(PARTS))):
         alone = dal_test(localizer, x[number], refs[number], NOISE, name=number, **vars(PARTS))
         assert contradiction(as_record(result), as_record(alone)) is None
+
+
+def spots(side, count):
+    """An image of single bright pixels, which brightness flags one by one, and a reference."""
+    localizer = from_score(lambda params, draws, x: x[..., 0], (side, side, 1), 2.5)
+    x, reference = 0.3 * np.random.default_rng(0).normal(size=(2, side, side, 1))
+    rows, columns = np.divmod(np.arange(count), side // 2)
+    x[2 * rows, 2 * columns] += 4.0
+    return localizer, x, reference
+
+
+def test_what_is_under_way_at_a_time_changes_no_bit_of_a_result():
+    localizer, x, reference = spots(10, 12)
+    one, few, many = (
+        as_record(dal_test_batch(*(localizer, x[None], reference[None], "iid:0.3"), **options)[0])
+        for options in (
+            {"region": "components", "batch_size": size, "dtype": "float64"} for size in (1, 5, 99)
+        )
+    )
+    assert len(one["components"]) == 12
+    for record in (one, few, many):
+        for part in (record, *record["components"]):
+            del part["seconds"]
+    assert repr(one) == repr(few) == repr(many)  # NaN is NaN
+
+
+def test_memory_does_not_grow_with_the_number_of_components():
+    peaks = []
+    for count in (0, 8, 48):  # the first one compiles
+        given = spots(64, count or 1)
+        tracemalloc.start()
+        result = dal_test(*given, "iid:0.3", region="components", randomization=0.0)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len(result.components) == (count or 1)
+    # Each of 40 more has a mask of 4 KiB; a search keeps a thousand bytes a pixel.
+    assert peaks[2] - peaks[1] < 2**20
 
 
 def test_a_component_that_cannot_be_tested_refuses_the_image():

@@ -101,6 +101,31 @@ def test_no_more_tasks_than_allowed_are_under_way():
     assert list(run(iter([]), Doubling(), 3)) == []
 
 
+def test_tasks_ask_for_tasks_and_wait_without_taking_room():
+    under_way, most = set(), []
+
+    def part(*number):
+        under_way.add(number)
+        most.append(len(under_way))
+        result = yield from task(sum(number), 2)
+        under_way.remove(number)
+        return result[0]
+
+    def whole(number):
+        yield Request(image(number)[None], np.array([True]), None)
+        found = yield [part(number, k) for k in range(number)]
+        inner = yield [whole(number - 1)] if number > 1 else [part(0)]
+        return found, inner[0]
+
+    def expected(number):
+        inner = expected(number - 1) if number > 1 else 0
+        return [number + k for k in range(number)], inner
+
+    done = dict(run([(k, whole(k)) for k in (3, 1, 4)], Doubling(), 2))
+    assert done == {k: expected(k) for k in (3, 1, 4)}
+    assert max(most) == 2
+
+
 def test_batches_are_full_while_there_is_work():
     evaluate = Doubling(8)
     tasks = [(k, task(k, 6)) for k in range(40)]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -73,6 +73,23 @@ NumProcesses = Annotated[
 ProcessId = Annotated[
     int | None, typer.Option("--process-id", metavar="I", help="Which of them this is, from 0.")
 ]
+
+
+def noise_option(more: str = "") -> Any:
+    """Declares `--noise`, once for all verbs that read a covariance.
+
+    Args:
+        more: of the help, what holds for one verb alone.
+
+    Returns:
+        The option.
+    """
+    text = (
+        "Covariance of an image, in the units of the images as they are read (8-bit files divided "
+        "by 255, 16-bit files by 65535); FILE.npz of save_noise, or FILE.npy with variances "
+        f"(H, W[, C]) or a matrix (n, n).{more}"
+    )
+    return typer.Option("--noise", metavar="iid:SIGMA|ar1:RHO:SIGMA|FILE", help=text)
 
 
 def refuse(context: typer.Context, names: Iterable[str], why: str) -> None:

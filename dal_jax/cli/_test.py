@@ -51,16 +51,7 @@ References = Annotated[
         help="Normal image to compare with; give several to compare with their mean.",
     ),
 ]
-Noise = Annotated[
-    str | None,
-    typer.Option(
-        "--noise",
-        metavar="iid:SIGMA|ar1:RHO:SIGMA|FILE",
-        help="Covariance of an image, required without FOLDER, in the units of the images as they "
-        "are read (8-bit files divided by 255, 16-bit files by 65535); FILE.npy holds variances "
-        "(H, W[, C]) or a matrix (n, n).",
-    ),
-]
+Noise = Annotated[str | None, options.noise_option(" Required without FOLDER.")]
 Engine = Annotated[
     Literal["exact", "adaptive"],
     typer.Option(

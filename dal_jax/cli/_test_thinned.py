@@ -14,7 +14,7 @@ from dal_jax.cli._output import dumps
 from dal_jax.cli._spec import expanded
 from dal_jax.cli._test import Alternative, References
 from dal_jax.cli._thin import Record, check_copy, read_record, thinned_files
-from dal_jax.images import read_mask
+from dal_jax.images._io import read_pixels
 from dal_jax.noise import Covariance, parse_noise
 from dal_jax.runs import fingerprint
 
@@ -23,8 +23,8 @@ Mask = Annotated[
     typer.Option(
         "--mask",
         metavar="FILE",
-        help="What the detector flagged in the copy: .npy of bool or 0 and 1, or a picture (.png, "
-        ".tif) of 0 and 1, or of black and white.",
+        help="What the detector flagged in the copy: .npy, .png, .tif or .nii(.gz) of bool, or of "
+        "0 and one other value above it. Scores must be cut at a threshold first.",
     ),
 ]
 Copies = Annotated[
@@ -32,11 +32,9 @@ Copies = Annotated[
 ]
 Noise = Annotated[
     str | None,
-    typer.Option(
-        "--noise",
-        metavar="iid:SIGMA|ar1:RHO:SIGMA|FILE",
-        help="Covariance that the image was thinned with; by default as in the record, a file of "
-        "numbers being read again.",
+    options.noise_option(
+        " The one that the image was thinned with; by default as the record names it, a file being "
+        "read again."
     ),
 ]
 Randomization = Annotated[
@@ -54,6 +52,9 @@ Seed = Annotated[
 ]
 Alpha = Annotated[float, typer.Option("--alpha", help="Level of the decision.")]
 Confidence = Annotated[float, typer.Option("--confidence", help="Of the interval.")]
+
+# Of a mask that flags every pixel, which no 0 tells from scores.
+_WHITE = (1, 255, 65535)
 
 
 def test_thinned(
@@ -147,15 +148,28 @@ def _open_noise(record: Record, given: str | None, shape: tuple[int, ...]) -> Co
 
 
 def _region(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    region = read_mask(path)
-    if region.shape != shape[:2]:
-        raise InputError(
-            f"--mask {str(path)!r}: shape {region.shape}, expected {shape[:2]} as the image"
-        )
+    source = f"--mask {str(path)!r}"
+    try:
+        values = read_pixels(path)
+    except InputError as error:
+        raise InputError(f"--mask {str(error).removeprefix('image ')}") from error
+    if values.dtype.kind not in "biuf":
+        raise InputError(f"{source}: values of type {values.dtype}, expected bool or numbers")
+    values = values.max(-1) if values.ndim == 3 and values.size else values  # of colours
+    if values.shape != shape[:2]:
+        raise InputError(f"{source}: shape {values.shape}, expected {shape[:2]} as the image")
+    region = values != 0
     if not region.any():
         raise InputError(
-            f"--mask {str(path)!r}: is empty, expected at least one flagged pixel: there is "
-            "nothing to test"
+            f"{source}: is empty, expected at least one flagged pixel: there is nothing to test"
+        )
+    levels = np.unique(values[region])
+    without = region.all() and levels[0] not in _WHITE
+    if len(levels) > 1 or not 0 < levels[0] < np.inf or without:
+        shown = ", ".join([f"{level:g}" for level in levels[:3]] + ["..."] * (len(levels) > 3))
+        raise InputError(
+            f"{source}: holds {shown}, expected 0 and one other value above it: cut scores at a "
+            "threshold first"
         )
     return region
 

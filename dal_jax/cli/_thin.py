@@ -28,16 +28,7 @@ Images = Annotated[
         "'scans/*.png'. The added noise depends on the file's name: keep it for the test.",
     ),
 ]
-Noise = Annotated[
-    str,
-    typer.Option(
-        "--noise",
-        metavar="iid:SIGMA|ar1:RHO:SIGMA|FILE",
-        help="Covariance of an image, in the units of the images as they are read (8-bit files "
-        "divided by 255, 16-bit files by 65535); FILE.npz of save_noise, or FILE.npy with "
-        "variances (H, W[, C]) or a matrix (n, n).",
-    ),
-]
+Noise = Annotated[str, options.noise_option()]
 Randomization = Annotated[
     float,
     typer.Option(

@@ -20,7 +20,6 @@ from ._scan_engine import ScanEngine as ScanEngine
 from ._schedule import Answer as Answer
 from ._schedule import Request as Request
 from ._schedule import run_side_by_side as run_side_by_side
-from ._schedule import side_by_side as side_by_side
 from ._selection import Margins as Margins
 from ._selection import Picked as Picked
 from ._selection import check_region as check_region

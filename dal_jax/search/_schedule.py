@@ -42,63 +42,35 @@ class Answer(NamedTuple):
     reconstruction: Float[np.ndarray, "H W C"] | None  # of the last image, if asked for
 
 
-Task = Generator[Request, Answer, Result]
+# Yields a `Request` and is sent its `Answer`, or yields a list of tasks and is sent their results.
+Task = Generator[Any, Any, Result]
 
 
-def side_by_side(tasks: Sequence[Task[Result]]) -> Task[list[Result]]:
-    """Makes one task of several: what they ask for at a time is asked for together.
+class _Running:
+    """A task that waits for its turn, for scores, or for the tasks that it asked for."""
 
-    Args:
-        tasks: which share their draws, and of which none asks for a reconstruction.
+    def __init__(self, key: Any, task: Any, whole: "_Running | None" = None):
+        self.key, self.task, self.whole = key, task, whole
+        self.results: list[Any] = []
+        self.missing = 0
 
-    Yields:
-        The requests of those that are not done yet, as one.
+    def parts(self, tasks: Sequence[Any]) -> list["_Running"]:
+        """The tasks that it asked for."""
+        self.results, self.missing = [None] * len(tasks), len(tasks)
+        return [_Running(number, task, self) for number, task in enumerate(tasks)]
 
-    Returns:
-        What each returned, in order.
-
-    Example:
-        >>> def brightest(image):
-        ...     answer = yield Request(image[None], np.array([True]), ())
-        ...     return float(answer.score.max())
-        >>> task = side_by_side([brightest(np.full((1, 2, 1), value)) for value in (1.0, 2.0)])
-        >>> asked = next(task)
-        >>> try:
-        ...     task.send(Answer(asked.images[..., 0], None))
-        ... except StopIteration as end:
-        ...     end.value
-        [1.0, 2.0]
-
-    Source: this project.
-    """
-    found: dict[int, Result] = {}
-    asked: dict[int, Request] = {}
-
-    def advance(number: int, answer: Answer | None) -> None:
-        task: Any = tasks[number]
-        try:
-            asked[number] = task.send(answer)  # None starts it
-        except StopIteration as end:
-            found[number] = end.value
-
-    for number in range(len(tasks)):
-        advance(number, None)
-    while asked:
-        requests, asked = asked, {}
-        parts = list(requests.values())
-        images, wide = (np.concatenate(part) for part in list(zip(*parts, strict=True))[:2])
-        answer = yield Request(images, wide, parts[0].draws)
-        ends = np.cumsum([len(part.images) for part in parts])
-        for number, score in zip(requests, np.split(answer.score, ends[:-1]), strict=True):
-            advance(number, Answer(score, None))
-    return [found[number] for number in range(len(tasks))]
+    def take(self, number: int, result: Any) -> bool:
+        """Takes the result of one of them; whether it was the last one."""
+        self.results[number] = result
+        self.missing -= 1
+        return not self.missing
 
 
 class _Ticket:
     """A request that is being answered, row by row."""
 
-    def __init__(self, key: Any, task: Any, request: Request):
-        self.key, self.task, self.request = key, task, request
+    def __init__(self, task: _Running, request: Request):
+        self.task, self.request = task, request
         self.missing = len(request.images)
         self.score = np.empty(request.images.shape[:3])
         self.reconstruction: np.ndarray | None = None
@@ -115,10 +87,12 @@ def run_side_by_side(
     """Runs tasks that ask for evaluations, a number of them at a time, until all are done.
 
     A batch is started when it is full, or when nothing else is under way; a finished task makes
-    room for the next one, so that the devices never wait for the slowest.
+    room for the next one, so that the devices never wait for the slowest. A task that waits for
+    tasks which it asked for takes no room; they come before those that were not started.
 
     Args:
-        tasks: (key, generator) each; a generator yields `Request`, receives `Answer`.
+        tasks: (key, generator) each; a generator yields `Request` and receives `Answer`, or yields
+            a list of one or more such generators and receives what they returned, in order.
         evaluator: of the images.
         in_flight: how many tasks at a time, 1 or more.
 
@@ -137,43 +111,48 @@ def run_side_by_side(
 
     Source: this project.
     """
-    queue = iter(tasks)
+    queue = (_Running(key, task) for key, task in tasks)
+    parts: deque[_Running] = deque()  # asked for by tasks, not started yet
+    ready: deque[tuple[_Running, Any]] = deque()  # and what each is sent
     waiting: dict[str, deque[tuple[_Ticket, int]]] = {"float32": deque(), "float64": deque()}
     calls: deque[_Call] = deque()
-    active, exhausted = 0, False
+    active = 0
     while True:
-        while active < in_flight and not exhausted:
-            key, task = next(queue, (None, None))
-            if task is None:
-                exhausted = True
-                break
-            finished = _advance(key, task, None, waiting)
-            if finished:
-                yield key, finished[0]
-            else:
+        while ready or active < in_flight:
+            if not ready:
+                new = parts.popleft() if parts else next(queue, None)
+                if new is None:
+                    break
+                ready.append((new, None))
                 active += 1
+            one, sent = ready.popleft()
+            try:
+                asked = one.task.send(sent)  # None starts it
+            except StopIteration as end:
+                active -= 1
+                if one.whole is None:
+                    yield one.key, end.value
+                elif one.whole.take(one.key, end.value):
+                    ready.append((one.whole, one.whole.results))
+                    active += 1
+                continue
+            if isinstance(asked, Request):
+                _ask(_Ticket(one, asked), waiting)
+            else:
+                assert len(asked)  # nothing would wake the task again
+                parts.extend(one.parts(asked))
+                active -= 1
         _start_calls(waiting, calls, evaluator)
         if not calls:
             return
         for ticket in _collect(calls.popleft()):
-            answer = Answer(ticket.score, ticket.reconstruction)
-            finished = _advance(ticket.key, ticket.task, answer, waiting)
-            if finished:
-                active -= 1
-                yield ticket.key, finished[0]
+            ready.append((ticket.task, Answer(ticket.score, ticket.reconstruction)))
 
 
-def _advance(key: Any, task: Any, answer: Answer | None, waiting: Any) -> tuple[Any, ...]:
-    """Lets a task go on until its next request; its result in a tuple if it is done."""
-    try:
-        request = next(task) if answer is None else task.send(answer)
-    except StopIteration as end:
-        return (end.value,)
-    assert len(request.images)  # nothing would wake the task again
-    ticket = _Ticket(key, task, request)
-    for row, wide in enumerate(request.wide):
+def _ask(ticket: _Ticket, waiting: Any) -> None:
+    assert ticket.missing  # nothing would wake the task again
+    for row, wide in enumerate(ticket.request.wide):
         waiting["float64" if wide else "float32"].append((ticket, row))
-    return ()
 
 
 def _start_calls(waiting: Any, calls: deque[_Call], evaluator: Evaluator) -> None:
