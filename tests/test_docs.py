@@ -42,7 +42,6 @@ CANNOT_RUN: dict[tuple[str, str], str] = {}
 CHEAP = (
     "dal-jax experiment list",
     "dal-jax localize",
-    "dal-jax script",
     "dal-jax test --model model --image x.png",
 )
 SIDE = 16
@@ -177,8 +176,6 @@ def verb(words: list[str]) -> None:
     known: Any = typer.main.get_command(app)
     assert words[1] in known.commands, f"no verb {words[1]}"
     known.commands[words[1]].make_context(words[1], words[2:])
-    if words[1] == "script":
-        verb(["dal-jax", *words[words.index("--") + 1 :]])
 
 
 def target(words: list[str]) -> None:

@@ -10,7 +10,6 @@ from dal_jax.cli._experiment import experiment
 from dal_jax.cli._import_weights import import_weights
 from dal_jax.cli._localize import localize
 from dal_jax.cli._report import report
-from dal_jax.cli._script import script
 from dal_jax.cli._test import test
 from dal_jax.cli._test_thinned import test_thinned
 from dal_jax.cli._thin import thin
@@ -49,6 +48,5 @@ app.command("thin")(thin)
 app.command("test-thinned")(test_thinned)
 app.command("report")(report)
 app.command("import-weights")(import_weights)
-app.command("script")(script)
 app.command("bench")(bench)
 app.command("experiment")(experiment)

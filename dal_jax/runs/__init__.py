@@ -14,5 +14,4 @@ from dal_jax.runs._hosts import share as share
 from dal_jax.runs._hosts import wait_for_hosts as wait_for_hosts
 from dal_jax.runs._lines import decode as decode
 from dal_jax.runs._lines import encode as encode
-from dal_jax.runs._scripts import job_script as job_script
 from dal_jax.runs._shard import ShardWriter as ShardWriter
