@@ -23,8 +23,6 @@ def cast_floats(tree: PyTree, dtype: Any) -> PyTree:
         >>> found = cast_floats({"weight": np.ones(2), "count": np.arange(2)}, np.float32)
         >>> str(found["weight"].dtype), str(found["count"].dtype)
         ('float32', 'int64')
-
-    Source: this project.
     """
 
     def cast(leaf: Any) -> Any:

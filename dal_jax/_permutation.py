@@ -89,8 +89,6 @@ def permutations(
 
     Yields:
         The pixels' indices, n = H W; pixel i of the permuted image is pixel `order[i]`.
-
-    Source: this project.
     """
     values = np.sort(image.reshape(-1, image.shape[-1]), axis=0)
     rng = np.random.default_rng((seed, STREAM, zlib.crc32(values.tobytes())))

@@ -348,8 +348,6 @@ def run_lengths(region: np.ndarray) -> list[list[int]]:
     Example:
         >>> run_lengths(np.array([[True, True], [False, True]]))
         [[0, 2], [3, 1]]
-
-    Source: this project.
     """
     flags = np.concatenate([[0], np.asarray(region, bool).ravel(), [0]]).astype(np.int8)
     edges = np.diff(flags)
@@ -373,8 +371,6 @@ def region_of(runs: Sequence[Sequence[int]], shape: Sequence[int]) -> Bool[np.nd
     Example:
         >>> region_of([[0, 2], [3, 1]], (2, 2)).tolist()
         [[True, True], [False, True]]
-
-    Source: this project.
     """
     region = np.zeros(math.prod(shape), bool)
     for start, length in runs:

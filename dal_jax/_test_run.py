@@ -94,8 +94,6 @@ def run_tests(
         >>> with TemporaryDirectory() as folder:
         ...     run_tests(folder, localizer, items, "iid:1.0", TestOptions()).finished()[0]["name"]
         'a.png'
-
-    Source: this project.
     """
     covariance = covariance_of(noise, localizer)
     what = {"program": "dal_jax", "version": __version__, "options": repr(options)}

@@ -48,8 +48,6 @@ def fitted(kind: Any, entries: Mapping[str, Any], name: str) -> dict[str, Any]:
 
     Raises:
         InputError: an unknown field (the nearest known one is named), or a value of another type.
-
-    Source: this project.
     """
     types = typing.get_type_hints(kind)
     known = [field.name for field in fields(kind)]

@@ -138,7 +138,7 @@ def wasserstein_to_normal(distribution: Any) -> float:
     Returns:
         The distance, in the unit of x.
 
-    Source: this project; the two forms of W1 are textbook.
+    Source: the two forms of W1 are textbook.
     """
     reach = max(-distribution.ppf(_TAIL), distribution.isf(_TAIL), stats.norm.isf(_TAIL))
     s = np.linspace(-1.0, 1.0, 2 * _NODES + 1) * np.arcsinh(reach)

@@ -10,8 +10,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "dal_jax"
 # In the order of the way that data take; one level each, top down.
 ROOMS = (
-    ("_typing", "_errors", "_version", "_compat", "_digest"),
-    ("_arrays", "_atomic", "_toml"),
+    ("_typing", "_errors", "_version", "_compat"),
+    ("_arrays", "_files", "_toml"),
     ("affine",),
     ("inference",),
     ("search",),

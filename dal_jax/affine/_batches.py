@@ -26,8 +26,6 @@ def compile_segments(segments: Sequence[Segment], statics: dict[int, Any]) -> di
 
     Returns:
         {identity of the segment's function: the compiled function}.
-
-    Source: this project.
     """
     lowered = {}
     for segment in segments:
@@ -55,8 +53,6 @@ def batch_size(segment: Segment) -> int:
 
     Returns:
         A power of two.
-
-    Source: this project.
     """
     widest = max(map(_num_bytes, (*segment.inputs, *segment.outputs)))
     room = max(CACHE_BYTES, sum(map(_num_bytes, segment.statics)) // 2)
@@ -84,8 +80,6 @@ def apply(
 
     Returns:
         {slot number: array (N, ...)} of the segment's outputs.
-
-    Source: this project.
     """
     static = tuple(statics[s.number] for s in segment.statics)
     arrays = [values[s.number] for s in segment.inputs]

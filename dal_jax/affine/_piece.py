@@ -266,7 +266,7 @@ def affine_piece(
         >>> float(piece.value), float(piece.slope), float(piece.lo), float(piece.hi)
         (1.0, 2.0, 0.5, inf)
 
-    Source: this project; the windows are those of Katsuoka et al., arXiv 2402.11789, section 3.
+    Source: the windows are those of Katsuoka et al., arXiv 2402.11789, section 3.
     """
     z = jnp.asarray(z)
     if z.shape != () or not jnp.issubdtype(z.dtype, jnp.floating):

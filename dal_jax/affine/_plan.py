@@ -46,8 +46,6 @@ def plan(program: Program) -> Plan:
 
     Returns:
         The plan; its functions are compiled on first use.
-
-    Source: this project.
     """
     maker = {out.number: op for op in program.records if isinstance(op, Op) for out in op.outs}
     maker |= {c.out.number: c for c in program.records if isinstance(c, Cut) and c.out is not None}

@@ -260,8 +260,6 @@ def record(f: Callable[[Any, Any], Any], operands: Any, z: Any) -> Program:
 
     Raises:
         NotPiecewiseAffineError: f is not piecewise affine in z.
-
-    Source: this project.
     """
     closed, _ = _compat.trace(f, operands, z)
     jaxpr, consts = _compat.open_jaxpr(closed)

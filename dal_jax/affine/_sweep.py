@@ -157,8 +157,6 @@ def sweep(f: Any, operands: Any, z: Any) -> Sweep:
         >>> swept = next(made.run(made.bind(np.ones(5, np.float32)), [(-1.0, 3.0)]))
         >>> swept.outputs[0].shape  # three nodes
         (3, 5)
-
-    Source: this project.
     """
     program = record(f, operands, z)
     return Sweep(program, make_plan(program), {})

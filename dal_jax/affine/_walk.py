@@ -103,8 +103,6 @@ def walk(algebra: Algebra, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any
 
     Raises:
         NotPiecewiseAffineError: a primitive is not piecewise affine in a moving value.
-
-    Source: this project.
     """
     env: dict[Any, Any] = {}
 

@@ -37,8 +37,6 @@ def bare_seconds(evaluator: Evaluator, dtype: str, images: np.ndarray) -> float:
         >>> functions = Functions(brightness, lambda params, draws, x: x, (4, 4, 1))
         >>> bare_seconds(Evaluator(functions, (), ()), "float32", np.zeros((1, 4, 4, 1))) > 0
         True
-
-    Source: this project.
     """
     program, prepared = evaluator._program(dtype)
     count = evaluator.capacity(dtype)
@@ -76,8 +74,6 @@ def counted_calls() -> Iterator[Counter[str]]:
         ...     _ = Evaluator(functions, (), ())(np.zeros((3, 4, 4, 1)), (), "float32")
         >>> counts["calls float32"], counts["images float32"]
         (1, 3)
-
-    Source: this project.
     """
     counts: Counter[str] = Counter()
     original = Evaluator.__call__

@@ -57,8 +57,6 @@ def adaptive_records(
         >>> record = adaptive_records(localizer, inputs, repeats=1)[0]
         >>> record["engine"], record["tests"], record["overhead_over_forward"] > 0
         ('adaptive', 1, True)
-
-    Source: this project.
     """
     used = jax.local_devices()
     if devices is not None:
@@ -134,8 +132,6 @@ def exact_record(
         >>> record = exact_record(localizer, inputs, repeat_first=False)
         >>> record["engine"], record["status"], record["seconds_per_test"] > 0
         ('exact', {'OK': 1}, True)
-
-    Source: this project.
     """
     localizer = localizer.with_threshold(inputs.threshold)
     order = [0, *range(len(inputs.images))] if repeat_first else [*range(len(inputs.images))]

@@ -23,8 +23,6 @@ class Prepared(NamedTuple):
         >>> prepared = Prepared(plan.subject(1), Path("16.npz"), plan)
         >>> prepared.subject.size
         16
-
-    Source: this project.
     """
 
     subject: Subject
@@ -47,8 +45,6 @@ class Plan:
         >>> plan = Plan(sizes=(8, 16, 32), tests=(64, 8))
         >>> [plan.subject(position).tests for position in range(3)]
         [64, 8, 8]
-
-    Source: this project.
     """
 
     sizes: tuple[int, ...] = (8, 16, 32)  # sides of the images, pixels
@@ -132,8 +128,6 @@ def measure(plan: Plan, beside: Beside | None = None) -> Iterator[dict[str, Any]
         >>> plan = Plan(sizes=(8,), limit_seconds=0.01)  # too short for any process
         >>> [(record["kind"], record["failure"]) for record in measure(plan)]
         [('images', 'not finished within 0.01 s')]
-
-    Source: this project.
     """
     with tempfile.TemporaryDirectory() as folder:
         for position, size in enumerate(plan.sizes):

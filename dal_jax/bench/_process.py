@@ -37,8 +37,6 @@ def thread_limits(threads: int = 0, host_devices: int | None = None) -> dict[str
     Example:
         >>> thread_limits(threads=1)["OMP_NUM_THREADS"]
         '1'
-
-    Source: this project.
     """
     flags = [os.environ.get("XLA_FLAGS", "")]
     if host_devices is not None:
@@ -69,8 +67,6 @@ def in_process(
     Example:
         >>> in_process([sys.executable, "-c", "print('[1, 2]')"])
         [1, 2]
-
-    Source: this project.
     """
     # A cache of compiled programs would hide what compilation costs.
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
@@ -118,8 +114,6 @@ def work(
     Example:
         >>> work({"do": "choose", "subject": {"size": 8}, "inputs": "8.npz"}, seconds=0.01)
         {'failure': 'not finished within 0.01 s'}
-
-    Source: this project.
     """
     command = [sys.executable, "-m", "dal_jax.bench"]
     given = json.dumps({**task, "launched": time.time()})

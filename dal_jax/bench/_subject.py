@@ -39,8 +39,6 @@ class Subject:
         >>> subject = Subject(8, tests=2)
         >>> subject.threshold is None, subject.seed
         (True, 0)
-
-    Source: this project.
     """
 
     size: int  # side of the images, pixels
@@ -67,8 +65,6 @@ class Inputs(NamedTuple):
         >>> inputs = Inputs(images, references, threshold=0.5, flagged=16, looked=32)
         >>> inputs.images.shape, inputs.flagged / inputs.looked
         ((3, 8, 8, 1), 0.5)
-
-    Source: this project.
     """
 
     images: Float[np.ndarray, "N H W C"]  # standard normal
@@ -94,8 +90,6 @@ def open_subject(subject: Subject) -> tuple[Localizer, str]:
         >>> localizer, source = open_subject(Subject(8, localizer="autoencoder"))
         >>> localizer.image_shape, source
         ((8, 8, 1), 'untrained, seed 0')
-
-    Source: this project.
     """
     if subject.model is not None:
         variables, config = read_checkpoint(subject.model)
@@ -134,8 +128,6 @@ def choose_inputs(subject: Subject, localizer: Localizer) -> Inputs:
         >>> inputs = choose_inputs(Subject(4, tests=2), localizer)
         >>> inputs.images.shape, inputs.flagged, inputs.looked
         ((2, 4, 4, 1), 16, 32)
-
-    Source: this project.
     """
     shape = localizer.image_shape
     evaluator = evaluator_of(localizer, devices=jax.local_devices()[:1])
@@ -182,8 +174,6 @@ def save_inputs(path: str | Path, inputs: Inputs) -> None:
         ...     save_inputs(f"{folder}/inputs.npz", inputs)
         ...     print([path.name for path in Path(folder).iterdir()])
         ['inputs.npz']
-
-    Source: this project.
     """
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **inputs._asdict())
@@ -208,8 +198,6 @@ def load_inputs(path: str | Path) -> Inputs:
         ...     save_inputs(f"{folder}/inputs.npz", inputs)
         ...     print(load_inputs(f"{folder}/inputs.npz").looked)
         2
-
-    Source: this project.
     """
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as held:

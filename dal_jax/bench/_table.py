@@ -36,8 +36,6 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
         | size | s    |
         |------|------|
         | 8    | 0.12 |
-
-    Source: this project.
     """
     widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
     lines = [_line(row, widths) for row in rows]
@@ -58,8 +56,6 @@ def tables(records: Sequence[Mapping[str, Any]]) -> str:
         >>> record = {"size": 8, "engine": "exact", "dtype": "float64", "failure": "out of memory"}
         >>> print(tables([record]).splitlines()[-1])
         size 8 exact float64: out of memory
-
-    Source: this project.
     """
     found = []
     for kind, titles, cells in (
@@ -93,8 +89,6 @@ def number(value: Any, digits: int = 3) -> str:
     Example:
         >>> number(0.012345), number(1234.5), number(None)
         ('0.0123', '1234', '-')
-
-    Source: this project.
     """
     if value is None:
         return "-"

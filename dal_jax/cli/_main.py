@@ -18,8 +18,6 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0; else, with one line on standard error, 2 for bad input or a missing
         library, 1 for a run that cannot go on, 130 for an interruption.
-
-    Source: this project.
     """
     words = list(sys.argv[1:] if args is None else args)
     try:

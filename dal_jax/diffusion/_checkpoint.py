@@ -49,8 +49,6 @@ def save_checkpoint(directory: str | Path, variables: PyTree, config: Config) ->
         ...     save_checkpoint(folder, init_unet(config.unet, seed=0), config)
         ...     (Path(folder) / "config.json").is_file()
         True
-
-    Source: this project.
     """
     _check_variables(variables, config)
     facts = {"localizer": config.kind, "config": config.to_dict()}
@@ -81,8 +79,6 @@ def load_checkpoint(
         ...     variables, found = load_checkpoint(folder)
         >>> found == config
         True
-
-    Source: this project.
     """
     folder = Path(directory)
     if not folder.is_dir():

@@ -10,9 +10,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from dal_jax._atomic import write_text
-from dal_jax._digest import file_digest
 from dal_jax._errors import CheckpointError, InputError
+from dal_jax._files import file_digest, write_text
 from dal_jax._typing import PyTree
 
 FORMAT = 1  # of the JSON files; raised when an older program could not read a newer checkpoint
@@ -33,8 +32,6 @@ def store(directory: Path, record: str, stem: str, tree: PyTree, facts: dict[str
 
     Raises:
         InputError: the directory cannot be made or written to.
-
-    Source: this project.
     """
     directory = directory.absolute()
     try:

@@ -218,7 +218,7 @@ def changed_look(key: Array, image: Float[Array, "H W C"]) -> Float[Array, "H W 
     Returns:
         (H, W, C), in the dtype of the image.
 
-    Source: this project, after Zavrtanik et al., DRAEM, arXiv 2108.07610, section 3.1.
+    Source: Zavrtanik et al., DRAEM, arXiv 2108.07610, section 3.1.
     """
     draw_key, offset_key = jax.random.split(key)
     gain, *chances = _uniform(draw_key, 5)

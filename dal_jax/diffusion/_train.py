@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from dal_jax._atomic import write_text
 from dal_jax._errors import CheckpointError, DalJaxError, InputError
+from dal_jax._files import write_text
 from dal_jax._typing import PyTree
 from dal_jax.diffusion._checkpoint import Config, save_checkpoint
 from dal_jax.diffusion._store import fetch, read_record, store
@@ -136,8 +136,6 @@ def batch_indices(seed: int, step: int, batch_size: int, count: int) -> np.ndarr
     Example:
         >>> sorted(batch_indices(seed=0, step=0, batch_size=4, count=4).tolist())
         [0, 1, 2, 3]
-
-    Source: this project.
     """
     place = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs = range(int(place[0]) // count, int(place[-1]) // count + 1)

@@ -64,8 +64,6 @@ class TrainState(NamedTuple):
         >>> state = initial_state(TrainConfig(), objective)
         >>> state.step.item(), state.averaged
         (0, {})
-
-    Source: this project.
     """
 
     step: Any  # int32, updates done
@@ -82,8 +80,6 @@ class Batch(NamedTuple):
         >>> batch = Batch(np.zeros((2, 4, 4, 1), np.float32))
         >>> batch.images.shape, batch.where
         ((2, 4, 4, 1), None)
-
-    Source: this project.
     """
 
     images: Any  # (B, H, W, C), float32, normal ones
@@ -111,8 +107,6 @@ class Objective(Protocol):
         >>> images = np.full((1, 2, 2, 1), 3.0, np.float32)
         >>> objective.loss(objective.init(0)["params"], {}, images, "float32")[0].item()
         4.0
-
-    Source: this project.
     """
 
     def init(self, seed: int) -> PyTree:
@@ -258,8 +252,6 @@ def initial_state(train_config: TrainConfig, objective: Objective) -> TrainState
         >>> state = initial_state(TrainConfig(seed=1), objective)
         >>> state.variables["params"]["down1"]["kernel"].shape
         (3, 3, 1, 2)
-
-    Source: this project.
     """
     variables = objective.init(train_config.seed)
     optimizer = jax.jit(_optimizer(train_config).init)(variables["params"])

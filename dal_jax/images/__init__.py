@@ -1,8 +1,8 @@
 """Reading images and data sets, preparing them, and writing so that nothing is half-written."""
 
-from dal_jax._atomic import atomic_path as atomic_path
-from dal_jax._atomic import write_array as write_array
-from dal_jax._atomic import write_text as write_text
+from dal_jax._files import atomic_path as atomic_path
+from dal_jax._files import write_array as write_array
+from dal_jax._files import write_text as write_text
 from dal_jax.images._clusters import cluster_interval as cluster_interval
 from dal_jax.images._clusters import cluster_standard_error as cluster_standard_error
 from dal_jax.images._groups import group_of as group_of

@@ -40,8 +40,6 @@ def group_of(names: Sequence[str], groups: str | None = None) -> list[str]:
     Example:
         >>> group_of(["a/tile1_x.png", "a/tile1_y.png", "a/tile2_x.png"], r"regex:(tile\d+)")
         ['tile1', 'tile1', 'tile2']
-
-    Source: this project.
     """
     if groups is None:
         return list(names)
@@ -72,8 +70,6 @@ def split_groups(groups: Sequence[str], shares: Sequence[float], seed: int = 0) 
         >>> parts = split_groups(["a", "a", "b", "c"], [0.5, 0.5])
         >>> sorted(len(part) for part in parts)
         [2, 2]
-
-    Source: this project.
     """
     wanted = np.asarray(shares, np.float64)
     if (

@@ -52,8 +52,6 @@ def read_image(path: str | Path) -> np.ndarray:
     Example:
         >>> read_image("view.png").shape  # doctest: +SKIP
         (32, 32, 1)
-
-    Source: this project.
     """
     path = Path(path)
     pixels = _with_channels(scale_integers(read_pixels(path), path), path)

@@ -54,10 +54,7 @@ def visa(root: Path, choice: Choice) -> list[Sample]:
 
 
 def folder(root: Path, choice: Choice) -> list[Sample]:
-    """Lists normal/ (for training), test/ and masks/ of the same names; or images, all to test.
-
-    Source: this project.
-    """
+    """Lists normal/ (for training), test/ and masks/ of the same names; or images, all to test."""
     normal, test, masks = root / "normal", root / "test", root / "masks"
     if not (normal.is_dir() or test.is_dir()):
         return [photo(path, root, "test", UNKNOWN) for path in walk(root, root)]

@@ -48,10 +48,7 @@ def brats2023(root: Path, choice: Choice) -> list[Sample]:
 
 
 def nifti(root: Path, choice: Choice) -> list[Sample]:
-    """Lists a NIfTI file, or those of a folder, all to test; STEM_mask or STEM_seg marks STEM.
-
-    Source: this project.
-    """
+    """Lists a NIfTI file, or those of a folder, all to test; STEM_mask or STEM_seg marks STEM."""
     base = root if root.is_dir() else root.parent
     found = [p for p in entries(root, root) if is_volume(p)] if root.is_dir() else [root]
     if root.is_dir():
@@ -90,8 +87,6 @@ def arrays(root: Path, choice: Choice) -> list[Sample]:
 
     They are files train.npy, test.npy and masks.npy of a folder, arrays of one .npz file, or one
     .npy file, whose rows are all to test.
-
-    Source: this project.
     """
     if root.is_dir():
         files = {s: root / f"{s}.npy" for s in ("train", "test", "masks")}

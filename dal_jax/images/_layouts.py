@@ -99,8 +99,6 @@ def shared_groups(dataset: DataSet) -> tuple[str, ...]:
     Example:
         >>> shared_groups(open_data("tiles", groups="gap:200"))  # doctest: +SKIP
         ()
-
-    Source: this project.
     """
     parts = [{s.group for s in dataset.samples if s.split == k} for k in ("train", "test")]
     return tuple(sorted(parts[0] & parts[1]))

@@ -16,8 +16,6 @@ class ImageMetrics(NamedTuple):
         >>> found = image_metrics(np.array([0, 1, 1]), np.array([0.2, 0.5, 0.9]))
         >>> found.auroc, found.num_anomalous
         (1.0, 2)
-
-    Source: this project.
     """
 
     auroc: float  # in [0, 1], as the next two
@@ -35,8 +33,6 @@ class PixelError(NamedTuple):
         >>> metrics.add(np.array([[0.8, 0.81]]), np.array([[False, True]]))
         >>> metrics.result().max_error.pixel_auroc
         0.5
-
-    Source: this project.
     """
 
     pixel_auroc: float  # in the unit of the metric, as all of them
@@ -54,8 +50,6 @@ class PixelResult(NamedTuple):
         >>> found = metrics.result()
         >>> found.aupro, found.num_anomalous, found.num_regions
         (1.0, 3, 1)
-
-    Source: this project.
     """
 
     pixel_auroc: float  # in [0, 1], as the next three
@@ -108,8 +102,6 @@ def image_metrics(labels: np.ndarray, scores: np.ndarray) -> ImageMetrics:
     Example:
         >>> image_metrics(np.array([0, 0, 1]), np.array([0.1, 0.4, 0.8])).f1_max
         1.0
-
-    Source: this project.
     """
     labels, scores = np.asarray(labels), _numbers("scores", scores)
     if labels.ndim != 1 or labels.shape != scores.shape:

@@ -12,7 +12,7 @@ class Histogram:
     are fixed in advance, so the counts do not depend on the order of the images. With B bits a
     bin is `2^-(B - 9)` of its score wide, relative to it, whatever the scale of the scores.
 
-    Source: this project; the order of the bits is a property of IEEE 754.
+    Source: the order of the bits is a property of IEEE 754.
     """
 
     def __init__(self, bits: int):

@@ -18,8 +18,6 @@ class RegionShare(NamedTuple):
         >>> found = region_counts(np.array([0.01, 0.4, np.nan]), ["normal"] * 3, ["a", "b", "c"])
         >>> found.normal.share, found.normal.num_decided, found.normal.num_undecided
         (0.5, 2, 1)
-
-    Source: this project.
     """
 
     share: float  # in [0, 1]
@@ -41,8 +39,6 @@ class RegionCounts(NamedTuple):
         >>> found = region_counts(np.array([0.2, 0.01, 0.3]), kinds, ["a", "b", "c"], touches)
         >>> found.normal.share, found.touching.share, found.elsewhere.share
         (0.0, 1.0, 0.0)
-
-    Source: this project.
     """
 
     alpha: float  # level of the test
@@ -88,7 +84,7 @@ def region_counts(
         >>> region_counts(p, kinds, list("abcd")).normal.share
         0.5
 
-    Source: this project; standard errors as `cluster_standard_error`.
+    Source: standard errors as `cluster_standard_error`.
     """
     p_values, kind, touch = _checked(p_values, kinds, groups, touches)
     for name, number in (("alpha", alpha), ("level", level)):

@@ -47,7 +47,7 @@ class Preparation:
         >>> Preparation(size=32, view="tile", border=8, overlap=8, reduce=3).extent
         96
 
-    Source: this project; quadratic background and log as found on photographs of magnetic tiles.
+    Source: quadratic background and log as found on photographs of magnetic tiles.
     """
 
     size: int = 32
@@ -99,8 +99,6 @@ class Fitted:
         1.0
         >>> Fitted.from_dict(json.loads(json.dumps(fitted.to_dict()))) == fitted
         True
-
-    Source: this project.
     """
 
     preparation: Preparation

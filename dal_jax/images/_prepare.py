@@ -49,8 +49,6 @@ def fit(preparation: Preparation, images: Iterable[np.ndarray]) -> Fitted:
         >>> ramp = np.arange(64.0).reshape(8, 8, 1) ** 3
         >>> fit(Preparation(size=4, intensity="raw"), [ramp]).channels
         1
-
-    Source: this project.
     """
     again = preparation.scale == "train" or preparation.foreground != "none"
     if again and iter(images) is images:
@@ -82,8 +80,6 @@ def views(fitted: Fitted, image: np.ndarray) -> Views:
         >>> fitted = fit(Preparation(size=4, view="tile", intensity="raw"), [ramp])
         >>> views(fitted, ramp).corners.tolist()
         [[0, 0], [0, 4], [2, 0], [2, 4]]
-
-    Source: this project.
     """
     pixels = checked(fitted.preparation, image)
     return cut_views(fitted, pixels, *windows(fitted.preparation, pixels.shape))
@@ -110,8 +106,6 @@ def random_views(fitted: Fitted, image: np.ndarray, count: int, seed: int) -> Vi
         >>> fitted = fit(Preparation(size=4, view="crop", intensity="raw"), [ramp])
         >>> random_views(fitted, ramp, count=3, seed=0).pixels.shape
         (3, 4, 4, 1)
-
-    Source: this project.
     """
     preparation = fitted.preparation
     if preparation.view == "resize" or count < 1:
@@ -172,8 +166,6 @@ def mask_views(fitted: Fitted, mask: np.ndarray, found: Views) -> np.ndarray:
         >>> fitted = fit(Preparation(size=4, intensity="raw"), [ramp])
         >>> int(mask_views(fitted, ramp[..., 0] == 27, views(fitted, ramp)).sum())
         1
-
-    Source: this project.
     """
     places = zip(found.corners, found.extents, strict=True)
     size = fitted.preparation.size
@@ -206,8 +198,6 @@ def stitch(
         >>> fitted = fit(Preparation(size=4, view="tile", intensity="raw"), [ramp])
         >>> float(stitch(fitted, np.ones((4, 4, 4)), views(fitted, ramp), ramp.shape).min())
         1.0
-
-    Source: this project.
     """
     maps, size = np.asarray(maps, np.float64), fitted.preparation.size
     if maps.shape != (len(found.corners), size, size):

@@ -36,8 +36,6 @@ def read_sample(dataset: DataSet, sample: Sample) -> tuple[np.ndarray, np.ndarra
     Example:
         >>> data = open_data("bottle")  # doctest: +SKIP
         >>> image, mask = read_sample(data, data.samples[0])  # doctest: +SKIP
-
-    Source: this project.
     """
     for path in (sample.path, sample.mask):
         if path is not None:

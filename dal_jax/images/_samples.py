@@ -23,8 +23,6 @@ class Sample(NamedTuple):
         >>> sample = Sample("test/crack/001.png", path, "test", "crack", None, "bottle 1")
         >>> sample.label, sample.group, sample.slice is None
         ('crack', 'bottle 1', True)
-
-    Source: this project.
     """
 
     name: str  # unique: the path below the root with "/", then "#k" for slice or row k
@@ -47,8 +45,6 @@ class DataSet(NamedTuple):
         ...     data = open_data(folder)
         >>> data.layout, [(sample.name, sample.label) for sample in data.samples]
         ('folder', [('a.png', 'unknown')])
-
-    Source: this project.
     """
 
     root: Path  # the folder

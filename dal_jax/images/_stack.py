@@ -26,8 +26,6 @@ def read_images(sources: Sequence[str | Path]) -> np.ndarray:
     Example:
         >>> read_images(["normal/"]).shape  # doctest: +SKIP
         (500, 32, 32, 1)
-
-    Source: this project.
     """
     stacks: list[np.ndarray] = []
     for source in map(Path, sources):
@@ -65,8 +63,6 @@ def image_files(source: Path, name: str = "images", deep: bool = False) -> list[
         ...         _ = Path(folder, name).write_bytes(b"")
         ...     print([path.name for path in image_files(Path(folder))])
         ['a.png', 'b.png']
-
-    Source: this project.
     """
     if not source.is_dir():
         return [source]

@@ -25,8 +25,6 @@ class Views(NamedTuple):
         >>> found = views(fit(Preparation(size=4, view="tile", intensity="raw"), [ramp]), ramp)
         >>> found.pixels.shape, found.corners[-1].tolist(), found.extents[-1].tolist()
         ((4, 4, 4, 1), [2, 4], [4, 4])
-
-    Source: this project.
     """
 
     pixels: np.ndarray  # (V, size, size, C) float64

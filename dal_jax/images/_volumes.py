@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dal_jax._atomic import atomic_path
 from dal_jax._errors import InputError
+from dal_jax._files import atomic_path
 from dal_jax.images._dicom import is_dicom, read_series
 from dal_jax.images._io import load_nifti, optional
 
@@ -26,8 +26,6 @@ class Volume(NamedTuple):
         ...     volume = read_volume(f"{folder}/brain.nii.gz")
         >>> volume.voxels.shape, volume.spacing
         ((4, 6, 3), (2.0, 2.0, 5.0))
-
-    Source: this project.
     """
 
     voxels: np.ndarray  # (X, Y, Z) float64, after the file's slope and intercept
@@ -134,8 +132,6 @@ def axial_slice(voxels: np.ndarray, affine: np.ndarray, index: int) -> np.ndarra
         >>> axial_slice(volume, np.diag([-1.0, -1.0, 1.0, 1.0]), 2)[:] = 1
         >>> volume.shape[1::-1], volume.sum()
         ((6, 4), np.float64(24.0))
-
-    Source: this project.
     """
     (right, to_right), (front, to_front), (axial, _) = _anatomy(affine)
     if not 0 <= index < voxels.shape[axial]:

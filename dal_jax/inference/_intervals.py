@@ -30,8 +30,6 @@ def as_intervals(intervals: ArrayLike) -> Intervals:
     Example:
         >>> as_intervals([[2, 3], [0, 1], [0.5, 2]]).tolist()
         [[0.0, 3.0]]
-
-    Source: this project.
     """
     pairs = np.asarray(intervals, dtype=np.float64)
     if pairs.shape in ((0,), (2,)):
@@ -57,8 +55,6 @@ def merge(intervals: Intervals, tolerance: float = 0.0) -> Intervals:
     Example:
         >>> merge(np.array([[2.0, 3.0], [0.0, 1.0]]), tolerance=1.0).tolist()
         [[0.0, 3.0]]
-
-    Source: this project.
     """
     pairs = intervals[intervals[:, 0] < intervals[:, 1]]
     if len(pairs) < 2:  # most of the sets of a search
@@ -84,8 +80,6 @@ def union(a: Intervals, b: Intervals) -> Intervals:
     Example:
         >>> union(as_intervals([0, 2]), as_intervals([[1, 3], [5, 6]])).tolist()
         [[0.0, 3.0], [5.0, 6.0]]
-
-    Source: this project.
     """
     return merge(np.concatenate([a, b]))
 
@@ -103,8 +97,6 @@ def complement(a: Intervals, within: tuple[float, float] = (-np.inf, np.inf)) ->
     Example:
         >>> complement(as_intervals([[0, 1], [2, 3]])).tolist()
         [[-inf, 0.0], [1.0, 2.0], [3.0, inf]]
-
-    Source: this project.
     """
     taken = merge(a)
     starts = np.concatenate([within[:1], taken[:, 1]])
@@ -126,8 +118,6 @@ def intersect(a: Intervals, b: Intervals) -> Intervals:
     Example:
         >>> intersect(as_intervals([0, 2]), as_intervals([1, 3])).tolist()
         [[1.0, 2.0]]
-
-    Source: this project.
     """
     return complement(union(complement(a), complement(b)))
 
@@ -145,8 +135,6 @@ def subtract(a: Intervals, b: Intervals) -> Intervals:
     Example:
         >>> subtract(as_intervals([0, 3]), as_intervals([1, 2])).tolist()
         [[0.0, 1.0], [2.0, 3.0]]
-
-    Source: this project.
     """
     return complement(union(complement(a), b))
 
@@ -163,8 +151,6 @@ def measure(a: Intervals) -> float:
     Example:
         >>> measure(as_intervals([[0, 1], [2, 5]]))
         4.0
-
-    Source: this project.
     """
     return float(np.sum(a[:, 1] - a[:, 0]))
 
@@ -182,8 +168,6 @@ def contains(a: Intervals, z: ArrayLike | float) -> Bool[np.ndarray, "..."]:
     Example:
         >>> contains(as_intervals([[0, 1], [2, 3]]), [1.0, 1.5, 2.5]).tolist()
         [True, False, True]
-
-    Source: this project.
     """
     points = np.asarray(z, dtype=np.float64)
     if len(a) == 0:

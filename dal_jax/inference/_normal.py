@@ -28,8 +28,6 @@ def log_mass(intervals: Float[np.ndarray, "k 2"]) -> Float[np.ndarray, " k"]:
     Example:
         >>> log_mass(np.array([[0.0, np.inf], [30.0, 30.1]])).round(4).tolist()
         [-0.6931, -454.3719]
-
-    Source: this project.
     """
     lo, hi = np.clip(intervals, -_FARTHEST, _FARTHEST).T
     lo, hi = np.where(lo + hi < 0, (-hi, -lo), (lo, hi))
@@ -49,8 +47,6 @@ def log_total_mass(intervals: Intervals) -> float:
     Example:
         >>> round(log_total_mass(np.array([[-np.inf, -30.0], [30.0, np.inf]])), 3)  # 2 Q(30)
         -453.628
-
-    Source: this project.
     """
     return float(np.logaddexp.reduce(log_mass(intervals), initial=-np.inf))
 

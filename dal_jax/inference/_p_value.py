@@ -164,8 +164,6 @@ def decision(bounds: SelectiveP, alpha: float) -> Literal["reject", "accept", "u
     Example:
         >>> decision(SelectiveP(p=0.02, low=0.01, high=0.03), alpha=0.05)
         'reject'
-
-    Source: this project.
     """
     if not 0 < alpha < 1:
         raise InputError(f"alpha is {alpha!r}, expected a level between 0 and 1")

@@ -74,8 +74,6 @@ def normal_split(
     Returns:
         `log P(V in R and T in tails)` to full relative accuracy, and `log P(V in R and T not in
         tails)` to the rounding of their sum.
-
-    Source: this project.
     """
     inner = -np.inf
     for low, high in tails:
@@ -107,8 +105,6 @@ def student_split(
 
     Returns:
         The two log probabilities, to 1e-8 relative; not one that is below e^-40 of the other.
-
-    Source: this project.
     """
     inner, outer = intersect(_TO, tails), intersect(_TO, complement(tails))
     if not len(part):
@@ -148,8 +144,6 @@ def student_total(selected: Intervals, spread: float, degrees: float) -> float:
 
     Returns:
         The log probability; -inf for the empty set.
-
-    Source: this project.
     """
     if not len(selected):
         return -np.inf
@@ -177,8 +171,6 @@ def log_total(selected: Intervals, spread: float, mean: float = 0.0) -> float:
     Example:
         >>> round(float(np.exp(log_total(np.array([[0.0, np.inf]]), spread=0.5))), 6)
         0.5
-
-    Source: this project.
     """
     return log_total_mass((selected - mean) / np.hypot(1.0, spread))
 
@@ -203,8 +195,6 @@ def log_tail(selected: Intervals, limit: float, spread: float, mean: float = 0.0
         >>> everywhere = np.array([[-np.inf, np.inf]])
         >>> round(float(np.exp(log_tail(everywhere, 1.645, spread=0.5))), 4)
         0.05
-
-    Source: this project.
     """
     logs = log_tails(selected, limit, spread, mean)
     return float(np.logaddexp.reduce(logs, initial=-np.inf))
@@ -223,8 +213,6 @@ def log_tails(
 
     Returns:
         (k,) log probabilities.
-
-    Source: this project.
     """
     # In standard deviations of V: T given V = v has the mean r v and the deviation s.
     r = 1 / float(np.hypot(1.0, spread))

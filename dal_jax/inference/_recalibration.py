@@ -69,8 +69,6 @@ def on_line(
         >>> seen = Perturbation(spread=0.75, shift=0.5)  # selection saw a deviation of 1.25
         >>> on_line(2.0, line, line, seen).z_obs
         2.0
-
-    Source: this project.
     """
     scale = perturbation.scale
     return Observed(
@@ -95,8 +93,6 @@ class Law:
         >>> laws = Law(), Law(factor=2.0), Law(factor=2.0, degrees=3.0)
         >>> [round(law.p_value(Observed(4.0, line, line)).p, 4) for law in laws]
         [0.0001, 0.0455, 0.1393]
-
-    Source: this project.
     """
 
     factor: float = 1.0  # standard deviations of the noise model per standard deviation of the law
@@ -217,8 +213,6 @@ def inflation(observed: Sequence[Observed], alternative: str = "two-sided") -> L
         >>> z = 2 * special.ndtri(np.arange(0.05, 1, 0.1))  # twice what the noise model says
         >>> round(inflation([Observed(float(one), line, line) for one in z]).factor, 1)
         2.0
-
-    Source: this project.
     """
     _some(observed)
 
@@ -261,8 +255,6 @@ def heavy_tails(observed: Sequence[Observed], groups: ArrayLike | None = None) -
         >>> law = heavy_tails([Observed(float(one), line, line) for one in z])
         >>> round(law.factor), law.degrees < 10
         (2, True)
-
-    Source: this project.
     """
     _some(observed)
     weights = np.ones(len(observed))
@@ -300,8 +292,6 @@ class Ranks:
         >>> ranks = Ranks((0.1, 0.2, 0.9), (0.1, 0.2, 0.8), (0.1, 0.3, 1.0), (0.5, 0.5, 1.0))
         >>> ranks.rank(SelectiveP(p=0.15, low=0.15, high=0.25))
         SelectiveP(p=0.5, low=0.5, high=0.6666666666666666)
-
-    Source: this project.
     """
 
     p: tuple[float, ...] = field(repr=False)
@@ -366,8 +356,6 @@ def recalibrated(
         [0.476, 0.476, 0.548]
         >>> recalibrated(Law(0.5), observed) == recalibrated(Law(), observed)
         True
-
-    Source: this project.
     """
     raw = Law().p_value(observed, alternative) if raw is None else raw
     if isinstance(by, Ranks):
@@ -439,8 +427,6 @@ def cross_fitted(
         >>> cross_fitted(np.array([0, 0, 1]), lambda others: float(values[others].mean()),
         ...              lambda mean, index: mean)
         [10.0, 10.0, 2.0]
-
-    Source: this project.
     """
     numbers = np.unique(folds)
     if len(numbers) < 2:

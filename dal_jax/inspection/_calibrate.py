@@ -52,8 +52,6 @@ class CalibrateOptions:
         >>> options = CalibrateOptions(control=50, lengths=False)  # quicker
         >>> options.control, options.seed
         (50, 0)
-
-    Source: this project.
     """
 
     control: int = 200  # images drawn from the fitted noise model; 0 leaves them out
@@ -73,8 +71,6 @@ class Calibrated(NamedTuple):
         >>> found = Calibrated(held, [], [], {}, [], [], [], fit, [], [], ["Good."], [])
         >>> found.calibration.inflated.factor, found.fit.num_images
         (1.2, 20)
-
-    Source: this project.
     """
 
     calibration: Calibration  # for p-values of further images
@@ -137,8 +133,6 @@ def runner(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     print([record["status"] for record in run(Path(folder), [dark], iid(1.0))])
         ['NO_REGION']
-
-    Source: this project.
     """
     check_options(test_options, profile)
 
@@ -188,8 +182,6 @@ def calibrate(
         >>> found = calibrate(data, profile, run, Path("runs"), options)  # doctest: +SKIP
         >>> found.calibration.num_views == len(found.records)  # doctest: +SKIP
         True
-
-    Source: this project.
     """
     held = set(profile.roles["calibrate"])
     samples = [s for s in data.samples if s.split == "train" and s.group in held]
@@ -252,8 +244,6 @@ def keep(directory: Path, found: Calibrated) -> None:
         >>> keep(Path("model"), found)  # doctest: +SKIP
         >>> load_calibration(Path("model")) == found.calibration  # doctest: +SKIP
         True
-
-    Source: this project.
     """
     facts = {
         "verdict": found.verdict,

@@ -62,8 +62,6 @@ class Calibration:
         >>> p = held.p_values(record)
         >>> p["conformal"].high, p["inflated"].high > p["selective"].high
         (0.5, True)
-
-    Source: this project.
     """
 
     inflated: Law  # normal, its standard deviation fitted
@@ -358,8 +356,6 @@ def load_calibration(directory: Path) -> Calibration | None:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     print(load_calibration(Path(folder)))  # a model that was not calibrated
         None
-
-    Source: this project.
     """
     path = directory / RECORD
     if not path.is_file():

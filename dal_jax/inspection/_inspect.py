@@ -36,8 +36,6 @@ class Inspected(NamedTuple):
         >>> one = Inspected(sample, [], *[None] * 6)  # a file that could not be read
         >>> one.sample.name, one.image is None
         ('a.png', True)
-
-    Source: this project.
     """
 
     sample: Sample
@@ -91,8 +89,6 @@ def test_samples(
         >>> tested = test_samples(*here, TestOptions(), host=Host(0, 1))  # doctest: +SKIP
         >>> {item.sample for item, _ in tested} == set(samples)  # doctest: +SKIP
         True
-
-    Source: this project.
     """
     check_options(options, profile)
     listed = view_items(reader, samples)
@@ -164,8 +160,6 @@ def inspected(
         >>> images = list(inspected(Path("runs"), reader, profile, tested, rows))  # doctest: +SKIP
         >>> [one.sample for one in images] == samples  # doctest: +SKIP
         True
-
-    Source: this project.
     """
     start, end, pictures = 0, 0, dict[str, str]()
     for _, of_image in groupby(rows, key=lambda row: row["name"]):

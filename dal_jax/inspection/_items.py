@@ -47,8 +47,6 @@ class Reader:
         ...     image, mask, found = reader.read(data.samples[0])
         >>> image.shape, mask is None, found.pixels.shape
         ((8, 8, 1), True, (1, 4, 4, 1))
-
-    Source: this project.
     """
 
     def __init__(self, data: DataSet, fitted: Fitted, seen: Container[str] = ()):
@@ -122,8 +120,6 @@ def to_test(data: DataSet, profile: Profile) -> list[Sample]:
         >>> samples = [Sample(name, Path(name), "test", "unknown", None, name) for name in "abc"]
         >>> [sample.name for sample in to_test(DataSet(Path(), "folder", tuple(samples)), profile)]
         ['c']
-
-    Source: this project.
     """
     seen = {group for groups in profile.roles.values() for group in groups}
     listed = [s for s in data.samples if s.split == "test"]

@@ -55,8 +55,6 @@ class LearnOptions:
         >>> options = LearnOptions(noise="stationary", flag_share=0.01)
         >>> options.noise, options.references
         ('stationary', 20)
-
-    Source: this project.
     """
 
     views_per_image: int = 8  # random ones, to train on; the tested geometry's own come on top
@@ -376,8 +374,6 @@ def learn_constants(
         >>> config = DalConfig(UNetConfig(1, (4, 8)), image_size=8)
         >>> learn_constants((), config, np.zeros((1, 8, 8, 1)), seed=0) is config  # none to learn
         True
-
-    Source: this project.
     """
     if not isinstance(config, PerceptualConfig):
         return config
@@ -452,8 +448,6 @@ def threshold_of(
         >>> localizer = from_score(lambda params, draws, x: x.sum(-1), (4, 4, 1), threshold=1.0)
         >>> threshold_of(localizer, np.arange(16.0).reshape(1, 4, 4, 1), flag_share=0.25)
         11.25
-
-    Source: this project.
     """
     evaluator, count = evaluator_of(localizer), len(images)
     step = evaluator.capacity("float32")

@@ -22,8 +22,6 @@ class Measures:
         ...     measures.add(Inspected(sample, [], None, None, np.full((2, 2), score), *[None] * 3))
         >>> measures.result(alpha=0.05)["image"]["auroc"]
         1.0
-
-    Source: this project.
     """
 
     def __init__(self) -> None:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dal_jax._digest import file_digest
 from dal_jax._errors import CheckpointError, InputError
+from dal_jax._files import file_digest
 from dal_jax._options import TestOptions
 from dal_jax._typing import Bool, Float
 from dal_jax.images import DataSet, Fitted, open_data, write_array, write_text
@@ -33,8 +33,6 @@ class Source:
         ...     _ = Path(folder, "a.png").write_bytes(b"")  # listed, not read
         ...     print([sample.name for sample in Source("folder").open(Path(folder)).samples])
         ['a.png']
-
-    Source: this project.
     """
 
     layout: str = "auto"  # or its name
@@ -76,8 +74,6 @@ class Profile(NamedTuple):
         >>> profile = Profile(Source(), fitted, "iid", iid(2.0), views, 0.5, "peak", 0.02, roles, 0)
         >>> profile.noise_kind, profile.references.shape, profile.roles["train"]
         ('iid', (2, 4, 4, 1), ('a', 'b'))
-
-    Source: this project.
     """
 
     source: Source  # how the folder was read
@@ -168,8 +164,6 @@ def save_profile(directory: Path, profile: Profile) -> None:
         ...     save_profile(Path(folder), profile)
         ...     print(sorted(path.name for path in Path(folder).iterdir()))
         ['noise.npz', 'profile.json', 'references.npy']
-
-    Source: this project.
     """
     save_noise(directory / NOISE, profile.noise)
     write_array(directory / REFERENCES, profile.references)
@@ -215,8 +209,6 @@ def load_profile(directory: Path) -> Profile:
         ...     save_profile(Path(folder), profile)
         ...     print(load_profile(Path(folder)).fitted == fitted)
         True
-
-    Source: this project.
     """
     path = directory / RECORD
     if not path.is_file():
@@ -260,8 +252,6 @@ def open_model(directory: Path, profile: Profile) -> Localizer:
         >>> profile = load_profile(Path("model"))  # doctest: +SKIP
         >>> open_model(Path("model"), profile).threshold == profile.threshold  # doctest: +SKIP
         True
-
-    Source: this project.
     """
     localizer = load_localizer(directory, profile.threshold, profile.seed)
     return rescaled(localizer) if own_scale(profile.fitted) else localizer

@@ -49,8 +49,6 @@ class InspectOptions:
         >>> options = InspectOptions(decide_by="conformal")
         >>> options.alpha, options.decide_by
         (0.05, 'conformal')
-
-    Source: this project.
     """
 
     alpha: float = 0.05  # level for all views of an image together
@@ -96,8 +94,6 @@ def rows_of(
         >>> row = rows_of([(ViewItem(sample, 0, 1), record)], None, InspectOptions())[0]
         >>> row["name"], row["decision"], row["num_tested"]
         ('a.png', 'no region', 0)
-
-    Source: this project.
     """
     if calibration is None and options.decide_by != "selective":
         raise InputError(
@@ -212,8 +208,6 @@ def image_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         >>> found = image_row([row, {**row, **more}])
         >>> found["decision"], found["p_adjusted"], found["views_with_region"]
         ('significant', 0.01, 1)
-
-    Source: this project.
     """
     first = rows[0]
     p = np.array([row["p_adjusted"] for row in rows], float)
@@ -346,8 +340,6 @@ def write_rows(directory: Path, rows: Sequence[dict[str, Any]]) -> None:
         ...     write_rows(Path(folder), [{"name": "a.png", "p_value": float("nan")}])
         ...     print(Path(folder, "rows.jsonl").read_text().strip())
         {"name": "a.png", "p_value": {"$float": "nan"}}
-
-    Source: this project.
     """
     write_csv(directory / "results.csv", rows)
     with (
@@ -374,8 +366,6 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         ...     write_csv(Path(folder, "t.csv"), [{"name": "=1+1", "p_value": 0.5}])
         ...     print(Path(folder, "t.csv").read_text().split())
         ['name,p_value', "'=1+1,0.5"]
-
-    Source: this project.
     """
     with (
         atomic_path(path) as temporary,

@@ -19,8 +19,6 @@ def stretched(noise: Covariance, shape: tuple[int, ...], factor: float) -> Covar
 
     Returns:
         Covariance for images of the shape.
-
-    Source: this project.
     """
     height, width, channels = shape
     rows, columns = (_torus_lags(side) for side in (height, width))

@@ -52,8 +52,6 @@ class Learned(NamedTuple):
         ... )
         >>> learned.profile.noise_kind == learned.choice.kind  # doctest: +SKIP
         True
-
-    Source: this project.
     """
 
     profile: Profile  # that was written beside the network
@@ -72,8 +70,6 @@ class LearnedViews(NamedTuple):
         >>> config = DalConfig(UNetConfig(1, (4, 8)), image_size=8)
         >>> LearnedViews(config, threshold=0.8, trained=None).config.image_shape
         (8, 8, 1)
-
-    Source: this project.
     """
 
     config: Any  # of the localizer, with what was learned
@@ -119,8 +115,6 @@ def learn_views(
         ... )
         >>> found.threshold > 0  # doctest: +SKIP
         True
-
-    Source: this project.
     """
     config, count = config.for_images(views.shape[1:]), len(views)
     _check_textures(config, textures)
@@ -178,8 +172,6 @@ def learn(
         ... )
         >>> sorted(learned.profile.roles)  # doctest: +SKIP
         ['calibrate', 'reference', 'train', 'tune']
-
-    Source: this project.
     """
     data = source.open(root)
     normal = [sample for sample in data.samples if sample.split == "train"]

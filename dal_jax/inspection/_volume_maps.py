@@ -31,8 +31,6 @@ class VolumeMaps:
         ...     maps.close()
         ...     print(float(read_volume(Path(folder, "maps", "brain_score.nii.gz")).voxels.sum()))
         24.0
-
-    Source: this project.
     """
 
     def __init__(self, folder: Path):

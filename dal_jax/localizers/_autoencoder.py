@@ -22,8 +22,6 @@ class AutoencoderLocalizerConfig(LocalizerConfig):
         >>> network = AutoencoderConfig(channels=(8, 16))
         >>> AutoencoderLocalizerConfig(network, image_size=16).image_shape
         (16, 16, 1)
-
-    Source: this project.
     """
 
     network: AutoencoderConfig = field(default_factory=AutoencoderConfig)  # widths and depth

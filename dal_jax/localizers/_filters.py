@@ -90,7 +90,7 @@ def gaussian_filter(x: Float[Array, "*B H W"], sigma: float) -> Float[Array, "*B
         >>> round(blurred[4, 4].item(), 2), round(blurred.sum().item(), 4)
         (0.16, 1.0)
 
-    Source: this project; the weights are those of `scipy.ndimage.gaussian_filter`.
+    Source: the weights are those of `scipy.ndimage.gaussian_filter`.
     """
     if not 0.0 <= sigma < float("inf"):
         raise InputError(f"sigma: got {sigma}, expected a finite number of 0 or above")
@@ -109,8 +109,6 @@ def resize(x: Float[Array, "*B h w"], sides: tuple[int, int]) -> Float[Array, "*
 
     Returns:
         (..., H, W), in the dtype of x.
-
-    Source: this project.
     """
     down, across = (
         _bilinear_matrix(old, new).astype(x.dtype)

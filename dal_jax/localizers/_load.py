@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dal_jax._atomic import atomic_path, write_text
-from dal_jax._digest import file_digest
 from dal_jax._errors import CheckpointError
+from dal_jax._files import atomic_path, file_digest, write_text
 from dal_jax._typing import PyTree
 from dal_jax.diffusion import load_checkpoint
 from dal_jax.localizers._autoencoder import autoencoder_localizer
@@ -55,8 +54,6 @@ def make_localizer(
         >>> config = AutoencoderLocalizerConfig(network, image_size=4)
         >>> make_localizer(init_autoencoder(network, 0), config).image_shape
         (4, 4, 1)
-
-    Source: this project.
     """
     return _MAKERS[config.kind](variables, config, threshold, draws, **parts)
 
@@ -91,8 +88,6 @@ def load_localizer(
         ...     save_checkpoint(folder, init_unet(config.unet, seed=0), config)
         ...     load_localizer(folder, threshold=0.5).image_shape
         (4, 4, 1)
-
-    Source: this project.
     """
     variables, config = read_checkpoint(directory)
     config = config if localizer is None else as_kind(config, localizer)
@@ -112,8 +107,6 @@ class ExtractorFile(NamedTuple):
         >>> file = ExtractorFile(Path("resnet18.npz"), "resnet", {"depths": (1, 2)})
         >>> file.kind, file.settings["depths"]
         ('resnet', (1, 2))
-
-    Source: this project.
     """
 
     path: Path  # .npz or .safetensors
@@ -147,8 +140,6 @@ def save_extractor(directory: str | Path, extractor: ExtractorFile | None) -> No
     Example:
         >>> file = ExtractorFile(Path("resnet18.npz"), "resnet", {"depths": (1, 2)})
         >>> save_extractor("model", file)  # doctest: +SKIP
-
-    Source: this project.
     """
     folder = Path(directory)
     if extractor is None:

@@ -30,8 +30,6 @@ class Localizer(NamedTuple):
         >>> localizer = from_score(brightness, (2, 2, 1), threshold=0.5)
         >>> localizer.region(np.eye(2)[..., None]).tolist()
         [[True, False], [False, True]]
-
-    Source: this project.
     """
 
     score_fn: MapFunction  # (params, draws, x (H, W, C)) -> (H, W)
@@ -239,8 +237,6 @@ def from_score(
         ...     return x.sum(-1)
         >>> from_score(brightness, (2, 2, 1), 0.5).region(np.eye(2)[..., None]).sum().item()
         2
-
-    Source: this project.
     """
     if len(image_shape) != 3 or min(image_shape) < 1:
         raise InputError(f"image_shape: got {image_shape}, expected (H, W, C)")

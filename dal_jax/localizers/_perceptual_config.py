@@ -31,8 +31,6 @@ class PerceptualConfig(LocalizerConfig):
         >>> config = PerceptualConfig(image_size=8, start=60, spacing=20)
         >>> config.reverse.levels, config.piecewise_linear
         ((40, 20, 0), True)
-
-    Source: this project.
     """
 
     kind: ClassVar[str] = ""
@@ -169,8 +167,6 @@ def check_extractor(extractor: Any, config: PerceptualConfig) -> Any:
         >>> config = PerceptualConfig(image_size=8, depths=(1, 3))
         >>> check_extractor(None, config) == config.encoder
         True
-
-    Source: this project.
     """
     extractor = config.encoder if extractor is None else extractor
     for name in ("piecewise_linear", "input_range"):

@@ -30,8 +30,6 @@ class Preset(NamedTuple):
     Example:
         >>> localizer_preset("glad:pl,start=300").config.start
         300
-
-    Source: this project.
     """
 
     config: Any  # of the localizer: `DalConfig`, `MdpsConfig`, ...
@@ -57,7 +55,7 @@ def localizer_preset(text: str, changes: Mapping[str, Any] | None = None) -> Pre
         >>> localizer_preset("mdps:pl,start=150,unet.channels=[8,16]").config.start
         150
 
-    Source: this project; the settings: see the data files.
+    Source: the settings: see the data files.
     """
     head, given = split_settings(text)
     kind, _, name = head.partition(":")
@@ -91,8 +89,6 @@ def as_kind(config: Any, text: str) -> Any:
         >>> config = as_kind(trained, "mdps:pl")
         >>> config.kind, config.image_size, config.unet == trained.unet
         ('mdps', (16, 16), True)
-
-    Source: this project.
     """
     wanted = localizer_preset(text).config
     if wanted.network_field != config.network_field:
@@ -131,8 +127,6 @@ def preset_names(kind: str) -> tuple[str, ...]:
     Example:
         >>> preset_names("dal")
         ('paper', 'small')
-
-    Source: this project.
     """
     return tuple(_file(kind)["presets"])
 

@@ -35,8 +35,6 @@ def rescaled(localizer: Localizer) -> Localizer:
         >>> localizer = from_score(lambda params, draws, x: abs(x[..., 0]), (1, 2, 1), 1.0)
         >>> rescaled(localizer).score([[[3.0], [-3.0]]]).tolist()
         [[1.0, 1.0]]
-
-    Source: this project.
     """
     score, reconstruct = _Rescaled(localizer.score_fn), _Rescaled(localizer.reconstruct_fn)
     return localizer._replace(score_fn=score, reconstruct_fn=reconstruct)

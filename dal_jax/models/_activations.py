@@ -62,8 +62,6 @@ def hinge_table(name: str) -> tuple[Float[np.ndarray, " K"], Float[np.ndarray, "
         >>> knots, changes = hinge_table("pl-silu:5")
         >>> knots[[0, -1]].tolist(), round(changes.sum().item(), 6)
         ([-8.0, 8.0], 1.0)
-
-    Source: this project.
     """
     stand_in = _stand_in(name)
     if stand_in is None:

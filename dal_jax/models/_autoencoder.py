@@ -26,8 +26,6 @@ class AutoencoderConfig:
     Example:
         >>> AutoencoderConfig(channels=(8, 16)).multiple
         4
-
-    Source: this project.
     """
 
     in_channels: int = 1  # of the images
@@ -140,8 +138,6 @@ def autoencoder_shapes(config: AutoencoderConfig) -> PyTree:
         >>> shapes = autoencoder_shapes(AutoencoderConfig(channels=(4,)))
         >>> shapes["params"]["down1"]["kernel"].shape
         (3, 3, 1, 4)
-
-    Source: this project.
     """
     side = config.multiple
     image = jax.ShapeDtypeStruct((1, side, side, config.in_channels), np.float32)

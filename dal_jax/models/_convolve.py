@@ -169,8 +169,6 @@ def lay_out_doubled(kernel: Float[Array, "3 3 C D"], height: int, width: int) ->
     Returns:
         (C, P, Q, D) for P products down and Q across: one for each tap, or for each of the two
         pixels that a single one is doubled to.
-
-    Source: this project.
     """
     down, across = (_TAPS_MET[2] if side == 1 else np.eye(3) for side in (height, width))
     return jnp.moveaxis(_evaluated_kernel(kernel, down, across), 2, 0)
@@ -189,8 +187,6 @@ def convolve_doubled(
 
     Returns:
         (B, 2H, 2W, D), equal to `convolve(upsample(x), ...)` but for rounding.
-
-    Source: this project.
     """
     mixed = jnp.einsum("bhwc,cpqd->bhwpqd", x, kernel, precision="highest")
     rows = _doubled_sum([mixed[:, :, :, k] for k in range(kernel.shape[1])], 1)
@@ -223,8 +219,6 @@ def pulled(x: Float[Array, "B H W C"], kernel: Array, back: Array) -> Float[Arra
 
     Returns:
         (B, H, W, D).
-
-    Source: this project.
     """
     return convolve(x, kernel)
 
@@ -242,8 +236,6 @@ def pulled_doubled(
 
     Returns:
         (B, 2H, 2W, D).
-
-    Source: this project.
     """
     return convolve_doubled(x, kernel)
 
@@ -268,8 +260,6 @@ def border_kernel(kernel: Float[Array, "3 3 C D"], height: int, width: int) -> A
 
     Returns:
         (I, J, C, D), I and J at most 3: for the first row, those between, the last; so across.
-
-    Source: this project.
     """
     return _evaluated_kernel(kernel, _TAPS_MET[min(height, 3)], _TAPS_MET[min(width, 3)])
 

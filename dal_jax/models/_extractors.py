@@ -39,8 +39,6 @@ def load_extractor(
         >>> extractor, params = load_extractor(file, "resnet", depths=(1, 2))  # doctest: +SKIP
         >>> [m.shape for m in extractor(params, np.ones((1, 32, 32, 3)))]  # doctest: +SKIP
         [(1, 8, 8, 64), (1, 4, 4, 128)]
-
-    Source: this project.
     """
     if kind not in _KINDS:
         raise InputError(f"kind: got {kind!r}, expected one of {', '.join(_KINDS)}")

@@ -24,8 +24,6 @@ class Extractor(Protocol):
         >>> extractor: Extractor = Pixels()
         >>> [m.shape for m in extractor((), jnp.ones((1, 4, 4, 1)))]
         [(1, 4, 4, 1)]
-
-    Source: this project.
     """
 
     @property

@@ -185,8 +185,6 @@ def denoiser(
         >>> denoise = denoiser(init_unet(config, seed=0), config, (4, 4), np.float32)
         >>> jax.eval_shape(denoise, np.ones((1, 4, 4, 1), np.float32), 10.0).shape
         (1, 4, 4, 1)
-
-    Source: this project.
     """
     folded = fold_norm(variables, dtype)
     kernels = {}

@@ -32,8 +32,6 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
         ...     np.savez(f"{folder}/weights.npz", **{"unet.out.bias": np.zeros(1)})
         ...     list(read_state_dict(f"{folder}/weights.npz"))
         ['out.bias']
-
-    Source: this project.
     """
     path = Path(path)
     reader = {".npz": _read_npz, ".safetensors": _read_safetensors, ".pt": _read_torch}
@@ -80,8 +78,6 @@ def infer_unet_config(path: str | Path, activation: str = "relu") -> UNetConfig:
         ...     np.savez(f"{folder}/weights.npz", **dict(zip(names, arrays)))
         ...     infer_unet_config(f"{folder}/weights.npz").channels
         (2, 4)
-
-    Source: this project.
     """
     arrays = read_state_dict(path)
     blocks = sorted(
@@ -129,8 +125,6 @@ def import_state_dict(path: str | Path, config: UNetConfig) -> PyTree:
         ...     )
         >>> variables["params"]["bot1"]["conv"]["kernel"].shape
         (3, 3, 1, 1)
-
-    Source: this project.
     """
     return fill_variables(read_state_dict(path), unet_shapes(config), _source_name, Path(path).name)
 
@@ -158,8 +152,6 @@ def fill_variables(
 
     Raises:
         CheckpointError: a missing, misshapen, non-finite or extra array.
-
-    Source: this project.
     """
     variables: dict[str, Any] = {"batch_stats": {}}
     for source, target, shape, axes in _named(shapes, source_name):

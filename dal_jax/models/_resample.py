@@ -18,8 +18,6 @@ def mean_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B H//2 W//2 C"]:
     Example:
         >>> mean_pool(jnp.array([[1.0, 3.0], [5.0, 7.0]]).reshape(1, 2, 2, 1)).item()
         4.0
-
-    Source: this project.
     """
     batch, height, width, channels = x.shape
     cells = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
@@ -42,8 +40,6 @@ def upsample(x: Float[Array, "B H W C"]) -> Float[Array, "B 2*H 2*W C"]:
         >>> import jax
         >>> jax.jit(upsample)(jnp.array([0.0, 4.0]).reshape(1, 1, 2, 1))[0, 0, :, 0].tolist()
         [0.0, 1.0, 3.0, 4.0]
-
-    Source: this project.
     """
     return double(double(x, 1), 2)
 
@@ -57,8 +53,6 @@ def double(x: Array, axis: int) -> Array:
 
     Returns:
         The array with twice as many entries along the axis.
-
-    Source: this project.
     """
     size = x.shape[axis]
     first = lax.slice_in_dim(x, 0, 1, axis=axis)
@@ -81,8 +75,6 @@ def undouble(x: Array, axis: int) -> Array:
 
     Returns:
         The array with half as many entries along the axis.
-
-    Source: this project.
     """
     size = x.shape[axis] // 2
     pair = x.reshape(*x.shape[:axis], size, 2, *x.shape[axis + 1 :])

@@ -36,8 +36,6 @@ class UNetConfig:
         2
         >>> UNetConfig(activation="silu").piecewise_linear
         False
-
-    Source: this project.
     """
 
     in_channels: int = 1  # of the images
@@ -258,8 +256,6 @@ def unet_shapes(config: UNetConfig) -> PyTree:
     Example:
         >>> unet_shapes(UNetConfig(channels=(4,)))["params"]["bot1"]["conv"]["kernel"].shape
         (3, 3, 1, 4)
-
-    Source: this project.
     """
     side = config.multiple
     image = jax.ShapeDtypeStruct((1, side, side, config.in_channels), np.float32)

@@ -25,8 +25,6 @@ class Choice(NamedTuple):
         >>> choice = choose(images, ("iid", "dense"))
         >>> [report.kind for report in choice.reports]
         ['iid', 'dense']
-
-    Source: this project.
     """
 
     kind: str  # the best one

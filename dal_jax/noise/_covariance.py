@@ -20,8 +20,6 @@ class Covariance(Protocol):
         True
         >>> noise.sample(np.random.default_rng(0), (4, 4, 1)).shape
         (4, 4, 1)
-
-    Source: this project.
     """
 
     def apply(self, v: Float[np.ndarray, "H W C"]) -> Float[np.ndarray, "H W C"]:
@@ -77,8 +75,6 @@ class Whitening(Covariance, Protocol):
         True
         >>> noise.whiten(np.full((1, 1, 1, 1), 6.0)).item()
         3.0
-
-    Source: this project.
     """
 
     def whiten(self, images: Float[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N H W C"]:
@@ -166,8 +162,6 @@ def diagonal(variance: ArrayLike) -> Covariance:
     Example:
         >>> diagonal([[[1.0], [4.0]]]).apply(np.ones((1, 2, 1))).ravel().tolist()
         [1.0, 4.0]
-
-    Source: this project.
     """
     return _Diagonal(_positive_map(variance, "variance"))
 

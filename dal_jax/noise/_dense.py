@@ -29,8 +29,6 @@ def dense(matrix: ArrayLike) -> Covariance:
     Example:
         >>> dense([[2.0, 1.0], [1.0, 2.0]]).apply(np.array([[[1.0], [0.0]]])).ravel().tolist()
         [2.0, 1.0]
-
-    Source: this project.
     """
     return _Dense(*_checked(matrix, "matrix"))
 

@@ -66,7 +66,7 @@ def estimate(
         >>> estimate(images, "iid").apply(np.ones((8, 8, 1))).max().round().item()
         4.0
 
-    Source: this project; Burg, Maximum Entropy Spectral Analysis (1975) for "ar1"; the other
+    Source: Burg, Maximum Entropy Spectral Analysis (1975) for "ar1"; the other
     kinds as at `stationary_from`, `kronecker_from`, `low_rank_from`, `estimate_dense`.
     """
     _check_options(kind, shrinkage, rank)

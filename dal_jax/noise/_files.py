@@ -9,8 +9,8 @@ from zlib import error as ZlibError
 
 import numpy as np
 
-from .._atomic import atomic_path
 from .._errors import InputError
+from .._files import atomic_path
 from ._ar1 import _Ar1, ar1
 from ._covariance import Covariance, _Diagonal, _Iid, diagonal, iid
 from ._dense import _Dense, dense
@@ -59,8 +59,6 @@ def save_noise(path: str | Path, covariance: Covariance) -> None:
 
     Example:
         >>> save_noise("noise.npz", iid(2.0))  # doctest: +SKIP
-
-    Source: this project.
     """
     path = Path(path)
     if path.suffix != ".npz":
@@ -84,8 +82,6 @@ def load_noise(path: str | Path) -> Covariance:
 
     Example:
         >>> load_noise("noise.npz")  # doctest: +SKIP
-
-    Source: this project.
     """
     try:
         return _build(_read(path), "", 0)

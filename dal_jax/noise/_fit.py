@@ -22,8 +22,6 @@ class Estimate(NamedTuple):
         >>> variance = fit_report(iid(1.0), images).residual_variance
         >>> abs(variance.value - 1) < 3 * variance.standard_error
         True
-
-    Source: this project.
     """
 
     value: float
@@ -39,8 +37,6 @@ class RegionFit(NamedTuple):
         >>> region = fit_report(iid(1.0), images).regions[1]
         >>> region.shape, region.rejection.value < 0.1
         ((2, 2), True)
-
-    Source: this project.
     """
 
     shape: tuple[int, int]  # height, width in pixels
@@ -57,8 +53,6 @@ class FitReport(NamedTuple):
         >>> right, wrong = fit_report(iid(1.0), images), fit_report(iid(2.0), images)
         >>> right.log_likelihood.value > wrong.log_likelihood.value
         True
-
-    Source: this project.
     """
 
     kind: str  # name of the model, "" where not known
@@ -123,7 +117,7 @@ def fit_report(
         >>> fit_report(iid(1.0), images).regions[0].shape
         (1, 1)
 
-    Source: this project; Liang and Zeger, Biometrika 73 (1986) 13-22 (standard errors).
+    Source: Liang and Zeger, Biometrika 73 (1986) 13-22 (standard errors).
     """
     values = np.asarray(images, dtype=np.float64)
     members, count = group_members(groups, len(values))
@@ -146,8 +140,6 @@ def collect(
 
     Raises:
         InputError: as in `fit_report`.
-
-    Source: this project.
     """
     deviations, share = _deviations(images, groups, mean)
     size = deviations.shape[1:]
@@ -180,8 +172,6 @@ def summarize(
 
     Returns:
         FitReport.
-
-    Source: this project.
     """
 
     def clustered(values: np.ndarray) -> Estimate:

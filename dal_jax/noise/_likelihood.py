@@ -29,8 +29,6 @@ def as_matrix(covariance: Covariance, shape: tuple[int, int, int]) -> Float[np.n
         >>> from dal_jax.noise import iid
         >>> as_matrix(iid(2.0), (1, 2, 1)).tolist()
         [[4.0, 0.0], [0.0, 4.0]]
-
-    Source: this project.
     """
     n = int(np.prod(shape))
     if n > DENSE_LIMIT:
@@ -52,8 +50,6 @@ def whitening(covariance: Covariance, shape: tuple[int, ...]) -> Whitening:
 
     Raises:
         InputError: an operator that cannot whiten, and images of more than 2048 values.
-
-    Source: this project.
     """
     if isinstance(covariance, Whitening):
         return covariance
@@ -83,8 +79,6 @@ def whiten(covariance: Covariance, images: ArrayLike) -> Float[np.ndarray, "N H 
         >>> from dal_jax.noise import iid
         >>> whiten(iid(2.0), np.ones((1, 1, 1, 1))).item()
         0.5
-
-    Source: this project.
     """
     values = _batch(covariance, images)
     return whitening(covariance, values.shape[1:]).whiten(values)
@@ -111,8 +105,6 @@ def log_likelihood(covariance: Covariance, images: ArrayLike) -> Float[np.ndarra
         >>> from dal_jax.noise import iid
         >>> round(log_likelihood(iid(1.0), np.zeros((1, 1, 1, 1))).item(), 4)
         -0.9189
-
-    Source: this project.
     """
     values = _batch(covariance, images)
     operator = whitening(covariance, values.shape[1:])

@@ -34,8 +34,6 @@ def parse_noise(text: str, shape: tuple[int, ...] | None = None) -> Covariance:
     Example:
         >>> parse_noise("iid:2").apply(np.ones((1, 1, 1))).item()
         4.0
-
-    Source: this project.
     """
     try:
         noise = _build(text, shape)

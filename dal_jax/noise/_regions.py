@@ -38,8 +38,6 @@ def fixed_shapes(height: int, width: int) -> tuple[Shape, ...]:
 
     Returns:
         Shapes without repetition.
-
-    Source: this project.
     """
     squares = [Shape(side, side) for side in _SQUARES if side <= min(height, width)]
     thin = [Shape(1, max(1, width // 2)), Shape(max(1, height // 2), 1)]
@@ -64,8 +62,6 @@ def region_scores(
 
     Raises:
         InputError: sizes that do not fit.
-
-    Source: this project.
     """
     height, width = deviations.shape[1:3]
     shapes = fixed_shapes(height, width)

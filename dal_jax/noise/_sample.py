@@ -48,8 +48,6 @@ def sample_of(images: ArrayLike, groups: Groups = None, mean: str = "image") -> 
     Raises:
         InputError: wrong shape or values, another mean, labels that do not fit, or fewer than 2
             groups.
-
-    Source: this project.
     """
     values = np.asarray(images, dtype=np.float64)
     if values.ndim != 4 or len(values) < 2 or values.size == 0:
@@ -78,8 +76,6 @@ def group_members(groups: Groups, num_images: int) -> tuple[Int[np.ndarray, " N"
 
     Raises:
         InputError: another number of labels, or labels that cannot be compared.
-
-    Source: this project.
     """
     if groups is None:
         return np.arange(num_images), num_images
@@ -102,8 +98,6 @@ def mean_image(images: ArrayLike, groups: Groups = None) -> Float[np.ndarray, "H
 
     Raises:
         InputError: another number of labels.
-
-    Source: this project.
     """
     values = np.asarray(images, dtype=np.float64)
     members, count = group_members(groups, len(values))

@@ -31,8 +31,6 @@ def scaled(covariance: Covariance, factor: float | ArrayLike) -> Covariance:
         >>> from dal_jax.noise import iid
         >>> scaled(iid(1.0), 3.0).apply(np.ones((1, 1, 1))).item()
         9.0
-
-    Source: this project.
     """
     if np.ndim(factor) > 0:
         return _Scaled(covariance, _positive_map(factor, "factor"))

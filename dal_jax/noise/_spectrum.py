@@ -51,8 +51,6 @@ def tables(autocovariance: ArrayLike | None, spectrum: ArrayLike | None, clip: b
 
     Raises:
         InputError: as in `stationary`.
-
-    Source: this project.
     """
     if (autocovariance is None) == (spectrum is None):
         raise InputError("autocovariance and spectrum: expected exactly one of the two")

@@ -47,8 +47,6 @@ def calibration_figure(
     Example:
         >>> calibration_figure([0.2, 0.7], [0.01, 0.1], 2).startswith("<?xml")
         True
-
-    Source: this project.
     """
     page = blank_page("report", figsize=_INCHES, layout="constrained")
     from matplotlib import rc_context  # of an extra, which the line above asks for
@@ -94,8 +92,6 @@ def calibration_picture(
         ...     calibration_picture(path, [0.2, 0.7], [0.01, 0.1], 2, fit, rates=[])
         ...     print(path.is_file())
         True
-
-    Source: this project.
     """
     page = blank_page("calibrate", figsize=_PAGE, layout="constrained")
     axes = page.subplots(2, 2).ravel()

@@ -71,8 +71,6 @@ def figure(
         ...     figure([np.eye(4)[..., None]], [maps], f"{folder}/a.png", titles=["tile 1"])
         ...     print(Path(folder, "a.png").is_file())
         True
-
-    Source: this project.
     """
     canvas_figure = _draw(
         images, results, titles, truths, alpha, threshold, heading, tuple(blocks) or ("",)

@@ -21,8 +21,6 @@ class Result(Protocol):
         >>> found: Result = Maps(np.eye(4) > 0, np.eye(4), np.zeros((4, 4, 1)))
         >>> math.isnan(found.p_value), found.status
         (True, 'NOT_TESTED')
-
-    Source: this project.
     """
 
     @property
@@ -109,8 +107,6 @@ class Maps(NamedTuple):
         >>> maps = Maps(np.eye(4) > 0, np.eye(4), np.zeros((4, 4, 1)))
         >>> outcome(maps), int(maps.region.sum())
         ('not tested', 4)
-
-    Source: this project.
     """
 
     region: Any  # bool (H, W)
@@ -138,8 +134,6 @@ def parts(result: Result) -> list[Result]:
 
     Returns:
         Results, one or more.
-
-    Source: this project.
     """
     return list(result.components) or [result]
 
@@ -158,8 +152,6 @@ def format_difference(estimate: float, low: float, high: float) -> str:
     Example:
         >>> format_difference(0.52, 0.111, 0.929)
         '0.52 [0.11, 0.93]'
-
-    Source: this project.
     """
     return "-" if math.isnan(estimate) else f"{estimate:.2g} [{low:.2g}, {high:.2g}]"
 
@@ -182,8 +174,6 @@ def outcome(result: Result, alpha: float = 0.05) -> str:
         >>> found = Maps(None, None, None, p_value=0.03, p_low=0.02, p_high=0.06, status="OK")
         >>> outcome(found), outcome(found, alpha=0.1)
         ('undecided', 'significant')
-
-    Source: this project.
     """
     status = str(getattr(result.status, "value", result.status))
     if status in ("NO_REGION", "NOT_TESTED"):
@@ -209,8 +199,6 @@ def format_p(p: float) -> str:
     Example:
         >>> format_p(0.0416), format_p(0.00003)
         ('0.042', '3e-05')
-
-    Source: this project.
     """
     if math.isnan(p):
         return "-"

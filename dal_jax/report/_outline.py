@@ -19,8 +19,6 @@ def outline(region: Bool[np.ndarray, "H W"]) -> Float[np.ndarray, "K 2 2"]:
         >>> import numpy as np
         >>> outline(np.array([[True]])).shape
         (4, 2, 2)
-
-    Source: this project.
     """
     padded = np.pad(np.asarray(region, bool), 1)
     i, j = np.nonzero(padded[1:, 1:-1] != padded[:-1, 1:-1])

@@ -50,8 +50,6 @@ def overlay(
         ...     overlay(np.zeros((4, 4, 1)), region, np.zeros_like(region), f"{folder}/a.png")
         ...     print(Path(folder, "a.png").is_file())
         True
-
-    Source: this project.
     """
     try:
         from PIL import Image, ImageDraw

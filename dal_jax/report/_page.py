@@ -32,8 +32,6 @@ class Page(NamedTuple):
         >>> made = Page(Path("report.html"), 90_000, 80, 70, 60, 10, False, *counts)
         >>> made.decisions["significant"], made.num_left_out
         (3, 10)
-
-    Source: this project.
     """
 
     path: Path
@@ -76,8 +74,6 @@ def page(
         >>> made = page("results", model="model")  # doctest: +SKIP
         >>> made.path.name, made.num_images <= made.num_views  # doctest: +SKIP
         ('report.html', True)
-
-    Source: this project.
     """
     if num_pictures < 0:
         raise InputError(f"pictures: got {num_pictures}, expected 0 or more")

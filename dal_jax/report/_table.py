@@ -40,8 +40,6 @@ def table(
         image   region  naive p  selective p  bounds          decision
         ------  ------  -------  -----------  --------------  -----------
         tile 1  4 px    0.001    0.030        [0.020, 0.040]  significant
-
-    Source: this project.
     """
     if len(titles) != len(results) or (truths is not None and len(truths) != len(results)):
         given = f"{len(titles)} and {'no' if truths is None else len(truths)}"

@@ -45,8 +45,6 @@ class RunDirectory(NamedTuple):
         ...         shard.append(2, {"square": 4})
         ...     print(run.num_tasks, run.finished())
         3 {2: {'square': 4}}
-
-    Source: this project.
     """
 
     path: Path
@@ -168,8 +166,6 @@ def open_run(
         ...             shard.append(task, {"square": task**2})
         ...     print(run.collect().read_text().splitlines()[-1])
         {"task":2,"square":4}
-
-    Source: this project.
     """
     if num_tasks < 1:
         raise InputError(f"num_tasks: got {num_tasks}, expected 1 or more")

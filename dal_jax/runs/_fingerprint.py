@@ -36,8 +36,6 @@ def fingerprint(*parts: Any) -> str:
     Example:
         >>> fingerprint({"a": 1, "b": 2.0}) == fingerprint({"b": 2.0, "a": 1})
         True
-
-    Source: this project.
     """
     return _digest(parts).hex()
 

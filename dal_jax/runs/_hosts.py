@@ -29,8 +29,6 @@ class Host(NamedTuple):
         >>> host = Host(index=1, count=4)
         >>> share(range(10), host)
         [1, 5, 9]
-
-    Source: this project.
     """
 
     index: int  # 0, ..., count - 1
@@ -69,7 +67,7 @@ def join_hosts(
         >>> join_hosts(num_processes=1)  # alone: nothing is started
         Host(index=0, count=1)
 
-    Source: this project; detection by `jax.distributed.initialize`.
+    Source: detection by `jax.distributed.initialize`.
     """
     given = _given(coordinator, num_processes, process_id, os.environ)
     if jax.distributed.is_initialized():
@@ -108,8 +106,6 @@ def share(tasks: Sequence[int], host: Host) -> list[int]:
     Example:
         >>> share([3, 4, 5, 6, 7], Host(1, 2))
         [4, 6]
-
-    Source: this project.
     """
     return list(tasks[host.index :: host.count])
 
@@ -128,8 +124,6 @@ def wait_for_hosts(name: str, *, seconds: float = WAIT_SECONDS) -> None:
 
     Example:
         >>> wait_for_hosts("all have read what is finished")  # at once: there is one process
-
-    Source: this project.
     """
     if not jax.distributed.is_initialized():
         return
@@ -152,8 +146,6 @@ def leave_hosts() -> None:
 
     Example:
         >>> leave_hosts()  # nothing to do: there is one process
-
-    Source: this project.
     """
     try:
         jax.distributed.shutdown()

@@ -31,8 +31,6 @@ def encode(value: Any) -> Any:
     Example:
         >>> encode({"p": float("nan"), "sides": (32, 32)})
         {'p': {'$float': 'nan'}, 'sides': [32, 32]}
-
-    Source: this project.
     """
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
         value = value.item()
@@ -69,8 +67,6 @@ def decode(value: Any) -> Any:
     Example:
         >>> decode(json.loads('{"p": {"$float": "inf"}, "k": 3}'))
         {'p': inf, 'k': 3}
-
-    Source: this project.
     """
     if isinstance(value, list):
         return [decode(item) for item in value]
@@ -103,8 +99,6 @@ def to_line(fields: dict[str, Any]) -> bytes:
 
     Raises:
         InputError: as for `encode`.
-
-    Source: this project.
     """
     rest = dumps(fields).encode("ascii")[1:]
     return b'{"crc32":"%08x",%s\n' % (zlib.crc32(rest), rest)
@@ -118,8 +112,6 @@ def from_line(line: bytes) -> dict[str, Any] | None:
 
     Returns:
         The fields, or None if the line is not whole or its checksum does not fit.
-
-    Source: this project.
     """
     found = _CHECKED.fullmatch(line.removesuffix(b"\n"))
     if not line.endswith(b"\n") or found is None:

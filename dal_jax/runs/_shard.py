@@ -29,8 +29,6 @@ class ShardWriter:
         ...         shard.append(2, {"square": 4})
         ...     print(shard.path.name)
         shard-00000-000.jsonl
-
-    Source: this project.
     """
 
     def __init__(
@@ -147,8 +145,6 @@ def create_shard(
     Raises:
         InputError: a negative process.
         RunError: the file cannot be made.
-
-    Source: this project.
     """
     if process < 0:
         raise InputError(f"process: got {process}, expected 0 or more")
@@ -192,8 +188,6 @@ def read_shard(path: Path, run: str, num_tasks: int) -> Iterator[Entry]:
     Raises:
         InputError: unreadable, of another run, damaged before its last line, or with a task that
             the run does not have; the message names file and line.
-
-    Source: this project.
     """
     damaged = ""
     try:

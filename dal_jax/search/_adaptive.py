@@ -173,8 +173,6 @@ def adaptive_search(
         ... except StopIteration as end:
         ...     round(float(end.value.searched.truncation[0, 0]), 6)
         1.0
-
-    Source: this project.
     """
     search = _Search(z_obs, observed, options, how, wide_only, perturbation, progress)
     yield from search.resolve()

@@ -74,8 +74,6 @@ def classify(nodes: Nodes, safety: float) -> Cells:
 
     Returns:
         The cells.
-
-    Source: this project.
     """
     width = np.diff(nodes.z)
     error = safety * _interpolation_error(nodes, width)

@@ -204,8 +204,6 @@ def check_options(
         ... except InputError as error:
         ...     print(error)
         precision is 2.0, expected a number in [0, 1)
-
-    Source: this project.
     """
     check_alternative(alternative)
     if not 0 <= precision < 1:

@@ -99,8 +99,6 @@ def operands(problem: LineProblem, dtype: Any) -> Any:
         >>> _, _, base, _, _, threshold = operands(problem, "float32")
         >>> base.dtype.name, threshold.dtype.name
         ('float32', 'float32')
-
-    Source: this project.
     """
     arrays = (problem.params, problem.draws, problem.base, problem.direction)
     return (*cast_floats(arrays, dtype), problem.picked, np.asarray(problem.threshold, dtype))

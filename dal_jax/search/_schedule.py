@@ -108,8 +108,6 @@ def run_side_by_side(
         >>> tasks = [(name, brightest(np.full((1, 2, 1), name))) for name in (1.0, 2.0, 3.0)]
         >>> sorted(run_side_by_side(tasks, Evaluator(functions, (), ()), in_flight=2))
         [(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)]
-
-    Source: this project.
     """
     queue = (_Running(key, task) for key, task in tasks)
     parts: deque[_Running] = deque()  # asked for by tasks, not started yet

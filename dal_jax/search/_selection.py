@@ -58,8 +58,6 @@ def check_region(kind: Any) -> str:
     Example:
         >>> check_region("peak")
         'peak'
-
-    Source: this project.
     """
     if kind not in REGIONS:
         raise InputError(f"region is {kind!r}, expected one of {', '.join(REGIONS)}")
@@ -136,8 +134,6 @@ def parts_of(picked: Picked, kind: str) -> list[Bool[np.ndarray, "H W"]]:
         >>> picked = pick(np.array([[2.0, 0.0, 3.0, 2.5]]), 1.0, "components")
         >>> [part.sum().item() for part in parts_of(picked, "components")]
         [1, 2]
-
-    Source: this project.
     """
     if kind != "components":
         return [picked.region]
@@ -165,8 +161,6 @@ def margins(score: Float[np.ndarray, "k H W"], threshold: float, picked: Picked)
         >>> along = np.array([[[2.0, 0.0]], [[2.0, 1.5]]])  # in the second both are flagged
         >>> margins(along, 1.0, picked).inside.tolist()
         [True, False]
-
-    Source: this project.
     """
     region, rim, rest = (mask.reshape(-1) for mask in picked)
     over = score.reshape(len(score), -1) - threshold
@@ -201,8 +195,6 @@ def count_ties(
         >>> score = np.array([[2.0, 1.0 + 1e-15, 0.0]])
         >>> count_ties(score, 1.0, pick(score, 1.0), scale=3.0)
         1
-
-    Source: this project.
     """
     largest = max(scale, abs(threshold), float(np.abs(score).max()))
     margin = margins(score[None], threshold, picked).margin

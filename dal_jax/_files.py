@@ -1,6 +1,7 @@
-"""Writing a file under a temporary name and renaming it once it is whole."""
+"""Files written whole or not at all, and the digest of a file."""
 
 import contextlib
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -27,8 +28,6 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     Example:
         >>> with atomic_path("figure.png") as temporary:  # doctest: +SKIP
         ...     canvas.savefig(temporary)
-
-    Source: this project.
     """
     path = Path(path)
     # Processes of several hosts may write one file, under one process id.
@@ -61,8 +60,6 @@ def write_array(path: str | Path, array: np.ndarray) -> None:
         ...     write_array(f"{folder}/x.npy", np.arange(3))
         ...     print(np.load(f"{folder}/x.npy"))
         [0 1 2]
-
-    Source: this project.
     """
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.save(file, np.asarray(array), allow_pickle=False)
@@ -84,8 +81,12 @@ def write_text(path: str | Path, text: str) -> None:
         ...     write_text(f"{folder}/a.txt", "whole")
         ...     print(Path(folder, "a.txt").read_text())
         whole
-
-    Source: this project.
     """
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
