@@ -153,10 +153,10 @@ def test_the_same_command_again_changes_nothing(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"randomization": 0}, "gamma is 0, expected above 0"),
-        ({"randomization": -1}, "is -1.0, expected 0 or a number from"),
-        ({"randomization": "inf"}, "is inf, expected 0 or a number from"),
-        ({"randomization": "nan"}, "is nan, expected 0 or a number from"),
+        ({"randomization": 0}, "--randomization is 0.0, expected a number from 0.001 to 1000"),
+        ({"randomization": -1}, "--randomization is -1.0, expected a number from 0.001"),
+        ({"randomization": "inf"}, "--randomization is inf, expected a number from 0.001"),
+        ({"randomization": "nan"}, "--randomization is nan, expected a number from 0.001"),
         ({"randomization": "half"}, "--randomization"),
         ({"seed": -1}, "seed is -1, expected a whole number of 0 or above"),
         ({"seed": 0.5}, "--seed"),
@@ -270,9 +270,9 @@ def test_a_reference_is_needed(capsys: pytest.CaptureFixture[str], folder: Path)
     ("change", "message"),
     [
         ({"image": "a.npy"}, "the copy is of 'a.npy'"),
-        ({"gamma": 0}, "gamma is 0, expected above 0"),
-        ({"gamma": -0.5}, "is -0.5, expected 0 or a number from"),
-        ({"gamma": float("inf")}, "is inf, expected 0 or a number from"),
+        ({"gamma": 0}, "gamma is 0.0, expected a number from 0.001"),
+        ({"gamma": -0.5}, "gamma is -0.5, expected a number from"),
+        ({"gamma": float("inf")}, "gamma is inf, expected a number from"),
         ({"gamma": 10**400}, "damaged"),
         ({"gamma": 0.4}, "copy 'thin/x.thinned.npy': differs"),
         ({"gamma": True}, "gamma is True, expected a number"),

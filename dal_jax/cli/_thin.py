@@ -11,6 +11,7 @@ import typer
 
 from dal_jax import thinned
 from dal_jax._errors import InputError
+from dal_jax._options import check_randomization
 from dal_jax._toml import fitted
 from dal_jax._version import __version__
 from dal_jax.cli import _options as options
@@ -35,8 +36,8 @@ Randomization = Annotated[
         "--randomization",
         "--gamma",
         metavar="GAMMA",
-        help="How much noise is added, in standard deviations of the noise, above 0: the more, the "
-        "less the detector sees and the more the test has. 0.5 is a good choice.",
+        help="How much noise is added, in standard deviations of the noise, 0.001 to 1000: the "
+        "more, the less the detector sees and the more the test has. 0.5 is a good choice.",
     ),
 ]
 Out = Annotated[
@@ -77,6 +78,7 @@ def thin(
     is flagged in it is tested in x - omega / GAMMA^2, which is independent of it. Choose GAMMA and
     the seed before any result is seen; a copy with other settings is not overwritten.
     """
+    check_randomization(randomization, "--randomization", none=False)
     paths = expanded(image, Path(), "IMAGE")
     _check_names(paths, out)
 
