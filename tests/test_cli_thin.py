@@ -141,6 +141,13 @@ def test_the_same_command_again_changes_nothing(
     again = {"noise": AR1, "randomization": 0.5, "seed": 3, "out": "thin"}
     assert main(["thin", "x.npy", *words(**again)]) == 0
     assert contents() == before
+    # The same noise in other words, or another release of the package, is no other setting.
+    assert main(["thin", "x.npy", *words(**{**again, "noise": "ar1:0.50:.8"})]) == 0
+    record = json.loads(Path("thin/x.thinned.json").read_text())
+    Path("thin/x.thinned.json").write_text(json.dumps({**record, "version": "0.0.1"}))
+    before = contents()
+    assert main(["thin", "x.npy", *words(**again)]) == 0
+    assert contents() == before
     # A second look with other noise would leave the first one's record beside another copy.
     for change in ({"seed": 4}, {"randomization": 0.7}, {"noise": "iid:1"}):
         err = refused(capsys, ["thin", "x.npy", *words(**{**again, **change})])
@@ -148,6 +155,21 @@ def test_the_same_command_again_changes_nothing(
     np.save("x.npy", np.load("y.npy"))
     assert "expected another folder" in refused(capsys, ["thin", "x.npy", *words(**again)])
     assert contents() == before
+
+
+def test_what_a_detector_has_seen_is_not_overwritten(
+    capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    """Other random numbers of another release would leave the record beside another copy."""
+    path, again = Path("thin/x.thinned.npy"), words(noise=AR1, randomization=0.5, seed=3)
+    copy = np.load(path)
+    np.save(path, copy + 0.01)
+    given = ["thin", "x.npy", *again, "--out", "thin"]
+    assert "differs from the image with the noise" in refused(capsys, given)
+    np.testing.assert_array_equal(np.load(path), copy + 0.01)
+    path.unlink()
+    assert main(given) == 0
+    np.testing.assert_array_equal(np.load(path), copy)
 
 
 @pytest.mark.parametrize(
