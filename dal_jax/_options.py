@@ -109,13 +109,13 @@ def test_options(options: dict[str, Any]) -> TestOptions:
 test_options.__test__ = False  # type: ignore[attr-defined]
 
 
-def check_randomization(gamma: Any) -> None:
-    """Refuses what is no share of the noise to be added, by an `InputError`."""
+def check_randomization(gamma: Any, name: str = "randomization", none: bool = True) -> None:
+    """Refuses what is no share of the noise to be added, and 0 if some must be."""
     number = isinstance(gamma, int | float | np.integer | np.floating)
-    if not number or isinstance(gamma, bool) or not (gamma == 0 or LEAST <= gamma <= MOST):
-        raise InputError(
-            f"randomization is {gamma!r}, expected 0 or a number from {LEAST:g} to {MOST:g}"
-        )
+    number = number and not isinstance(gamma, bool)
+    if not number or not (LEAST <= gamma <= MOST or (none and gamma == 0)):
+        expected = f"{'0 or ' if none else ''}a number from {LEAST:g} to {MOST:g}"
+        raise InputError(f"{name} is {gamma!r}, expected {expected}")
 
 
 def _whole(name: str, value: Any) -> None:

@@ -52,5 +52,5 @@ def check_sampled(noise: Noise) -> None:
     if not hasattr(noise, "sample"):
         raise InputError(
             f"noise is of type {type(noise).__name__} without `sample`, expected a covariance that "
-            "can be sampled, as randomization adds its noise, or randomization 0"
+            "can be sampled: its noise is added to the image (tests with randomization 0 add none)"
         )

@@ -55,8 +55,8 @@ def thinned(
     Args:
         x: (H, W, C) image, finite.
         noise: covariance Sigma of its noise; one that can be sampled.
-        gamma: how much noise is added, in standard deviations of the noise, above 0. The larger it
-            is, the less the detector sees and the more the test has.
+        gamma: how much noise is added, in standard deviations of the noise, from .001 to 1000. The
+            larger it is, the less the detector sees and the more the test has.
         seed: 0 or above, chosen before the image is seen.
         name: of the image, or its number: images of one seed but other names are split
             independently.
@@ -81,9 +81,7 @@ def thinned(
     image = np.asarray(x, np.float64)
     if image.ndim != 3 or not np.isfinite(image).all():
         raise InputError(f"x has shape {image.shape}, expected (H, W, C) of finite pixels")
-    check_randomization(gamma)
-    if not gamma:
-        raise InputError("gamma is 0, expected above 0: without noise there is nothing to split")
+    check_randomization(gamma, "gamma", none=False)
     if not isinstance(seed, int | np.integer) or seed < 0:
         raise InputError(f"seed is {seed!r}, expected a whole number of 0 or above")
     noise.check(image.shape)

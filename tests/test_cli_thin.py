@@ -141,6 +141,13 @@ def test_the_same_command_again_changes_nothing(
     again = {"noise": AR1, "randomization": 0.5, "seed": 3, "out": "thin"}
     assert main(["thin", "x.npy", *words(**again)]) == 0
     assert contents() == before
+    # The same noise in other words, or another release of the package, is no other setting.
+    assert main(["thin", "x.npy", *words(**{**again, "noise": "ar1:0.50:.8"})]) == 0
+    record = json.loads(Path("thin/x.thinned.json").read_text())
+    Path("thin/x.thinned.json").write_text(json.dumps({**record, "version": "0.0.1"}))
+    before = contents()
+    assert main(["thin", "x.npy", *words(**again)]) == 0
+    assert contents() == before
     # A second look with other noise would leave the first one's record beside another copy.
     for change in ({"seed": 4}, {"randomization": 0.7}, {"noise": "iid:1"}):
         err = refused(capsys, ["thin", "x.npy", *words(**{**again, **change})])
@@ -150,13 +157,28 @@ def test_the_same_command_again_changes_nothing(
     assert contents() == before
 
 
+def test_what_a_detector_has_seen_is_not_overwritten(
+    capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    """Other random numbers of another release would leave the record beside another copy."""
+    path, again = Path("thin/x.thinned.npy"), words(noise=AR1, randomization=0.5, seed=3)
+    copy = np.load(path)
+    np.save(path, copy + 0.01)
+    given = ["thin", "x.npy", *again, "--out", "thin"]
+    assert "differs from the image with the noise" in refused(capsys, given)
+    np.testing.assert_array_equal(np.load(path), copy + 0.01)
+    path.unlink()
+    assert main(given) == 0
+    np.testing.assert_array_equal(np.load(path), copy)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"randomization": 0}, "gamma is 0, expected above 0"),
-        ({"randomization": -1}, "is -1.0, expected 0 or a number from"),
-        ({"randomization": "inf"}, "is inf, expected 0 or a number from"),
-        ({"randomization": "nan"}, "is nan, expected 0 or a number from"),
+        ({"randomization": 0}, "--randomization is 0.0, expected a number from 0.001 to 1000"),
+        ({"randomization": -1}, "--randomization is -1.0, expected a number from 0.001"),
+        ({"randomization": "inf"}, "--randomization is inf, expected a number from 0.001"),
+        ({"randomization": "nan"}, "--randomization is nan, expected a number from 0.001"),
         ({"randomization": "half"}, "--randomization"),
         ({"seed": -1}, "seed is -1, expected a whole number of 0 or above"),
         ({"seed": 0.5}, "--seed"),
@@ -270,9 +292,9 @@ def test_a_reference_is_needed(capsys: pytest.CaptureFixture[str], folder: Path)
     ("change", "message"),
     [
         ({"image": "a.npy"}, "the copy is of 'a.npy'"),
-        ({"gamma": 0}, "gamma is 0, expected above 0"),
-        ({"gamma": -0.5}, "is -0.5, expected 0 or a number from"),
-        ({"gamma": float("inf")}, "is inf, expected 0 or a number from"),
+        ({"gamma": 0}, "gamma is 0.0, expected a number from 0.001"),
+        ({"gamma": -0.5}, "gamma is -0.5, expected a number from"),
+        ({"gamma": float("inf")}, "gamma is inf, expected a number from"),
         ({"gamma": 10**400}, "damaged"),
         ({"gamma": 0.4}, "copy 'thin/x.thinned.npy': differs"),
         ({"gamma": True}, "gamma is True, expected a number"),

@@ -4,13 +4,14 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from json import loads
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
 
 from dal_jax import thinned
 from dal_jax._errors import InputError
+from dal_jax._options import check_randomization
 from dal_jax._toml import fitted
 from dal_jax._version import __version__
 from dal_jax.cli import _options as options
@@ -35,8 +36,8 @@ Randomization = Annotated[
         "--randomization",
         "--gamma",
         metavar="GAMMA",
-        help="How much noise is added, in standard deviations of the noise, above 0: the more, the "
-        "less the detector sees and the more the test has. 0.5 is a good choice.",
+        help="How much noise is added, in standard deviations of the noise, 0.001 to 1000: the "
+        "more, the less the detector sees and the more the test has. 0.5 is a good choice.",
     ),
 ]
 Out = Annotated[
@@ -62,6 +63,11 @@ class Record:
     noise_sha256: str
     version: str  # of this package
 
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        """What decides on the copy; the same noise may be given in other words."""
+        return self.image, self.pixels_sha256, self.gamma, self.seed, self.noise_sha256
+
 
 def thin(
     image: Images,
@@ -77,6 +83,7 @@ def thin(
     is flagged in it is tested in x - omega / GAMMA^2, which is independent of it. Choose GAMMA and
     the seed before any result is seen; a copy with other settings is not overwritten.
     """
+    check_randomization(randomization, "--randomization", none=False)
     paths = expanded(image, Path(), "IMAGE")
     _check_names(paths, out)
 
@@ -92,11 +99,14 @@ def thin(
         pixels = fingerprint(x)
         record = Record(path.name, pixels, halves.gamma, seed, noise, digest, __version__)
         copy, beside = thinned_files(out, path)
-        if beside.exists() and read_record(beside) != record:
+        if beside.exists() and read_record(beside).settings != record.settings:
             raise InputError(
                 f"--out {str(out)!r}: holds {path.name!r} or another of its name, thinned with "
                 "other settings, expected another folder"
             )
+        if beside.exists() and copy.exists():
+            check_copy(copy, halves.seen, halves.seen - x)
+            continue
         # A copy without a record is not tested, should this end in between.
         write_array(copy, halves.seen[..., 0] if x.shape[2] == 1 else halves.seen)
         write_text(beside, dumps(asdict(record)) + "\n")
