@@ -5,7 +5,7 @@ generator that asks for evaluations, so that many lines can share the batches of
 """
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -46,9 +46,10 @@ CORE, AROUND, NEAR = 3.5, 1.0, 0.2
 # Shares of the asked precision that undecided cells, and the tails, may use up.
 CELLS_SHARE, TAILS_SHARE = 0.2, 0.25
 # The ends of a randomized test's interval lie about this many deviations of the statistic from its
-# value. With either as the mean undecided cells may hold this share of what was found: the tails
-# of the interval hold 0.025, so the share moves an end by some 0.1 deviations at most.
-INTERVAL_REACH, INTERVAL_SHARE = 2.25, 4e-3
+# value. With either as the mean, what stays open may have the first share of what was found, with
+# the estimate as the mean the second. The tails of a 95% interval hold 0.025 and the estimate parts
+# halves, so that each moves by some 0.1 deviations at most.
+INTERVAL_REACH, INTERVAL_SHARE, ESTIMATE_SHARE = 2.25, 4e-3, 2e-2
 # Ends are looked for in float64 once they are known this well (float32 cannot tell much more).
 WIDE_BELOW = 3e-4
 # A cell this narrow (relative to |z|, or 1) is not divided any more.
@@ -416,32 +417,44 @@ class _Search:
     def _negligible(self, length: np.ndarray) -> Bool[np.ndarray, " N-1"]:
         """The least probable undecided cells, as many as precision and interval leave room for."""
         zones = np.stack([self.cells.start, np.maximum(self.cells.start, self.cells.stop)], axis=1)
+        limits = [(0.0, _log(CELLS_SHARE * self.precision) + self.log_found)]
+        limits += [self._limit(way) for way in (-1, 1) if self.perturbation.spread]
         negligible = np.ones(len(length), bool)
-        for mean, allowed in self._allowed(CELLS_SHARE):
+        for mean, allowed in limits:
             mass = np.where(length > 0, log_mass(zones - mean), -np.inf)
             order = np.argsort(mass)
-            small = np.logaddexp.accumulate(mass[order]) <= allowed
-            negligible[order] &= small
+            negligible[order] &= np.logaddexp.accumulate(mass[order]) <= allowed
         return negligible
 
-    def _allowed(self, share: float) -> Iterator[tuple[float, float]]:
-        """Means of z, and the log probability that may stay open with each."""
-        yield 0.0, _log(share * self.precision) + self.log_found
-        spread, shift = self.perturbation
-        if spread:
-            scale = self.perturbation.scale
-            for reach in (-INTERVAL_REACH, INTERVAL_REACH):
-                mean = self.z_obs + (reach - shift) / scale
-                yield mean, _log(INTERVAL_SHARE) + log_total_mass(self.found - mean)
+    def _limit(self, way: int) -> tuple[float, float]:
+        """The mean of z at the estimate (way 0) or an end, and the log probability to leave open.
+
+        The estimate is about the value of the statistic.
+        """
+        scale, shift = self.perturbation.scale, self.perturbation.shift
+        mean = self.z_obs + (way * INTERVAL_REACH - shift) / scale
+        share = INTERVAL_SHARE if way else ESTIMATE_SHARE
+        return mean, _log(share) + log_total_mass(self.found - mean)
+
+    def _needed(self) -> tuple[float, float]:
+        """How far out p and the interval need the line to be searched."""
+        reach = _quantile(_log(TAILS_SHARE * self.precision) + self.log_found)
+        first, last = -reach, reach
+        if self.perturbation.spread:
+            middle, _ = self._limit(0)
+            for way in (-1, 0, 1):
+                mean, allowed = self._limit(way)
+                reach = _quantile(allowed)
+                # At the upper end small values are the extreme ones: of those above the statistic
+                # only what the randomization moved there counts. So at the lower end, mirrored.
+                moved = reach * self.perturbation.spread / self.perturbation.scale
+                first = min(first, max(mean - reach, middle - moved if way < 0 else -math.inf))
+                last = max(last, min(mean + reach, middle + moved if way > 0 else math.inf))
+        return max(first, -self.limit), min(last, self.limit)
 
     def _further(self) -> Points:
-        """The tails that the precision still needs, in steps of the grid."""
-        needed = []
-        for mean, allowed in self._allowed(TAILS_SHARE):
-            reach = float(-ndtri_exp(allowed)) if math.isfinite(allowed) else math.inf
-            needed.append((mean - reach, mean + reach))
-        first = max(min(low for low, _ in needed), -self.limit)
-        last = min(max(high for _, high in needed), self.limit)
+        """The tails that precision and interval still need, in steps of the grid."""
+        first, last = self._needed()
         low, high, spacing = self.nodes.z[0], self.nodes.z[-1], self.how.spacing
         stride = max(STRIDE, GROWTH * (high - low) / 2)
         z = []
@@ -460,6 +473,11 @@ def _doubtful(
 ) -> Bool[np.ndarray, " k"]:
     """Points whose membership rounding may have decided: the lowest pixel is that close."""
     return np.abs(margin.min(axis=1)) <= noise
+
+
+def _quantile(log_p: float) -> float:
+    """How far out the normal tail has this log probability."""
+    return float(-ndtri_exp(log_p)) if math.isfinite(log_p) else math.inf
 
 
 def _log(value: float) -> float:
