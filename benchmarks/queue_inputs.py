@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .queue_model import Costs
+from benchmarks.queue_model import Costs
 
 
 @dataclass(frozen=True)

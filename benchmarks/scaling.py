@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.queue_inputs import Measured, read_inputs, summarize
+from benchmarks.queue_model import Costs, process_seconds, simulate_process, simulate_run
 from dal_jax.bench import aligned, number
 from dal_jax.images import write_text
-
-from .queue_inputs import Measured, read_inputs, summarize
-from .queue_model import Costs, process_seconds, simulate_process, simulate_run
 
 INPUTS = Path(__file__).with_name("data") / "queue.json"
 DAY, GIB = 86400.0, 2**30

@@ -14,10 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.peer_rounds import run_peer
 from dal_jax.bench import in_process, thread_limits
 from dal_jax.images import write_text
-
-from .peer_rounds import run_peer
 
 CASES = {8: 3, 16: 2, 32: 0}
 OURS = (("sweep", "float64"), ("sweep", "float32"), ("scan", "float64"))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._typing import PyTree
+from dal_jax._typing import PyTree
 
 
 def cast_floats(tree: PyTree, dtype: Any) -> PyTree:

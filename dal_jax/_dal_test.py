@@ -8,17 +8,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from ._errors import InputError
-from ._one_test import Case, adaptive_test, check_noise, checked, exact_test, refused
-from ._options import TestOptions, test_options
-from ._randomization import check_sampled
-from ._result import TestResult
-from ._typing import Bool, Float
-from .inference import Noise
-from .localizers import Localizer
-from .noise import parse_noise
-from .search import Evaluator, Functions, Status, run_side_by_side
-from .search._schedule import Task
+from dal_jax._errors import InputError
+from dal_jax._one_test import Case, adaptive_test, check_noise, checked, exact_test, refused
+from dal_jax._options import TestOptions, test_options
+from dal_jax._randomization import check_sampled
+from dal_jax._result import TestResult
+from dal_jax._typing import Bool, Float
+from dal_jax.inference import Noise
+from dal_jax.localizers import Localizer
+from dal_jax.noise import parse_noise
+from dal_jax.search import Evaluator, Functions, Status, run_side_by_side
+from dal_jax.search._schedule import Task
 
 # What the searches under way may keep in the host's memory, and about how much a pixel takes there.
 HOST_BYTES, KEPT = 2**31, 64 * 3 * 8

@@ -9,18 +9,18 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ._compat import exact_arithmetic
-from ._errors import InputError
-from ._options import TestOptions
-from ._permutation import permutation_test
-from ._randomization import randomization
-from ._result import TestResult, empty_result, with_components, with_search
-from ._typing import Bool, Float
-from .affine import AffinePiece, affine_piece
-from .inference import Line, Noise, region_line
-from .localizers import Localizer
-from .localizers._localizer import check_draws, check_threshold
-from .search import (
+from dal_jax._compat import exact_arithmetic
+from dal_jax._errors import InputError
+from dal_jax._options import TestOptions
+from dal_jax._permutation import permutation_test
+from dal_jax._randomization import randomization
+from dal_jax._result import TestResult, empty_result, with_components, with_search
+from dal_jax._typing import Bool, Float
+from dal_jax.affine import AffinePiece, affine_piece
+from dal_jax.inference import Line, Noise, region_line
+from dal_jax.localizers import Localizer
+from dal_jax.localizers._localizer import check_draws, check_threshold
+from dal_jax.search import (
     Adaptive,
     LineProblem,
     Membership,
@@ -40,7 +40,7 @@ from .search import (
     pick,
     search_line,
 )
-from .search._schedule import Task
+from dal_jax.search._schedule import Task
 
 
 class Case(NamedTuple):

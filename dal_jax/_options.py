@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from ._errors import InputError
-from .inference import Law, Ranks
-from .search import AdaptiveOptions, SearchOptions, check_region
+from dal_jax._errors import InputError
+from dal_jax.inference import Law, Ranks
+from dal_jax.search import AdaptiveOptions, SearchOptions, check_region
 
 ENGINES = ("adaptive", "sweep", "scan")
 # Of the randomization: what power, localization and interval lengths gain most from together, by

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ._options import TestOptions
-from ._typing import Bool, Float, Int
-from .inference import permutation_p
-from .search import Answer, Request, pick
+from dal_jax._options import TestOptions
+from dal_jax._typing import Bool, Float, Int
+from dal_jax.inference import permutation_p
+from dal_jax.search import Answer, Request, pick
 
 # Images asked for at a time: no more memory than the search of the line takes.
 BLOCK = 64

@@ -4,9 +4,9 @@ import hashlib
 
 import numpy as np
 
-from ._errors import InputError
-from ._typing import Float
-from .inference import Noise
+from dal_jax._errors import InputError
+from dal_jax._typing import Float
+from dal_jax.inference import Noise
 
 # Sets these random numbers apart from others of the same seed.
 STREAM = 1507_06739

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._errors import InputError
-from ._typing import Bool, Float
-from .inference import (
+from dal_jax._errors import InputError
+from dal_jax._typing import Bool, Float
+from dal_jax.inference import (
     Effect,
     Line,
     SelectiveP,
@@ -20,7 +20,7 @@ from .inference import (
     on_line,
     over_conditioned_p,
 )
-from .search import Searched, Status, misjudged_length
+from dal_jax.search import Searched, Status, misjudged_length
 
 # Fields of a result that are maps; a record holds the region as runs of pixels and no other map.
 MAPS = ("region", "score", "reconstruction")

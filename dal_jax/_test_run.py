@@ -4,14 +4,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ._dal_test import covariance_of, stream_tests
-from ._one_test import Case
-from ._options import TestOptions
-from ._result import TestResult, as_record, contradiction
-from ._version import __version__
-from .inference import Noise
-from .localizers import Localizer
-from .runs import Host, RunDirectory, fingerprint, open_run, share, wait_for_hosts
+from dal_jax._dal_test import covariance_of, stream_tests
+from dal_jax._one_test import Case
+from dal_jax._options import TestOptions
+from dal_jax._result import TestResult, as_record, contradiction
+from dal_jax._version import __version__
+from dal_jax.inference import Noise
+from dal_jax.localizers import Localizer
+from dal_jax.runs import Host, RunDirectory, fingerprint, open_run, share, wait_for_hosts
 
 
 class Item(NamedTuple):

@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import ndtri
 
-from ._errors import InputError
-from ._options import check_randomization
-from ._randomization import randomization
-from ._typing import Bool, Float
-from .inference import Noise, naive_p, region_line
+from dal_jax._errors import InputError
+from dal_jax._options import check_randomization
+from dal_jax._randomization import randomization
+from dal_jax._typing import Bool, Float
+from dal_jax.inference import Noise, naive_p, region_line
 
 
 class Thinned(NamedTuple):

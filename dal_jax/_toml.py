@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ._errors import InputError
+from dal_jax._errors import InputError
 
 
 def read_toml(path: str | Path, name: str) -> dict[str, Any]:

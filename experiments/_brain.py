@@ -20,8 +20,7 @@ from dal_jax import InputError
 from dal_jax.images import read_volume, write_text, write_volume
 from dal_jax.images._layout_volumes import by_group
 from dal_jax.images._samples import NORMAL, Sample
-
-from ._textures import draw_defect
+from experiments._textures import draw_defect
 
 VOXEL = 2.5  # side of a voxel, mm
 PLANE = (64, 80)  # voxels from left to right and from back to front: 160 x 200 mm

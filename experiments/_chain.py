@@ -24,8 +24,7 @@ from dal_jax.inspection import (
     test_samples,
     to_test,
 )
-
-from ._experiment import Context
+from experiments._experiment import Context
 
 ALPHA = 0.05
 

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._experiment import Measured
-from ._output import Row, Tables, pivot, row_table
-from ._parts import PART_METHODS, Part, parts_of
-from ._rates import TESTED
-from ._records import median
+from experiments._experiment import Measured
+from experiments._output import Row, Tables, pivot, row_table
+from experiments._parts import PART_METHODS, Part, parts_of
+from experiments._rates import TESTED
+from experiments._records import median
 
 
 def detection_rows(labels: Row, measured: Measured, levels: Sequence[float]) -> list[Row]:

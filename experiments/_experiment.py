@@ -17,10 +17,9 @@ import dal_jax
 from dal_jax import InputError, Item, TestOptions, run_tests
 from dal_jax.images import write_text
 from dal_jax.runs import Host, encode, fingerprint, wait_for_hosts
-
-from ._models import Model, Use, localizer_of, variables_of
-from ._output import Row, Tables, code_version, write_figures, write_tables
-from ._simulation import Simulation
+from experiments._models import Model, Use, localizer_of, variables_of
+from experiments._output import Row, Tables, code_version, write_figures, write_tables
+from experiments._simulation import Simulation
 
 RECORD = "experiment.json"
 

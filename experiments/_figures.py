@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dal_jax.report._figure import blank_page
-
-from ._output import Row
+from experiments._output import Row
 
 COLOURS = {
     "selective": "#c44e52",

@@ -17,8 +17,7 @@ from dal_jax.inference import Intervals, as_intervals, merge, region_line, selec
 from dal_jax.search import Evaluator
 from dal_jax.search._line_search import reach_limit
 from dal_jax.search._schedule import CALLS
-
-from ._output import Row
+from experiments._output import Row
 
 
 class Grid(NamedTuple):

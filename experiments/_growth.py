@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from ._output import Row
+from experiments._output import Row
 
 
 class Growth(NamedTuple):

@@ -6,12 +6,11 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from dal_jax import InputError, TestOptions
-
-from ._experiment import Condition, Measured
-from ._models import DAL, Model, Use
-from ._output import Row
-from ._rates import rejections
-from ._simulation import Simulation
+from experiments._experiment import Condition, Measured
+from experiments._models import DAL, Model, Use
+from experiments._output import Row
+from experiments._rates import rejections
+from experiments._simulation import Simulation
 
 # Labels that a table has where the setting of this name is not the usual value alone.
 OPTIONS = {

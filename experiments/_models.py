@@ -15,8 +15,7 @@ from dal_jax.localizers import localizer_preset, make_localizer
 from dal_jax.localizers._load import read_checkpoint
 from dal_jax.models import UNetConfig
 from dal_jax.runs import fingerprint
-
-from ._simulation import Simulation
+from experiments._simulation import Simulation
 
 DAL = "dal"
 FLAG_SHARE = 0.02

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from ._output import Row, pivot
-from ._parts import parts_of
+from experiments._output import Row, pivot
+from experiments._parts import parts_of
 
 METHODS = {
     "selective": lambda record: record["p_value"],

@@ -9,11 +9,10 @@ import numpy as np
 
 from dal_jax import dal_test_batch
 from dal_jax._result import region_of
-
-from ._experiment import Context, Measured
-from ._models import localizer_of
-from ._output import Row
-from ._rates import TESTED, counts
+from experiments._experiment import Context, Measured
+from experiments._models import localizer_of
+from experiments._output import Row
+from experiments._rates import TESTED, counts
 
 
 def mean_and_se(values: Sequence[float] | np.ndarray) -> tuple[float, float]:

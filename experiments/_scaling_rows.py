@@ -7,11 +7,10 @@ from typing import NamedTuple
 import jax
 
 from dal_jax.models import unet_shapes
-
-from ._grid import grid_of
-from ._growth import growth_row
-from ._models import Model
-from ._output import Row
+from experiments._grid import grid_of
+from experiments._growth import growth_row
+from experiments._models import Model
+from experiments._output import Row
 
 Z_OBS = 2.0  # of the line whose grid points are counted
 NAN = math.nan

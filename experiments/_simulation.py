@@ -6,8 +6,7 @@ import numpy as np
 
 from dal_jax import Case, InputError
 from dal_jax.noise import Covariance, iid, parse_noise
-
-from ._families import FAMILIES, family_at
+from experiments._families import FAMILIES, family_at
 
 # Streams of random numbers, apart for training, tested images and images that the noise is
 # estimated from.

@@ -18,13 +18,12 @@ from tqdm import tqdm
 from dal_jax.images import image_auroc, mask_views
 from dal_jax.images._samples import NORMAL
 from dal_jax.inspection import Reader, load_profile, open_model, to_test
-
-from . import localizers
-from ._experiment import Context, Experiment
-from ._figures import finish, panels
-from ._main import run_module
-from ._output import Row, Tables, pivot
-from .localizers import images_of, some_of, trained
+from experiments import localizers
+from experiments._experiment import Context, Experiment
+from experiments._figures import finish, panels
+from experiments._main import run_module
+from experiments._output import Row, Tables, pivot
+from experiments.localizers import images_of, some_of, trained
 
 ARMS = (
     "mdps:pl,start=600",

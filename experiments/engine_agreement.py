@@ -13,16 +13,15 @@ import numpy as np
 from dal_jax import Case, InputError, TestOptions
 from dal_jax._toml import nearest
 from dal_jax.inference import as_intervals, intersect, merge
-
-from ._experiment import Condition, Context, Experiment, Measured, runs
-from ._figures import finish, panels
-from ._main import run_module
-from ._methods import check_lengths
-from ._models import Model, Use
-from ._output import Row, Tables, row_table
-from ._rates import TESTED, counts
-from ._records import bounds_apart, median
-from ._simulation import Simulation
+from experiments._experiment import Condition, Context, Experiment, Measured, runs
+from experiments._figures import finish, panels
+from experiments._main import run_module
+from experiments._methods import check_lengths
+from experiments._models import Model, Use
+from experiments._output import Row, Tables, row_table
+from experiments._rates import TESTED, counts
+from experiments._records import bounds_apart, median
+from experiments._simulation import Simulation
 
 WAYS: dict[str, dict[str, Any]] = {
     "exact": {"engine": "sweep", "dtype": "float64"},

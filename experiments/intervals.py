@@ -11,17 +11,16 @@ from typing import Any
 import numpy as np
 
 from dal_jax import InputError, TestOptions
-
-from ._experiment import Condition, Context, Experiment, Measured, runs
-from ._figures import panels
-from ._growth import fit_line, growth_cell, growth_row, log_log
-from ._main import run_module
-from ._methods import check_lengths
-from ._models import Model, Use, scaled
-from ._output import Row, Tables, pivot
-from ._rates import TESTED, counts, counts_cell
-from ._records import mean_and_se, median, timed_records
-from ._simulation import Simulation
+from experiments._experiment import Condition, Context, Experiment, Measured, runs
+from experiments._figures import panels
+from experiments._growth import fit_line, growth_cell, growth_row, log_log
+from experiments._main import run_module
+from experiments._methods import check_lengths
+from experiments._models import Model, Use, scaled
+from experiments._output import Row, Tables, pivot
+from experiments._rates import TESTED, counts, counts_cell
+from experiments._records import mean_and_se, median, timed_records
+from experiments._simulation import Simulation
 
 EXACT, ADAPTIVE = "exact", "adaptive"
 # What is counted, with the engine whose count it is.

@@ -25,13 +25,12 @@ from dal_jax.images import DataSet, Preparation
 from dal_jax.inspection import CalibrateOptions, LearnOptions, Measures, Profile, Source, learn
 from dal_jax.localizers import localizer_preset
 from dal_jax.runs import fingerprint, wait_for_hosts
-
-from ._chain import ALPHA, Chain, run_chain
-from ._experiment import Context, Experiment
-from ._figures import finish, panels
-from ._main import run_module
-from ._output import Row, Tables, pivot
-from ._textures import GROUPS, PATCH, TexturePlan, write_textures
+from experiments._chain import ALPHA, Chain, run_chain
+from experiments._experiment import Context, Experiment
+from experiments._figures import finish, panels
+from experiments._main import run_module
+from experiments._output import Row, Tables, pivot
+from experiments._textures import GROUPS, PATCH, TexturePlan, write_textures
 
 MAIN = ("dal:small", "mdps:pl", "mdps:faithful", "glad:pl", "glad:faithful", "autoencoder:small")
 # What each part is for: the mask and the guidance of MDPS, stopping and fusion of GLAD.

@@ -13,16 +13,15 @@ from scipy import special, stats
 
 from dal_jax import InputError, TestOptions
 from dal_jax.models import hinge_table
-
-from ._experiment import Condition, Context, Experiment, Measured, runs
-from ._figures import COLOURS, finish, panels
-from ._main import run_module
-from ._methods import check_lengths
-from ._models import Model, Use, localizer_of
-from ._output import Row, Tables, pivot, row_table
-from ._rates import TESTED, null_rates, rejections
-from ._records import agreement, engine_difference, mean_and_se, time_row, work_row
-from ._simulation import Simulation
+from experiments._experiment import Condition, Context, Experiment, Measured, runs
+from experiments._figures import COLOURS, finish, panels
+from experiments._main import run_module
+from experiments._methods import check_lengths
+from experiments._models import Model, Use, localizer_of
+from experiments._output import Row, Tables, pivot, row_table
+from experiments._rates import TESTED, null_rates, rejections
+from experiments._records import agreement, engine_difference, mean_and_se, time_row, work_row
+from experiments._simulation import Simulation
 
 SMOOTH, EXACT, ADAPTIVE = "smooth", "sweep", "adaptive"
 FAMILIES = {"silu": special.expit, "gelu": special.ndtr}  # f(x) = x times this

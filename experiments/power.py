@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ._detections import detection_rows, effect_rows, effect_summary
-from ._experiment import Context, Experiment, runs
-from ._figures import finish, panels, rate_lines
-from ._main import run_module
-from ._methods import (
+from experiments._detections import detection_rows, effect_rows, effect_summary
+from experiments._experiment import Context, Experiment, runs
+from experiments._figures import finish, panels, rate_lines
+from experiments._main import run_module
+from experiments._methods import (
     OPTIONS,
     ComparisonSettings,
     check_lengths,
@@ -21,9 +21,9 @@ from ._methods import (
     method_panels,
     method_rows,
 )
-from ._output import Row, Tables, pivot, row_table
-from ._rates import counts_cell, rate_cell
-from ._records import regions_row, work_row
+from experiments._output import Row, Tables, pivot, row_table
+from experiments._rates import counts_cell, rate_cell
+from experiments._records import regions_row, work_row
 
 
 @dataclass(frozen=True)

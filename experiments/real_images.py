@@ -26,15 +26,14 @@ from dal_jax.inspection import CalibrateOptions, LearnOptions, Source, learn
 from dal_jax.inspection._rows import COLUMNS
 from dal_jax.models import UNetConfig
 from dal_jax.runs import fingerprint, wait_for_hosts
-
-from ._brain import MIDDLE, BrainPlan, lesions_of, write_patients
-from ._chain import ALPHA, Chain, run_chain
-from ._experiment import Context, Experiment
-from ._figures import COLOURS, MARKERS, finish, panels
-from ._main import run_module
-from ._methods import check_lengths
-from ._output import Row, Tables, pivot
-from ._textures import GROUPS, KINDS, PATCH, TexturePlan, contrast_of, write_textures
+from experiments._brain import MIDDLE, BrainPlan, lesions_of, write_patients
+from experiments._chain import ALPHA, Chain, run_chain
+from experiments._experiment import Context, Experiment
+from experiments._figures import COLOURS, MARKERS, finish, panels
+from experiments._main import run_module
+from experiments._methods import check_lengths
+from experiments._output import Row, Tables, pivot
+from experiments._textures import GROUPS, KINDS, PATCH, TexturePlan, contrast_of, write_textures
 
 BRAIN = "brain"
 METHODS = ("selective", "inflated", "conformal", "naive")

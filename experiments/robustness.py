@@ -12,16 +12,15 @@ from typing import Any
 import numpy as np
 
 from dal_jax import InputError, TestOptions
-
-from ._experiment import Condition, Context, Experiment, Measured, runs
-from ._families import FAMILIES, family_at
-from ._figures import finish, panels, rate_lines
-from ._main import run_module
-from ._methods import check_lengths
-from ._models import Model, Use
-from ._output import Row, Tables, pivot
-from ._rates import counts_cell, rate_cell, rejections
-from ._simulation import OTHERS, SAME, Simulation
+from experiments._experiment import Condition, Context, Experiment, Measured, runs
+from experiments._families import FAMILIES, family_at
+from experiments._figures import finish, panels, rate_lines
+from experiments._main import run_module
+from experiments._methods import check_lengths
+from experiments._models import Model, Use
+from experiments._output import Row, Tables, pivot
+from experiments._rates import counts_cell, rate_cell, rejections
+from experiments._simulation import OTHERS, SAME, Simulation
 
 METHODS = ("selective", "naive")
 KNOWN = "known"

@@ -15,16 +15,15 @@ from dal_jax import InputError
 from dal_jax.bench import Plan, Prepared
 from dal_jax.bench import measure as bench
 from dal_jax.runs import fingerprint, open_run, wait_for_hosts
-
-from ._experiment import Context, Experiment, progress_bar
-from ._figures import panels
-from ._grid import measured_grid
-from ._growth import fit_line, growth_cell, log_log
-from ._main import run_module
-from ._methods import check_lengths
-from ._models import Model, scaled, variables_of
-from ._output import Row, Tables, markdown, pivot
-from ._scaling_rows import (
+from experiments._experiment import Context, Experiment, progress_bar
+from experiments._figures import panels
+from experiments._grid import measured_grid
+from experiments._growth import fit_line, growth_cell, log_log
+from experiments._main import run_module
+from experiments._methods import check_lengths
+from experiments._models import Model, scaled, variables_of
+from experiments._output import Row, Tables, markdown, pivot
+from experiments._scaling_rows import (
     QUANTITIES,
     Setting,
     exponents,

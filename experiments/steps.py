@@ -11,16 +11,15 @@ import numpy as np
 
 from dal_jax import InputError
 from dal_jax.diffusion import ReverseConfig, Schedule
-
-from ._experiment import Condition, Context, Experiment, Measured, runs
-from ._figures import finish, panels
-from ._main import run_module
-from ._methods import check_lengths, test_options
-from ._models import Model, Use, localizer_of
-from ._output import Row, Tables, pivot, row_table
-from ._rates import counts_cell, middle_level, rate_cell, rejections
-from ._records import regions_row, time_row, work_row
-from ._simulation import Simulation
+from experiments._experiment import Condition, Context, Experiment, Measured, runs
+from experiments._figures import finish, panels
+from experiments._main import run_module
+from experiments._methods import check_lengths, test_options
+from experiments._models import Model, Use, localizer_of
+from experiments._output import Row, Tables, pivot, row_table
+from experiments._rates import counts_cell, middle_level, rate_cell, rejections
+from experiments._records import regions_row, time_row, work_row
+from experiments._simulation import Simulation
 
 DEFAULT = "default"
 VARIED = {"steps": "steps", "eta": "etas", "start": "starts"}  # field of the process: of settings

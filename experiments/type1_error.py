@@ -6,11 +6,11 @@ dal-jax experiment type1_error --out DIR
 from dataclasses import dataclass
 from typing import Any
 
-from ._detections import effect_rows, effect_summary
-from ._experiment import Context, Experiment, runs
-from ._figures import finish, panels, rate_lines
-from ._main import run_module
-from ._methods import (
+from experiments._detections import effect_rows, effect_summary
+from experiments._experiment import Context, Experiment, runs
+from experiments._figures import finish, panels, rate_lines
+from experiments._main import run_module
+from experiments._methods import (
     OPTIONS,
     ComparisonSettings,
     comparisons,
@@ -19,9 +19,9 @@ from ._methods import (
     method_panels,
     method_rows,
 )
-from ._output import Tables
-from ._rates import middle_level, null_rates
-from ._records import work_row
+from experiments._output import Tables
+from experiments._rates import middle_level, null_rates
+from experiments._records import work_row
 
 
 @dataclass(frozen=True)

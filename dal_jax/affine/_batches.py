@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from ._plan import Segment
-from ._program import Slot
+from dal_jax.affine._plan import Segment
+from dal_jax.affine._program import Slot
 
 # Bytes of one array of a mini-batch: what stays in a core's cache.
 CACHE_BYTES = 1 << 18

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .. import _compat
-from .._typing import Array, Float, Int, PyTree
-from ._walk import walk
+from dal_jax import _compat
+from dal_jax._typing import Array, Float, Int, PyTree
+from dal_jax.affine._walk import walk
 
 
 class PieceStatus(IntEnum):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ._program import Cut, Kind, Op, Program, Slot
+from dal_jax.affine._program import Cut, Kind, Op, Program, Slot
 
 
 class Segment(NamedTuple):

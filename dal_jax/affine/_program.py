@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .. import _compat
-from . import _networks
-from ._walk import walk
+from dal_jax import _compat
+from dal_jax.affine import _networks
+from dal_jax.affine._walk import walk
 
 # Cheap enough to be done again rather than kept: one pass over the array, no reduction.
 ELEMENTWISE = frozenset(

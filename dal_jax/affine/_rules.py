@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .. import _compat
-from ._walk import Algebra, Rule, refusal
+from dal_jax import _compat
+from dal_jax.affine._walk import Algebra, Rule, refusal
 
 # Jointly affine in all their floating-point operands.
 AFFINE_IN_ALL = (

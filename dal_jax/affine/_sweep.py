@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ._batches import apply, compile_segments
-from ._nodes import Nodes, insert_crossings, split_jumps, take
-from ._plan import Plan
-from ._plan import plan as make_plan
-from ._program import Program, Slot, record
+from dal_jax.affine._batches import apply, compile_segments
+from dal_jax.affine._nodes import Nodes, insert_crossings, split_jumps, take
+from dal_jax.affine._plan import Plan
+from dal_jax.affine._plan import plan as make_plan
+from dal_jax.affine._program import Program, Slot, record
 
 # A part of the line with more nodes than twice this is halved and done one half after the other.
 MIN_CHUNK = 192

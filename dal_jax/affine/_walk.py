@@ -8,8 +8,8 @@ and choices is decided by the table in `_rules`.
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from .. import _compat
-from .._errors import NotPiecewiseAffineError
+from dal_jax import _compat
+from dal_jax._errors import NotPiecewiseAffineError
 
 CALLS = frozenset(
     {
@@ -118,7 +118,9 @@ def walk(algebra: Algebra, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any
 
 
 def _interpret(algebra: Algebra, eqn: Any, ins: list[Any]) -> list[Any]:
-    from ._rules import RULES  # the table's rules walk themselves (reduction bodies): import late
+    from dal_jax.affine._rules import (
+        RULES,  # the table's rules walk themselves (reduction bodies): import late
+    )
 
     name = eqn.primitive.name
     if not any(algebra.moves(value) for value in ins):

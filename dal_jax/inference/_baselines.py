@@ -4,9 +4,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import log_ndtr
 
-from .._errors import InputError
-from ._p_value import check_alternative, selective_p
-from ._randomized import NONE, Perturbation
+from dal_jax._errors import InputError
+from dal_jax.inference._p_value import check_alternative, selective_p
+from dal_jax.inference._randomized import NONE, Perturbation
 
 # Values this close to the observed one, relative to it, are tied with it: rounding of means.
 _TIE = 100 * np.finfo(np.float64).eps

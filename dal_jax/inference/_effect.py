@@ -8,12 +8,12 @@ import numpy as np
 from scipy import optimize
 from scipy.special import ndtri
 
-from .._errors import InputError
-from ._intervals import as_intervals, complement, intersect, subtract
-from ._normal import log_mass
-from ._p_value import SelectiveP, of_masses, selective_p
-from ._randomized import LEAST_SPREAD, log_tails
-from ._recalibration import Observed
+from dal_jax._errors import InputError
+from dal_jax.inference._intervals import as_intervals, complement, intersect, subtract
+from dal_jax.inference._normal import log_mass
+from dal_jax.inference._p_value import SelectiveP, of_masses, selective_p
+from dal_jax.inference._randomized import LEAST_SPREAD, log_tails
+from dal_jax.inference._recalibration import Observed
 
 # No end of an interval is looked for further from the observed statistic than this, in standard
 # deviations: it counts as infinite.

@@ -5,9 +5,9 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._errors import InputError
-from .._typing import Float
-from ._randomized import NONE, Perturbation
+from dal_jax._errors import InputError
+from dal_jax._typing import Float
+from dal_jax.inference._randomized import NONE, Perturbation
 
 # A statistic further from 0 than this, in standard deviations, is no noise of these images, and
 # no line is searched that far.

@@ -9,8 +9,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._errors import InputError
-from .._typing import Bool, Float
+from dal_jax._errors import InputError
+from dal_jax._typing import Bool, Float
 
 Intervals: TypeAlias = Float[np.ndarray, "_ 2"]
 

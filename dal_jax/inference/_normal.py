@@ -5,8 +5,8 @@ from functools import cache
 import numpy as np
 from scipy.special import log_ndtr
 
-from .._typing import Float
-from ._intervals import Intervals
+from dal_jax._typing import Float
+from dal_jax.inference._intervals import Intervals
 
 # Beyond this no probability is left and squares would overflow.
 _FARTHEST = 1e150

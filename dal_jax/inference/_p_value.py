@@ -8,10 +8,10 @@ from numpy.typing import ArrayLike
 from scipy import stats
 from scipy.special import expit
 
-from .._errors import InputError
-from ._intervals import Intervals, as_intervals, complement, intersect
-from ._normal import log_total_mass
-from ._randomized import LEAST_SPREAD, NONE, Perturbation, normal_split
+from dal_jax._errors import InputError
+from dal_jax.inference._intervals import Intervals, as_intervals, complement, intersect
+from dal_jax.inference._normal import log_total_mass
+from dal_jax.inference._randomized import LEAST_SPREAD, NONE, Perturbation, normal_split
 
 ALTERNATIVES = ("two-sided", "equal-tailed", "greater", "less")
 

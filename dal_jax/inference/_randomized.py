@@ -12,9 +12,9 @@ import numpy as np
 from scipy import optimize
 from scipy.special import log_ndtr
 
-from .._typing import Float
-from ._intervals import Intervals, complement, intersect
-from ._normal import gauss_legendre, log_mass, log_total_mass
+from dal_jax._typing import Float
+from dal_jax.inference._intervals import Intervals, complement, intersect
+from dal_jax.inference._normal import gauss_legendre, log_mass, log_total_mass
 
 # Pieces end where the integrand has dropped by this much, in units of its logarithm.
 _DROP = 45.0

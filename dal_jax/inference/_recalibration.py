@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special
 
-from .._errors import InputError
-from .._typing import Float, Int
-from ._intervals import Intervals
-from ._normal import log_mass, log_total_mass
-from ._p_value import SelectiveP, p_of_split, selective_p
-from ._randomized import (
+from dal_jax._errors import InputError
+from dal_jax._typing import Float, Int
+from dal_jax.inference._intervals import Intervals
+from dal_jax.inference._normal import log_mass, log_total_mass
+from dal_jax.inference._p_value import SelectiveP, p_of_split, selective_p
+from dal_jax.inference._randomized import (
     LEAST_SPREAD,
     NONE,
     Perturbation,

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import solve_banded
 
-from .._errors import InputError
-from .._typing import Float
-from ._covariance import Covariance, Exact, _batch, _check_sigma
+from dal_jax._errors import InputError
+from dal_jax._typing import Float
+from dal_jax.noise._covariance import Covariance, Exact, _batch, _check_sigma
 
 
 def ar1(rho: float, sigma: float) -> Covariance:

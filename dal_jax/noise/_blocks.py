@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.linalg import solve_triangular
 
-from .._errors import InputError
-from .._typing import Float
-from ._likelihood import DENSE_LIMIT
+from dal_jax._errors import InputError
+from dal_jax._typing import Float
+from dal_jax.noise._likelihood import DENSE_LIMIT
 
 # Larger images go in blocks treated jointly with their surroundings, at most this many values in
 # all: a dozen Cholesky factors of this size cost less than the filtering of a few images.

@@ -7,14 +7,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._errors import InputError
-from .._typing import Int
-from ._covariance import Covariance
-from ._estimate import KINDS, estimate
-from ._fit import Evidence, FitReport, collect, summarize
-from ._likelihood import DENSE_LIMIT
-from ._regions import Scores
-from ._sample import Groups, mean_image, sample_of
+from dal_jax._errors import InputError
+from dal_jax._typing import Int
+from dal_jax.noise._covariance import Covariance
+from dal_jax.noise._estimate import KINDS, estimate
+from dal_jax.noise._fit import Evidence, FitReport, collect, summarize
+from dal_jax.noise._likelihood import DENSE_LIMIT
+from dal_jax.noise._regions import Scores
+from dal_jax.noise._sample import Groups, mean_image, sample_of
 
 
 class Choice(NamedTuple):

@@ -6,8 +6,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._errors import InputError
-from .._typing import Float
+from dal_jax._errors import InputError
+from dal_jax._typing import Float
 
 
 @runtime_checkable

@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.linalg import solve_triangular
 
-from .._errors import InputError
-from .._typing import Float
-from ._covariance import Covariance, Exact, _batch
+from dal_jax._errors import InputError
+from dal_jax._typing import Float
+from dal_jax.noise._covariance import Covariance, Exact, _batch
 
 # Asymmetry up to this share of the largest entry is rounding (float32 files) and averaged out.
 _ASYMMETRY = 1e-6

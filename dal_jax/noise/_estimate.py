@@ -3,13 +3,18 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._errors import InputError
-from ._ar1 import ar1
-from ._covariance import Covariance, diagonal, iid
-from ._estimate_dense import estimate_dense
-from ._estimate_patterns import LEAST_SHRINKAGE, kronecker_from, low_rank_from, stationary_from
-from ._sample import Groups, Sample, sample_of
-from ._scaled import scaled
+from dal_jax._errors import InputError
+from dal_jax.noise._ar1 import ar1
+from dal_jax.noise._covariance import Covariance, diagonal, iid
+from dal_jax.noise._estimate_dense import estimate_dense
+from dal_jax.noise._estimate_patterns import (
+    LEAST_SHRINKAGE,
+    kronecker_from,
+    low_rank_from,
+    stationary_from,
+)
+from dal_jax.noise._sample import Groups, Sample, sample_of
+from dal_jax.noise._scaled import scaled
 
 # Every kind of `estimate`, from few parameters to many.
 KINDS = (

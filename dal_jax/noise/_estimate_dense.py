@@ -3,13 +3,13 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._errors import InputError
-from .._typing import Float
-from ._covariance import Covariance
-from ._dense import dense
-from ._estimate_patterns import LEAST_SHRINKAGE, stationary_from
-from ._likelihood import as_matrix
-from ._sample import Groups, Sample, sample_of
+from dal_jax._errors import InputError
+from dal_jax._typing import Float
+from dal_jax.noise._covariance import Covariance
+from dal_jax.noise._dense import dense
+from dal_jax.noise._estimate_patterns import LEAST_SHRINKAGE, stationary_from
+from dal_jax.noise._likelihood import as_matrix
+from dal_jax.noise._sample import Groups, Sample, sample_of
 
 _TARGETS = ("diagonal", "identity", "stationary")
 

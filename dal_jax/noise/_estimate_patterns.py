@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from .._errors import InputError
-from .._typing import Float
-from ._covariance import Covariance
-from ._kronecker import kronecker
-from ._low_rank import low_rank
-from ._sample import Sample
-from ._spectrum import clip_spectrum
-from ._stationary import stationary
+from dal_jax._errors import InputError
+from dal_jax._typing import Float
+from dal_jax.noise._covariance import Covariance
+from dal_jax.noise._kronecker import kronecker
+from dal_jax.noise._low_rank import low_rank
+from dal_jax.noise._sample import Sample
+from dal_jax.noise._spectrum import clip_spectrum
+from dal_jax.noise._stationary import stationary
 
 # Two images leave an estimated intensity at 0; this little keeps matrices positive definite.
 LEAST_SHRINKAGE = 1e-3

@@ -9,16 +9,16 @@ from zlib import error as ZlibError
 
 import numpy as np
 
-from .._errors import InputError
-from .._files import atomic_path
-from ._ar1 import _Ar1, ar1
-from ._covariance import Covariance, _Diagonal, _Iid, diagonal, iid
-from ._dense import _Dense, dense
-from ._kronecker import _Kronecker, kronecker
-from ._low_rank import _LowRank, low_rank
-from ._scaled import _Scaled, scaled
-from ._stationary import _Circulant, _Stationary, circulant, stationary
-from ._toeplitz import _Toeplitz, toeplitz
+from dal_jax._errors import InputError
+from dal_jax._files import atomic_path
+from dal_jax.noise._ar1 import _Ar1, ar1
+from dal_jax.noise._covariance import Covariance, _Diagonal, _Iid, diagonal, iid
+from dal_jax.noise._dense import _Dense, dense
+from dal_jax.noise._kronecker import _Kronecker, kronecker
+from dal_jax.noise._low_rank import _LowRank, low_rank
+from dal_jax.noise._scaled import _Scaled, scaled
+from dal_jax.noise._stationary import _Circulant, _Stationary, circulant, stationary
+from dal_jax.noise._toeplitz import _Toeplitz, toeplitz
 
 # The name in files, the class, and the constructor whose arguments are fields of the class.
 _KINDS: tuple[tuple[str, type, Callable[..., Covariance], tuple[str, ...]], ...] = (

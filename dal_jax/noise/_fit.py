@@ -5,12 +5,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._errors import InputError
-from .._typing import Float, Int
-from ._covariance import Covariance
-from ._likelihood import log_likelihood, whitening
-from ._regions import Scores, region_scores
-from ._sample import Groups, group_members, mean_image
+from dal_jax._errors import InputError
+from dal_jax._typing import Float, Int
+from dal_jax.noise._covariance import Covariance
+from dal_jax.noise._likelihood import log_likelihood, whitening
+from dal_jax.noise._regions import Scores, region_scores
+from dal_jax.noise._sample import Groups, group_members, mean_image
 
 
 class Estimate(NamedTuple):

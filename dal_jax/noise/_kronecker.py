@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.linalg import solve_triangular
 
-from .._errors import InputError
-from .._typing import Float
-from ._covariance import Covariance, Exact, _batch
-from ._dense import _checked
+from dal_jax._errors import InputError
+from dal_jax._typing import Float
+from dal_jax.noise._covariance import Covariance, Exact, _batch
+from dal_jax.noise._dense import _checked
 
 
 def kronecker(rows: ArrayLike, columns: ArrayLike, channels: ArrayLike = ((1.0,),)) -> Covariance:

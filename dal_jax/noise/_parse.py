@@ -4,11 +4,11 @@ from tokenize import TokenError  # numpy lets it out of a spoiled header
 
 import numpy as np
 
-from .._errors import InputError
-from ._ar1 import ar1
-from ._covariance import Covariance, diagonal, iid
-from ._dense import dense
-from ._files import load_noise
+from dal_jax._errors import InputError
+from dal_jax.noise._ar1 import ar1
+from dal_jax.noise._covariance import Covariance, diagonal, iid
+from dal_jax.noise._dense import dense
+from dal_jax.noise._files import load_noise
 
 _FORMS = "iid:SIGMA, ar1:RHO:SIGMA or a file name ending in .npy or .npz"
 

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._typing import Bool, Float
-from ._covariance import Covariance
+from dal_jax._typing import Bool, Float
+from dal_jax.noise._covariance import Covariance
 
 _SQUARES = (1, 2, 3, 5, 8, 12)
 _CRITICAL = 1.959963984540054  # two-sided normal test at 0.05

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._errors import InputError
-from .._typing import Float, Int
+from dal_jax._errors import InputError
+from dal_jax._typing import Float, Int
 
 Groups = Sequence[Any] | np.ndarray | None
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._errors import InputError
-from .._typing import Float
-from ._covariance import Covariance, Whitening, _batch, _check_map, _positive_map
-from ._likelihood import whitening
+from dal_jax._errors import InputError
+from dal_jax._typing import Float
+from dal_jax.noise._covariance import Covariance, Whitening, _batch, _check_map, _positive_map
+from dal_jax.noise._likelihood import whitening
 
 
 def scaled(covariance: Covariance, factor: float | ArrayLike) -> Covariance:

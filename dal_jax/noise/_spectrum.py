@@ -5,9 +5,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._errors import InputError
-from .._typing import Float
-from ._dense import _ASYMMETRY
+from dal_jax._errors import InputError
+from dal_jax._typing import Float
+from dal_jax.noise._dense import _ASYMMETRY
 
 # A spectrum below zero by up to this share of its largest value is rounding.
 ROUNDING = 1e-9

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._errors import InputError
-from .._typing import Float
-from ._blocks import Between, Plan, plan_blocks
-from ._covariance import Covariance, Exact, _batch
-from ._spectrum import ROUNDING, tables
+from dal_jax._errors import InputError
+from dal_jax._typing import Float
+from dal_jax.noise._blocks import Between, Plan, plan_blocks
+from dal_jax.noise._covariance import Covariance, Exact, _batch
+from dal_jax.noise._spectrum import ROUNDING, tables
 
 
 def stationary(

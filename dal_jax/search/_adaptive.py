@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import betaincinv, ndtri_exp
 
-from .._errors import InputError
-from .._typing import Bool, Float
-from ..inference import (
+from dal_jax._errors import InputError
+from dal_jax._typing import Bool, Float
+from dal_jax.inference import (
     Intervals,
     Law,
     Observed,
@@ -28,9 +28,9 @@ from ..inference import (
     on_line,
     subtract,
 )
-from ..inference._randomized import NONE
-from ._cells import Nodes, classify, with_points
-from ._line_search import (
+from dal_jax.inference._randomized import NONE
+from dal_jax.search._cells import Nodes, classify, with_points
+from dal_jax.search._line_search import (
     Progress,
     Searched,
     SearchOptions,
@@ -39,7 +39,7 @@ from ._line_search import (
     reach_limit,
     search_status,
 )
-from ._selection import Margins
+from dal_jax.search._selection import Margins
 
 # The first look: this far on both sides of 0 and around the observed value, standard deviations.
 CORE, AROUND, NEAR = 3.5, 1.0, 0.2

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._typing import Bool, Float
+from dal_jax._typing import Bool, Float
 
 # The errors of neighbouring nodes do not all conspire, and the noise is several times the largest.
 ROUNDED = 1 / 8

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from ..inference import Intervals, union
+from dal_jax.inference import Intervals, union
 
 
 class Found(NamedTuple):

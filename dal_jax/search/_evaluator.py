@@ -9,11 +9,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from .._arrays import cast_floats
-from .._compat import exact_arithmetic, split_known
-from .._errors import InputError
-from .._typing import Array, Float, PyTree
-from ._problem import described, undescribed
+from dal_jax._arrays import cast_floats
+from dal_jax._compat import exact_arithmetic, split_known
+from dal_jax._errors import InputError
+from dal_jax._typing import Array, Float, PyTree
+from dal_jax.search._problem import described, undescribed
 
 # On a CPU a call works on about this many pixels a device: more leave the cache, fewer waste time
 # between calls.

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import ndtri_exp
 
-from .._errors import InputError
-from ..inference import (
+from dal_jax._errors import InputError
+from dal_jax.inference import (
     Intervals,
     Law,
     Observed,
@@ -26,9 +26,9 @@ from ..inference import (
     subtract,
     union,
 )
-from ..inference._p_value import check_alternative
-from ..inference._randomized import NONE
-from ._engine import Engine, Found
+from dal_jax.inference._p_value import check_alternative
+from dal_jax.inference._randomized import NONE
+from dal_jax.search._engine import Engine, Found
 
 # The first round: this far on both sides of 0, and this far around the observed value.
 CORE, AROUND = 2.5, 0.5

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._arrays import cast_floats
-from .._typing import Array, Float, PyTree
-from ._selection import Picked
+from dal_jax._arrays import cast_floats
+from dal_jax._typing import Array, Float, PyTree
+from dal_jax.search._selection import Picked
 
 
 class LineProblem(NamedTuple):

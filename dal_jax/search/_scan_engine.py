@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .._compat import exact_arithmetic
-from .._typing import Array, Float, Int
-from ..affine import PieceStatus, affine_piece
-from ..inference import as_intervals
-from ._engine import Found
-from ._problem import LineProblem, Membership, described, operands
+from dal_jax._compat import exact_arithmetic
+from dal_jax._typing import Array, Float, Int
+from dal_jax.affine import PieceStatus, affine_piece
+from dal_jax.inference import as_intervals
+from dal_jax.search._engine import Found
+from dal_jax.search._problem import LineProblem, Membership, described, operands
 
 LANES = 8
 # Each lane gets this many segments of its own, so that none waits for the longest.

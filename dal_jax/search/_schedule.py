@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from .._typing import Bool, Float, PyTree
-from ._evaluator import Evaluated, Evaluator
+from dal_jax._typing import Bool, Float, PyTree
+from dal_jax.search._evaluator import Evaluated, Evaluator
 
 # Calls that are under way at a time: the host works on one while the device computes the other.
 CALLS = 2

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from .._errors import InputError
-from .._typing import Bool, Float, Int
+from dal_jax._errors import InputError
+from dal_jax._typing import Bool, Float, Int
 
 REGIONS = ("all", "peak", "components")
 # A pixel's neighbours: the eight around it.

@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from .._compat import exact_arithmetic
-from ..affine import Sweep, Swept, sweep
-from ..inference import Intervals, as_intervals, contains, intersect, subtract, union
-from ._engine import Found
-from ._problem import LineProblem, Membership, described, operands, undescribed
-from ._selection import margins
+from dal_jax._compat import exact_arithmetic
+from dal_jax.affine import Sweep, Swept, sweep
+from dal_jax.inference import Intervals, as_intervals, contains, intersect, subtract, union
+from dal_jax.search._engine import Found
+from dal_jax.search._problem import LineProblem, Membership, described, operands, undescribed
+from dal_jax.search._selection import margins
 
 # A float32 sweep places ends within 4e-6 of the float64 ones (measured on the reference cases).
 POLISH_WIDTH = 2e-5
