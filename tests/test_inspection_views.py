@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from dal_jax.cli import main
+from dal_jax.cli._test_folder import _picture
 from dal_jax.images import (
     Preparation,
     Sample,
@@ -402,3 +403,17 @@ def test_metrics_count_a_region_at_the_level_of_its_view():
         counted = measures.result(0.05)["significant"]["selective"]["normal"]
         assert counted["share"] == called / views
         assert called == (found[0]["decision"] == "significant")
+
+
+def test_a_component_that_has_no_pixel_in_its_image_has_no_label(tmp_path):
+    """A view larger than its image may flag what lies between the image's pixels."""
+    region = np.zeros((8, 8), bool)
+    region[2:4, 2:4] = True
+    row = {"view": 0, "views": 1, "component": 1, "top": 2, "left": 2}
+    lost = {**row, "component": 2, "top": None, "left": None}
+    sample = Sample("a.png", tmp_path / "a.png", "test", "unknown", None, "a")
+    image = np.zeros((8, 8, 1))
+    for name, rows in (("one", [row]), ("both", [row, lost])):
+        one = Inspected(sample, rows, image, None, image[..., 0], region, region, None)
+        _picture(one, tmp_path / f"{name}.png")
+    assert (tmp_path / "both.png").read_bytes() == (tmp_path / "one.png").read_bytes()

@@ -9,7 +9,7 @@ import pytest
 from dal_jax._errors import InputError
 from dal_jax.report import Maps, figure, format_p, outcome, outline, overlay, table
 
-pytest.importorskip("matplotlib")
+matplotlib = pytest.importorskip("matplotlib")
 Image = pytest.importorskip("PIL.Image")
 
 
@@ -68,6 +68,15 @@ def test_components_have_lines_of_their_own(tmp_path: Path) -> None:
     assert outcome(parts[0], 0.015) == "not significant"  # by the adjusted p
     figure([np.zeros((6, 6, 1))] * 2, [whole, NOTHING], tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 5_000
+
+
+def test_the_legend_names_the_p_value_that_decides(tmp_path: Path) -> None:
+    part = result(0.01)._replace(p_holm=0.02, p_holm_low=0.02, p_holm_high=0.02)
+    whole = result(0.02)._replace(components=(part,))
+    for one, name in ((part, "selective p ≤"), (whole, "Holm's p ≤")):
+        with matplotlib.rc_context({"svg.fonttype": "none"}):
+            figure([np.zeros((6, 6, 1))], [one], tmp_path / "a.svg")
+        assert f"significant ({name} 0.05)" in (tmp_path / "a.svg").read_text()
 
 
 def test_labels_are_written_on_overlays(tmp_path: Path) -> None:

@@ -115,7 +115,11 @@ def _draw(
         _show(panels[3], image, grey)
         _label(panels, image, result, mask, name, alpha)
     seen = {outcome(part, alpha) for result in results for part in parts(result)}
-    _finish(page, bar, scores, alpha, threshold, seen, any(mask is not None for mask in masks))
+    holm = any(result.components for result in results)
+    truths = any(mask is not None for mask in masks)
+    _finish(
+        page, bar, scores, alpha, threshold, seen, truths, "Holm's p" if holm else "selective p"
+    )
     return page
 
 
@@ -263,6 +267,7 @@ def _finish(
     threshold: float | None,
     seen: set[str],
     truths: bool,
+    p: str,
 ) -> None:
     from matplotlib.lines import Line2D
 
@@ -272,8 +277,8 @@ def _finish(
     if threshold:
         bar.axvline(threshold, color="white", linewidth=2)
     meanings = {
-        words.SIGNIFICANT: f"significant (selective p ≤ {alpha:g})",
-        words.NOT_SIGNIFICANT: f"not significant (p > {alpha:g})",
+        words.SIGNIFICANT: f"significant ({p} ≤ {alpha:g})",
+        words.NOT_SIGNIFICANT: f"not significant ({p} > {alpha:g})",
         words.UNDECIDED: "undecided (bounds on p too wide)",
         words.NOT_TESTED: "flagged, not tested",
     }
