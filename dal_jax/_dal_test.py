@@ -61,8 +61,9 @@ def dal_test(
             dtype: "float32" searches in float32 and settles what decides in float64; "float64".
                 None is float32 for the adaptive engine and float64 for the exact ones. Region,
                 score and reconstruction are float64 in any case.
-            precision: width of the bounds on p to be reached, in [0, 1); 0 searches the whole
-                range. (The adaptive engine takes what is below 1e-7 for 1e-7.)
+            precision: width of the bounds on p to be reached, in [0, 1), of components on the
+                adjusted p; 0 searches the whole range. (The adaptive engine takes what is below
+                1e-7, of each component, for 1e-7.)
             alpha: level in (0, 1): the search may end as soon as the decision at alpha is certain.
             level: level in (0, 1) at which p will be decided on: the search does not end before
                 the bounds tell that decision, however narrow they are. Where the range is

@@ -203,7 +203,8 @@ def exact_test(
 
 def _wanted(case: Case, options: TestOptions, shares: int) -> SearchOptions:
     level = options.level if case.level is None else case.level
-    return replace(options.search, level=level, shares=shares)
+    precision = options.precision / shares  # Holm's procedure multiplies by up to so many
+    return replace(options.search, precision=precision, level=level, shares=shares)
 
 
 def _filled(

@@ -33,7 +33,7 @@ class TestOptions:
     alternative: str = "two-sided"  # or "equal-tailed", "greater", "less"
     engine: str = "adaptive"  # or "sweep", "scan"
     dtype: str | None = None  # None becomes the engine's: "float32" or "float64"
-    precision: float = 1e-3  # width of the bounds on p, in [0, 1)
+    precision: float = 1e-3  # width of the bounds on p (of components: adjusted), in [0, 1)
     alpha: float | None = None  # level in (0, 1) whose decision is enough
     z_max: float | None = None  # half the range searched, standard deviations; None: 10 + |z_obs|
     adaptive: AdaptiveOptions = field(default_factory=AdaptiveOptions)

@@ -178,6 +178,19 @@ def test_every_decision_of_holm_is_certain_before_a_search_ends():
     assert compared > 5  # it was not just searched to the end
 
 
+@pytest.mark.parametrize("engine", ["adaptive", "sweep"])
+def test_the_bounds_on_adjusted_p_values_are_as_narrow_as_asked_for(engine):
+    localizer = pooled_localizer(side=8)
+    x, reference = drawn(localizer, 7, least=5)
+    options = {"region": "components", "randomization": 0.5, "engine": engine, "precision": 0.01}
+    result = dal_test(localizer, x, reference, NOISE, **options)
+    assert result.status is Status.OK and len(result.components) == 6
+    assert result.p_value < 1  # else there is no width
+    for part in result.components:
+        assert part.p_holm_high - part.p_holm_low <= 0.01
+    assert 0 < result.p_high - result.p_low <= 0.01
+
+
 # Records and refusals.
 
 

@@ -1,6 +1,7 @@
 """Selective p-values against integration, reference cases, and every completion of the search."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from dal_jax.inference import (
     as_intervals,
     complement,
     decision,
+    discovery_q,
     intersect,
     measure,
     naive_p,
@@ -242,3 +244,29 @@ def test_decision():
 def test_bad_alternative_is_refused():
     with pytest.raises(InputError, match=r"^alternative is 'both', expected one of"):
         selective_p(0.0, LINE, LINE, "both")
+
+
+def test_q_values_count_what_was_tested_alone():
+    p = [0.01, np.nan, 0.02, 1.0, 0.0]
+    assert discovery_q(p, "bh") == pytest.approx([0.02, np.nan, 0.08 / 3, 1, 0], nan_ok=True)
+    assert discovery_q([]) == []
+    assert np.isnan(discovery_q([np.nan])).all()
+
+
+@pytest.mark.parametrize(
+    ("p", "method", "message"),
+    [
+        ([0.5], "BH", "method is 'BH', expected one of by, bh"),
+        ([0.5], None, "method is None, expected one of by, bh"),
+        ([0.5, 1.5], "by", "p_values hold 1.5, expected numbers from 0 to 1, or NaN"),
+        ([np.nan, -0.1], "bh", "p_values hold -0.1, expected numbers"),
+        ([np.inf], "by", "p_values hold inf, expected numbers"),
+        (0.5, "by", "p_values has shape (), expected (m,)"),
+        ([[0.5]], "by", "p_values has shape (1, 1), expected (m,)"),
+        (["small"], "by", "p_values are no array of numbers, expected"),
+        ([[0.5], 0.5], "by", "p_values are no array of numbers, expected"),
+    ],
+)
+def test_what_is_no_p_value_has_no_q(p, method, message):
+    with pytest.raises(InputError, match=f"^{re.escape(message)}"):
+        discovery_q(p, method)

@@ -380,6 +380,8 @@ def test_decisions_follow_the_chosen_p_value_and_need_its_calibration():
         rows_of([], None, InspectOptions(decide_by="conformal"))
     with pytest.raises(InputError, match="decide_by is 'naive'"):
         InspectOptions(decide_by="naive")
+    with pytest.raises(InputError, match="discoveries is 'BH', expected one of by, bh"):
+        InspectOptions(discoveries="BH")
     assert isinstance(calibration, Calibration)
     assert calibration.p_values(record(0.01))["conformal"] == (1 / 3,) * 3
     none = calibration.p_values({**record(np.nan), "status": "NO_REGION"})

@@ -14,6 +14,7 @@ from dal_jax.inference._normal import log_total_mass
 from dal_jax.inference._randomized import LEAST_SPREAD, NONE, Perturbation, normal_split
 
 ALTERNATIVES = ("two-sided", "equal-tailed", "greater", "less")
+PROCEDURES = ("by", "bh")  # of false discovery rates
 
 # z_obs may miss its interval by this share of max(1, |z_obs|): the rounding of a window's end.
 _EDGE = 1e-9
@@ -210,14 +211,14 @@ def discovery_q(p_values: ArrayLike, method: str = "by") -> list[float]:
     Hochberg's if they are independent, as tests are that share neither references nor an image.
 
     Args:
-        p_values: (m,) upper bounds on p; NaN where nothing was tested.
+        p_values: (m,) upper bounds on p, in [0, 1]; NaN where nothing was tested. m may be 0.
         method: "by" or "bh".
 
     Returns:
         q of each, NaN where p is.
 
     Raises:
-        InputError: unknown method.
+        InputError: unknown method, another shape, or what is no p-value.
 
     Example:
         >>> [round(q, 3) for q in discovery_q([0.01, float("nan"), 0.02], "bh")]
@@ -226,13 +227,26 @@ def discovery_q(p_values: ArrayLike, method: str = "by") -> list[float]:
     Source: Benjamini and Hochberg, JRSS B 57, 1995; Benjamini and Yekutieli, Annals of Statistics
     29, 2001.
     """
-    if method not in ("by", "bh"):
-        raise InputError(f"method is {method!r}, expected by or bh")
-    q_values = np.array(p_values, np.float64)
+    check_procedure("method", method)
+    try:
+        q_values = np.array(p_values, np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError("p_values are no array of numbers, expected one of shape (m,)") from error
+    if q_values.ndim != 1:
+        raise InputError(f"p_values has shape {q_values.shape}, expected (m,)")
     known = ~np.isnan(q_values)
+    odd = q_values[known & ~((q_values >= 0) & (q_values <= 1))]
+    if odd.size:
+        raise InputError(f"p_values hold {odd[0]:g}, expected numbers from 0 to 1, or NaN")
     if known.any():
         q_values[known] = stats.false_discovery_control(q_values[known], method=method)
     return q_values.tolist()
+
+
+def check_procedure(name: str, procedure: str) -> None:
+    """Refuses a procedure that is not known by an `InputError`."""
+    if procedure not in PROCEDURES:
+        raise InputError(f"{name} is {procedure!r}, expected one of {', '.join(PROCEDURES)}")
 
 
 def check_alternative(alternative: str) -> None:

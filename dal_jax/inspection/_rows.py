@@ -15,6 +15,7 @@ from dal_jax._errors import InputError
 from dal_jax._result import parts_of_record
 from dal_jax.images import atomic_path
 from dal_jax.inference import SelectiveP, discovery_q
+from dal_jax.inference._p_value import check_procedure
 from dal_jax.inspection._calibration import (
     METHODS,
     Calibration,
@@ -61,6 +62,7 @@ class InspectOptions:
         if self.decide_by not in DECIDING:
             known = ", ".join(DECIDING)
             raise InputError(f"decide_by is {self.decide_by!r}, expected one of {known}")
+        check_procedure("discoveries", self.discoveries)
 
 
 def rows_of(
