@@ -115,11 +115,9 @@ def _draw(
         _show(panels[3], image, grey)
         _label(panels, image, result, mask, name, alpha)
     seen = {outcome(part, alpha) for result in results for part in parts(result)}
-    holm = any(result.components for result in results)
-    truths = any(mask is not None for mask in masks)
-    _finish(
-        page, bar, scores, alpha, threshold, seen, truths, "Holm's p" if holm else "selective p"
-    )
+    masked = any(mask is not None for mask in masks)
+    p = "Holm's p" if any(result.components for result in results) else "selective p"
+    _finish(page, bar, scores, alpha, threshold, seen, masked, p)
     return page
 
 
