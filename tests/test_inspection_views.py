@@ -31,7 +31,8 @@ from dal_jax.inspection import (
     load_profile,
     rows_of,
 )
-from dal_jax.inspection._calibration import fit_calibration
+from dal_jax.inspection._calibrate import by_distance, smallest
+from dal_jax.inspection._calibration import fit_calibration, view_p
 from dal_jax.inspection._items import ViewItem, as_items, view_items
 from dal_jax.inspection._learn import Images, Normal, fit_noise, undiluted
 from dal_jax.inspection._measures import Measures
@@ -42,6 +43,7 @@ NAN = float("nan")
 
 
 def record(p, low=None, high=None, status="OK"):
+    status = "TIE" if np.isnan(p) and status == "OK" else status
     tested = status == "OK"
     return {
         "name": "x",
@@ -102,8 +104,9 @@ def test_the_views_of_an_image_share_its_level():
 def with_components(*p):
     """A view of which each component was tested."""
     parts = [record(value) for value in p]
-    whole = {"region": [[0, 3 * len(p)]], "components": parts, "status": "OK"}
-    adjusted = min(one.p for one in holm([SelectiveP(value, value, value) for value in p]))
+    status = max(part["status"] for part in parts)  # "TIE" comes after "OK"
+    whole = {"region": [[0, 3 * len(p)]], "components": parts, "status": status}
+    adjusted = np.min([one.p for one in holm([SelectiveP(value, value, value) for value in p])])
     return {**record(adjusted), **whole, "statistic": NAN, "sd": NAN}
 
 
@@ -174,6 +177,37 @@ def test_ranks_of_components_are_among_the_smallest_of_normal_views():
         found = rows_of(tested, held, InspectOptions(alpha, "conformal"))
         assert [row["decision"] for row in found[:3]] == [decision] * 3
         assert bool(out_of_reach(held, alpha, 2)) == (decision != "significant")
+
+
+def test_a_component_without_a_p_value_counts_as_one_in_the_calibration_as_in_the_table():
+    tied = with_components(0.02, NAN, 0.3)
+    found = rows(tied)
+    assert [row["decision"] for row in found[:2]] == ["not significant", "no valid result"]
+    assert [row["p_adjusted"] for row in found] == pytest.approx([0.06, NAN, 0.6], nan_ok=True)
+    nothing = with_components(NAN, NAN)
+    held = fit_calibration([record(0.5), tied, nothing], ["a", "b", "b"])
+    assert held.selective.p == held.naive == (0.5, 0.02)
+    assert held.selective.weights == (1.0, 0.5)
+    assert [view_p(one).p for one in (tied, nothing)] == pytest.approx([0.06, NAN], nan_ok=True)
+    assert smallest([record(0.5), tied, nothing]) == [1, 0]
+    assert sum(part["views"] for part in by_distance([tied, nothing])) == 2
+
+
+def test_ranks_hold_where_views_of_many_components_have_one_without_a_p_value():
+    """Such views have smaller p: left out of the calibration, they would be called too often."""
+    rng = np.random.default_rng(0)
+
+    def drawn():
+        return with_components(rng.random(), *([NAN, *rng.random(5)] if rng.random() < 0.5 else []))
+
+    held = fit_calibration([drawn() for _ in range(99)], [f"g{k}" for k in range(99)])
+    sample = Sample("a.png", None, "test", "normal", None, "a")
+    called = []
+    for _ in range(400):
+        found = rows_of([(ViewItem(sample, 0, 1), drawn())], held, InspectOptions(0.2, "conformal"))
+        called.append(any(row["decision"] == "significant" for row in found))
+    # Standard errors of the tested and of the calibrating views.
+    assert abs(np.mean(called) - 0.2) < 3 * np.sqrt(0.2 * 0.8 * (1 / 400 + 1 / 99))
 
 
 def test_p_values_of_other_standard_deviations_are_those_of_a_wider_law():

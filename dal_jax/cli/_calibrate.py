@@ -23,6 +23,7 @@ from dal_jax.inspection import (
 from dal_jax.inspection import (
     calibrate as run_calibration,
 )
+from dal_jax.inspection._calibration import view_p
 from dal_jax.report import calibration_picture, overlay
 from dal_jax.runs import join_hosts, leave_hosts
 
@@ -91,7 +92,7 @@ def _pictures(found: Calibrated, folder: Path) -> None:
     )
     for number, (record, view) in enumerate(found.smallest, 1):
         region = region_of(record["region"], view.shape[:2])
-        called = region & bool(record["p_value"] <= 0.05)
+        called = region & bool(view_p(record).p <= 0.05)
         limits = (-3.0, 3.0) if view.min() < 0 else None  # standard deviations of the view
         overlay(view, region, called, folder / "smallest" / f"{number:02d}.png", limits=limits)
 

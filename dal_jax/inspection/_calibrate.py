@@ -25,7 +25,9 @@ from dal_jax.inspection._calibration import (
     rates,
     save_calibration,
     smallest_p,
+    tested_parts,
     uniformity,
+    view_p,
 )
 from dal_jax.inspection._items import Reader, ViewItem, as_items, view_items
 from dal_jax.inspection._learn import undiluted
@@ -199,7 +201,7 @@ def calibrate(
     control = _control(profile, run, directory, options)
     own_rates = rates(p_values, groups)
     control_rates = rates(
-        {"selective": np.array([record["p_value"] for record in control])},
+        {"selective": np.array([view_p(record).p for record in control])},
         [str(k) for k in range(len(control))],
     )
     pixels, where = _read(reader, [listed[k] for k in kept])
@@ -267,8 +269,8 @@ def smallest(records: Sequence[dict[str, Any]]) -> list[int]:
     Returns:
         The numbers of at most a dozen, the smallest p first.
     """
-    tested = [k for k, record in enumerate(records) if record["status"] == "OK"]
-    return sorted(tested, key=lambda k: records[k]["p_value"])[:_SHOWN]
+    p = [view_p(record).p for record in records]
+    return sorted(np.flatnonzero(~np.isnan(p)).tolist(), key=lambda k: p[k])[:_SHOWN]
 
 
 def by_distance(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -280,8 +282,8 @@ def by_distance(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     Returns:
         For |z| below 1, 1 to 2, 2 to 3 and above: views (or components), and rejections at 0.05.
     """
-    views = [record for record in records if record["status"] == "OK"]
-    tested = [part for record in views for part in parts_of_record(record)]
+    parts = [part for record in records for part in tested_parts(record)]
+    tested = [part for part in parts if part["status"] == "OK"]
     z = np.array([abs(record["statistic"] / record["sd"]) for record in tested])
     p = np.array([record["p_value"] for record in tested])
     return [
@@ -364,7 +366,7 @@ def _moved(
     for factor in LENGTH_FACTORS if options.lengths else ():
         noise = profile._replace(noise=stretched(profile.noise, shape, factor)).tested_noise
         for record in run(directory / f"length-{factor:g}", items, noise):
-            rows.append(_row(record["name"], "correlation length", factor, record["p_high"]))
+            rows.append(_row(record["name"], "correlation length", factor, view_p(record).high))
     return rows
 
 

@@ -66,7 +66,7 @@ class Calibration:
 
     inflated: Law  # normal, its standard deviation fitted
     heavy_tails: Law  # Student's, its scale and degrees of freedom fitted
-    selective: Ranks  # raw p-values of normal views with a region, the smallest of its components
+    selective: Ranks  # raw p-values of normal views, the smallest of their components that have one
     naive: tuple[float, ...]  # naive p-values of the same views
     score: tuple[float, ...]  # minus the maximum score of normal views, also without a region
     score_weights: tuple[float, ...]  # of each, see `conformal_p`
@@ -146,6 +146,30 @@ def view_p_values(calibration: Calibration, record: dict[str, Any]) -> dict[str,
     return {method: smallest_p(method, [p[method] for p in own]) for method in METHODS}
 
 
+def tested_parts(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """What of a view has a p-value: its components, or its one region.
+
+    Args:
+        record: of the view.
+
+    Returns:
+        Their records; none where nothing was flagged, or nothing of it could be tested.
+    """
+    return [part for part in parts_of_record(record) if part["status"] in _TESTED]
+
+
+def view_p(record: dict[str, Any]) -> SelectiveP:
+    """The raw p-value of a view, as the table has it.
+
+    Args:
+        record: of the view.
+
+    Returns:
+        p with bounds; with components the smallest adjusted one of those that have one.
+    """
+    return smallest_p("selective", [raw_p_values(p)["selective"] for p in parts_of_record(record)])
+
+
 class Rate(NamedTuple):
     """How often a method calls a normal view significant."""
 
@@ -213,6 +237,9 @@ def p_with_sigma(record: dict[str, Any], factor: float) -> SelectiveP:
 def fit_calibration(records: Sequence[dict[str, Any]], groups: Sequence[str]) -> Calibration:
     """Fits the laws and keeps the p-values of normal views.
 
+    A component without a p-value (TIE) counts as one with p = 1, as in the table of tested views:
+    ranks hold only if normal and tested views have their smallest p by the same rule.
+
     Args:
         records: of normal views, with `max_score`.
         groups: the physical object of each.
@@ -223,27 +250,30 @@ def fit_calibration(records: Sequence[dict[str, Any]], groups: Sequence[str]) ->
     Raises:
         InputError: no view has a region.
     """
-    tested = [k for k, record in enumerate(records) if record["status"] in _TESTED]
-    finished = [k for k in tested if records[k]["status"] == "OK"]
-    if not finished:
+    parts = {k: own for k, record in enumerate(records) if (own := tested_parts(record))}
+    regions = [
+        (groups[k], observed_of(part))
+        for k, own in parts.items()
+        for part in own
+        if part["status"] == "OK"
+    ]
+    if not regions:
         raise InputError(
             f"none of {len(records)} normal views has a tested region, expected some to calibrate "
             "with: more normal images, or training with a larger flag_share"
         )
-    parts = {k: parts_of_record(records[k]) for k in tested}
-    regions = [(groups[k], observed_of(part)) for k in finished for part in parts[k]]
     observed = [one for _, one in regions]
     sizes = Counter(groups)  # views without a region count, too
     scored = [k for k, record in enumerate(records) if np.isfinite(record["max_score"])]
     low, p, high = (
-        tuple(min(part[name] for part in parts[k]) for k in tested)
+        tuple(min(part[name] for part in own) for own in parts.values())
         for name in ("p_low", "p_value", "p_high")
     )
     return Calibration(
         inflation(observed),
         heavy_tails(observed, [group for group, _ in regions]),
-        Ranks(p, low, high, tuple(1 / sizes[groups[k]] for k in tested)),
-        tuple(min(part["naive_p"] for part in parts[k]) for k in tested),
+        Ranks(p, low, high, tuple(1 / sizes[groups[k]] for k in parts)),
+        tuple(min(part["naive_p"] for part in own) for own in parts.values()),
         tuple(-records[k]["max_score"] for k in scored),
         tuple(1 / sizes[groups[k]] for k in scored),
         len(records),
