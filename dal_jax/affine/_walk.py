@@ -118,9 +118,8 @@ def walk(algebra: Algebra, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any
 
 
 def _interpret(algebra: Algebra, eqn: Any, ins: list[Any]) -> list[Any]:
-    from dal_jax.affine._rules import (
-        RULES,  # the table's rules walk themselves (reduction bodies): import late
-    )
+    # Imported late: the table's rules walk themselves (reduction bodies).
+    from dal_jax.affine._rules import RULES
 
     name = eqn.primitive.name
     if not any(algebra.moves(value) for value in ins):
