@@ -10,7 +10,7 @@ judges it by those kept aside for calibration: how often regions fixed in advanc
 import argparse
 from pathlib import Path
 
-from dal_jax.bench import aligned
+from dal_jax.bench import align_rows
 from dal_jax.inspection import Profile, load_profile
 from dal_jax.inspection._learn import Images, Normal
 from dal_jax.noise import choose, estimate, fit_report
@@ -52,7 +52,7 @@ def main() -> None:
             rows.append(["kind", "error", *("{}x{}".format(*r.shape) for r in found.regions)])
         shares = [f"{region.rejection.value:.2f}" for region in found.regions]
         rows.append([judged.kind, f"{judged.region_error:.2f}", *shares])
-    print(aligned(rows))
+    print(align_rows(rows))
 
 
 if __name__ == "__main__":

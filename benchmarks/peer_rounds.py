@@ -140,12 +140,12 @@ def _compared(
     with tempfile.TemporaryDirectory() as folder:
         arrays = peer_arrays(localizer)
         for number in range(rounds):
-            picked = [(number * tests + k) % total for k in range(min(tests, total))]
-            files = [Path(folder, f"{k}.npz") for k in picked]
-            for k, file in zip(picked, files, strict=True):
+            selected = [(number * tests + k) % total for k in range(min(tests, total))]
+            files = [Path(folder, f"{k}.npz") for k in selected]
+            for k, file in zip(selected, files, strict=True):
                 own = {"x": inputs.images[k], "x_ref": inputs.references[k]}
                 np.savez(file, **arrays, **own)  # type: ignore[arg-type]
-            found.append(_round(python, prepared, picked, files, seconds))
+            found.append(_round(python, prepared, selected, files, seconds))
     failure = next((row["failure"] for row in found if "failure" in row), None)
     if failure is not None:
         yield {**told, "rounds": found, "failure": failure}
@@ -164,7 +164,7 @@ def _compared(
 
 
 def _round(
-    python: str, prepared: Prepared, picked: list[int], files: list[Path], seconds: float
+    python: str, prepared: Prepared, selected: list[int], files: list[Path], seconds: float
 ) -> dict[str, Any]:
     """All images by dal_jax, then some of them by the peer."""
     plan = prepared.plan
@@ -181,7 +181,7 @@ def _round(
         if record.get("failure"):
             return {"failure": f"peer: {record['failure']}"}
     windows: dict[int, int] = {}
-    cut = [k for k, record in zip(picked, theirs, strict=True) if record["stopped_by"] == "time"]
+    cut = [k for k, record in zip(selected, theirs, strict=True) if record["stopped_by"] == "time"]
     if cut:
         options = {"precision": plan.precision, "dtype": "float32", "repeat_first": False}
         exact = work({"do": "exact", **task, "images": cut, "options": options}, **limits)
@@ -190,7 +190,7 @@ def _round(
         windows = dict(zip(cut, exact["windows"], strict=True))
     peer = [
         _peer_test(k, record, windows.get(k), jobs)
-        for k, record in zip(picked, theirs, strict=True)
+        for k, record in zip(selected, theirs, strict=True)
     ]
     own = ours[0]["seconds_per_test"]
     mean = statistics.fmean(row["seconds_per_test"] for row in peer)

@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.queue_inputs import Measured, read_inputs, summarize
 from benchmarks.queue_model import Costs, process_seconds, simulate_process, simulate_run
-from dal_jax.bench import aligned, number
+from dal_jax.bench import align_rows, number
 from dal_jax.images import write_text
 
 INPUTS = Path(__file__).with_name("data") / "queue.json"
@@ -52,7 +52,7 @@ def lengths(measured: list[Measured]) -> str:
                 *(number(float(v)) for v in np.percentile(latency, [50, 99])),
             ]
         )
-    return aligned(rows)
+    return align_rows(rows)
 
 
 def runs(measured: list[Measured], images: int, devices: list[int], seed: int) -> str:
@@ -79,7 +79,7 @@ def runs(measured: list[Measured], images: int, devices: list[int], seed: int) -
                     duration(other.total),
                 ]
             )
-    return aligned(rows)
+    return align_rows(rows)
 
 
 def uneven(measured: list[Measured], images: int, devices: list[int], seed: int) -> str:
@@ -99,7 +99,7 @@ def uneven(measured: list[Measured], images: int, devices: list[int], seed: int)
                     run = simulate_run(tests, count, entry.costs, steal=steal, speeds=speeds)
                     cells.append(duration(run.started + run.working))
             rows.append([str(entry.size), str(count), *cells])
-    return aligned(rows)
+    return align_rows(rows)
 
 
 def shares(measured: list[Measured], seed: int) -> str:
@@ -120,7 +120,7 @@ def shares(measured: list[Measured], seed: int) -> str:
         each = float(tests.mean()) / costs.capacity * costs.call
         enough = [number(begin / each * goal / (1 - goal), 2) for goal in (0.9, 0.99)]
         rows.append([str(entry.size), *told, *enough])
-    return aligned(rows)
+    return align_rows(rows)
 
 
 def losses(
@@ -146,7 +146,7 @@ def losses(
             paid = 100 * lost / (count * total)
             cells.append(f"{duration(total)} ({often:.1f}, {paid:.2g}%)")
         rows.append([str(entry.size), str(count), duration(calm), *cells])
-    return aligned(rows)
+    return align_rows(rows)
 
 
 def limits(images: int, devices: list[int], costs: Costs) -> str:
@@ -168,7 +168,7 @@ def limits(images: int, devices: list[int], costs: Costs) -> str:
                 number(count * collect / 3600),
             ]
         )
-    return aligned(rows)
+    return align_rows(rows)
 
 
 def duration(seconds: float) -> str:

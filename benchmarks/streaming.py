@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dal_jax.bench import aligned
+from dal_jax.bench import align_rows
 from dal_jax.noise import stationary
 
 TRAIN = ("--view", "resize", "--size", "16", "--channels", "8,16", "--steps", "50")
@@ -151,7 +151,7 @@ def main() -> None:
         rows.append(["killed", str(len(names(out))), f"{took:.0f}", f"{peak:.0f}"])
     took, peak = finished(words)
     rows.append(["continued", str(len(names(out))), f"{took:.0f}", f"{peak:.0f}"])
-    print(aligned(rows))
+    print(align_rows(rows))
     found = names(out)
     tables = ("results.csv", "images.csv", "metrics.json")
     same = all(held(out / name) == held(wanted.out / "out-all" / name) for name in tables)

@@ -6,10 +6,10 @@ from dal_jax._errors import CheckpointError as CheckpointError
 from dal_jax._errors import DalJaxError as DalJaxError
 from dal_jax._errors import InputError as InputError
 from dal_jax._errors import NotPiecewiseAffineError as NotPiecewiseAffineError
-from dal_jax._one_test import Case as Case
+from dal_jax._one_test import ImageToTest as ImageToTest
 from dal_jax._options import TestOptions as TestOptions
 from dal_jax._result import TestResult as TestResult
-from dal_jax._test_run import Item as Item
+from dal_jax._test_run import QueuedImage as QueuedImage
 from dal_jax._test_run import run_tests as run_tests
 from dal_jax._thinning import Thinned as Thinned
 from dal_jax._thinning import ThinnedTest as ThinnedTest

@@ -9,7 +9,14 @@ import jax
 import numpy as np
 
 from dal_jax._errors import InputError
-from dal_jax._one_test import Case, adaptive_test, check_noise, checked, exact_test, refused
+from dal_jax._one_test import (
+    ImageToTest,
+    adaptive_test,
+    check_noise,
+    exact_test,
+    invalid_result,
+    validate_image,
+)
 from dal_jax._options import TestOptions, test_options
 from dal_jax._randomization import check_sampled
 from dal_jax._result import TestResult
@@ -39,7 +46,7 @@ def dal_test(
 
     The region M is where `score > threshold`, or part of it (see `region`); the statistic is the
     difference of means inside M, `T = mean(x[M]) - mean(x_ref[M])`; the p-value is that of T under
-    the null given that M was picked, `P(|T| >= |T_obs| given T in Z)`, uniform under the null.
+    the null given that M was selected, `P(|T| >= |T_obs| given T in Z)`, uniform under the null.
 
     Args:
         localizer: from `load_localizer`, `dal_localizer` or `from_score`.
@@ -120,7 +127,9 @@ def dal_test(
     Source: Katsuoka et al., arXiv 2402.11789; bounds and engines: this project.
     """
     chosen = test_options(options)
-    case = checked(localizer, Case(np.asarray(x), np.asarray(x_ref), where=where, name=name))
+    case = validate_image(
+        localizer, ImageToTest(np.asarray(x), np.asarray(x_ref), where=where, name=name)
+    )
     covariance = covariance_of(noise, localizer)
     if chosen.engine == "adaptive":
         evaluator = evaluator_of(localizer, False, _devices(1))  # too little work for more
@@ -204,12 +213,12 @@ def dal_test_batch(
         raise InputError(f"where has {len(where)} masks, expected {len(images)}, one an image")
     chosen, covariance = test_options(options), covariance_of(noise, localizer)
 
-    def case(number: int) -> Case:
+    def case(number: int) -> ImageToTest:
         own = None if draws is None else draws[number]
         found = None if noises is None else noises[number]
         found = None if found is None else covariance_of(found, localizer)
         shown = None if where is None else where[number]
-        return Case(images[number], references[number], own, found, shown, name=number)
+        return ImageToTest(images[number], references[number], own, found, shown, name=number)
 
     cases = ((number, partial(case, number)) for number in range(len(images)))
     results: dict[int, TestResult] = {}
@@ -230,7 +239,7 @@ def dal_test_batch(
 
 def stream_tests(
     localizer: Localizer,
-    cases: Iterable[tuple[Any, Callable[[], Case]]],
+    cases: Iterable[tuple[Any, Callable[[], ImageToTest]]],
     noise: Noise,
     options: TestOptions,
     *,
@@ -269,14 +278,14 @@ def stream_tests(
     if batch_size is None:
         batch_size = _in_flight(evaluator, localizer, options)
 
-    def task(load: Callable[[], Case]) -> Task[TestResult]:
+    def task(load: Callable[[], ImageToTest]) -> Task[TestResult]:
         try:
-            case = checked(localizer, load())
+            case = validate_image(localizer, load())
             if (case.draws is not None) != own_draws:
                 there, expected = ("none", "its own") if own_draws else ("its own", "none")
                 raise InputError(f"draws: the image has {there}, expected {expected}")
         except InputError as error:
-            return refused(localizer, options, error)
+            return invalid_result(localizer, options, error)
         return (yield from adaptive_test(localizer, case, noise, options))
 
     tasks = ((key, task(load)) for key, load in cases)
@@ -310,12 +319,12 @@ def covariance_of(noise: Noise | str, localizer: Localizer) -> Noise:
 
 
 def _each(
-    localizer: Localizer, load: Callable[[], Case], noise: Noise, options: TestOptions
+    localizer: Localizer, load: Callable[[], ImageToTest], noise: Noise, options: TestOptions
 ) -> TestResult:
     try:
-        case = checked(localizer, load())
+        case = validate_image(localizer, load())
     except InputError as error:
-        return refused(localizer, options, error)
+        return invalid_result(localizer, options, error)
     own = localizer if case.draws is None else localizer.with_draws(case.draws)
     return exact_test(own, case, noise, options, None)
 

@@ -21,14 +21,14 @@ from dal_jax.inference import Line, Noise, region_line
 from dal_jax.localizers import Localizer
 from dal_jax.localizers._localizer import check_draws, check_threshold
 from dal_jax.search import (
-    Adaptive,
+    AdaptiveResult,
     LineProblem,
     Membership,
-    Picked,
-    Request,
     ScanEngine,
-    Searched,
+    ScoreRequest,
     SearchOptions,
+    SearchResult,
+    SelectedRegion,
     Status,
     SweepEngine,
     adaptive_search,
@@ -37,17 +37,17 @@ from dal_jax.search import (
     misjudged_length,
     operands,
     parts_of,
-    pick,
     search_line,
+    select_region,
 )
 from dal_jax.search._schedule import Task
 
 
-class Case(NamedTuple):
+class ImageToTest(NamedTuple):
     """One image to be tested.
 
     Example:
-        >>> Case(np.ones((2, 2, 1)), np.zeros((5, 2, 2, 1))).references.shape
+        >>> ImageToTest(np.ones((2, 2, 1)), np.zeros((5, 2, 2, 1))).references.shape
         (5, 2, 2, 1)
     """
 
@@ -60,7 +60,7 @@ class Case(NamedTuple):
     name: str | int = 0  # with the seed tells its randomization from those of other images
 
 
-def checked(localizer: Localizer, case: Case) -> Case:
+def validate_image(localizer: Localizer, case: ImageToTest) -> ImageToTest:
     """The case in float64; an `InputError` names what of it does not fit the localizer."""
     check_threshold(localizer.threshold)
     shape = tuple(localizer.image_shape)
@@ -105,7 +105,7 @@ class _Test(NamedTuple):
     line: Callable[[], Line]  # two images, made when their turn comes; or an InputError
 
 
-def looked_at(case: Case, noise: Noise, options: TestOptions) -> Looked:
+def looked_at(case: ImageToTest, noise: Noise, options: TestOptions) -> Looked:
     """Adds the randomization of the options to a checked case.
 
     Args:
@@ -141,7 +141,7 @@ def check_noise(noise: Any, shape: tuple[int, ...]) -> None:
     noise.check(shape)
 
 
-def refused(localizer: Localizer, options: TestOptions, error: InputError) -> TestResult:
+def invalid_result(localizer: Localizer, options: TestOptions, error: InputError) -> TestResult:
     """The result of an image that cannot be tested."""
     nothing = np.full(localizer.image_shape, np.nan)
     return empty_result(
@@ -163,17 +163,17 @@ def _window_fn(membership: Membership) -> Any:
 
 
 def exact_test(
-    localizer: Localizer, case: Case, noise: Noise, options: TestOptions, progress: Any
+    localizer: Localizer, case: ImageToTest, noise: Noise, options: TestOptions, progress: Any
 ) -> TestResult:
     """Tests a checked case by an exact engine."""
     started = time.perf_counter()
     try:
         looked = looked_at(case, noise, options)
     except InputError as error:
-        return refused(localizer, options, error)
+        return invalid_result(localizer, options, error)
     with exact_arithmetic():
         maps = localizer.evaluate(looked.image)
-        empty, picked, tests = _hypotheses(localizer, case, looked, noise, options, *maps)
+        empty, selected, tests = _hypotheses(localizer, case, looked, noise, options, *maps)
         if not tests:
             return _timed(empty, started)
         wanted = vars(_wanted(case, options, len(tests)))
@@ -184,7 +184,7 @@ def exact_test(
             except InputError as error:
                 found.append(_refused(test, error))
                 break
-            problem = _line_problem(localizer, case, picked, line)
+            problem = _line_problem(localizer, case, selected, line)
             window = _first_window(problem)
             scan = options.engine == "scan"
             engine = (
@@ -197,18 +197,18 @@ def exact_test(
                 progress=progress,
                 **wanted,
             )
-            found.append(_filled(test, line, searched, window, options))
+            found.append(_fill_result(test, line, searched, window, options))
     return _timed(_whole(empty, found, options), started)
 
 
-def _wanted(case: Case, options: TestOptions, shares: int) -> SearchOptions:
+def _wanted(case: ImageToTest, options: TestOptions, shares: int) -> SearchOptions:
     level = options.level if case.level is None else case.level
     precision = options.precision / shares  # Holm's procedure multiplies by up to so many
     return replace(options.search, precision=precision, level=level, shares=shares)
 
 
-def _filled(
-    test: _Test, line: Line, searched: Searched, window: np.ndarray, options: TestOptions
+def _fill_result(
+    test: _Test, line: Line, searched: SearchResult, window: np.ndarray, options: TestOptions
 ) -> TestResult:
     how = options.alternative, options.confidence
     return with_search(test.empty, line, searched, window, *how)
@@ -225,7 +225,9 @@ def _whole(empty: TestResult, found: list[TestResult], options: TestOptions) -> 
     return with_components(empty, found) if options.region == "components" else found[0]
 
 
-def _line_problem(localizer: Localizer, case: Case, picked: Picked, line: Line) -> LineProblem:
+def _line_problem(
+    localizer: Localizer, case: ImageToTest, selected: SelectedRegion, line: Line
+) -> LineProblem:
     return LineProblem(
         localizer.score_fn,
         localizer.params,
@@ -233,7 +235,7 @@ def _line_problem(localizer: Localizer, case: Case, picked: Picked, line: Line) 
         localizer.threshold,
         line.base,
         line.direction,
-        picked,
+        selected,
         line.z_obs,
     )
 
@@ -247,17 +249,21 @@ def _first_window(problem: LineProblem) -> np.ndarray:
 
 
 def adaptive_test(
-    localizer: Localizer, case: Case, noise: Noise, options: TestOptions, progress: Any = None
+    localizer: Localizer,
+    case: ImageToTest,
+    noise: Noise,
+    options: TestOptions,
+    progress: Any = None,
 ) -> Task[TestResult]:
     """Tests a checked case adaptively, as a task of `run_side_by_side`; returns the result."""
     started = time.perf_counter()
     try:
         looked = looked_at(case, noise, options)
     except InputError as error:
-        return refused(localizer, options, error)
-    seen = yield Request(looked.image[None], np.array([True]), case.draws, True)
+        return invalid_result(localizer, options, error)
+    seen = yield ScoreRequest(looked.image[None], np.array([True]), case.draws, True)
     assert seen.reconstruction is not None
-    empty, picked, tests = _hypotheses(
+    empty, selected, tests = _hypotheses(
         localizer, case, looked, noise, options, seen.score[0], seen.reconstruction
     )
     empty = empty._replace(num_evaluations=1)
@@ -265,7 +271,7 @@ def adaptive_test(
         return _timed(empty, started)
     wanted = _wanted(case, options, len(tests))
     found = yield [
-        _search(localizer, case, picked, test, wanted, options, progress) for test in tests
+        _search(localizer, case, selected, test, wanted, options, progress) for test in tests
     ]
     result = _whole(empty, found, options)
     if result.status is Status.INVALID_INPUT:
@@ -280,8 +286,8 @@ def adaptive_test(
 
 def _search(
     localizer: Localizer,
-    case: Case,
-    picked: Picked,
+    case: ImageToTest,
+    selected: SelectedRegion,
     test: _Test,
     wanted: SearchOptions,
     options: TestOptions,
@@ -292,7 +298,7 @@ def _search(
         line = test.line()
     except InputError as error:
         return _refused(test, error)
-    judge = partial(margins, threshold=localizer.threshold, picked=picked)
+    judge = partial(margins, threshold=localizer.threshold, selected=selected)
     search = adaptive_search(
         line.z_obs,
         judge(test.empty.score[None]),
@@ -303,19 +309,19 @@ def _search(
         perturbation=line.perturbation,
         progress=progress,
     )
-    found: Adaptive | None = None
+    found: AdaptiveResult | None = None
     points = next(search)
     while found is None:
         images = line.base + line.direction * points.z[:, None, None, None]
-        answer = yield Request(images, points.wide, case.draws)
+        answer = yield ScoreRequest(images, points.wide, case.draws)
         try:
             points = search.send(judge(answer.score))
         except StopIteration as end:
             found = end.value
     window = np.full(2, np.nan)
     if options.first_window:
-        window = _first_window(_line_problem(localizer, case, picked, line))
-    return _filled(test, line, found.searched, window, options)._replace(
+        window = _first_window(_line_problem(localizer, case, selected, line))
+    return _fill_result(test, line, found.searched, window, options)._replace(
         spacing=found.spacing * line.unit,
         num_checks=found.num_checks,
         num_disagreements=found.num_disagreements,
@@ -325,32 +331,32 @@ def _search(
 
 def _hypotheses(
     localizer: Localizer,
-    case: Case,
+    case: ImageToTest,
     looked: Looked,
     noise: Noise,
     options: TestOptions,
     score: np.ndarray,
     reconstruction: np.ndarray,
-) -> tuple[TestResult, Picked, list[_Test]]:
-    """The result so far, what was picked, and what of it is tested if there is anything."""
+) -> tuple[TestResult, SelectedRegion, list[_Test]]:
+    """The result so far, what was selected, and what of it is tested if there is anything."""
     if score.shape != case.image.shape[:2]:
         raise InputError(f"localizer has scores {score.shape}, expected {case.image.shape[:2]}")
-    picked = pick(score, localizer.threshold, options.region, case.where)
-    empty = empty_result(score, reconstruction, picked.region, options.engine)
+    selected = select_region(score, localizer.threshold, options.region, case.where)
+    empty = empty_result(score, reconstruction, selected.region, options.engine)
     empty = empty._replace(randomization=float(options.randomization), seed=int(options.seed))
     if not np.isfinite(score).all():
-        return empty._replace(status=Status.NON_FINITE), picked, []
+        return empty._replace(status=Status.NON_FINITE), selected, []
     scale = float(np.nan_to_num(np.abs([looked.image, reconstruction])).max())
-    ties = count_ties(score, localizer.threshold, picked, scale)
+    ties = count_ties(score, localizer.threshold, selected, scale)
     empty = empty._replace(num_ties=ties)
-    if not picked.region.any():
-        return empty, picked, []
+    if not selected.region.any():
+        return empty, selected, []
     covariance = noise if case.noise is None else case.noise
     tests = []
-    for region in parts_of(picked, options.region):
+    for region in parts_of(selected, options.region):
         parts = case.image, case.references, region, covariance, looked.omega, options.randomization
         tests.append(_Test(empty._replace(region=region), partial(region_line, *parts)))
-    return empty, picked, tests
+    return empty, selected, tests
 
 
 def _timed(result: TestResult, started: float) -> TestResult:

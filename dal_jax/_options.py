@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from dal_jax._errors import InputError
-from dal_jax.inference import Law, Ranks
+from dal_jax.inference import NullLaw, Ranks
 from dal_jax.search import AdaptiveOptions, SearchOptions, check_region
 
 ENGINES = ("adaptive", "sweep", "scan")
@@ -42,7 +42,9 @@ class TestOptions:
     permutations: int = 0  # 0 or more; adaptive engine only
     region: str = "all"  # or "peak", "components"
     level: float | None = None  # in (0, 1), at which the decision must be certain, too
-    recalibrations: tuple[Law | Ranks, ...] = ()  # whose decisions at it must be certain as well
+    recalibrations: tuple[
+        NullLaw | Ranks, ...
+    ] = ()  # whose decisions at it must be certain as well
     randomization: float = GAMMA  # noise added for the selection, in deviations of the noise
     confidence: float = 0.95  # of the interval for the mean difference, in (0, 1)
 

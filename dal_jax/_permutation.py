@@ -10,7 +10,7 @@ import numpy as np
 from dal_jax._options import TestOptions
 from dal_jax._typing import Bool, Float, Int
 from dal_jax.inference import permutation_p
-from dal_jax.search import Answer, Request, pick
+from dal_jax.search import ScoreReply, ScoreRequest, select_region
 
 # Images asked for at a time: no more memory than the search of the line takes.
 BLOCK = 64
@@ -25,7 +25,7 @@ def permutation_test(
     threshold: float,
     options: TestOptions,
     where: Bool[np.ndarray, "H W"] | None = None,
-) -> Generator[Request, Answer, float]:
+) -> Generator[ScoreRequest, ScoreReply, float]:
     """Compares the flagged region's difference of means with those of permuted images.
 
     In each permuted image b the localizer, with the same draws and threshold, flags a region M_b;
@@ -66,13 +66,13 @@ def permutation_test(
     orders = chain([np.arange(len(pixels))], permuted)
     while block := list(islice(orders, BLOCK)):
         images = moving[np.stack(block)].reshape(-1, *image.shape)
-        answer = yield Request(images, np.full(len(block), wide), draws)
+        answer = yield ScoreRequest(images, np.full(len(block), wide), draws)
         for order, score in zip(block, answer.score, strict=True):
             if not np.isfinite(score).all():
                 found.append(np.nan)
                 continue
-            picked = pick(score, threshold, options.region, where)
-            found.append(difference(order, picked.region.ravel()))
+            selected = select_region(score, threshold, options.region, where)
+            found.append(difference(order, selected.region.ravel()))
     return permutation_p(found[0], found[1:], options.alternative)
 
 

@@ -20,7 +20,7 @@ from dal_jax.inference import (
     on_line,
     over_conditioned_p,
 )
-from dal_jax.search import Searched, Status, misjudged_length
+from dal_jax.search import SearchResult, Status, misjudged_length
 
 # Fields of a result that are maps; a record holds the region as runs of pixels and no other map.
 MAPS = ("region", "score", "reconstruction")
@@ -161,7 +161,7 @@ def empty_result(
 def with_search(
     empty: TestResult,
     line: Line,
-    searched: Searched,
+    searched: SearchResult,
     window: np.ndarray,
     alternative: str,
     confidence: float,

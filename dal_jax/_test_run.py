@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dal_jax._dal_test import covariance_of, stream_tests
-from dal_jax._one_test import Case
+from dal_jax._one_test import ImageToTest
 from dal_jax._options import TestOptions
 from dal_jax._result import TestResult, as_record, contradiction
 from dal_jax._version import __version__
@@ -14,21 +14,22 @@ from dal_jax.localizers import Localizer
 from dal_jax.runs import Host, RunDirectory, fingerprint, open_run, share, wait_for_hosts
 
 
-class Item(NamedTuple):
+class QueuedImage(NamedTuple):
     """One image of a run.
 
     Example:
         >>> import numpy as np
-        >>> item = Item("a.png", None, lambda: Case(np.ones((2, 2, 1)), np.zeros((2, 2, 1))))
+        >>> image = ImageToTest(np.ones((2, 2, 1)), np.zeros((2, 2, 1)))
+        >>> item = QueuedImage("a.png", None, lambda: image)
         >>> item.load().image.shape
         (2, 2, 1)
     """
 
     name: str  # in the records
     identity: Any  # what tells its content from another's; None: its name alone does
-    load: Callable[[], Case]  # when its turn comes
+    load: Callable[[], ImageToTest]  # when its turn comes
 
-    def case(self) -> Case:
+    def case(self) -> ImageToTest:
         """The loaded case, known by the item's name: by that, not by its place, it is randomized.
 
         Returns:
@@ -43,7 +44,7 @@ class Item(NamedTuple):
 def run_tests(
     directory: str | Path,
     localizer: Localizer,
-    items: Sequence[Item],
+    items: Sequence[QueuedImage],
     noise: Noise | str,
     options: TestOptions,
     *,
@@ -53,7 +54,7 @@ def run_tests(
     batch_size: int | None = None,
     devices: Any = None,
     progress: Callable[[int, dict[str, Any]], None] | None = None,
-    keep: Callable[[Item, TestResult], None] | None = None,
+    keep: Callable[[QueuedImage, TestResult], None] | None = None,
 ) -> RunDirectory:
     """Tests the images that a run directory does not hold yet, and files each result at once.
 
@@ -90,7 +91,7 @@ def run_tests(
         >>> def brightness(params, draws, x):
         ...     return x[..., 0]
         >>> localizer, x = from_score(brightness, (1, 1, 1), 2.5), np.full((1, 1, 1), 3.0)
-        >>> items = [Item("a.png", None, lambda: Case(x, np.zeros_like(x)))]
+        >>> items = [QueuedImage("a.png", None, lambda: ImageToTest(x, np.zeros_like(x)))]
         >>> with TemporaryDirectory() as folder:
         ...     run_tests(folder, localizer, items, "iid:1.0", TestOptions()).finished()[0]["name"]
         'a.png'

@@ -32,7 +32,7 @@ def read_toml(path: str | Path, name: str) -> dict[str, Any]:
         raise InputError(f"{name} {str(path)!r}: {error}") from error
 
 
-def fitted(kind: Any, entries: Mapping[str, Any], name: str) -> dict[str, Any]:
+def fit_fields(kind: Any, entries: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Checks entries against the annotated fields of a dataclass.
 
     A whole number will do for a number, a list for a tuple, a string for a path.

@@ -15,8 +15,8 @@ from dal_jax.inspection import (
     InspectOptions,
     Profile,
     Reader,
+    assemble_images,
     calibrate,
-    inspected,
     load_profile,
     open_model,
     rows_of,
@@ -99,5 +99,5 @@ def run_chain(
         profile,
         localizer,
         calibrated,
-        lambda: inspected(directory / "test", reader, profile, tested, rows),
+        lambda: assemble_images(directory / "test", reader, profile, tested, rows),
     )

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 import dal_jax
-from dal_jax import InputError, Item, TestOptions, run_tests
+from dal_jax import InputError, QueuedImage, TestOptions, run_tests
 from dal_jax.images import write_text
 from dal_jax.runs import Host, encode, fingerprint, wait_for_hosts
 from experiments._models import Model, Use, localizer_of, variables_of
@@ -147,7 +147,7 @@ class Context:
         shape = np.shape(localizer.draws)
         simulation, assumed = condition.simulation, condition.assumed
         items = [
-            Item(f"{number:06d}", None, _Load(simulation, number, shape, assumed))
+            QueuedImage(f"{number:06d}", None, _Load(simulation, number, shape, assumed))
             for number in range(condition.images)
         ]
         before = bar.n

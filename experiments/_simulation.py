@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dal_jax import Case, InputError
+from dal_jax import ImageToTest, InputError
 from dal_jax.noise import Covariance, iid, parse_noise
 from experiments._families import FAMILIES, family_at
 
@@ -50,7 +50,7 @@ class Simulation:
         """(H, W, C)."""
         return self.size, self.size, 1
 
-    def case(self, number: int, draws_shape: tuple[int, ...], assumed: str = "") -> Case:
+    def case(self, number: int, draws_shape: tuple[int, ...], assumed: str = "") -> ImageToTest:
         """Draws an image, its references and the draws of its diffusion.
 
         They depend on the seed and the number alone, but for the signal: images of one number
@@ -74,7 +74,7 @@ class Simulation:
             others = np.random.default_rng((self.seed, NORMAL, number))
             images = [self._noise(others) for _ in range(int(assumed.removeprefix(OTHERS)))]
             noise = iid(float(np.sqrt(np.mean([one.var(ddof=1) for one in images]))))
-        return Case(image, references, draws, noise)
+        return ImageToTest(image, references, draws, noise)
 
     def square(self, number: int, draws_shape: tuple[int, ...]) -> np.ndarray:
         """Says where the square of an image is.

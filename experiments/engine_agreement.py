@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dal_jax import Case, InputError, TestOptions
+from dal_jax import ImageToTest, InputError, TestOptions
 from dal_jax._toml import nearest
 from dal_jax.inference import as_intervals, intersect, merge
 from experiments._experiment import Condition, Context, Experiment, Measured, runs
@@ -72,7 +72,7 @@ class Dealt(Simulation):
 
     signals: tuple[float, ...] = (0.0,)
 
-    def case(self, number: int, draws_shape: tuple[int, ...], assumed: str = "") -> Case:
+    def case(self, number: int, draws_shape: tuple[int, ...], assumed: str = "") -> ImageToTest:
         """As `Simulation.case`, with the height that is this image's turn."""
         own = replace(self, signal=self.signals[number % len(self.signals)])
         return Simulation.case(own, number, draws_shape, assumed)

@@ -13,10 +13,10 @@ from search_cases import check_on_grid
 from dal_jax import Localizer
 from dal_jax.diffusion import ReverseConfig, Schedule
 from dal_jax.inference import region_line
-from dal_jax.localizers._chain import Step, reverse_steps
+from dal_jax.localizers._chain import ReverseStep, reverse_steps
 from dal_jax.models import UNetConfig, denoiser, init_unet
 from dal_jax.noise import iid
-from dal_jax.search import LineProblem, pick
+from dal_jax.search import LineProblem, select_region
 
 UNET = UNetConfig(channels=(4, 8), time_dim=8)
 SMOOTH = UNetConfig(channels=(4, 8), time_dim=8, activation="silu")
@@ -45,7 +45,7 @@ def network(unet: UNetConfig = UNET, share: float = 0.0, seed: int = 0, random: 
 
 def chain(
     unet: UNetConfig = UNET, side: int = 8, start: int = 300, steps: int = 3, eta: float = 1.0
-) -> tuple[Any, Step, tuple[Schedule, ReverseConfig]]:
+) -> tuple[Any, ReverseStep, tuple[Schedule, ReverseConfig]]:
     """A random denoiser with the steps of a reverse process, float64."""
     denoise = denoiser(network(unet), unet, (side, side), np.float64)
     plan = (Schedule(), ReverseConfig(start, steps, eta))
@@ -57,7 +57,7 @@ def normal_draws(*shape: int, seed: int = 0) -> Any:
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape))
 
 
-def one_step(steps: Step, k: int = 0) -> Step:
+def one_step(steps: ReverseStep, k: int = 0) -> ReverseStep:
     """A single one of the steps."""
     return jax.tree.map(lambda v: v[k], steps)
 
@@ -87,10 +87,10 @@ class Flagged:
             score = localizer.score(self.x)
             if (score > localizer.threshold).any():
                 break
-        picked = pick(score, localizer.threshold)
-        self.line = region_line(self.x, self.x_ref, picked.region, iid(1.0))
+        selected = select_region(score, localizer.threshold)
+        self.line = region_line(self.x, self.x_ref, selected.region, iid(1.0))
         self.problem = LineProblem(
-            *localizer[:1], *localizer[2:5], *self.line[:2], picked, self.line.z_obs
+            *localizer[:1], *localizer[2:5], *self.line[:2], selected, self.line.z_obs
         )
 
     def images(self, z: np.ndarray) -> Any:

@@ -19,7 +19,7 @@ from dal_jax.inference import (
     union,
 )
 from dal_jax.noise import Covariance, iid
-from dal_jax.search import Found, LineProblem, Membership, operands, pick
+from dal_jax.search import EngineResult, LineProblem, Membership, operands, select_region
 
 # Two computations of one end add the same terms in other orders: 1e-15 in a score, divided by
 # slopes that are seldom below 1e-4.
@@ -110,8 +110,8 @@ def random_problem(localizer: Localizer, seed: int, noise: Covariance | None = N
         if region.any():
             break
     line = region_line(x, x_ref, region, noise or iid(1.0))
-    picked = pick(score, localizer.threshold)
-    return LineProblem(*localizer[:1], *localizer[2:5], *line[:2], picked, line.z_obs)
+    selected = select_region(score, localizer.threshold)
+    return LineProblem(*localizer[:1], *localizer[2:5], *line[:2], selected, line.z_obs)
 
 
 def scalar_problem(score_fn: Any, z_obs: float, region: Any, **params: float) -> LineProblem:
@@ -121,8 +121,8 @@ def scalar_problem(score_fn: Any, z_obs: float, region: Any, **params: float) ->
     """
     shape = (1, 1, 1)
     arrays = {name: np.float64(value) for name, value in params.items()}
-    picked = pick(np.asarray(region, float).reshape(1, -1), 0.8)
-    return LineProblem(score_fn, arrays, (), 0.8, np.zeros(shape), np.ones(shape), picked, z_obs)
+    selected = select_region(np.asarray(region, float).reshape(1, -1), 0.8)
+    return LineProblem(score_fn, arrays, (), 0.8, np.zeros(shape), np.ones(shape), selected, z_obs)
 
 
 @lru_cache(maxsize=16)
@@ -165,7 +165,7 @@ class KnownSet:
         self.done = as_intervals([])
         self.calls = 0
 
-    def __call__(self, parts: Any) -> Found:
+    def __call__(self, parts: Any) -> EngineResult:
         """Looks the set up."""
         flat = np.asarray(parts, float).reshape(-1)
         assert flat.size
@@ -178,4 +178,4 @@ class KnownSet:
         gaps = intersect(asked, self.blind)
         seen = subtract(asked, gaps)
         inside = intersect(self.truth, seen)
-        return Found(inside, gaps, len(inside), len(flat), True)
+        return EngineResult(inside, gaps, len(inside), len(flat), True)

@@ -13,7 +13,7 @@ pytest.importorskip("matplotlib")
 
 from dal_jax import DalConfig
 from dal_jax.cli import main
-from dal_jax.cli._spec import expanded
+from dal_jax.cli._spec import expand_patterns
 from dal_jax.diffusion import save_checkpoint
 from dal_jax.models import UNetConfig, init_unet
 
@@ -46,12 +46,12 @@ def run(capsys: pytest.CaptureFixture[str], *words: Any) -> tuple[int, str, str]
 
 def test_a_file_in_a_folder_with_a_bracketed_name_is_no_pattern(tmp_path):
     own = tmp_path / "scans[1]"
-    assert expanded(["x.npy"], own, "--image") == (own / "x.npy",)
+    assert expand_patterns(["x.npy"], own, "--image") == (own / "x.npy",)
     own.mkdir()
     for name in ("x.npy", "y.npy"):
         (own / name).touch()
-    assert expanded(["*.npy"], own, "--image") == (own / "x.npy", own / "y.npy")
-    assert expanded([own / "x.npy"], Path(), "--image") == (own / "x.npy",)
+    assert expand_patterns(["*.npy"], own, "--image") == (own / "x.npy", own / "y.npy")
+    assert expand_patterns([own / "x.npy"], Path(), "--image") == (own / "x.npy",)
 
 
 @pytest.mark.slow

@@ -9,9 +9,9 @@ from scipy import stats
 from search_cases import dense_localizer, pooled_localizer
 
 from dal_jax import (
-    Case,
+    ImageToTest,
     InputError,
-    Item,
+    QueuedImage,
     Status,
     TestOptions,
     dal_test,
@@ -22,7 +22,7 @@ from dal_jax import (
 from dal_jax._result import as_record, contradiction, region_of
 from dal_jax.inference import SelectiveP, holm, region_line, selective_p
 from dal_jax.noise import ar1, diagonal, iid
-from dal_jax.search import label_components, parts_of, pick
+from dal_jax.search import label_components, parts_of, select_region
 
 NOISE = ar1(0.5, 1.0)
 PARTS = TestOptions(region="components", randomization=0.5)
@@ -87,11 +87,11 @@ def test_a_p_value_that_is_not_there_counts_as_one():
 
 def test_components_part_the_flagged_pixels():
     score = np.array([[2.0, 0, 0, 2], [0, 2, 0, 0], [0, 0, 0, 2.5]])
-    picked = pick(score, 1.0, "components")
-    parts = parts_of(picked, "components")
+    selected = select_region(score, 1.0, "components")
+    parts = parts_of(selected, "components")
     assert [part.sum() for part in parts] == [2, 1, 1]  # diagonal neighbours are connected
-    assert (sum(part.astype(int) for part in parts) == picked.region).all()
-    assert parts_of(picked, "all") == [picked.region]
+    assert (sum(part.astype(int) for part in parts) == selected.region).all()
+    assert parts_of(selected, "all") == [selected.region]
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5])
@@ -197,7 +197,7 @@ def test_the_bounds_on_adjusted_p_values_are_as_narrow_as_asked_for(engine):
 def test_records_hold_each_component_and_contradict_where_they_differ(tmp_path):
     localizer = pooled_localizer(side=6)
     x, reference = drawn(localizer, 2)
-    items = [Item("a", None, partial(Case, x, reference))]
+    items = [QueuedImage("a", None, partial(ImageToTest, x, reference))]
     run = run_tests(tmp_path, localizer, items, NOISE, PARTS)
     (record,) = run.finished().values()
     result = dal_test(localizer, x, reference, NOISE, name="a", **vars(PARTS))

@@ -16,9 +16,9 @@ from helpers import published_test as dal_test
 from scipy import stats
 from search_cases import dense_localizer, jumping_localizer, pooled_localizer
 
-from dal_jax import InputError, Item, NotPiecewiseAffineError, Status, from_score, run_tests
+from dal_jax import InputError, NotPiecewiseAffineError, QueuedImage, Status, from_score, run_tests
 from dal_jax._dal_test import stream_tests
-from dal_jax._one_test import Case
+from dal_jax._one_test import ImageToTest
 from dal_jax.inference import (
     SelectiveP,
     bonferroni_log10_p,
@@ -424,7 +424,7 @@ def test_a_region_that_cannot_be_tested_fails_alone(way):
 @pytest.mark.parametrize("own", [True, False])
 def test_draws_must_come_as_announced(own):
     draws = None if own else np.zeros(np.shape(LOCALIZER.draws))
-    cases = [(0, lambda: Case(X, X_REF, draws))]
+    cases = [(0, lambda: ImageToTest(X, X_REF, draws))]
     streamed = stream_tests(LOCALIZER, cases, iid(1.0), TestOptions(), own_draws=own)
     [(_, result)] = streamed
     assert result.status is Status.INVALID_INPUT
@@ -502,10 +502,10 @@ def test_an_image_has_its_own_noise(way, tmp_path):
         assert math.isnan(result.p_value)
 
     def case(noise):
-        return Case(X, X_REF, None, noise)
+        return ImageToTest(X, X_REF, None, noise)
 
     # In a run, whose images are cases.
-    items = [Item(str(k), None, lambda k=k: case(noises[k])) for k in (0, 2, 3, 4, 6)]
+    items = [QueuedImage(str(k), None, lambda k=k: case(noises[k])) for k in (0, 2, 3, 4, 6)]
     run = run_tests(tmp_path, LOCALIZER, items, "iid:1", TestOptions(**way))
     records = run.finished().values()
     expected = [found[k] for k in (0, 2, 3, 4, 6)]
@@ -631,7 +631,7 @@ def test_the_level_of_an_image_reaches_its_search(engine):
     options = TestOptions(engine=engine, precision=0.1)
     plain = dal_test(LOCALIZER, X, X_REF, "iid:1", engine=engine, precision=0.1)
     level = (plain.p_low + plain.p_high) / 2  # what the precision leaves open
-    cases = [(k, partial(Case, X, X_REF, level=own)) for k, own in enumerate((None, level))]
+    cases = [(k, partial(ImageToTest, X, X_REF, level=own)) for k, own in enumerate((None, level))]
     found = dict(stream_tests(LOCALIZER, cases, iid(1.0), options))
     told = [
         decision(SelectiveP(result.p_value, result.p_low, result.p_high), level)
@@ -640,6 +640,6 @@ def test_the_level_of_an_image_reaches_its_search(engine):
     assert told[0] == "undecided" and told[1] != "undecided"
     assert found[0].status is found[1].status is Status.OK
     [(_, result)] = stream_tests(
-        LOCALIZER, [(0, lambda: Case(X, X_REF, level=1.5))], iid(1.0), options
+        LOCALIZER, [(0, lambda: ImageToTest(X, X_REF, level=1.5))], iid(1.0), options
     )
     assert result.status is Status.INVALID_INPUT and "level is 1.5" in result.message

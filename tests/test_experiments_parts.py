@@ -11,7 +11,7 @@ pytest.importorskip("matplotlib")
 
 from dal_jax import InputError, TestOptions, dal_test, from_score, thinned, thinned_test
 from dal_jax._result import as_record, region_of
-from dal_jax._toml import fitted, read_toml
+from dal_jax._toml import fit_fields, read_toml
 from dal_jax.inference import SelectiveP, holm
 from dal_jax.noise import parse_noise
 from experiments import power, type1_error
@@ -230,4 +230,4 @@ def test_summary_and_figures_of_a_comparison():
 @pytest.mark.parametrize("module", [power, type1_error])
 def test_specifications_fit_both_experiments(module, spec):
     path = Path(power.__file__).parent / "specs" / f"{spec}.toml"
-    assert module.Settings(**fitted(module.Settings, read_toml(path, "--spec"), spec))
+    assert module.Settings(**fit_fields(module.Settings, read_toml(path, "--spec"), spec))

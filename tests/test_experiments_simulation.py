@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dal_jax import Case, InputError
+from dal_jax import ImageToTest, InputError
 from experiments._families import family_at
 from experiments._simulation import Simulation
 
@@ -98,7 +98,7 @@ def test_images_of_one_number_differ_by_the_square_alone(noise):
     assert base.noise is None
 
 
-def _level(case: Case) -> float:
+def _level(case: ImageToTest) -> float:
     """The variance that a case brings, from what its covariance does."""
     assert case.noise is not None
     return float(case.noise.apply(np.ones((8, 8, 1)))[3, 4, 0])

@@ -11,7 +11,7 @@ from scipy.special import log_ndtr
 
 from dal_jax.inference import (
     ALTERNATIVES,
-    Law,
+    NullLaw,
     Observed,
     Perturbation,
     as_intervals,
@@ -170,7 +170,7 @@ def test_nothing_selected_has_no_probability():
     tails = as_intervals([1.0, INF])
     assert log_tail(nothing, 1.0, 0.5) == log_total(nothing, 0.5) == -INF
     assert normal_split(nothing, tails, 0.5) == (-INF, -INF)
-    assert student_split(nothing, tails, 0.5, Law(degrees=3.0)._log_density) == (-INF, -INF)
+    assert student_split(nothing, tails, 0.5, NullLaw(degrees=3.0)._log_density) == (-INF, -INF)
 
 
 def integrated(part: np.ndarray, within: np.ndarray, spread: float, law: Any) -> float:
@@ -194,7 +194,7 @@ def integrated(part: np.ndarray, within: np.ndarray, spread: float, law: Any) ->
 @pytest.mark.parametrize("spread", [0.05, 0.5, 3.0])
 @pytest.mark.parametrize("degrees", [2.5, 10.0])
 def test_a_student_statistic_is_split_right(spread, degrees):
-    law = Law(degrees=degrees)
+    law = NullLaw(degrees=degrees)
     for part, limit in [*TAILS[:4], *TAILS[5:11:2]]:
         limit = abs(limit)
         tails = as_intervals([[-INF, -limit], [limit, INF]])
@@ -364,20 +364,20 @@ def test_laws_know_of_the_randomization(alternative):
     part, seen = as_intervals([[-0.4, 0.3], [1.0, 2.2]]), Perturbation(0.5, -0.2)
     observed = Observed(1.5, part, LINE, seen)
     plain = selective_p(1.5, part, LINE, alternative, seen)
-    assert Law().p_value(observed, alternative) == plain
+    assert NullLaw().p_value(observed, alternative) == plain
     # Twice the noise in the statistic, the same in what was added.
     wide = Observed(3.0, 2 * part, LINE, Perturbation(1.0, -0.4))
-    scaled = Law(factor=2.0).p_value(wide, alternative)
+    scaled = NullLaw(factor=2.0).p_value(wide, alternative)
     assert scaled.p == pytest.approx(plain.p, rel=1e-12)
-    nearly = Law(degrees=1e7).p_value(observed, alternative)
+    nearly = NullLaw(degrees=1e7).p_value(observed, alternative)
     assert nearly.p == pytest.approx(plain.p, rel=1e-5)
-    heavy = Law(degrees=3.0).p_value(observed, alternative)
+    heavy = NullLaw(degrees=3.0).p_value(observed, alternative)
     assert heavy.low == pytest.approx(heavy.p) and abs(heavy.p - plain.p) > 1e-3
 
 
 @pytest.mark.parametrize("degrees", [3.0, INF])
 def test_likelihoods_are_densities_of_the_statistic_given_selection(degrees):
-    part, law = as_intervals([[-0.4, 0.3], [1.0, 2.2]]), Law(1.4, degrees)
+    part, law = as_intervals([[-0.4, 0.3], [1.0, 2.2]]), NullLaw(1.4, degrees)
     u = np.linspace(-8, 8, 201)
     z = np.sinh(u)
     seen = Perturbation(0.5, 0.0)
@@ -389,7 +389,7 @@ def test_likelihoods_are_densities_of_the_statistic_given_selection(degrees):
 
 @pytest.mark.parametrize("degrees", [2.5, 5.0, 50.0])
 def test_a_student_statistic_is_selected_as_often_as_its_split_says(degrees):
-    density = Law(degrees=degrees)._log_density
+    density = NullLaw(degrees=degrees)._log_density
     for spread in (0.1, 0.5, 1.5):
         for part in ([[-1.0, -0.4], [0.5, 1.5]], [[3.0, 6.0]], [[-np.inf, -2.0], [10.0, 20.0]]):
             whole = np.logaddexp(

@@ -4,16 +4,16 @@ from scipy import integrate, stats
 
 from dal_jax import InputError
 from dal_jax.inference import (
-    Law,
+    NullLaw,
     Observed,
     Ranks,
     SelectiveP,
     as_intervals,
     conformal_p,
-    cross_fitted,
+    cross_fit,
     heavy_tails,
     inflation,
-    recalibrated,
+    recalibrate,
     selective_p,
 )
 
@@ -35,7 +35,7 @@ def simulated(law, count, seed):
 
 def test_the_plain_law_changes_nothing():
     one = Observed(1.3, as_intervals([[-4.0, -1.0], [0.5, 2.0]]), as_intervals([-6.0, 6.0]))
-    assert Law().p_value(one) == selective_p(*one[:3])
+    assert NullLaw().p_value(one) == selective_p(*one[:3])
 
 
 @pytest.mark.parametrize("factor, degrees", [(1.0, np.inf), (1.7, np.inf), (0.8, 3.0), (1.3, 7.0)])
@@ -58,12 +58,12 @@ def test_p_values_are_ratios_of_integrals_of_the_density(factor, degrees, altern
         "less": less,
         "equal-tailed": min(1.0, 2 * min(less, greater)),
     }[alternative]
-    found = Law(factor, degrees).p_value(Observed(z, truncation, EVERYWHERE), alternative).p
+    found = NullLaw(factor, degrees).p_value(Observed(z, truncation, EVERYWHERE), alternative).p
     assert found == pytest.approx(expected, abs=2e-5)
 
 
 def test_the_likelihood_integrates_to_one_over_the_truncation_set():
-    truncation, law = as_intervals([[-4.0, -1.0], [0.5, 2.5]]), Law(1.3, 4.0)
+    truncation, law = as_intervals([[-4.0, -1.0], [0.5, 2.5]]), NullLaw(1.3, 4.0)
 
     def density(z):
         return np.exp(law.log_likelihoods([Observed(z, truncation, EVERYWHERE)])[0])
@@ -74,7 +74,7 @@ def test_the_likelihood_integrates_to_one_over_the_truncation_set():
 
 def test_far_tails_keep_their_probability():
     # t with 3 degrees falls as z^-3: at 1e6 its tail is 1e-18, that of a normal score of 8.7.
-    score = Law(1.0, 3.0).normal_scores([1e6, -1e6, np.inf, -np.inf, 0.0])
+    score = NullLaw(1.0, 3.0).normal_scores([1e6, -1e6, np.inf, -np.inf, 0.0])
     assert stats.norm.logsf(score[0]) == pytest.approx(stats.t.logsf(1e6, 3), rel=1e-9)
     assert score[1] == -score[0]
     assert score[2:].tolist() == [np.inf, -np.inf, 0.0]
@@ -96,7 +96,7 @@ def test_heavy_tails_are_found_and_make_held_out_p_values_uniform():
     assert law.degrees <= 7
     fresh = simulated(stats.t(3.0, scale=1.2), 600, seed=3)
     assert stats.kstest([law.p_value(one).p for one in fresh], "uniform").pvalue > 0.01
-    assert stats.kstest([Law().p_value(one).p for one in fresh], "uniform").pvalue < 0.01
+    assert stats.kstest([NullLaw().p_value(one).p for one in fresh], "uniform").pvalue < 0.01
 
 
 def test_normal_statistics_are_not_given_heavy_tails():
@@ -122,17 +122,17 @@ def test_conformal_p_values_are_ranks():
 
 def test_cross_fitting_never_shows_an_image_to_its_own_fit():
     folds = np.array([0, 1, 0, 2])
-    seen = cross_fitted(folds, lambda others: set(others.tolist()), lambda fit, k: (k, fit))
+    seen = cross_fit(folds, lambda others: set(others.tolist()), lambda fit, k: (k, fit))
     assert seen == [(0, {1, 3}), (1, {0, 2, 3}), (2, {1, 3}), (3, {0, 1, 2})]
 
 
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: Law(0.0), "factor is 0.0"),
-        (lambda: Law(1.0, -2.0), "degrees is -2.0"),
+        (lambda: NullLaw(0.0), "factor is 0.0"),
+        (lambda: NullLaw(1.0, -2.0), "degrees is -2.0"),
         (lambda: inflation([]), "observed is empty"),
-        (lambda: cross_fitted(np.zeros(3, int), list, list), "folds are 1"),
+        (lambda: cross_fit(np.zeros(3, int), list, list), "folds are 1"),
         (
             lambda: heavy_tails([Observed(0.0, EVERYWHERE, EVERYWHERE)], [1, 2]),
             "groups has 2 entries",
@@ -146,7 +146,7 @@ def test_refusals(call, message):
 
 
 def test_intervals_as_narrow_as_rounding_keep_their_order():
-    law, low = Law(1.0, 3.0), np.random.default_rng(0).uniform(-3, 3, 4000)
+    law, low = NullLaw(1.0, 3.0), np.random.default_rng(0).uniform(-3, 3, 4000)
     ends = np.stack([low, np.nextafter(low, np.inf)], axis=1)
     moved = law.normal_scores(ends)
     assert (moved[:, 0] > moved[:, 1]).any()  # what this is about
@@ -159,18 +159,18 @@ def test_intervals_as_narrow_as_rounding_keep_their_order():
 def test_inflation_never_deflates():
     # Normal images that vary less than the noise model says: by chance, or since it is too wide.
     law = inflation(simulated(stats.norm(scale=0.8), 400, seed=9))
-    assert law == Law(1.0)
+    assert law == NullLaw(1.0)
 
 
 @pytest.mark.parametrize(
     "law",
     [
-        Law(0.87),
-        pytest.param(Law(1.0), marks=pytest.mark.slow),
-        pytest.param(Law(1.3), marks=pytest.mark.slow),
-        Law(0.58, 3.0),
-        pytest.param(Law(0.85, 10.0), marks=pytest.mark.slow),
-        pytest.param(Law(1.4, 4.0), marks=pytest.mark.slow),
+        NullLaw(0.87),
+        pytest.param(NullLaw(1.0), marks=pytest.mark.slow),
+        pytest.param(NullLaw(1.3), marks=pytest.mark.slow),
+        NullLaw(0.58, 3.0),
+        pytest.param(NullLaw(0.85, 10.0), marks=pytest.mark.slow),
+        pytest.param(NullLaw(1.4, 4.0), marks=pytest.mark.slow),
     ],
 )
 def test_no_recalibration_makes_a_p_value_smaller(law):
@@ -181,17 +181,17 @@ def test_no_recalibration_makes_a_p_value_smaller(law):
         for alternative in ("two-sided", "greater", "less", "equal-tailed"):
             short = one._replace(searched=searched)
             raw = selective_p(*short[:3], alternative)
-            found = recalibrated(law, short, alternative)
+            found = recalibrate(law, short, alternative)
             under = law.p_value(short, alternative)
             smaller += under.p < raw.p
             equal += found == raw
             assert all(np.array(found) >= raw)
             # Bounds of the smaller of a search's two ends, whatever else there is.
-            exact = recalibrated(law, one, alternative).p
+            exact = recalibrate(law, one, alternative).p
             assert found.low <= found.p <= found.high
             assert found.low <= exact + 1e-12 and exact <= found.high + 1e-12
-    assert smaller or law == Law(1.0)  # under the law alone they would be
-    assert equal == 400 or law != Law(1.0)
+    assert smaller or law == NullLaw(1.0)  # under the law alone they would be
+    assert equal == 400 or law != NullLaw(1.0)
 
 
 def test_bounds_of_a_rank_hold_its_rank_whatever_the_searches_left_open():

@@ -14,7 +14,7 @@ from dal_jax import InputError, TestOptions
 from dal_jax._errors import CheckpointError
 from dal_jax.cli import main
 from dal_jax.cli._test_folder import _decider
-from dal_jax.inference import Law, Ranks
+from dal_jax.inference import NullLaw, Ranks
 from dal_jax.inspection import (
     METHODS,
     Calibration,
@@ -38,7 +38,7 @@ from dal_jax.inspection._calibration import (
 )
 from dal_jax.inspection._learn import Normal, as_looked_at
 from dal_jax.inspection._profile import check_options
-from dal_jax.inspection._stretch import stretched
+from dal_jax.inspection._stretch import stretch_correlation
 from dal_jax.inspection._verdict import decider, unchecked, verdict
 from dal_jax.noise import fit_report, iid, stationary
 from dal_jax.runs import Host
@@ -467,9 +467,9 @@ def test_what_the_model_has_seen_is_left_out_and_told(data, model, capsys):
 def test_inflation_is_the_same_test_with_a_larger_variance():
     # With Sigma -> c^2 Sigma the line stays: the same set in units of the statistic.
     none = Ranks((), (), (), ())
-    kept = Calibration(Law(1.5), Law(), none, (), (), (), 1, 1)
+    kept = Calibration(NullLaw(1.5), NullLaw(), none, (), (), (), 1, 1)
     wide = {**record(0.0), "sd": 3.0}
-    same = Calibration(Law(), Law(), none, (), (), (), 1, 1)
+    same = Calibration(NullLaw(), NullLaw(), none, (), (), (), 1, 1)
     assert kept.p_values(record(0.0))["inflated"] == pytest.approx(
         same.p_values(wide)["inflated"], rel=1e-12
     )
@@ -490,13 +490,13 @@ def test_stretching_noise_moves_its_lags_and_keeps_its_variance():
         table[0, lag] += value if lag else 0.0
     table[0, 0] = 2.2
     noise = stationary(table)
-    wide = stretched(noise, (8, 8, 1), 2.0)
+    wide = stretch_correlation(noise, (8, 8, 1), 2.0)
     impulse = np.zeros((8, 8, 1))
     impulse[4, 4] = 1.0
     before, after = noise.apply(impulse)[..., 0], wide.apply(impulse)[..., 0]
     assert after[4, 4] == pytest.approx(before[4, 4])
     assert after[6, 4] > 0.5 * before[5, 4] and before[6, 4] == pytest.approx(0.0, abs=1e-12)
-    alone = stretched(iid(1.5), (6, 8, 1), 1.0)
+    alone = stretch_correlation(iid(1.5), (6, 8, 1), 1.0)
     pixels = np.random.default_rng(2).standard_normal((6, 8, 1))
     assert alone.apply(pixels) == pytest.approx(2.25 * pixels, abs=1e-12)
 

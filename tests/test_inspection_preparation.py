@@ -13,7 +13,7 @@ from helpers import published_test as dal_test
 from dal_jax import from_score
 from dal_jax.images import Preparation, fit, views
 from dal_jax.inference import contains
-from dal_jax.localizers import gaussian_filter, rescaled
+from dal_jax.localizers import gaussian_filter, with_rescaling
 from dal_jax.noise import dense, estimate
 from tests.search_cases import pooled_localizer
 
@@ -88,7 +88,7 @@ def localizer_of(score, normal):
 def test_the_line_stays_among_views_of_unit_deviation():
     # Along the line, the region of the view that would have come, divided by its own deviation.
     plain = pooled_localizer(3, threshold=1.0)
-    localizer, rng = rescaled(plain), np.random.default_rng(5)
+    localizer, rng = with_rescaling(plain), np.random.default_rng(5)
     x = rng.normal(size=(40, *plain.image_shape))
     x = x / np.sqrt((x**2).mean(axis=(1, 2, 3), keepdims=True))
     noise = estimate(x, "iid")
@@ -145,9 +145,9 @@ def ways_of(score, normal):
     fitted = estimate(known[:300], "stationary")
     return {
         "divided once, dense": (plain, exact[0], prepared),
-        "divided along the line, dense": (rescaled(plain), exact[0], prepared),
+        "divided along the line, dense": (with_rescaling(plain), exact[0], prepared),
         "divided once, stationary": (plain, fitted, prepared),
-        "divided along the line, stationary": (rescaled(plain), fitted, prepared),
+        "divided along the line, stationary": (with_rescaling(plain), fitted, prepared),
         "both along the line, stationary": (_inside(plain), fitted, prepared),
         "not divided, dense": (_inside(plain), exact[1], partial(prepared, scale="none")),
         "unprepared pixels, dense": (_inside(plain), exact[2], np.asarray),
@@ -169,9 +169,9 @@ def test_ways_of_preparation(score, length):
             square[row : row + 4, column : column + 4] = defect
         x = scene.draw(rng, count, squares)
         pool = scene.draw(rng, 3000)
-        picks = np.stack([rng.choice(len(pool), REFERENCES, replace=False) for _ in x])
+        selects = np.stack([rng.choice(len(pool), REFERENCES, replace=False) for _ in x])
         for name, (localizer, noise, prepare) in ways.items():
-            p = p_values(localizer, prepare(x), prepare(pool)[picks], noise)
+            p = p_values(localizer, prepare(x), prepare(pool)[selects], noise)
             rates = {level: float((p <= level).mean()) for level in (0.05, 0.01, 0.05 / 16)}
             told = ", ".join(
                 f"{rate:.4f} ({np.sqrt(rate * (1 - rate) / len(p)):.4f})" for rate in rates.values()

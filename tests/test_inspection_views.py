@@ -33,8 +33,8 @@ from dal_jax.inspection import (
 )
 from dal_jax.inspection._calibrate import by_distance, smallest
 from dal_jax.inspection._calibration import fit_calibration, view_p
-from dal_jax.inspection._items import ViewItem, as_items, view_items
-from dal_jax.inspection._learn import Images, Normal, fit_noise, undiluted
+from dal_jax.inspection._items import ViewRef, as_items, view_items
+from dal_jax.inspection._learn import Images, Normal, fit_noise, rescale_to_foreground
 from dal_jax.inspection._measures import Measures
 from dal_jax.inspection._rows import picture_name, tally
 from dal_jax.inspection._verdict import out_of_reach
@@ -65,7 +65,7 @@ def record(p, low=None, high=None, status="OK"):
 
 def rows(*records, alpha=0.05):
     sample = Sample("a.png", None, "test", "normal", None, "a")
-    tested = [(ViewItem(sample, k, len(records)), one) for k, one in enumerate(records)]
+    tested = [(ViewRef(sample, k, len(records)), one) for k, one in enumerate(records)]
     return rows_of(tested, None, InspectOptions(alpha))
 
 
@@ -165,14 +165,14 @@ def test_ranks_of_components_are_among_the_smallest_of_normal_views():
     held = fit_calibration(normal, ["a", "b", "c"])
     assert held.selective.p == (0.2, 0.5, 0.05)
     sample = Sample("a.png", None, "test", "normal", None, "a")
-    tested = [(ViewItem(sample, 0, 1), with_components(0.1, 0.3))]
+    tested = [(ViewRef(sample, 0, 1), with_components(0.1, 0.3))]
     found = rows_of(tested, held, InspectOptions(decide_by="conformal"))
     assert [row["p_conformal"] for row in found] == [2 / 4, 3 / 4]
     # A rank among the smallest ones is adjusted for the number of components already, but not for
     # that of the views: it can be small enough for alpha / V, whatever the number of components.
     assert [row["p_adjusted"] for row in found] == [2 / 4, 3 / 4]
     parts = with_components(0.01, 0.02, 0.03)
-    tested = [(ViewItem(sample, k, 2), one) for k, one in enumerate((parts, record(0.9)))]
+    tested = [(ViewRef(sample, k, 2), one) for k, one in enumerate((parts, record(0.9)))]
     for alpha, decision in ((0.5, "significant"), (0.49, "not significant")):
         found = rows_of(tested, held, InspectOptions(alpha, "conformal"))
         assert [row["decision"] for row in found[:3]] == [decision] * 3
@@ -204,7 +204,7 @@ def test_ranks_hold_where_views_of_many_components_have_one_without_a_p_value():
     sample = Sample("a.png", None, "test", "normal", None, "a")
     called = []
     for _ in range(400):
-        found = rows_of([(ViewItem(sample, 0, 1), drawn())], held, InspectOptions(0.2, "conformal"))
+        found = rows_of([(ViewRef(sample, 0, 1), drawn())], held, InspectOptions(0.2, "conformal"))
         called.append(any(row["decision"] == "significant" for row in found))
     # Standard errors of the tested and of the calibrating views.
     assert abs(np.mean(called) - 0.2) < 3 * np.sqrt(0.2 * 0.8 * (1 / 400 + 1 / 99))
@@ -259,7 +259,7 @@ def test_noise_is_that_inside_the_foreground():
     # 10000 values: standard error 0.014 of a standard deviation of 2.
     assert np.sqrt(fitted.apply(np.ones((8, 8, 1))).mean()) == pytest.approx(2.0, abs=0.06)
     whole = np.ones_like(where)
-    np.testing.assert_array_equal(undiluted(pixels, whole), pixels)
+    np.testing.assert_array_equal(rescale_to_foreground(pixels, whole), pixels)
 
 
 def test_views_without_foreground_are_not_trained_on(tmp_path):

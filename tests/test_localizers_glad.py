@@ -24,8 +24,8 @@ from scipy.special import expit
 from dal_jax import InputError, NotPiecewiseAffineError, Status
 from dal_jax.diffusion import ReverseConfig, Schedule, reverse_process
 from dal_jax.diffusion._glad_loss import glad_pair
-from dal_jax.localizers import GladConfig, GladScore, calibrate_scales, glad_localizer
-from dal_jax.localizers._chain import clean_image, next_image, noised
+from dal_jax.localizers import GladConfig, GladScore, glad_localizer, learn_scales
+from dal_jax.localizers._chain import add_noise, clean_image, next_image
 from dal_jax.localizers._filters import resize
 from dal_jax.localizers._glad import adaptive_chain, fuse, glad_chain
 from dal_jax.localizers._perceptual import difference_from, distance, features
@@ -133,7 +133,7 @@ def test_fusion():
     denoise, steps, _ = chain(eta=0.0)
     step = one_step(steps, 1)
     x, y, noise = normal_draws(3, 1, 8, 8, 1)
-    given = noised(step, y, noise)
+    given = add_noise(step, y, noise)
     eps = denoise(x, 150)
     ones = jnp.ones((1, 8, 8, 1))
     np.testing.assert_array_equal(fuse(ones, x, given), x)
@@ -154,9 +154,9 @@ def test_the_chain_step_by_step(config):
     _, steps, _ = chain(start=400, eta=0.0)
     noise = found.draws[0]
     first, second, third = (one_step(steps, k) for k in range(3))
-    start = noised(first, x, noise)
+    start = add_noise(first, x, noise)
     at_200 = next_image(first, start, denoise(start[None], 400)[0])
-    eps, given = denoise(at_200[None], 200)[0], noised(second, x, noise)
+    eps, given = denoise(at_200[None], 200)[0], add_noise(second, x, noise)
     ends = [clean_image(second, image, eps)[None] for image in (given, at_200)]
     looks = [features(config.encoder, found.params["network"], e, (-1.0, 1.0))[0] for e in ends]
     far = distance(*looks, config.reach, config.piecewise_linear)
@@ -227,13 +227,13 @@ def test_a_foreground_mask_and_scales_multiply():
 @BOTH
 def test_the_stopping_distance_is_learned_from_normal_images(config):
     images, _ = null_images(localizer(config), 4, 20)
-    learned = calibrate_scales(localizer(replace(config, stop_distance=None)), images)
+    learned = learn_scales(localizer(replace(config, stop_distance=None)), images)
     levels = stopped(localizer(learned), images)
     assert np.sum(levels >= 0) == 1  # 5% of 20
     # Where it says that no image departs, none does: the distances are those of the process.
     never = replace(learned, stop_distance=np.nextafter(learned.tau, np.inf) * 2)
     assert (stopped(localizer(never), images) < 0).all()
-    given = calibrate_scales(localizer(config), images)
+    given = learn_scales(localizer(config), images)
     assert given.stop_distance == config.stop_distance
 
 
@@ -242,7 +242,7 @@ def test_with_a_single_level_there_is_no_stopping_distance_to_be_learned():
     found = localizer(replace(SMALL, start=200, stop_distance=None))
     assert found.score_fn.config.reverse.levels == (0,)
     images, _ = null_images(found, 4, 2)
-    assert calibrate_scales(found, images).stop_distance == 0
+    assert learn_scales(found, images).stop_distance == 0
 
 
 @pytest.mark.slow

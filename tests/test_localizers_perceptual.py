@@ -12,7 +12,7 @@ from scipy import ndimage
 from scipy.spatial.distance import cdist
 
 from dal_jax import InputError, from_score
-from dal_jax.localizers import MdpsConfig, calibrate_scales, gaussian_filter, mdps_localizer
+from dal_jax.localizers import MdpsConfig, gaussian_filter, learn_scales, mdps_localizer
 from dal_jax.localizers._filters import average_filter, resize
 from dal_jax.localizers._perceptual import distance, features, perceptual_map
 
@@ -111,7 +111,7 @@ def test_scales_are_learned_from_normal_images(preset):
     config = MdpsConfig(UNET, image_size=4, preset=preset, start=600, spacing=300, blur=0.0)
     plain = mdps_localizer(network(), config)
     images = np.asarray(normal_draws(3, 4, 4, 1))
-    found = calibrate_scales(plain, images)
+    found = learn_scales(plain, images)
     linear, how = preset == "pl", (0, preset == "pl")
     far, ratios = [], []
     for x in images:
@@ -133,11 +133,11 @@ def test_scales_are_learned_from_normal_images(preset):
     np.testing.assert_array_equal(scaled.params["scales"]["features"], found.feature_scales)
     for bad in (images[0], images[:0], np.zeros((3, 8, 8, 1))):
         with pytest.raises(InputError, match=r"images: got shape \(.*\), expected \(K, 4, 4, 1\)"):
-            calibrate_scales(plain, bad)
+            learn_scales(plain, bad)
     with pytest.raises(InputError, match="localizer: got function, expected one of MDPS or GLAD"):
-        calibrate_scales(from_score(lambda p, d, x: x.sum(-1), (4, 4, 1), 1.0), images)
+        learn_scales(from_score(lambda p, d, x: x.sum(-1), (4, 4, 1), 1.0), images)
     nothing = jax.tree.map(np.zeros_like, network())
     silent = mdps_localizer(nothing, config, draws=np.zeros(config.draws_shape))
     for same in (0 * images, np.inf * np.ones_like(images)):
         with pytest.raises(InputError, match="images: got some that are equal to their reconstruc"):
-            calibrate_scales(silent, same)
+            learn_scales(silent, same)

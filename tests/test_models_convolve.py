@@ -12,13 +12,13 @@ from dal_jax.models._convolve import (
     by_products,
     convolve,
     convolve_doubled,
-    flipped,
+    convolve_doubled_one_gradient,
+    convolve_one_gradient,
     lay_out,
     lay_out_doubled,
-    pulled,
-    pulled_doubled,
     scheme,
     spread,
+    transpose_kernel,
 )
 
 SIZES = [(1, 1), (1, 2), (2, 2), (2, 4), (4, 4), (8, 8), (12, 20), (3, 5), (9, 4)]
@@ -136,11 +136,14 @@ def both(f, x, g):
 @pytest.mark.parametrize(("side", "channels"), [(2, (3, 4)), (4, (32, 32)), (6, (3, 5))])
 def test_the_gradient_written_out_is_the_derived_one(side, channels):
     kernel, x = drawn(side, (3, 3, *channels), (2, side, side, channels[0]))
-    laid, back = lay_out(kernel, side, side), flipped(kernel)
+    laid, back = lay_out(kernel, side, side), transpose_kernel(kernel)
     doubled = lay_out_doubled(kernel, side, side)
     for own, derived in (
-        (lambda v: pulled(v, laid, back), lambda v: convolve(v, laid)),
-        (lambda v: pulled_doubled(v, doubled, back), lambda v: convolve_doubled(v, doubled)),
+        (lambda v: convolve_one_gradient(v, laid, back), lambda v: convolve(v, laid)),
+        (
+            lambda v: convolve_doubled_one_gradient(v, doubled, back),
+            lambda v: convolve_doubled(v, doubled),
+        ),
     ):
         (g,) = drawn(1, jax.eval_shape(own, x).shape)
         (y, pulled_back), (expected, known) = (both(f, x, g) for f in (own, derived))

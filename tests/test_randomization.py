@@ -11,9 +11,9 @@ from scipy import stats
 from search_cases import pooled_localizer
 
 from dal_jax import (
-    Case,
+    ImageToTest,
     InputError,
-    Item,
+    QueuedImage,
     Status,
     TestOptions,
     dal_test,
@@ -283,7 +283,9 @@ def test_image_k_of_a_batch_is_the_image_of_that_name(way):
 @pytest.mark.parametrize("way", [SWEEP, ADAPTIVE])
 def test_a_run_randomizes_by_the_names_of_its_items(way, tmp_path):
     images = {f"{k}.png": drawn(k)[:2] for k in range(4)}
-    items = [Item(n, None, partial(Case, x, refs, None)) for n, (x, refs) in images.items()]
+    items = [
+        QueuedImage(n, None, partial(ImageToTest, x, refs, None)) for n, (x, refs) in images.items()
+    ]
     options = TestOptions(randomization=0.5, **way)
     runs = [
         run_tests(tmp_path / name, LOCALIZER, listed, NOISE, options).finished().values()
@@ -302,7 +304,7 @@ def test_a_run_randomizes_by_the_names_of_its_items(way, tmp_path):
 
 
 def test_a_run_of_another_randomization_is_another_run(tmp_path):
-    items = [Item("a", None, partial(Case, X, X_REF))]
+    items = [QueuedImage("a", None, partial(ImageToTest, X, X_REF))]
     run_tests(tmp_path, LOCALIZER, items, NOISE, TestOptions(randomization=0.5))
     with pytest.raises(InputError):
         run_tests(tmp_path, LOCALIZER, items, NOISE, TestOptions(randomization=0.25))
@@ -310,7 +312,7 @@ def test_a_run_of_another_randomization_is_another_run(tmp_path):
 
 @pytest.mark.parametrize("gamma", [1, np.float32(0.5), np.int64(1)])
 def test_a_randomization_of_another_type_can_be_filed(gamma, tmp_path):
-    items = [Item("a", None, partial(Case, X, X_REF))]
+    items = [QueuedImage("a", None, partial(ImageToTest, X, X_REF))]
     options = TestOptions(randomization=gamma)
     [record] = run_tests(tmp_path, LOCALIZER, items, NOISE, options).finished().values()
     assert record["randomization"] == float(gamma)

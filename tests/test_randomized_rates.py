@@ -25,7 +25,7 @@ from dal_jax import (
     thinned_test,
 )
 from dal_jax._result import as_record
-from dal_jax.inference import Law, SelectiveP, holm
+from dal_jax.inference import NullLaw, SelectiveP, holm
 from dal_jax.inspection._calibration import observed_of
 from dal_jax.models import UNetConfig, import_state_dict
 from dal_jax.noise import parse_noise
@@ -108,7 +108,7 @@ def test_null_p_values_are_uniform(networks, size, noise, gamma, references, kin
     operator = parse_noise(noise, x.shape[1:])
     for alternative in ALTERNATIVES:
         p = [
-            [Law().p_value(observed_of(as_record(part)), alternative).p for part in parts]
+            [NullLaw().p_value(observed_of(as_record(part)), alternative).p for part in parts]
             for parts in found.values()
         ]
         told(alternative, np.concatenate(p), numbers)

@@ -13,7 +13,7 @@ import pytest
 
 from dal_jax import dal_test_batch, from_score
 from dal_jax._result import as_record
-from dal_jax.inference import Law
+from dal_jax.inference import NullLaw
 from dal_jax.inspection._calibration import (
     Calibration,
     fit_calibration,
@@ -69,7 +69,7 @@ def calibrated(factor: float, gamma: float = 0.0) -> Calibration:
     records = searched_records(factor, x, x_ref, precision=1e-6, randomization=gamma)
     found = fit_calibration(records, np.repeat(np.arange(OBJECTS), VIEWS).astype(str).tolist())
     # The factor as it is: how well it can be fitted is not what this is about.
-    return replace(found, inflated=Law(factor))
+    return replace(found, inflated=NullLaw(factor))
 
 
 @pytest.mark.study
@@ -82,7 +82,7 @@ def test_false_calls_of_every_p_value_that_decides(
     """Some minutes each: noise as modelled, and 1.3 times as much."""
     calibration = calibrated(factor, gamma)
     searched = plain(factor, gamma)
-    before = np.array([Law(factor).p_value(observed_of(record)).p for record in searched])
+    before = np.array([NullLaw(factor).p_value(observed_of(record)).p for record in searched])
     told = {"level": level, "recalibrations": calibration.deciding, "randomization": gamma}
     records = regions(factor, **told)
     found = [calibration.p_values(record) for record in records]

@@ -21,7 +21,7 @@ pytest.importorskip("PIL")
 from PIL import Image
 
 from dal_jax._errors import InputError
-from dal_jax.inference import Law, Ranks, conformal_p
+from dal_jax.inference import NullLaw, Ranks, conformal_p
 from dal_jax.inspection._calibration import METHODS, Calibration, Rate, save_calibration
 from dal_jax.inspection._rows import COLUMNS, DECIDING, LOW, write_rows
 from dal_jax.noise import fit_report, iid
@@ -32,8 +32,8 @@ NAN = math.nan
 HOSTILE = 'a/<script>alert("1")</script> & \'q\' "é日".png'
 SELECTIVE = (0.0123456789, 0.2, 0.4, 0.7, 0.9)
 CALIBRATION = Calibration(
-    Law(1.2),
-    Law(1.1, 5.0),
+    NullLaw(1.2),
+    NullLaw(1.1, 5.0),
     Ranks(SELECTIVE, SELECTIVE, SELECTIVE, (1.0,) * 5),
     (0.001, 0.01, 0.02, 0.1, 0.3),
     (-2.0, -1.0, -0.5),

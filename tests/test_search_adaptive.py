@@ -11,7 +11,7 @@ from search_cases import dense_localizer, jumping_localizer, pooled_localizer
 
 from dal_jax import InputError, Status, from_score
 from dal_jax.inference import (
-    Law,
+    NullLaw,
     Observed,
     Perturbation,
     as_intervals,
@@ -556,7 +556,7 @@ def test_the_decision_of_a_view_of_many_is_searched_for():
     assert decision(early.searched.bounds, level) == "reject"
 
 
-@pytest.mark.parametrize("law", [Law(1.3), Law(2.0), Law(1.0, 7.0)])
+@pytest.mark.parametrize("law", [NullLaw(1.3), NullLaw(2.0), NullLaw(1.0, 7.0)])
 def test_the_decision_under_another_law_is_searched_for(law):
     def margins(z):
         return np.minimum(z - 1.0, np.abs(z - 4.2) - 0.1)[:, None]

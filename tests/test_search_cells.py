@@ -3,17 +3,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dal_jax.search._cells import ROUNDED, Nodes, classify, with_points
+from dal_jax.search._cells import ROUNDED, EvaluatedPoints, decide_cells, with_points
 
 # Shares of a cell are quotients of numbers of about 1 in float64.
 ROUNDING = 1e-12
 
 
 def nodes_of(z, margin, noise=0.0):
-    """Nodes with exact membership."""
+    """EvaluatedPoints with exact membership."""
     z, margin = np.asarray(z, float), np.asarray(margin, float)
     inside = np.asarray((margin > 0).all(axis=1))
-    return Nodes(z, margin, inside, np.full(len(z), float(noise)))
+    return EvaluatedPoints(z, margin, inside, np.full(len(z), float(noise)))
 
 
 def undecided(cells):
@@ -56,7 +56,7 @@ def random_nodes(draw):
 @settings(max_examples=150, deadline=None)
 @given(random_nodes(), st.sampled_from([1.0, 4.0]))
 def test_decided_parts_by_brute_force(nodes, safety):
-    cells, error = classify(nodes, safety), errors(nodes, safety)
+    cells, error = decide_cells(nodes, safety), errors(nodes, safety)
     shares = np.linspace(0, 1, 401)[1:-1]
     for c, part in enumerate(undecided(cells)):
         z = nodes.z[c] + shares * (nodes.z[c + 1] - nodes.z[c])
@@ -89,7 +89,7 @@ def test_affine_margins_leave_nothing_open(seed):
     z = np.cumsum(rng.uniform(0.1, 1.0, 6))
     slope, root = rng.normal(size=4), rng.uniform(-1, 5, 4)
     nodes = nodes_of(z, slope * (z[:, None] - root))
-    cells = classify(nodes, 4.0)
+    cells = decide_cells(nodes, 4.0)
     close = 1e-11 / np.abs(slope).min()  # margins of 1 and widths of 0.1, divided by slopes
     for part in filter(None, undecided(cells)):
         # Only the set itself, where it lies between two nodes, is left to be looked at.
@@ -116,7 +116,7 @@ def test_the_error_bounds_a_function_of_one_kink(seed):
         return slope * t + jump * np.abs(t - kink) + 0.3
 
     nodes = nodes_of(z, function(z)[:, None])
-    cells = classify(nodes, 1.0)
+    cells = decide_cells(nodes, 1.0)
     for c, part in enumerate(undecided(cells)):
         t = np.linspace(z[c], z[c + 1], 500)
         inside = function(t) > 0
@@ -132,9 +132,9 @@ def test_the_error_bounds_a_function_of_one_kink(seed):
 def test_an_excursion_opens_the_cells_at_the_node_that_sees_it():
     z = np.arange(6.0)
     dips = np.maximum(0, 1 - 2 * np.abs(z - 3)) * 0.8
-    cells = classify(nodes_of(z, (1 - dips)[:, None]), 1.0)
+    cells = decide_cells(nodes_of(z, (1 - dips)[:, None]), 1.0)
     assert [part is not None for part in undecided(cells)] == [False, False, True, True, False]
-    hidden = classify(nodes_of(z, np.ones((6, 1))), 4.0)  # between nodes nothing can be seen
+    hidden = decide_cells(nodes_of(z, np.ones((6, 1))), 4.0)  # between nodes nothing can be seen
     assert undecided(hidden) == [None] * 5
 
 
@@ -142,22 +142,22 @@ def test_no_pixel_is_trusted_more_than_the_rest():
     z = np.arange(6.0)
     margin = np.full((6, 9), 0.5)
     margin[:, 1:] = 20 + 3 * np.abs(z[:, None] - 2.5)  # far from mattering, but with kinks
-    quiet = undecided(classify(nodes_of(z, margin[:, :1]), 4.0))
+    quiet = undecided(decide_cells(nodes_of(z, margin[:, :1]), 4.0))
     assert quiet == [None] * 5
-    assert undecided(classify(nodes_of(z, margin), 4.0))[2] is not None
+    assert undecided(decide_cells(nodes_of(z, margin), 4.0))[2] is not None
 
 
 def test_a_jump_is_never_decided_by_its_cell():
     for width in (1.0, 1e-2, 1e-4, 1e-6):
         z = np.array([-2.0, -1.0, 0.0, width, 1 + width, 2 + width])
         nodes = nodes_of(z, np.where(z <= 0, 1.0, -1.0)[:, None])
-        cells = classify(nodes, 2.0)
+        cells = decide_cells(nodes, 2.0)
         assert cells.start[2] == 0
         assert cells.stop[2] == pytest.approx(width, rel=1e-9)
 
 
 def test_two_nodes_decide_nothing():
-    cells = classify(nodes_of([0.0, 1.0], [[5.0], [-5.0]]), 1.0)
+    cells = decide_cells(nodes_of([0.0, 1.0], [[5.0], [-5.0]]), 1.0)
     assert undecided(cells) == [(0.0, 1.0)]
     assert cells.root == 0.5
 
@@ -165,7 +165,7 @@ def test_two_nodes_decide_nothing():
 def test_noise_keeps_a_part_open():
     z, slope = np.arange(4.0), -1.0
     nodes = nodes_of(z, (1.5 + slope * z)[:, None], noise=0.1)
-    cells = classify(nodes, 1.0)
+    cells = decide_cells(nodes, 1.0)
     assert [part is not None for part in undecided(cells)] == [False, True, False]
     # The chord is known to 0.1, and it falls by 1 a unit; rounding bends it, too: four changes of
     # slope by as much as 0.2 each, of which a share is reckoned with, make h / 4 of that.

@@ -21,7 +21,14 @@ from search_cases import (
 from dal_jax.affine import PieceStatus, _sweep
 from dal_jax.inference import as_intervals, contains, intersect, measure, selective_p
 from dal_jax.noise import ar1
-from dal_jax.search import ScanEngine, Status, SweepEngine, _sweep_engine, pick, search_line
+from dal_jax.search import (
+    ScanEngine,
+    Status,
+    SweepEngine,
+    _sweep_engine,
+    search_line,
+    select_region,
+)
 from dal_jax.search._scan_engine import LANES, SEGMENTS_PER_LANE, Record, _gaps, _segments
 from dal_jax.search._sweep_engine import _contradicted
 
@@ -369,7 +376,9 @@ def test_memory_does_not_grow_with_the_windows_visited(engine, monkeypatch):
     problem = scalar_problem(folded, 0.1, np.zeros(1))
     gains = np.linspace(0.1, 1.0, 256).reshape(16, 16)
     region = np.zeros((16, 16), bool)
-    problem = problem._replace(params={"gains": gains}, picked=pick(region.astype(float), 0.5))
+    problem = problem._replace(
+        params={"gains": gains}, selected=select_region(region.astype(float), 0.5)
+    )
     run = ENGINES[engine](problem)
     run([(-16.0, 16.0)])  # compiles
 

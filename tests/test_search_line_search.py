@@ -8,7 +8,7 @@ from search_cases import KnownSet
 from dal_jax import InputError
 from dal_jax.inference import (
     ALTERNATIVES,
-    Law,
+    NullLaw,
     Observed,
     as_intervals,
     contains,
@@ -18,7 +18,7 @@ from dal_jax.inference import (
     selective_p,
     union,
 )
-from dal_jax.search import Found, Status, search_line
+from dal_jax.search import EngineResult, Status, search_line
 
 WHOLE = [[-np.inf, np.inf]]
 # Shares of normal masses from sums of up to 20 logs: each is right to some 1e-15, relative to
@@ -214,7 +214,7 @@ def test_a_score_that_is_not_finite_ends_the_search():
         calls.append(parts)
         far = max(hi for _, hi in parts) > 3.5
         inside = as_intervals([[max(lo, 1.0), hi] for lo, hi in parts if hi > 1.0])
-        return Found(inside, as_intervals([]), 1, 1, not far)
+        return EngineResult(inside, as_intervals([]), 1, 1, not far)
 
     found = search_line(engine, 2.0)
     assert found.status is Status.NON_FINITE
@@ -235,8 +235,8 @@ def test_counts_add_up():
 
 
 def test_found_is_the_union_of_both():
-    one = Found(as_intervals([0.0, 1.0]), as_intervals([1.0, 1.1]), 2, 3, True)
-    two = Found(as_intervals([1.1, 2.0]), as_intervals([1.05, 1.1]), 4, 5, False)
+    one = EngineResult(as_intervals([0.0, 1.0]), as_intervals([1.0, 1.1]), 2, 3, True)
+    two = EngineResult(as_intervals([1.1, 2.0]), as_intervals([1.05, 1.1]), 4, 5, False)
     both = one + two
     np.testing.assert_array_equal(both.inside, [[0.0, 1.0], [1.1, 2.0]])
     np.testing.assert_array_equal(both.gaps, [[1.0, 1.1]])
@@ -284,7 +284,7 @@ def test_an_observed_value_that_is_not_finite_is_named(z_obs):
 @pytest.mark.parametrize("level", [0.05, 0.01, 0.05 / 16, 0.05 / 256])
 def test_a_level_is_searched_for_until_its_decisions_are_certain(level):
     rng, deeper, undecided = np.random.default_rng(8), 0, 0
-    laws = (Law(1.7), Law(1.1, 6.0))
+    laws = (NullLaw(1.7), NullLaw(1.1, 6.0))
     for _ in range(25):
         _, truth = random_truth(rng)
         z_obs = rng.uniform(3.0, 5.0)
@@ -293,7 +293,7 @@ def test_a_level_is_searched_for_until_its_decisions_are_certain(level):
         found = search_line(KnownSet(truth), z_obs, level=level, recalibrations=laws)
         assert found.status is Status.OK
         deeper += found.num_evaluations > plain.num_evaluations
-        for law in (Law(), *laws):
+        for law in (NullLaw(), *laws):
             bounds = law.p_value(Observed(z_obs, found.truncation, found.searched))
             expected = law.p_value(Observed(z_obs, truth, WHOLE)).p
             assert bounds.low <= expected + ROUNDING and expected <= bounds.high + ROUNDING
@@ -304,7 +304,7 @@ def test_a_level_is_searched_for_until_its_decisions_are_certain(level):
 
 
 def test_the_level_that_cannot_be_decided_does_not_hold_up_the_rest():
-    heavy, truth = Law(1.0, 2.5), as_intervals([5.0, np.inf])
+    heavy, truth = NullLaw(1.0, 2.5), as_intervals([5.0, np.inf])
     known = as_intervals([-16.0, 16.0])  # 10 + |z_obs|: the Student law has much beyond that
     low, _, high = sorted(heavy.p_value(Observed(6.0, intersect(truth, known), known)))
     level = (low + high) / 2

@@ -10,7 +10,7 @@ from search_cases import dense_localizer, jumping_localizer, pooled_localizer
 
 from dal_jax import Status, from_score
 from dal_jax._result import as_record
-from dal_jax.search import Answer, Request, run_side_by_side
+from dal_jax.search import ScoreReply, ScoreRequest, run_side_by_side
 from dal_jax.search._evaluator import Evaluated
 
 
@@ -56,8 +56,8 @@ def task(number, rounds, started=None, draws=None):
         wide = np.arange(count) % 2 == 0
         wide[-1] = True
         images = np.stack([image(v) for v in values])
-        answer = yield Request(images, wide, own, reconstruct=count == 2)
-        assert isinstance(answer, Answer)
+        answer = yield ScoreRequest(images, wide, own, reconstruct=count == 2)
+        assert isinstance(answer, ScoreReply)
         expected = 2 * values + (0 if draws is None else draws)
         # Rounded to float32 where that was asked for.
         np.testing.assert_allclose(answer.score[:, 1, 2], expected, rtol=1e-6)
@@ -112,7 +112,7 @@ def test_tasks_ask_for_tasks_and_wait_without_taking_room():
         return result[0]
 
     def whole(number):
-        yield Request(image(number)[None], np.array([True]), None)
+        yield ScoreRequest(image(number)[None], np.array([True]), None)
         found = yield [part(number, k) for k in range(number)]
         inner = yield [whole(number - 1)] if number > 1 else [part(0)]
         return found, inner[0]
@@ -137,7 +137,7 @@ def test_batches_are_full_while_there_is_work():
 
 def test_the_error_of_a_task_reaches_the_caller():
     def failing():
-        yield Request(image(1)[None], np.array([True]), None)
+        yield ScoreRequest(image(1)[None], np.array([True]), None)
         raise RuntimeError("of the task")
 
     tasks = [(0, task(0, 2)), (1, failing()), (2, task(2, 9))]

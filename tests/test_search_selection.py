@@ -1,4 +1,4 @@
-"""The region "peak": what is picked, what decides it, and valid p-values given it."""
+"""The region "peak": what is selected, what decides it, and valid p-values given it."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from search_cases import dense_localizer, jumping_localizer, pooled_localizer
 from dal_jax import InputError, Status, from_score
 from dal_jax.inference import contains, region_line, selective_p
 from dal_jax.noise import ar1, iid
-from dal_jax.search import Membership, count_ties, margins, pick
+from dal_jax.search import Membership, count_ties, margins, select_region
 
 LOCALIZERS = {
     "pooled": pooled_localizer(side=6),
@@ -38,7 +38,7 @@ def flood(flagged, start):
 
 
 def peak(localizer, x, where=None):
-    return pick(localizer.score(x), localizer.threshold, "peak", where).region
+    return select_region(localizer.score(x), localizer.threshold, "peak", where).region
 
 
 def images(localizer, seed):
@@ -57,10 +57,10 @@ def test_peak_is_what_is_connected_with_the_highest_score(seed):
     for allowed in (np.ones_like(where), where):
         flagged = (score > 0.6) & allowed
         start = np.unravel_index(np.where(flagged, score, 0).argmax(), score.shape)
-        region = pick(score, 0.6, "peak", allowed).region
+        region = select_region(score, 0.6, "peak", allowed).region
         np.testing.assert_array_equal(region, flood(flagged, start))
-        np.testing.assert_array_equal(pick(score, 0.6, "all", allowed).region, flagged)
-    assert not pick(score, 10.0, "peak").region.any()
+        np.testing.assert_array_equal(select_region(score, 0.6, "all", allowed).region, flagged)
+    assert not select_region(score, 10.0, "peak").region.any()
 
 
 @pytest.mark.parametrize("kind", ["all", "peak"])
@@ -69,12 +69,12 @@ def test_margins_say_which_maps_pick_the_same_pixels(kind, masked):
     rng = np.random.default_rng(0)
     score = rng.normal(size=(5, 6))
     where = rng.random((5, 6)) < 0.8 if masked else None
-    picked = pick(score, 0.8, kind, where)
+    selected = select_region(score, 0.8, kind, where)
     # Near enough for the same region in some, far enough for another in others.
     maps = score + rng.uniform(0.02, 0.6, size=(400, 1, 1)) * rng.normal(size=(400, 5, 6))
-    regions = [pick(one, 0.8, kind, where).region for one in maps]
-    expected = [bool((region == picked.region).all()) for region in regions]
-    found = margins(maps, 0.8, picked)
+    regions = [select_region(one, 0.8, kind, where).region for one in maps]
+    expected = [bool((region == selected.region).all()) for region in regions]
+    found = margins(maps, 0.8, selected)
     assert found.inside.tolist() == expected
     assert ((found.margin > 0).all(axis=1)).tolist() == expected
     assert 40 < sum(expected) < 360
@@ -136,12 +136,14 @@ def test_of_equal_scores_the_first_is_the_highest():
     for _ in range(40):
         observed, other = rng.integers(0, 4, (2, 30, 1, 9)).astype(float)
         maps = np.where(rng.random(other.shape) < 0.8, observed[:1], other)
-        picked = pick(observed[0], 1.2, "peak")
-        expected = [bool((pick(one, 1.2, "peak").region == picked.region).all()) for one in maps]
-        found = margins(maps, 1.2, picked)
+        selected = select_region(observed[0], 1.2, "peak")
+        expected = [
+            bool((select_region(one, 1.2, "peak").region == selected.region).all()) for one in maps
+        ]
+        found = margins(maps, 1.2, selected)
         assert found.inside.tolist() == expected
         ties += ((found.margin.min(axis=1) == 0) & ~found.inside).sum()
-        lines = [((), (), one[..., None], 0 * one[..., None], picked, 1.2) for one in maps]
+        lines = [((), (), one[..., None], 0 * one[..., None], selected, 1.2) for one in maps]
         assert [bool(judge(line, 0.0)[0]) for line in lines] == expected
     assert ties > 20
 
@@ -230,18 +232,18 @@ def test_masks_of_a_batch():
 @pytest.mark.parametrize("kind", ["all", "peak"])
 def test_pixels_that_rounding_decides_are_counted(kind):
     score = np.array([[3.0, 1.0, 0.0, 2.5], [0.0, 0.0, 0.0, 0.0]])
-    clear = pick(score, 1.5, kind)
+    clear = select_region(score, 1.5, kind)
     assert count_ties(score, 1.5, clear, scale=5.0) == 0
     near = score.copy()
     near[0, 1], near[1, 0] = 1.5 + 1e-13, 1.5 - 1e-13  # both beside the peak
-    assert count_ties(near, 1.5, pick(near, 1.5, kind), scale=5.0) == 2
+    assert count_ties(near, 1.5, select_region(near, 1.5, kind), scale=5.0) == 2
     # The values that a score is computed from may be far larger than it.
     far = score + 1e-9 * (score == 1.0)
-    assert count_ties(far, 1.0, pick(far, 1.0, kind), scale=1.0) == 0
-    assert count_ties(far, 1.0, pick(far, 1.0, kind), scale=1e5) == 1
+    assert count_ties(far, 1.0, select_region(far, 1.0, kind), scale=1.0) == 0
+    assert count_ties(far, 1.0, select_region(far, 1.0, kind), scale=1e5) == 1
     # Two peaks of equal height: which one is tested hangs on rounding.
     equal = np.array([[3.0, 0.0, 3.0 - 1e-14]])
-    assert count_ties(equal, 1.0, pick(equal, 1.0, kind), scale=3.0) == (kind == "peak")
+    assert count_ties(equal, 1.0, select_region(equal, 1.0, kind), scale=3.0) == (kind == "peak")
 
 
 def test_a_result_says_how_many_pixels_rounding_decides():

@@ -18,9 +18,9 @@ from helpers import published_batch as dal_test_batch
 from helpers import published_options as TestOptions
 from search_cases import pooled_localizer
 
-from dal_jax import InputError, Item, run_tests
+from dal_jax import InputError, QueuedImage, run_tests
 from dal_jax._errors import RunError
-from dal_jax._one_test import Case
+from dal_jax._one_test import ImageToTest
 from dal_jax._result import as_record, contradiction
 from dal_jax.runs import Host, open_run
 from dal_jax.runs._lines import canonical, decode
@@ -29,14 +29,14 @@ LOCALIZER = pooled_localizer()
 COUNT = 12
 
 
-def _case(number: int) -> Case:
+def _case(number: int) -> ImageToTest:
     x, x_ref = np.random.default_rng(number).normal(size=(2, *LOCALIZER.image_shape))
     if number == 5:
         x[0, 0] = np.nan
-    return Case(x, x_ref)
+    return ImageToTest(x, x_ref)
 
 
-ITEMS = [Item(f"image {k}", k, partial(_case, k)) for k in range(COUNT)]
+ITEMS = [QueuedImage(f"image {k}", k, partial(_case, k)) for k in range(COUNT)]
 
 
 def _run(folder: Path, **changed: Any) -> list[dict[str, Any]]:

@@ -94,7 +94,7 @@ def test_a_difference_is_found_and_estimated():
         x[2:5, 2:5] += 3.0
         halves = thinned(x, iid(1.0), 0.5, name=number)
         region = np.zeros((8, 8), bool)
-        region[2:5, 2:5] = halves.seen[2:5, 2:5, 0] > 2.0  # picked by the seen half, all true
+        region[2:5, 2:5] = halves.seen[2:5, 2:5, 0] > 2.0  # selected by the seen half, all true
         found.append(thinned_test(halves, region, ref, iid(1.0)))
     assert np.mean([one.p_value <= 0.05 for one in found]) > 0.8
     errors = np.array([(one.statistic - 3.0) / one.sd for one in found])

@@ -49,7 +49,7 @@ class Algebra(Protocol):
     def switch(self, fn: Callable[..., list[Any]], a: Any, b: Any, pick: Callable[..., Any]) -> Any:
         """A continuous choice by the sign of a - b: value `fn(a, b)`.
 
-        `pick(side, a, b)` is linear and equals `fn(a, b)` when `side` says where a > b.
+        `select_region(side, a, b)` is linear and equals `fn(a, b)` when `side` says where a > b.
         """
         ...
 

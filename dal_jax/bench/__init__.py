@@ -16,6 +16,6 @@ from dal_jax.bench._subject import choose_inputs as choose_inputs
 from dal_jax.bench._subject import load_inputs as load_inputs
 from dal_jax.bench._subject import open_subject as open_subject
 from dal_jax.bench._subject import save_inputs as save_inputs
-from dal_jax.bench._table import aligned as aligned
+from dal_jax.bench._table import align_rows as align_rows
 from dal_jax.bench._table import number as number
 from dal_jax.bench._table import tables as tables

@@ -22,7 +22,7 @@ SPEEDS = ("size", "dtype", "devices", "tests under way", "tests a s", "batches f
 PEERS = ("size", "threads", "s a test", "peer, s a test", "ratio", "peer's tests")
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
+def align_rows(rows: Sequence[Sequence[str]]) -> str:
     """Lines up rows as a table; the first row holds the titles.
 
     Args:
@@ -32,7 +32,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
         A Markdown table.
 
     Example:
-        >>> print(aligned([["size", "s"], ["8", "0.12"]]))
+        >>> print(align_rows([["size", "s"], ["8", "0.12"]]))
         | size | s    |
         |------|------|
         | 8    | 0.12 |
@@ -65,7 +65,7 @@ def tables(records: Sequence[Mapping[str, Any]]) -> str:
     ):
         rows = [r for r in records if r.get("kind", "engine") == kind]
         if rows:
-            found.append(aligned([titles, *(cells(row) for row in rows)]))
+            found.append(align_rows([titles, *(cells(row) for row in rows)]))
     failures = [r for r in records if r.get("failure")]
     if failures:
         named = [

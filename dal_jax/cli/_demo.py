@@ -16,7 +16,7 @@ from dal_jax._options import GAMMA
 from dal_jax._randomization import randomization
 from dal_jax.cli import _demo_data as data
 from dal_jax.cli import _options as options
-from dal_jax.cli._output import dumps, listed, need_figures
+from dal_jax.cli._output import dumps, encode_regions, need_figures
 from dal_jax.cli._train import train_with_bar
 from dal_jax.diffusion import DalConfig, ReverseConfig, TrainConfig
 from dal_jax.images import write_text
@@ -148,7 +148,7 @@ def _fields(
     scene: data.Scene, results: list[TestResult], picture: Path, threshold: float
 ) -> dict[str, Any]:
     tests = [
-        {"kind": view.kind, **listed(result._asdict())}
+        {"kind": view.kind, **encode_regions(result._asdict())}
         for view, result in zip(scene.views, results, strict=True)
     ]
     return {"figure": picture, "threshold": threshold, "alpha": ALPHA, "results": tests}

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from dal_jax._errors import InputError
-from dal_jax._toml import fitted, nearest, read_toml
+from dal_jax._toml import fit_fields, nearest, read_toml
 from dal_jax.cli import _options as options
 from dal_jax.cli._output import dumps
 from dal_jax.cli._repository import import_beside
@@ -88,7 +88,7 @@ def _settings(found: Any, preset: str, spec: Path | None, seed: int | None) -> A
     if chosen not in known:
         raise InputError(f"preset: unknown {chosen!r}, {nearest(str(chosen), known)}")
     settings = found.presets[chosen]
-    changes = fitted(type(settings), entries, f"--spec {str(spec)!r}")
+    changes = fit_fields(type(settings), entries, f"--spec {str(spec)!r}")
     if seed is not None:
         changes["seed"] = seed
     settings = replace(settings, **changes)

@@ -5,7 +5,7 @@ import typer
 
 from dal_jax._errors import InputError
 from dal_jax.cli import _options as options
-from dal_jax.cli._output import dumps, filed, listed, need_figures
+from dal_jax.cli._output import dumps, encode_regions, file_maps, need_figures
 from dal_jax.images import write_text
 from dal_jax.report import Maps, figure
 
@@ -31,7 +31,7 @@ def localize(
     region = score > found.threshold
     maps = {"region": region, "score": score, "reconstruction": reconstruction}
     fields = {"threshold": found.threshold, "num_flagged": int(region.sum()), **maps}
-    shown = listed(fields) if out is None else filed(fields, out)
+    shown = encode_regions(fields) if out is None else file_maps(fields, out)
     if out is not None:
         figure([x], [Maps(**maps)], out / "figure.png", titles=[image.name], threshold=threshold)
         write_text(out / "result.json", dumps(shown) + "\n")

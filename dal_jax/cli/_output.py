@@ -40,14 +40,14 @@ def dumps(fields: dict[str, Any]) -> str:
     return json.dumps(plain(fields), allow_nan=False)
 
 
-def listed(fields: dict[str, Any]) -> dict[str, Any]:
+def encode_regions(fields: dict[str, Any]) -> dict[str, Any]:
     """Puts regions as run lengths beside their shape; other arrays become lists later."""
     region = np.asarray(fields["region"])
     shown = {**fields, "region": run_lengths(region), "region_shape": list(region.shape)}
     return {**shown, "components": _records(fields)}
 
 
-def filed(fields: dict[str, Any], out: Path) -> dict[str, Any]:
+def file_maps(fields: dict[str, Any], out: Path) -> dict[str, Any]:
     """Writes the maps to `out` as .npy and puts their paths in their places.
 
     Args:

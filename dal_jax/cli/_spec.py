@@ -8,7 +8,7 @@ from pathlib import Path
 from dal_jax import Localizer, TestOptions
 from dal_jax._errors import InputError
 from dal_jax._options import GAMMA
-from dal_jax._toml import fitted, read_toml
+from dal_jax._toml import fit_fields, read_toml
 from dal_jax.cli._options import open_localizer
 
 
@@ -104,14 +104,14 @@ def read_spec(path: Path) -> TestSpec:
             that fits a pattern.
     """
     source = f"--spec {str(path)!r}"
-    entries = fitted(TestSpec, read_toml(path, "--spec"), source)
+    entries = fit_fields(TestSpec, read_toml(path, "--spec"), source)
     for name in ("model", "images", "references", "noise"):
         if name not in entries:
             raise InputError(f"{source}: {name!r} is missing")
     folder = path.parent
     entries["model"] = folder / entries["model"]
     for name in ("images", "references"):
-        entries[name] = expanded(entries[name], folder, f"{source}: {name}")
+        entries[name] = expand_patterns(entries[name], folder, f"{source}: {name}")
     if "draws" in entries:
         entries["draws"] = folder / entries["draws"]
     noise = entries["noise"]
@@ -120,7 +120,7 @@ def read_spec(path: Path) -> TestSpec:
     return TestSpec(**entries)
 
 
-def expanded(patterns: Sequence[str | Path], folder: Path, name: str) -> tuple[Path, ...]:
+def expand_patterns(patterns: Sequence[str | Path], folder: Path, name: str) -> tuple[Path, ...]:
     """Files that fit patterns, pattern by pattern, in the order of their names.
 
     Args:

@@ -12,8 +12,8 @@ from dal_jax._errors import InputError
 from dal_jax._options import GAMMA
 from dal_jax._version import __version__
 from dal_jax.cli import _options as options
-from dal_jax.cli._output import dumps, filed, listed, need_figures
-from dal_jax.cli._spec import TestSpec, engine_name, expanded, read_spec
+from dal_jax.cli._output import dumps, encode_regions, file_maps, need_figures
+from dal_jax.cli._spec import TestSpec, engine_name, expand_patterns, read_spec
 from dal_jax.cli._test_folder import test_folder
 from dal_jax.cli._test_many import test_many
 from dal_jax.images import write_text
@@ -236,8 +236,8 @@ def test(
         here = Path()
         wanted = TestSpec(
             model=model,
-            images=expanded(image, here, "--image"),
-            references=expanded(reference, here, "--reference"),
+            images=expand_patterns(image, here, "--image"),
+            references=expand_patterns(reference, here, "--reference"),
             draws=draws,
             noise=noise or "",
             threshold=threshold,
@@ -282,7 +282,7 @@ def _test_one(wanted: TestSpec, out: Path | None, json: bool) -> None:
 
 def _shown(result: TestResult, out: Path | None) -> dict[str, Any]:
     fields = result._asdict()
-    return listed(fields) if out is None else filed(fields, out)
+    return encode_regions(fields) if out is None else file_maps(fields, out)
 
 
 def _circumstances(wanted: TestSpec, result: TestResult, alpha: float) -> dict[str, Any]:
@@ -311,7 +311,7 @@ def _summary(result: TestResult, name: str, alpha: float, out: Path | None) -> s
     if not math.isnan(result.estimate):
         lines.append(
             f"mean difference in the region {result.estimate:.3g}, between {result.ci_low:.3g} and "
-            f"{result.ci_high:.3g} with 95% confidence, given that this region was picked"
+            f"{result.ci_high:.3g} with 95% confidence, given that this region was selected"
         )
     if result.num_ties:
         lines.append(

@@ -21,8 +21,8 @@ from dal_jax.inspection import (
     Profile,
     Reader,
     VolumeMaps,
+    assemble_images,
     image_row,
-    inspected,
     load_calibration,
     load_profile,
     open_model,
@@ -113,7 +113,7 @@ def test_folder(
     names = {sample.name for sample in samples}
     measures, volumes = Measures(), VolumeMaps(out / "volumes")
     plain = rows_of(tested, calibration, options)
-    for one in inspected(out / "run", reader, profile, tested, plain):
+    for one in assemble_images(out / "run", reader, profile, tested, plain):
         rows += one.rows
         images.append(image_row(one.rows))
         measures.add(one)

@@ -14,11 +14,11 @@ from tqdm import tqdm
 from dal_jax import Status, TestResult, run_tests
 from dal_jax._dal_test import covariance_of, stream_tests
 from dal_jax._errors import InputError
-from dal_jax._one_test import Case
+from dal_jax._one_test import ImageToTest
 from dal_jax._result import as_record, parts_of_record
-from dal_jax._test_run import Item
+from dal_jax._test_run import QueuedImage
 from dal_jax.cli import _options as options
-from dal_jax.cli._output import dumps, filed
+from dal_jax.cli._output import dumps, file_maps
 from dal_jax.cli._spec import TestSpec
 from dal_jax.images import write_text
 from dal_jax.inference import discovery_q
@@ -78,7 +78,7 @@ def test_many(wanted: TestSpec, out: Path | None, maps: bool, json: bool, host: 
     references = np.stack([options.open_image(file, localizer) for file in wanted.references])
     items = [
         # Known by its name alone: with many processes even a look at every file takes hours.
-        Item(name, None, partial(_case, path, localizer, references))
+        QueuedImage(name, None, partial(_case, path, localizer, references))
         for name, path in zip(_names(wanted.images), wanted.images, strict=True)
     ]
     bar = tqdm(total=len(items), unit="image", file=sys.stderr, disable=host.index > 0 or None)
@@ -110,12 +110,12 @@ def _names(paths: tuple[Path, ...]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
 
-def _case(path: Path, localizer: Localizer, references: np.ndarray) -> Case:
-    return Case(options.open_image(path, localizer), references)
+def _case(path: Path, localizer: Localizer, references: np.ndarray) -> ImageToTest:
+    return ImageToTest(options.open_image(path, localizer), references)
 
 
 def _in_memory(
-    localizer: Localizer, items: list[Item], wanted: TestSpec, bar: Any
+    localizer: Localizer, items: list[QueuedImage], wanted: TestSpec, bar: Any
 ) -> list[dict[str, Any]]:
     records: dict[int, dict[str, Any]] = {}
     for number, result in stream_tests(
@@ -135,11 +135,11 @@ def _show(bar: Any, done: int) -> None:
     bar.update(done - bar.n)
 
 
-def _keep(folder: Path, wanted: TestSpec, item: Item, result: TestResult) -> None:
+def _keep(folder: Path, wanted: TestSpec, item: QueuedImage, result: TestResult) -> None:
     if result.status is Status.INVALID_INPUT:
         return
     own = folder / item.name.replace("/", "_")
-    filed(result._asdict(), own)
+    file_maps(result._asdict(), own)
     figure(
         [item.load().image],
         [result],

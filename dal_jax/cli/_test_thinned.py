@@ -11,7 +11,7 @@ from dal_jax._errors import InputError
 from dal_jax._version import __version__
 from dal_jax.cli import _options as options
 from dal_jax.cli._output import dumps
-from dal_jax.cli._spec import expanded
+from dal_jax.cli._spec import expand_patterns
 from dal_jax.cli._test import Alternative, References
 from dal_jax.cli._thin import Record, check_copy, read_record, thinned_files
 from dal_jax.images._io import read_pixels
@@ -79,7 +79,7 @@ def test_thinned(
     """
     if not 0 < alpha < 1:
         raise InputError(f"--alpha: got {alpha}, expected a level between 0 and 1")
-    references = expanded(reference, Path(), "--reference")
+    references = expand_patterns(reference, Path(), "--reference")
     if not references:
         raise InputError("--reference: got none, expected one or more files")
     x = options.finite_image(image)

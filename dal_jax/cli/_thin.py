@@ -12,11 +12,11 @@ import typer
 from dal_jax import thinned
 from dal_jax._errors import InputError
 from dal_jax._options import check_randomization
-from dal_jax._toml import fitted
+from dal_jax._toml import fit_fields
 from dal_jax._version import __version__
 from dal_jax.cli import _options as options
 from dal_jax.cli._output import dumps
-from dal_jax.cli._spec import expanded
+from dal_jax.cli._spec import expand_patterns
 from dal_jax.images import write_array, write_text
 from dal_jax.noise import Covariance, parse_noise
 from dal_jax.runs import fingerprint
@@ -84,7 +84,7 @@ def thin(
     the seed before any result is seen; a copy with other settings is not overwritten.
     """
     check_randomization(randomization, "--randomization", none=False)
-    paths = expanded(image, Path(), "IMAGE")
+    paths = expand_patterns(image, Path(), "IMAGE")
     _check_names(paths, out)
 
     @cache
@@ -152,7 +152,7 @@ def read_record(path: Path) -> Record:
         entries = loads(path.read_text(encoding="utf-8"))
         if not isinstance(entries, dict):
             raise InputError(f"{source}: is no object, expected a record that thin wrote")
-        return Record(**fitted(Record, entries, source))
+        return Record(**fit_fields(Record, entries, source))
     except InputError:
         raise
     except OSError as error:

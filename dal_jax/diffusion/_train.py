@@ -122,7 +122,7 @@ def train(
 
 
 def batch_indices(seed: int, step: int, batch_size: int, count: int) -> np.ndarray:
-    """Picks the images of a step: each epoch is a permutation of its own.
+    """Selects the images of a step: each epoch is a permutation of its own.
 
     Args:
         seed: of the run.

@@ -13,7 +13,7 @@ from dal_jax.images._masks import read_mask
 from dal_jax.images._samples import (
     NORMAL,
     UNKNOWN,
-    Choice,
+    DataSelection,
     Sample,
     folders,
     inside,
@@ -26,7 +26,7 @@ from dal_jax.images._samples import (
 _NORMAL_NAMES = ("good", "ok", "normal")
 
 
-def mvtec(root: Path, choice: Choice) -> list[Sample]:
+def mvtec(root: Path, choice: DataSelection) -> list[Sample]:
     """Lists MVTec AD and MPDD: train/good, test/KIND, ground_truth/KIND/STEM_mask.png.
 
     Source: Bergmann et al., MVTec AD, CVPR 2019; Jezek et al., MPDD, ICUMT 2021.
@@ -34,7 +34,7 @@ def mvtec(root: Path, choice: Choice) -> list[Sample]:
     return _splits(_category(root, choice, "train/good"), root, "good", "mvtec")
 
 
-def btad(root: Path, choice: Choice) -> list[Sample]:
+def btad(root: Path, choice: DataSelection) -> list[Sample]:
     """Lists BTAD: train/ok, test/ok, test/ko, ground_truth/ko/STEM.png or .bmp.
 
     Source: Mishra et al., VT-ADL, ISIE 2021, and the archive published with it.
@@ -42,7 +42,7 @@ def btad(root: Path, choice: Choice) -> list[Sample]:
     return _splits(_category(root, choice, "train/ok"), root, "ok", "btad")
 
 
-def visa(root: Path, choice: Choice) -> list[Sample]:
+def visa(root: Path, choice: DataSelection) -> list[Sample]:
     """Lists VisA by its table split_csv/1cls.csv: object, split, label, image, mask.
 
     Source: Zou et al., SPot-the-Difference, ECCV 2022, github.com/amazon-science/spot-diff.
@@ -53,7 +53,7 @@ def visa(root: Path, choice: Choice) -> list[Sample]:
     return [_visa_sample(row, root) for row in rows if row["object"] == chosen]
 
 
-def folder(root: Path, choice: Choice) -> list[Sample]:
+def folder(root: Path, choice: DataSelection) -> list[Sample]:
     """Lists normal/ (for training), test/ and masks/ of the same names; or images, all to test."""
     normal, test, masks = root / "normal", root / "test", root / "masks"
     if not (normal.is_dir() or test.is_dir()):
@@ -72,7 +72,7 @@ def choose(category: str | None, known: list[str], root: Path) -> str:
     return category
 
 
-def _category(root: Path, choice: Choice, sign: str) -> Path:
+def _category(root: Path, choice: DataSelection, sign: str) -> Path:
     if (root / sign).is_dir() and choice.category is None:
         return root
     known = [path.name for path in folders(root, root) if (path / sign).is_dir()]

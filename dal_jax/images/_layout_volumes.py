@@ -12,7 +12,7 @@ from dal_jax.images._masks import to_mask
 from dal_jax.images._samples import (
     NORMAL,
     UNKNOWN,
-    Choice,
+    DataSelection,
     Sample,
     entries,
     folders,
@@ -29,7 +29,7 @@ _CONTRASTS_2021 = ("flair", "t1", "t1ce", "t2")
 _CONTRASTS_2023 = ("t2f", "t1n", "t1c", "t2w")
 
 
-def brats2021(root: Path, choice: Choice) -> list[Sample]:
+def brats2021(root: Path, choice: DataSelection) -> list[Sample]:
     """Lists BraTS 2021: BraTS2021_00000/BraTS2021_00000_{t1,t1ce,t2,flair,seg}.nii.gz.
 
     Source: Baid et al., arXiv 2107.02314, and the archive published with it.
@@ -37,7 +37,7 @@ def brats2021(root: Path, choice: Choice) -> list[Sample]:
     return _brats(root, choice, CASE_2021, "_", _CONTRASTS_2021)
 
 
-def brats2023(root: Path, choice: Choice) -> list[Sample]:
+def brats2023(root: Path, choice: DataSelection) -> list[Sample]:
     """Lists BraTS 2023: BraTS-GLI-00000-000/BraTS-GLI-00000-000-{t1n,t1c,t2w,t2f,seg}.nii.gz.
 
     The last number counts the visits of one patient.
@@ -47,7 +47,7 @@ def brats2023(root: Path, choice: Choice) -> list[Sample]:
     return _brats(root, choice, CASE_2023, "-", _CONTRASTS_2023)
 
 
-def nifti(root: Path, choice: Choice) -> list[Sample]:
+def nifti(root: Path, choice: DataSelection) -> list[Sample]:
     """Lists a NIfTI file, or those of a folder, all to test; STEM_mask or STEM_seg marks STEM."""
     base = root if root.is_dir() else root.parent
     found = [p for p in entries(root, root) if is_volume(p)] if root.is_dir() else [root]
@@ -62,7 +62,7 @@ def nifti(root: Path, choice: Choice) -> list[Sample]:
     return listed
 
 
-def dicom(root: Path, choice: Choice) -> list[Sample]:
+def dicom(root: Path, choice: DataSelection) -> list[Sample]:
     """Lists the slices of a folder that holds one DICOM series, all to test, one patient.
 
     Source: DICOM PS3.3 C.7.6.2 (image plane).
@@ -82,7 +82,7 @@ def dicom(root: Path, choice: Choice) -> list[Sample]:
     return [Sample(name_of(p, root), p, "test", UNKNOWN, None, group, k) for p, k in every]
 
 
-def arrays(root: Path, choice: Choice) -> list[Sample]:
+def arrays(root: Path, choice: DataSelection) -> list[Sample]:
     """Lists stacks (N, H, W) or (N, H, W, C): train and test, and masks (N, H, W) of the test.
 
     They are files train.npy, test.npy and masks.npy of a folder, arrays of one .npz file, or one
@@ -117,7 +117,7 @@ def _hash(group: str) -> str:
 
 
 def _brats(
-    root: Path, choice: Choice, case: re.Pattern[str], joint: str, contrasts: tuple[str, ...]
+    root: Path, choice: DataSelection, case: re.Pattern[str], joint: str, contrasts: tuple[str, ...]
 ) -> list[Sample]:
     contrast = choice.contrast or contrasts[0]
     if contrast not in contrasts:
@@ -139,7 +139,7 @@ def _brats_file(folder: Path, end: str, root: Path) -> Path:
 
 
 def _slices(
-    path: Path, mask: Path | None, root: Path, choice: Choice, group: str, kind: str
+    path: Path, mask: Path | None, root: Path, choice: DataSelection, group: str, kind: str
 ) -> list[Sample]:
     """The samples of one volume; if it cannot be read, one sample whose reading says why."""
     name = name_of(path, root)
@@ -161,7 +161,9 @@ def _labeller(volume: Volume, kind: str) -> Callable[[int], str]:
     return label
 
 
-def _rows(path: Path, split: str, mask: Path | None, root: Path, choice: Choice) -> list[Sample]:
+def _rows(
+    path: Path, split: str, mask: Path | None, root: Path, choice: DataSelection
+) -> list[Sample]:
     stack = cached_stack(path, split)
     if stack is None:
         return []
@@ -179,7 +181,7 @@ def _rows(path: Path, split: str, mask: Path | None, root: Path, choice: Choice)
     return found
 
 
-def _chosen(count: int, choice: Choice) -> range:
+def _chosen(count: int, choice: DataSelection) -> range:
     return range(count)[slice(*choice.slices)] if choice.slices else range(count)
 
 

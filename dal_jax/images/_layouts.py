@@ -8,10 +8,18 @@ from dal_jax.images import _layout_photos as photos
 from dal_jax.images import _layout_volumes as volumes
 from dal_jax.images._dicom import dicom_files
 from dal_jax.images._groups import group_of
-from dal_jax.images._samples import OF_SLICES, Choice, DataSet, Sample, entries, name_of, walk
+from dal_jax.images._samples import (
+    OF_SLICES,
+    DataSelection,
+    DataSet,
+    Sample,
+    entries,
+    name_of,
+    walk,
+)
 from dal_jax.images._volumes import is_volume
 
-_LAYOUTS: dict[str, Callable[[Path, Choice], list[Sample]]] = {
+_LAYOUTS: dict[str, Callable[[Path, DataSelection], list[Sample]]] = {
     "mvtec": photos.mvtec,
     "mpdd": photos.mvtec,
     "btad": photos.btad,
@@ -75,7 +83,7 @@ def open_data(
     name = _recognise(root) if layout == "auto" else layout
     if not root.is_dir() and name not in ("nifti", "arrays"):
         raise InputError(f"data {str(root)!r}: layout {name!r} needs a folder")
-    found = _LAYOUTS[name](root, Choice(category, contrast, _range(slices)))
+    found = _LAYOUTS[name](root, DataSelection(category, contrast, _range(slices)))
     if not found:
         raise InputError(f"data {str(root)!r}: no image in layout {name!r}")
     base = root if root.is_dir() else root.parent

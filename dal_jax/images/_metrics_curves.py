@@ -71,7 +71,7 @@ def exact_levels(negative: np.ndarray, positive: np.ndarray, overlap: np.ndarray
     return Levels(np.diff(ends, prepend=0).astype(np.float64), hits, shares)
 
 
-def defined(levels: Levels) -> bool:
+def has_both_classes(levels: Levels) -> bool:
     """Whether there are both normal and anomalous pixels: no metric has a meaning otherwise."""
     return bool(levels.negative.sum() > 0 and levels.positive.sum() > 0)
 
@@ -82,7 +82,7 @@ def auroc(levels: Levels) -> Bounded:
     `sum_b P_b (N_{below b} + N_b / 2) / (P N)`; the orders within levels move it by
     `sum_b P_b N_b / (2 P N)` either way.
     """
-    if not defined(levels):
+    if not has_both_classes(levels):
         return NOT_DEFINED
     negative, positive, _ = levels
     pairs = negative.sum() * positive.sum()
@@ -98,7 +98,7 @@ def average_precision(levels: Levels) -> Bounded:
     Highest if the anomalous pixels of each level came first, tied; at least what the first
     anomalous pixel after all normal ones of its level would have, for each of the level.
     """
-    if not defined(levels):
+    if not has_both_classes(levels):
         return NOT_DEFINED
     some = levels.positive > 0  # elsewhere recall does not move
     negative, positive = np.cumsum(levels.negative), np.cumsum(levels.positive)
@@ -118,7 +118,7 @@ def f1_max(levels: Levels) -> Bounded:
 
     Ends of levels are thresholds too, so the value is reached; orders can only raise it.
     """
-    if not defined(levels):
+    if not has_both_classes(levels):
         return NOT_DEFINED
     false, true = np.cumsum(levels.negative), np.cumsum(levels.positive)
     value = float((2 * true / (true + false + true[-1])).max())
@@ -142,7 +142,7 @@ def aupro(levels: Levels, limit: float) -> Bounded:
 
     Source: Bergmann, Batzner, Fauser, Sattlegger, Steger, IJCV 129 (2021), section 5.
     """
-    if not defined(levels):
+    if not has_both_classes(levels):
         return NOT_DEFINED
     rate = _from_zero(levels.negative)
     overlap = _from_zero(levels.overlap)

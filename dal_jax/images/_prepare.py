@@ -16,7 +16,14 @@ from dal_jax.images._geometry import (
     windows,
 )
 from dal_jax.images._preparation import Fitted, Preparation
-from dal_jax.images._views import FOREGROUND, Views, checked, cut_views, flat_views, own_foregrounds
+from dal_jax.images._views import (
+    FOREGROUND,
+    Views,
+    as_channels,
+    cut_views,
+    flat_views,
+    own_foregrounds,
+)
 
 # Pixels that an image contributes to the quantiles.
 _SAMPLED = 4096
@@ -81,7 +88,7 @@ def views(fitted: Fitted, image: np.ndarray) -> Views:
         >>> views(fitted, ramp).corners.tolist()
         [[0, 0], [0, 4], [2, 0], [2, 4]]
     """
-    pixels = checked(fitted.preparation, image)
+    pixels = as_channels(fitted.preparation, image)
     return cut_views(fitted, pixels, *windows(fitted.preparation, pixels.shape))
 
 
@@ -110,7 +117,7 @@ def random_views(fitted: Fitted, image: np.ndarray, count: int, seed: int) -> Vi
     preparation = fitted.preparation
     if preparation.view == "resize" or count < 1:
         raise InputError(f"{count} random views of view {preparation.view!r}: there are none")
-    pixels = checked(preparation, image)
+    pixels = as_channels(preparation, image)
     sides, extent = interior(preparation, pixels.shape), preparation.extent
     free = [side - extent + 1 for side in sides]
     corners = np.random.default_rng(seed).integers(0, free, (count, 2)) + preparation.border
@@ -132,7 +139,7 @@ def foreign(fitted: Fitted, image: np.ndarray) -> str:
             training pixels by more than their whole range, or its brightest ones are below a
             quarter of those of the dimmest training image.
     """
-    pixels = checked(fitted.preparation, image)
+    pixels = as_channels(fitted.preparation, image)
     sides = np.array(interior(fitted.preparation, pixels.shape))
     inner = cut(pixels, np.full(2, fitted.preparation.border), sides)
     low, _, high = fitted.quantiles
@@ -218,7 +225,7 @@ def _intensities(preparation: Preparation, images: Iterable[np.ndarray]) -> Fitt
     drawn, channels, count, dimmest = [], set[int](), 0, np.inf
     for image in images:
         with _numbered(count):
-            pixels = checked(preparation, image)
+            pixels = as_channels(preparation, image)
             sides = np.array(interior(preparation, pixels.shape))
         inner = cut(pixels, np.full(2, preparation.border), sides).reshape(-1)
         drawn.append(inner[:: max(1, len(inner) // _SAMPLED)])
@@ -241,7 +248,7 @@ def _in_common(preparation: Preparation, images: Iterable[np.ndarray]) -> tuple[
     counts, count = np.zeros((preparation.size, preparation.size), int), 0
     for k, image in enumerate(images):
         with _numbered(k):
-            pixels = checked(preparation, image)
+            pixels = as_channels(preparation, image)
             places = list(zip(*windows(preparation, pixels.shape), strict=True))
             own = own_foregrounds(preparation, pixels, places)[0]
         counts, count = counts + own, count + own.any()  # an image that shows nothing says nothing
@@ -273,7 +280,7 @@ def _moments(fitted: Fitted, images: Iterable[np.ndarray]) -> Fitted:
 
 def _flattened(fitted: Fitted, image: np.ndarray) -> np.ndarray:
     """All pixels (n, C) of an image that scaling counts."""
-    pixels = checked(fitted.preparation, image)
+    pixels = as_channels(fitted.preparation, image)
     found = flat_views(fitted, pixels, *windows(fitted.preparation, pixels.shape))
     return np.concatenate([view[shown] for view, shown in found])
 

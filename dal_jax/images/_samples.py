@@ -52,7 +52,7 @@ class DataSet(NamedTuple):
     samples: tuple[Sample, ...]  # one or more
 
 
-class Choice(NamedTuple):
+class DataSelection(NamedTuple):
     """What the user chose of a data set that holds more than is wanted at once."""
 
     category: str | None = None

@@ -34,7 +34,7 @@ class Views(NamedTuple):
     foreground: np.ndarray  # (V, size, size) bool, pixels that may be tested
 
 
-def checked(preparation: Preparation, image: np.ndarray) -> np.ndarray:
+def as_channels(preparation: Preparation, image: np.ndarray) -> np.ndarray:
     """The image as float64 (H, W, C), averaged over channels if wanted."""
     pixels = np.asarray(image, np.float64)
     if pixels.ndim != 3 or 0 in pixels.shape:

@@ -27,12 +27,12 @@ from dal_jax.inference._p_value import discovery_q as discovery_q
 from dal_jax.inference._p_value import holm as holm
 from dal_jax.inference._p_value import selective_p as selective_p
 from dal_jax.inference._randomized import Perturbation as Perturbation
-from dal_jax.inference._recalibration import Law as Law
+from dal_jax.inference._recalibration import NullLaw as NullLaw
 from dal_jax.inference._recalibration import Observed as Observed
 from dal_jax.inference._recalibration import Ranks as Ranks
 from dal_jax.inference._recalibration import conformal_p as conformal_p
-from dal_jax.inference._recalibration import cross_fitted as cross_fitted
+from dal_jax.inference._recalibration import cross_fit as cross_fit
 from dal_jax.inference._recalibration import heavy_tails as heavy_tails
 from dal_jax.inference._recalibration import inflation as inflation
 from dal_jax.inference._recalibration import on_line as on_line
-from dal_jax.inference._recalibration import recalibrated as recalibrated
+from dal_jax.inference._recalibration import recalibrate as recalibrate

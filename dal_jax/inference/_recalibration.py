@@ -38,7 +38,7 @@ class Observed(NamedTuple):
     Example:
         >>> from dal_jax.inference import as_intervals
         >>> observed = Observed(2.0, as_intervals([1.0, np.inf]), as_intervals([-np.inf, np.inf]))
-        >>> round(Law().p_value(observed).p, 4)
+        >>> round(NullLaw().p_value(observed).p, 4)
         0.1434
     """
 
@@ -77,7 +77,7 @@ def on_line(
 
 
 @dataclass(frozen=True)
-class Law:
+class NullLaw:
     """The law of the statistic before selection: `factor` times Student's t, or N(0, factor^2).
 
     With `Sigma -> factor^2 Sigma` the line does not change, only its scale: no image is searched
@@ -90,7 +90,7 @@ class Law:
     Example:
         >>> from dal_jax.inference import as_intervals
         >>> line = as_intervals([-np.inf, np.inf])
-        >>> laws = Law(), Law(factor=2.0), Law(factor=2.0, degrees=3.0)
+        >>> laws = NullLaw(), NullLaw(factor=2.0), NullLaw(factor=2.0, degrees=3.0)
         >>> [round(law.p_value(Observed(4.0, line, line)).p, 4) for law in laws]
         [0.0001, 0.0455, 0.1393]
     """
@@ -191,7 +191,7 @@ class Law:
         return constant - (half + 0.5) * np.log1p(scaled**2 / (2 * half))
 
 
-def inflation(observed: Sequence[Observed], alternative: str = "two-sided") -> Law:
+def inflation(observed: Sequence[Observed], alternative: str = "two-sided") -> NullLaw:
     """The normal law whose p-values of normal images average one half, never a narrower one.
 
     Where the p-values of the noise model itself average more than one half, the factor is 1: what
@@ -202,7 +202,7 @@ def inflation(observed: Sequence[Observed], alternative: str = "two-sided") -> L
         alternative: as in `selective_p`.
 
     Returns:
-        Law(factor); the factor is within [1, 20].
+        NullLaw(factor); the factor is within [1, 20].
 
     Raises:
         InputError: no images.
@@ -217,24 +217,24 @@ def inflation(observed: Sequence[Observed], alternative: str = "two-sided") -> L
     _some(observed)
 
     def excess(log_factor: float) -> float:
-        law = Law(float(np.exp(log_factor)))
+        law = NullLaw(float(np.exp(log_factor)))
         return float(np.nanmean([law.p_value(one, alternative).p for one in observed])) - 0.5
 
     low, high = np.log(_INFLATIONS)
     if excess(low) >= 0:  # p-values grow with the factor
-        return Law(_INFLATIONS[0])
+        return NullLaw(_INFLATIONS[0])
     if excess(high) <= 0:
-        return Law(_INFLATIONS[1])
+        return NullLaw(_INFLATIONS[1])
     root: Any = optimize.brentq(excess, low, high, xtol=1e-4)
-    return Law(float(np.exp(root)))
+    return NullLaw(float(np.exp(root)))
 
 
-def heavy_tails(observed: Sequence[Observed], groups: ArrayLike | None = None) -> Law:
+def heavy_tails(observed: Sequence[Observed], groups: ArrayLike | None = None) -> NullLaw:
     """The Student law under which the statistics of normal images are most likely.
 
     Each image's likelihood is conditional on its own truncation set, so selection does not bias
     the fit: `max sum_i w_i log f(z_i) / P(Z_i)` over factor and degrees of freedom. A Student law
-    of the noise model's variance has a factor below 1, and smaller p-values near 0: `recalibrated`
+    of the noise model's variance has a factor below 1, and smaller p-values near 0: `recalibrate`
     takes the larger of them and those of the noise model.
 
     Args:
@@ -265,16 +265,16 @@ def heavy_tails(observed: Sequence[Observed], groups: ArrayLike | None = None) -
         weights = 1.0 / sizes[index]
 
     def loss(log_factor: float, degrees: float) -> float:
-        law = Law(float(np.exp(log_factor)), degrees)
+        law = NullLaw(float(np.exp(log_factor)), degrees)
         return -float(weights @ law.log_likelihoods(observed))
 
-    best: tuple[float, Law] | None = None
+    best: tuple[float, NullLaw] | None = None
     for degrees in DEGREES:
         bounds = tuple(np.log(_FACTORS))
         found = optimize.minimize_scalar(
             loss, bounds=bounds, args=(degrees,), method="bounded", options={"xatol": 1e-3}
         )
-        law = Law(float(np.exp(found.x)), degrees)
+        law = NullLaw(float(np.exp(found.x)), degrees)
         if best is None or found.fun < best[0]:
             best = float(found.fun), law
     assert best is not None
@@ -325,8 +325,8 @@ class Ranks:
         )
 
 
-def recalibrated(
-    by: Law | Ranks,
+def recalibrate(
+    by: NullLaw | Ranks,
     observed: Observed,
     alternative: str = "two-sided",
     raw: SelectiveP | None = None,
@@ -352,12 +352,12 @@ def recalibrated(
     Example:
         >>> from dal_jax.inference import as_intervals
         >>> observed = Observed(2.0, as_intervals([1.0, 4.0]), as_intervals([-4.0, 4.0]))
-        >>> [round(value, 3) for value in recalibrated(Law(2.0), observed)]
+        >>> [round(value, 3) for value in recalibrate(NullLaw(2.0), observed)]
         [0.476, 0.476, 0.548]
-        >>> recalibrated(Law(0.5), observed) == recalibrated(Law(), observed)
+        >>> recalibrate(NullLaw(0.5), observed) == recalibrate(NullLaw(), observed)
         True
     """
-    raw = Law().p_value(observed, alternative) if raw is None else raw
+    raw = NullLaw().p_value(observed, alternative) if raw is None else raw
     if isinstance(by, Ranks):
         return by.rank(raw)
     return SelectiveP(*np.maximum(raw, by.p_value(observed, alternative)).tolist())
@@ -404,7 +404,7 @@ def conformal_p(calibration: ArrayLike, value: float, weights: ArrayLike | None 
     return float((1 + np.sum(counted[known <= value])) / (1 + np.sum(counted)))
 
 
-def cross_fitted(
+def cross_fit(
     folds: Int[np.ndarray, " m"],
     fit: Callable[[np.ndarray], Fitted],
     apply: Callable[[Fitted, int], Any],
@@ -424,7 +424,7 @@ def cross_fitted(
 
     Example:
         >>> values = np.array([1.0, 3.0, 10.0])
-        >>> cross_fitted(np.array([0, 0, 1]), lambda others: float(values[others].mean()),
+        >>> cross_fit(np.array([0, 0, 1]), lambda others: float(values[others].mean()),
         ...              lambda mean, index: mean)
         [10.0, 10.0, 2.0]
     """

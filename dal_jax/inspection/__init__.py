@@ -9,7 +9,7 @@ from dal_jax.inspection._calibration import METHODS as METHODS
 from dal_jax.inspection._calibration import Calibration as Calibration
 from dal_jax.inspection._calibration import load_calibration as load_calibration
 from dal_jax.inspection._inspect import Inspected as Inspected
-from dal_jax.inspection._inspect import inspected as inspected
+from dal_jax.inspection._inspect import assemble_images as assemble_images
 from dal_jax.inspection._inspect import test_samples as test_samples
 from dal_jax.inspection._items import Reader as Reader
 from dal_jax.inspection._items import to_test as to_test

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dal_jax._errors import InputError
-from dal_jax._one_test import Case
+from dal_jax._one_test import ImageToTest
 from dal_jax._options import TestOptions
 from dal_jax._result import parts_of_record
-from dal_jax._test_run import Item, run_tests
+from dal_jax._test_run import QueuedImage, run_tests
 from dal_jax.images import DataSet
 from dal_jax.inspection._calibration import (
     Calibration,
@@ -29,11 +29,11 @@ from dal_jax.inspection._calibration import (
     uniformity,
     view_p,
 )
-from dal_jax.inspection._items import Reader, ViewItem, as_items, view_items
-from dal_jax.inspection._learn import undiluted
+from dal_jax.inspection._items import Reader, ViewRef, as_items, view_items
+from dal_jax.inspection._learn import rescale_to_foreground
 from dal_jax.inspection._profile import Profile, check_options
 from dal_jax.inspection._rows import write_csv
-from dal_jax.inspection._stretch import stretched
+from dal_jax.inspection._stretch import stretch_correlation
 from dal_jax.inspection._verdict import ALPHA, decider, unchecked, verdict
 from dal_jax.localizers import Localizer
 from dal_jax.noise import Covariance, FitReport, fit_report
@@ -90,7 +90,7 @@ class Calibrated(NamedTuple):
 
 
 # (directory, items, noise) -> records
-Runner = Callable[[Path, Sequence[Item], Covariance], list[dict[str, Any]]]
+Runner = Callable[[Path, Sequence[QueuedImage], Covariance], list[dict[str, Any]]]
 
 
 def runner(
@@ -131,14 +131,16 @@ def runner(
         >>> profile = Profile(Source(), fitted, "iid", iid(1.0), views, 1.0, "all", 0.02, roles, 0)
         >>> how = TestOptions(randomization=0.0), Host(0, 1), None
         >>> run = runner(localizer, profile, *how, lambda *told: None)
-        >>> dark = Item("dark", None, lambda: Case(np.zeros((4, 4, 1)), views))
+        >>> dark = QueuedImage("dark", None, lambda: ImageToTest(np.zeros((4, 4, 1)), views))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     print([record["status"] for record in run(Path(folder), [dark], iid(1.0))])
         ['NO_REGION']
     """
     check_options(test_options, profile)
 
-    def run(directory: Path, items: Sequence[Item], noise: Covariance) -> list[dict[str, Any]]:
+    def run(
+        directory: Path, items: Sequence[QueuedImage], noise: Covariance
+    ) -> list[dict[str, Any]]:
         made = run_tests(
             directory,
             localizer,
@@ -206,7 +208,7 @@ def calibrate(
     )
     pixels, where = _read(reader, [listed[k] for k in kept])
     some = where.any(axis=(1, 2))  # a tile without foreground says nothing of the noise
-    shown, objects = undiluted(pixels[some], where[some]), np.array(groups)[some]
+    shown, objects = rescale_to_foreground(pixels[some], where[some]), np.array(groups)[some]
     fit = fit_report(profile.noise, shown, objects, kind=profile.noise_kind)
     moved = _moved(found, profile, run, directory, items, options)
     calibration = fit_calibration(records, groups)
@@ -314,7 +316,7 @@ def _usable(found: Sequence[dict[str, Any]]) -> list[int]:
     return [k for k, record in enumerate(found) if record["status"] != "INVALID_INPUT"]
 
 
-def _read(reader: Reader, listed: Sequence[ViewItem]) -> tuple[np.ndarray, np.ndarray]:
+def _read(reader: Reader, listed: Sequence[ViewRef]) -> tuple[np.ndarray, np.ndarray]:
     """The views (N, H, W, C), and which of their pixels may be flagged (N, H, W)."""
     found = [(reader.read(one.sample)[2], one.view) for one in listed]
     pixels, where = zip(*((cut.pixels[k], cut.foreground[k]) for cut, k in found), strict=True)
@@ -328,19 +330,19 @@ def _control(
     if not options.control:
         return []
     items = [
-        Item(f"{number:06d}", None, partial(_drawn, profile, options.seed, number))
+        QueuedImage(f"{number:06d}", None, partial(_drawn, profile, options.seed, number))
         for number in range(options.control)
     ]
     return run(directory / f"control-{options.seed}-{options.control}", items, profile.tested_noise)
 
 
-def _drawn(profile: Profile, seed: int, number: int) -> Case:
+def _drawn(profile: Profile, seed: int, number: int) -> ImageToTest:
     rng = np.random.default_rng((seed, 3, number))
     mean = profile.references.mean(axis=0)
     shape = mean.shape
     noise = profile.tested_noise
     drawn = [mean + noise.sample(rng, shape) for _ in range(1 + profile.num_references)]
-    return Case(drawn[0], np.stack(drawn[1:]), where=profile.where)
+    return ImageToTest(drawn[0], np.stack(drawn[1:]), where=profile.where)
 
 
 def _moved(
@@ -348,7 +350,7 @@ def _moved(
     profile: Profile,
     run: Runner,
     directory: Path,
-    items: Sequence[Item],
+    items: Sequence[QueuedImage],
     options: CalibrateOptions,
 ) -> list[dict[str, Any]]:
     """Each view's raw p-value if the noise were another.
@@ -364,7 +366,9 @@ def _moved(
             rows.append(_row(record["name"], "sigma", factor, p))
     shape = profile.references.shape[1:]
     for factor in LENGTH_FACTORS if options.lengths else ():
-        noise = profile._replace(noise=stretched(profile.noise, shape, factor)).tested_noise
+        noise = profile._replace(
+            noise=stretch_correlation(profile.noise, shape, factor)
+        ).tested_noise
         for record in run(directory / f"length-{factor:g}", items, noise):
             rows.append(_row(record["name"], "correlation length", factor, view_p(record).high))
     return rows

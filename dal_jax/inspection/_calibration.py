@@ -15,18 +15,18 @@ from dal_jax._result import parts_of_record
 from dal_jax._typing import Float, Int
 from dal_jax.images import cluster_interval, cluster_standard_error, split_groups, write_text
 from dal_jax.inference import (
-    Law,
+    NullLaw,
     Observed,
     Perturbation,
     Ranks,
     SelectiveP,
     as_intervals,
     conformal_p,
-    cross_fitted,
+    cross_fit,
     heavy_tails,
     holm,
     inflation,
-    recalibrated,
+    recalibrate,
 )
 from dal_jax.runs import decode, encode
 
@@ -55,7 +55,8 @@ class Calibration:
 
     Example:
         >>> p, one = (0.1, 0.4, 0.9), (1.0, 1.0, 1.0)
-        >>> held = Calibration(Law(1.2), Law(1.1, 5.0), Ranks(p, p, p, one), p, p, one, 3, 3)
+        >>> laws, ranks = (NullLaw(1.2), NullLaw(1.1, 5.0)), Ranks(p, p, p, one)
+        >>> held = Calibration(*laws, ranks, p, p, one, 3, 3)
         >>> record = {"status": "OK", "p_value": 0.14, "p_low": 0.13, "p_high": 0.15}
         >>> record |= {"naive_p": 0.05, "max_score": 1.5, "sd": 1.0}
         >>> record |= {"statistic": 2.0, "truncation": [[1.0, 3.0]], "searched": [[-4.0, 4.0]]}
@@ -64,8 +65,8 @@ class Calibration:
         (0.5, True)
     """
 
-    inflated: Law  # normal, its standard deviation fitted
-    heavy_tails: Law  # Student's, its scale and degrees of freedom fitted
+    inflated: NullLaw  # normal, its standard deviation fitted
+    heavy_tails: NullLaw  # Student's, its scale and degrees of freedom fitted
     selective: Ranks  # raw p-values of normal views, the smallest of their components that have one
     naive: tuple[float, ...]  # naive p-values of the same views
     score: tuple[float, ...]  # minus the maximum score of normal views, also without a region
@@ -76,7 +77,7 @@ class Calibration:
     unchecked: bool = False  # too few normal views to tell whether raw p-values hold the level
 
     @property
-    def deciding(self) -> tuple[Law | Ranks, ...]:
+    def deciding(self) -> tuple[NullLaw | Ranks, ...]:
         """What p-values that may decide are recalibrated by."""
         return self.inflated, self.heavy_tails, self.selective
 
@@ -96,8 +97,8 @@ class Calibration:
         if record["status"] in _TESTED:
             observed, weights = observed_of(record), self.selective.weights
             found |= {
-                "inflated": recalibrated(self.inflated, observed),
-                "heavy_tails": recalibrated(self.heavy_tails, observed),
+                "inflated": recalibrate(self.inflated, observed),
+                "heavy_tails": recalibrate(self.heavy_tails, observed),
                 "conformal": self.selective.rank(found["selective"]),
                 "conformal_naive": _known(conformal_p(self.naive, record["naive_p"], weights)),
             }
@@ -231,7 +232,7 @@ def p_with_sigma(record: dict[str, Any], factor: float) -> SelectiveP:
     """
     if record["status"] not in _TESTED:
         return _known(float("nan"))
-    return Law(factor).p_value(observed_of(record))
+    return NullLaw(factor).p_value(observed_of(record))
 
 
 def fit_calibration(records: Sequence[dict[str, Any]], groups: Sequence[str]) -> Calibration:
@@ -301,7 +302,7 @@ def cross_fitted_p(
         own: list[str] = [groups[int(k)] for k in others]
         return fit_calibration([records[k] for k in others], own)
 
-    found = cross_fitted(folds, fit, lambda fitted, k: view_p_values(fitted, records[k]))
+    found = cross_fit(folds, fit, lambda fitted, k: view_p_values(fitted, records[k]))
     return {method: np.array([one[method].high for one in found]) for method in METHODS}
 
 
@@ -402,8 +403,8 @@ def load_calibration(directory: Path) -> Calibration | None:
         )
     try:
         return Calibration(
-            inflated=Law(**facts["inflated"]),
-            heavy_tails=Law(**facts["heavy_tails"]),
+            inflated=NullLaw(**facts["inflated"]),
+            heavy_tails=NullLaw(**facts["heavy_tails"]),
             selective=Ranks(**{name: tuple(p) for name, p in facts["selective"].items()}),
             **{name: tuple(facts[name]) for name in ("naive", "score", "score_weights")},
             num_views=int(facts["num_views"]),

@@ -12,12 +12,12 @@ import numpy as np
 from dal_jax._errors import InputError
 from dal_jax._options import TestOptions
 from dal_jax._result import TestResult
-from dal_jax._test_run import Item, run_tests
+from dal_jax._test_run import QueuedImage, run_tests
 from dal_jax._typing import Bool
 from dal_jax.images import Sample, Views, atomic_path, mask_views, stitch
 from dal_jax.images._geometry import cut, enlarge
 from dal_jax.images._prepare import foreign
-from dal_jax.inspection._items import Reader, ViewItem, as_items, view_items
+from dal_jax.inspection._items import Reader, ViewRef, as_items, view_items
 from dal_jax.inspection._learn import picture_of
 from dal_jax.inspection._profile import Profile, check_options
 from dal_jax.localizers import Localizer
@@ -60,7 +60,7 @@ def test_samples(
     devices: int | None = None,
     batch_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> list[tuple[ViewItem, dict[str, Any]]]:
+) -> list[tuple[ViewRef, dict[str, Any]]]:
     """Tests all views of samples in a run directory, where their maps are kept, too.
 
     Args:
@@ -114,7 +114,7 @@ def test_samples(
 test_samples.__test__ = False  # type: ignore[attr-defined]
 
 
-def _keep_maps(directory: Path, number: int, item: Item, result: TestResult) -> None:
+def _keep_maps(directory: Path, number: int, item: QueuedImage, result: TestResult) -> None:
     if result.status.value == "INVALID_INPUT":
         return
     with atomic_path(_maps_path(directory, number)) as temporary:
@@ -133,11 +133,11 @@ def _maps_path(directory: Path, number: int) -> Path:
     return directory / f".{MAPS}" / f"{number // 1000:04d}" / f"{number:08d}.npz"
 
 
-def inspected(
+def assemble_images(
     directory: Path,
     reader: Reader,
     profile: Profile,
-    tested: Sequence[tuple[ViewItem, dict[str, Any]]],
+    tested: Sequence[tuple[ViewRef, dict[str, Any]]],
     rows: Sequence[dict[str, Any]],
 ) -> Iterator[Inspected]:
     """Puts the views of each image together again, one image at a time.
@@ -157,7 +157,7 @@ def inspected(
 
     Example:
         >>> rows = rows_of(tested, None, InspectOptions())  # doctest: +SKIP
-        >>> images = list(inspected(Path("runs"), reader, profile, tested, rows))  # doctest: +SKIP
+        >>> images = assemble_images(Path("runs"), reader, profile, tested, rows)  # doctest: +SKIP
         >>> [one.sample for one in images] == samples  # doctest: +SKIP
         True
     """

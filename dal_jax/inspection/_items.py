@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dal_jax._errors import InputError
-from dal_jax._one_test import Case
-from dal_jax._test_run import Item
+from dal_jax._one_test import ImageToTest
+from dal_jax._test_run import QueuedImage
 from dal_jax.images import DataSet, Fitted, Sample, Views, read_sample, views
 from dal_jax.images._prepare import foreign
 from dal_jax.inspection._learn import picture_of
@@ -20,7 +20,7 @@ from dal_jax.inspection._profile import Profile
 _KEPT = 2
 
 
-class ViewItem(NamedTuple):
+class ViewRef(NamedTuple):
     """One view to be tested, or the first of an image that cannot be read."""
 
     sample: Sample
@@ -132,7 +132,7 @@ def to_test(data: DataSet, profile: Profile) -> list[Sample]:
     return samples
 
 
-def view_items(reader: Reader, samples: Sequence[Sample]) -> list[ViewItem]:
+def view_items(reader: Reader, samples: Sequence[Sample]) -> list[ViewRef]:
     """Lists the views of samples; with one view an image nothing is read.
 
     Args:
@@ -143,15 +143,15 @@ def view_items(reader: Reader, samples: Sequence[Sample]) -> list[ViewItem]:
         The views, image by image.
     """
     counts = [(sample, reader.num_views(sample)) for sample in samples]
-    return [ViewItem(sample, view, count) for sample, count in counts for view in range(count)]
+    return [ViewRef(sample, view, count) for sample, count in counts for view in range(count)]
 
 
 def as_items(
     reader: Reader,
-    listed: Sequence[ViewItem],
+    listed: Sequence[ViewRef],
     references: Mapping[str, np.ndarray],
     level: float | None = None,
-) -> list[Item]:
+) -> list[QueuedImage]:
     """Makes tests of views.
 
     Args:
@@ -164,7 +164,7 @@ def as_items(
         Items for `run_tests`, known by name and size of the file.
     """
     return [
-        Item(
+        QueuedImage(
             _name(one),
             _size(one.sample.path),
             partial(_case, reader, one, references[one.sample.group], level),
@@ -173,7 +173,7 @@ def as_items(
     ]
 
 
-def _name(one: ViewItem) -> str:
+def _name(one: ViewRef) -> str:
     return one.sample.name if one.num_views == 1 else f"{one.sample.name}@{one.view}"
 
 
@@ -184,7 +184,9 @@ def _size(path: Path) -> Any:
         return None
 
 
-def _case(reader: Reader, one: ViewItem, references: np.ndarray, level: float | None) -> Case:
+def _case(reader: Reader, one: ViewRef, references: np.ndarray, level: float | None) -> ImageToTest:
     where = reader.fitted.shown if reader.fitted.foreground else None
     own = None if level is None else level / one.num_views
-    return Case(reader.read(one.sample)[2].pixels[one.view], references, where=where, level=own)
+    return ImageToTest(
+        reader.read(one.sample)[2].pixels[one.view], references, where=where, level=own
+    )

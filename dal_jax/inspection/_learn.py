@@ -27,8 +27,8 @@ from dal_jax.images import (
     split_groups,
     views,
 )
-from dal_jax.localizers import Localizer, PerceptualConfig, calibrate_scales, make_localizer
-from dal_jax.noise import Choice, Covariance, choose, estimate
+from dal_jax.localizers import Localizer, PerceptualConfig, learn_scales, make_localizer
+from dal_jax.noise import Covariance, NoiseRanking, choose, estimate
 from dal_jax.search import check_region
 
 # Shares of the normal training images; references serve for nothing else.
@@ -101,7 +101,7 @@ def picture_of(image: Float[np.ndarray, "H W C"]) -> str:
     return sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest()[:16]
 
 
-def joined(one: Normal, other: Normal) -> Normal:
+def concatenate(one: Normal, other: Normal) -> Normal:
     """The views of both.
 
     Args:
@@ -257,7 +257,7 @@ class Images:
             print(f"{sample.name}: left out: {error}", file=sys.stderr)
 
 
-def undiluted(
+def rescale_to_foreground(
     pixels: Float[np.ndarray, "N H W C"], where: Bool[np.ndarray, "N H W"]
 ) -> Float[np.ndarray, "N H W C"]:
     """Views as their noise is estimated from them: the zeros outside the foreground are no noise.
@@ -278,7 +278,7 @@ def undiluted(
     return pixels / np.where(share > 0, scale, 1.0)[..., None]
 
 
-def fit_noise(normal: Normal, options: LearnOptions) -> Choice:
+def fit_noise(normal: Normal, options: LearnOptions) -> NoiseRanking:
     """Estimates the covariance of normal views.
 
     Args:
@@ -291,15 +291,15 @@ def fit_noise(normal: Normal, options: LearnOptions) -> Choice:
     Raises:
         InputError: unknown kind, or too few views.
     """
-    pixels = undiluted(normal.pixels, normal.where)
+    pixels = rescale_to_foreground(normal.pixels, normal.where)
     if options.noise == "auto":
         return choose(pixels, groups=normal.groups, seed=options.seed, by="regions")
     found = estimate(pixels, options.noise, groups=normal.groups)
-    return Choice(options.noise, found, (), ())
+    return NoiseRanking(options.noise, found, (), ())
 
 
 def choose_references(normal: Normal, options: LearnOptions) -> np.ndarray:
-    """Picks normal views to compare with, each of another physical object.
+    """Selects normal views to compare with, each of another physical object.
 
     Args:
         normal: views of objects that serve for nothing else.
@@ -380,7 +380,7 @@ def learn_constants(
     count = min(_CONSTANTS, len(normal))
     chosen = np.random.default_rng((seed, 4)).choice(len(normal), count, replace=False)
     localizer = make_localizer(variables, config, draws=seed, **parts)
-    return calibrate_scales(localizer, normal[chosen])
+    return learn_scales(localizer, normal[chosen])
 
 
 def as_looked_at(normal: Normal, noise: Covariance, options: LearnOptions) -> Normal:

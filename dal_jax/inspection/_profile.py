@@ -14,7 +14,7 @@ from dal_jax._files import file_digest
 from dal_jax._options import TestOptions
 from dal_jax._typing import Bool, Float
 from dal_jax.images import DataSet, Fitted, open_data, write_array, write_text
-from dal_jax.localizers import Localizer, load_localizer, rescaled
+from dal_jax.localizers import Localizer, load_localizer, with_rescaling
 from dal_jax.noise import Covariance, load_noise, save_noise
 from dal_jax.noise._scaled import _Scaled
 from dal_jax.search import check_region
@@ -236,7 +236,7 @@ def open_model(directory: Path, profile: Profile) -> Localizer:
     """Loads the localizer that a profile belongs to.
 
     Where views are divided by their own deviation, the localizer divides anew at each point of the
-    line that is searched (`rescaled`).
+    line that is searched (`with_rescaling`).
 
     Args:
         directory: of the model.
@@ -254,7 +254,7 @@ def open_model(directory: Path, profile: Profile) -> Localizer:
         True
     """
     localizer = load_localizer(directory, profile.threshold, profile.seed)
-    return rescaled(localizer) if own_scale(profile.fitted) else localizer
+    return with_rescaling(localizer) if own_scale(profile.fitted) else localizer
 
 
 def check_options(options: TestOptions, profile: Profile) -> None:

@@ -23,7 +23,7 @@ from dal_jax.inspection._calibration import (
     p_with_sigma,
     raw_p_values,
 )
-from dal_jax.inspection._items import ViewItem
+from dal_jax.inspection._items import ViewRef
 from dal_jax.runs import encode
 
 # Methods whose p-values may decide; the others test another null or are not valid.
@@ -66,7 +66,7 @@ class InspectOptions:
 
 
 def rows_of(
-    tested: Sequence[tuple[ViewItem, dict[str, Any]]],
+    tested: Sequence[tuple[ViewRef, dict[str, Any]]],
     calibration: Calibration | None,
     options: InspectOptions,
 ) -> list[dict[str, Any]]:
@@ -93,7 +93,7 @@ def rows_of(
         >>> keys = ("p_value", "p_low", "p_high", "naive_p", "statistic", "sd", "estimate")
         >>> none = dict.fromkeys((*keys, "ci_low", "ci_high"), np.nan)
         >>> record = {"status": "NO_REGION", "region": [], "max_score": 0.4, "message": "", **none}
-        >>> row = rows_of([(ViewItem(sample, 0, 1), record)], None, InspectOptions())[0]
+        >>> row = rows_of([(ViewRef(sample, 0, 1), record)], None, InspectOptions())[0]
         >>> row["name"], row["decision"], row["num_tested"]
         ('a.png', 'no region', 0)
     """
@@ -119,7 +119,7 @@ def rows_of(
 
 
 def _row(
-    item: ViewItem,
+    item: ViewRef,
     component: int,
     components: int,
     record: dict[str, Any],

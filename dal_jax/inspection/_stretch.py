@@ -6,7 +6,7 @@ from scipy import ndimage
 from dal_jax.noise import Covariance, stationary
 
 
-def stretched(noise: Covariance, shape: tuple[int, ...], factor: float) -> Covariance:
+def stretch_correlation(noise: Covariance, shape: tuple[int, ...], factor: float) -> Covariance:
     """Returns stationary noise correlated over `factor` times the distance.
 
     `R'(l) = R(l / factor)`, R the covariance of the middle pixel with the others; what the change

@@ -19,8 +19,8 @@ from dal_jax.inspection._learn import (
     Normal,
     as_looked_at,
     choose_references,
+    concatenate,
     fit_noise,
-    joined,
     learn_constants,
     set_threshold,
     share_out,
@@ -31,11 +31,11 @@ from dal_jax.localizers import (
     ExtractorFile,
     check_extractor,
     load_localizer,
-    rescaled,
     save_extractor,
+    with_rescaling,
 )
 from dal_jax.localizers._load import read_checkpoint
-from dal_jax.noise import Choice
+from dal_jax.noise import NoiseRanking
 
 # As `dal_jax.diffusion.train` without `progress` and `resume`: trains, or goes on with it.
 Trainer = Callable[..., Any]
@@ -55,7 +55,7 @@ class Learned(NamedTuple):
     """
 
     profile: Profile  # that was written beside the network
-    choice: Choice  # of the noise model
+    choice: NoiseRanking  # of the noise model
     num_views: int  # trained on
     left_out: tuple[str, ...]  # groups that are tested too
     refused: dict[str, str]  # images that could not be used, and why
@@ -187,7 +187,7 @@ def learn(
     tuning = others.normal_views(fitted)
     more = _more(config, preparation, training, textures, fitted, options.seed)
     plan = _Plan(config, train_config, directory, trainer, extractor, options.seed)
-    known = joined(images.normal_views(fitted), tuning)
+    known = concatenate(images.normal_views(fitted), tuning)
     choice = fit_noise(known, options)  # before hours of training: it may refuse
     apart = Images(data, dealt["reference"])
     references = choose_references(apart.normal_views(fitted), options)
@@ -196,7 +196,7 @@ def learn(
     looked = as_looked_at(tuning, choice.covariance, options)
     plan.run(training.pixels, looked.pixels, **more)
     localizer = load_localizer(directory, draws=options.seed)
-    localizer = rescaled(localizer) if own_scale(fitted) else localizer
+    localizer = with_rescaling(localizer) if own_scale(fitted) else localizer
     profile = Profile(
         source,
         fitted,

@@ -34,5 +34,5 @@ from dal_jax.localizers._presets import Preset as Preset
 from dal_jax.localizers._presets import as_kind as as_kind
 from dal_jax.localizers._presets import localizer_preset as localizer_preset
 from dal_jax.localizers._presets import preset_names as preset_names
-from dal_jax.localizers._rescaled import rescaled as rescaled
-from dal_jax.localizers._scales import calibrate_scales as calibrate_scales
+from dal_jax.localizers._rescaled import with_rescaling as with_rescaling
+from dal_jax.localizers._scales import learn_scales as learn_scales

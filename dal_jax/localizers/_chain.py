@@ -9,7 +9,7 @@ from dal_jax._typing import Array, PyTree
 from dal_jax.diffusion import ReverseConfig, Schedule
 
 
-class Step(NamedTuple):
+class ReverseStep(NamedTuple):
     """What one step needs; with a leading axis, all steps of a reverse process."""
 
     level: Array  # t, at which the network is called
@@ -21,7 +21,9 @@ class Step(NamedTuple):
     draw: Array
 
 
-def reverse_steps(denoiser: Any, schedule: Schedule, reverse: ReverseConfig, dtype: Any) -> Step:
+def reverse_steps(
+    denoiser: Any, schedule: Schedule, reverse: ReverseConfig, dtype: Any
+) -> ReverseStep:
     """Works out the steps of a reverse process.
 
     Args:
@@ -39,20 +41,20 @@ def reverse_steps(denoiser: Any, schedule: Schedule, reverse: ReverseConfig, dty
     share = schedule.alpha_bar[np.asarray(reverse.levels) + 1]
     numbers = (c.levels, np.sqrt(share), np.sqrt(1.0 - share), c.keep, c.denoise, c.draw)
     level, signal, noise, keep, factor, draw = (jnp.asarray(v, dtype) for v in numbers)
-    return Step(level, denoiser.conditions(c.levels), signal, noise, keep, factor, draw)
+    return ReverseStep(level, denoiser.conditions(c.levels), signal, noise, keep, factor, draw)
 
 
-def noised(step: Step, x: Array, noise: Array) -> Array:
+def add_noise(step: ReverseStep, x: Array, noise: Array) -> Array:
     """Noises an image to a level: `sqrt(ab) x + sqrt(1 - ab) noise`."""
     return step.signal * x + step.noise * noise
 
 
-def clean_image(step: Step, x: Array, eps: Array) -> Array:
+def clean_image(step: ReverseStep, x: Array, eps: Array) -> Array:
     """The image behind a noised one, given its noise: `(x - sqrt(1 - ab) eps) / sqrt(ab)`."""
     return (x - step.noise * eps) / step.signal
 
 
-def next_image(step: Step, x: Array, eps: Array, draw: Array | None = None) -> Array:
+def next_image(step: ReverseStep, x: Array, eps: Array, draw: Array | None = None) -> Array:
     """Goes to the next level: `keep x + denoise eps + draw e`; without draws the last is left out.
 
     It equals `sqrt(ab_s) x0 + c2 eps + c1 e` with x0 of `clean_image`.

@@ -12,7 +12,7 @@ from jax import lax
 from dal_jax._errors import InputError
 from dal_jax._typing import Array, Float, PyTree
 from dal_jax.diffusion import AnomalyRemoval
-from dal_jax.localizers._chain import Step, clean_image, next_image, noised, reverse_steps
+from dal_jax.localizers._chain import ReverseStep, add_noise, clean_image, next_image, reverse_steps
 from dal_jax.localizers._filters import gaussian_filter, resize
 from dal_jax.localizers._localizer import Localizer, check_threshold, make_draws
 from dal_jax.localizers._perceptual import difference_from, distance, features
@@ -127,7 +127,7 @@ def adaptive_chain(
     look: Callable[[Array], list[Array]],
     y: Float[Array, "B H W C"],
     noise: Float[Array, "B H W C"],
-    steps: Step,
+    steps: ReverseStep,
 ) -> Chain:
     """Reconstructs images by a reverse process without draws that is fused once with its input.
 
@@ -153,8 +153,8 @@ def adaptive_chain(
     """
     number = y.dtype.type
 
-    def advance(chain: Chain, step: Step) -> tuple[Chain, None]:
-        eps, given = predict(chain.x, step.condition), noised(step, y, noise)
+    def advance(chain: Chain, step: ReverseStep) -> tuple[Chain, None]:
+        eps, given = predict(chain.x, step.condition), add_noise(step, y, noise)
         far = _departure(config, look, step, eps, given, chain.x)
         running = chain.stopped < 0
         over = running & (_mean_of_largest(far, config.stop_count) > number(config.tau))
@@ -189,27 +189,27 @@ def departures(
     predict, look, steps = _parts(config, extractor, params, x)
     y, noise = x[None], jnp.asarray(draws, x.dtype)
 
-    def advance(x: Array, step: Step) -> tuple[Array, Array]:
+    def advance(x: Array, step: ReverseStep) -> tuple[Array, Array]:
         eps = predict(x, step.condition)
-        far = _departure(config, look, step, eps, noised(step, y, noise), x)
+        far = _departure(config, look, step, eps, add_noise(step, y, noise), x)
         return next_image(step, x, eps), _mean_of_largest(far, config.stop_count)
 
     return lax.scan(advance, *_second(predict, y, noise, steps))[1][:, 0]
 
 
 def _second(
-    predict: Callable[[Array, Any], Array], y: Array, noise: Array, steps: Step
-) -> tuple[Array, Step]:
+    predict: Callable[[Array, Any], Array], y: Array, noise: Array, steps: ReverseStep
+) -> tuple[Array, ReverseStep]:
     """The image after the first level, where nothing is compared yet, and the other levels."""
     first, rest = (jax.tree.map(lambda v, k=k: v[k], steps) for k in (0, slice(1, None)))
-    start = noised(first, y, noise)
+    start = add_noise(first, y, noise)
     return next_image(first, start, predict(start, first.condition)), rest
 
 
 def _departure(
     config: GladConfig,
     look: Callable[[Array], list[Array]],
-    step: Step,
+    step: ReverseStep,
     eps: Array,
     given: Array,
     x: Array,
@@ -247,7 +247,9 @@ def glad_chain(
     return adaptive_chain(config, predict, look, x[None], jnp.asarray(draws, x.dtype), steps)
 
 
-def _parts(config: GladConfig, extractor: Any, params: PyTree, x: Array) -> tuple[Any, Any, Step]:
+def _parts(
+    config: GladConfig, extractor: Any, params: PyTree, x: Array
+) -> tuple[Any, Any, ReverseStep]:
     """Prediction of noise, features of images, and the steps."""
     denoise = denoiser(params["network"], config.unet, config.sides, x.dtype)
 

@@ -10,7 +10,7 @@ from jax import lax
 
 from dal_jax._typing import Array, Float, PyTree
 from dal_jax.diffusion import ReverseConfig
-from dal_jax.localizers._chain import Step, clean_image, next_image, noised, reverse_steps
+from dal_jax.localizers._chain import ReverseStep, add_noise, clean_image, next_image, reverse_steps
 from dal_jax.localizers._filters import gaussian_filter
 from dal_jax.localizers._localizer import Localizer, check_threshold, make_draws
 from dal_jax.localizers._perceptual import difference_from
@@ -93,7 +93,7 @@ class MdpsConfig(PerceptualConfig):
 
 def guidance(
     predict: Callable[[Array], Array],
-    step: Step,
+    step: ReverseStep,
     x: Float[Array, "B H W C"],
     y: Float[Array, "*B H W C"],
     squared: bool,
@@ -128,7 +128,7 @@ def posterior_sample(
     predict: Callable[[Array, Any], Array],
     y: Float[Array, "*B H W C"],
     draws: Float[Array, "B steps_and_one H W C"],
-    steps: Step,
+    steps: ReverseStep,
     weight: float,
     mask: Float[Array, "B H W 1"] | None = None,
     squared: bool = True,
@@ -155,11 +155,11 @@ def posterior_sample(
     draws = jnp.moveaxis(draws, 1, 0)
     zeta, strength = draws[0], y.dtype.type(weight)
 
-    def advance(x: Array, row: tuple[Step, Array]) -> tuple[Array, None]:
+    def advance(x: Array, row: tuple[ReverseStep, Array]) -> tuple[Array, None]:
         step, draw = row
         if mask is not None:
             # A product rather than a choice: what is not finite stays to be seen.
-            x = mask * x + (y.dtype.type(1) - mask) * noised(step, y, zeta)
+            x = mask * x + (y.dtype.type(1) - mask) * add_noise(step, y, zeta)
         if weight:
             eps, g = guidance(lambda v: predict(v, step.condition), step, x, y, squared)
             eps = eps + strength * step.noise * g
@@ -168,7 +168,7 @@ def posterior_sample(
         return next_image(step, x, eps, draw), None
 
     first = jax.tree.map(lambda v: v[0], steps)
-    return lax.scan(advance, noised(first, y, zeta), (steps, draws[1:]))[0]
+    return lax.scan(advance, add_noise(first, y, zeta), (steps, draws[1:]))[0]
 
 
 class MdpsSamples(NamedTuple):

@@ -16,7 +16,7 @@ class _Rescaled:
         return self.function(params, draws, x / jnp.sqrt(jnp.mean(x**2)))
 
 
-def rescaled(localizer: Localizer) -> Localizer:
+def with_rescaling(localizer: Localizer) -> Localizer:
     """Makes the division by an image's own deviation a part of the localizer.
 
     `score'(x) = score(x / sqrt(mean x^2))`, the mean over pixels and channels. An image that was
@@ -33,7 +33,7 @@ def rescaled(localizer: Localizer) -> Localizer:
     Example:
         >>> from dal_jax.localizers import from_score
         >>> localizer = from_score(lambda params, draws, x: abs(x[..., 0]), (1, 2, 1), 1.0)
-        >>> rescaled(localizer).score([[[3.0], [-3.0]]]).tolist()
+        >>> with_rescaling(localizer).score([[[3.0], [-3.0]]]).tolist()
         [[1.0, 1.0]]
     """
     score, reconstruct = _Rescaled(localizer.score_fn), _Rescaled(localizer.reconstruct_fn)

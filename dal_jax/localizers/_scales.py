@@ -21,9 +21,7 @@ from dal_jax.localizers._perceptual_config import PerceptualConfig
 STOPPING = 0.05
 
 
-def calibrate_scales(
-    localizer: Localizer, images: Float[np.ndarray, "K H W C"]
-) -> PerceptualConfig:
+def learn_scales(localizer: Localizer, images: Float[np.ndarray, "K H W C"]) -> PerceptualConfig:
     """Learns the constants of an MDPS or GLAD localizer from normal images.
 
     GLAD with `stop_distance` None: the distance that 5% of the images exceed at some level. "pl":
@@ -46,7 +44,7 @@ def calibrate_scales(
     Example:
         >>> from dal_jax.localizers import load_localizer, make_localizer
         >>> localizer = load_localizer("model", localizer="mdps:pl")  # doctest: +SKIP
-        >>> config = calibrate_scales(localizer, normal_images)  # doctest: +SKIP
+        >>> config = learn_scales(localizer, normal_images)  # doctest: +SKIP
         >>> localizer = make_localizer(localizer.params["network"], config)  # doctest: +SKIP
 
     Source: ratio of the maxima: Wu et al., arXiv 2404.17900; constants: this project.

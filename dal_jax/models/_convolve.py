@@ -193,7 +193,7 @@ def convolve_doubled(
     return _doubled_sum([rows[:, :, :, k] for k in range(kernel.shape[2])], 2)
 
 
-def flipped(kernel: Float[Array, "3 3 C D"]) -> Float[Array, "3 3 D C"]:
+def transpose_kernel(kernel: Float[Array, "3 3 C D"]) -> Float[Array, "3 3 D C"]:
     """The kernel of the transposed convolution.
 
     Args:
@@ -206,7 +206,9 @@ def flipped(kernel: Float[Array, "3 3 C D"]) -> Float[Array, "3 3 D C"]:
 
 
 @jax.custom_vjp
-def pulled(x: Float[Array, "B H W C"], kernel: Array, back: Array) -> Float[Array, "B H W D"]:
+def convolve_one_gradient(
+    x: Float[Array, "B H W C"], kernel: Array, back: Array
+) -> Float[Array, "B H W D"]:
     """Convolves as `convolve`, with a gradient that is one convolution of the library.
 
     XLA takes five times longer over the transpose of the products: each entry of it is worked out
@@ -215,7 +217,7 @@ def pulled(x: Float[Array, "B H W C"], kernel: Array, back: Array) -> Float[Arra
     Args:
         x: (B, H, W, C).
         kernel: from `lay_out`.
-        back: from `flipped`.
+        back: from `transpose_kernel`.
 
     Returns:
         (B, H, W, D).
@@ -224,15 +226,15 @@ def pulled(x: Float[Array, "B H W C"], kernel: Array, back: Array) -> Float[Arra
 
 
 @jax.custom_vjp
-def pulled_doubled(
+def convolve_doubled_one_gradient(
     x: Float[Array, "B H W C"], kernel: Array, back: Array
 ) -> Float[Array, "B 2*H 2*W D"]:
-    """Doubles and convolves as `convolve_doubled`, with a gradient as that of `pulled`.
+    """Doubles and convolves as `convolve_doubled`; the gradient is as of `convolve_one_gradient`.
 
     Args:
         x: (B, H, W, C).
         kernel: from `lay_out_doubled`.
-        back: from `flipped`.
+        back: from `transpose_kernel`.
 
     Returns:
         (B, 2H, 2W, D).
@@ -240,11 +242,11 @@ def pulled_doubled(
     return convolve_doubled(x, kernel)
 
 
-pulled.defvjp(
+convolve_one_gradient.defvjp(
     lambda x, kernel, back: (convolve(x, kernel), back),
     lambda back, g: (_by_library(g, back), None, None),
 )
-pulled_doubled.defvjp(
+convolve_doubled_one_gradient.defvjp(
     lambda x, kernel, back: (convolve_doubled(x, kernel), back),
     lambda back, g: (undouble(undouble(_by_library(g, back), 2), 1), None, None),
 )

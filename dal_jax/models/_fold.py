@@ -15,13 +15,13 @@ from dal_jax.models._convolve import (
     border_kernel,
     convolve,
     convolve_doubled,
-    flipped,
+    convolve_doubled_one_gradient,
+    convolve_one_gradient,
     lay_out,
     lay_out_doubled,
     on_cpu,
-    pulled,
-    pulled_doubled,
     spread,
+    transpose_kernel,
 )
 from dal_jax.models._resample import mean_pool, upsample
 from dal_jax.models._unet import NORM_EPSILON, UNetConfig, level_code
@@ -193,7 +193,7 @@ def denoiser(
             height, width = _map_sides(name, config, image_size)
             parts = _laid_out(block["kernel"], height, width, name.startswith("up"))
             kernels[name] = {
-                part: _Kernel(laid, flipped(given) if pulls else None)
+                part: _Kernel(laid, transpose_kernel(given) if pulls else None)
                 for part, (given, laid) in parts.items()
             }
     return Denoiser(config, image_size, folded, kernels)
@@ -228,7 +228,7 @@ def _laid_out(
 
 def _convolve(x: Array, kernel: _Kernel) -> Array:
     laid, back = kernel
-    return convolve(x, laid) if back is None else pulled(x, laid, back)
+    return convolve(x, laid) if back is None else convolve_one_gradient(x, laid, back)
 
 
 def _convolve_joined(x: Array, skip: Array, kernels: dict[str, _Kernel]) -> Array:
@@ -236,5 +236,7 @@ def _convolve_joined(x: Array, skip: Array, kernels: dict[str, _Kernel]) -> Arra
     if "kernel" in kernels:
         return _convolve(jnp.concatenate([upsample(x), skip], axis=-1), kernels["kernel"])
     laid, back = kernels["below"]
-    below = convolve_doubled(x, laid) if back is None else pulled_doubled(x, laid, back)
+    below = (
+        convolve_doubled(x, laid) if back is None else convolve_doubled_one_gradient(x, laid, back)
+    )
     return below + _convolve(skip, kernels["skip"])

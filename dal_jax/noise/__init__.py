@@ -1,7 +1,7 @@
 """Covariance operators of the noise of one image, and estimates of it from normal images."""
 
 from dal_jax.noise._ar1 import ar1 as ar1
-from dal_jax.noise._choose import Choice as Choice
+from dal_jax.noise._choose import NoiseRanking as NoiseRanking
 from dal_jax.noise._choose import choose as choose
 from dal_jax.noise._covariance import Covariance as Covariance
 from dal_jax.noise._covariance import Whitening as Whitening

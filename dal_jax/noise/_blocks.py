@@ -43,7 +43,7 @@ class Factor(NamedTuple):
     log_determinant: float  # of the block given its context
 
 
-class Plan(NamedTuple):
+class BlockPlan(NamedTuple):
     """How an image is cut, and the factors of the geometries that occur."""
 
     blocks: tuple[Block, ...]
@@ -69,7 +69,9 @@ class Plan(NamedTuple):
         return result
 
 
-def plan_blocks(between: Between, shape: tuple[int, int, int], limit: int = DENSE_LIMIT) -> Plan:
+def plan_blocks(
+    between: Between, shape: tuple[int, int, int], limit: int = DENSE_LIMIT
+) -> BlockPlan:
     """Returns the blocks of an image, in one piece if it holds at most `limit` values.
 
     `p(e) = prod_b p(e_b | e_a, a before b and touching b)`, the blocks taken row by row. A block
@@ -81,7 +83,7 @@ def plan_blocks(between: Between, shape: tuple[int, int, int], limit: int = DENS
         limit: most values of an image that is treated in one piece, >= 1.
 
     Returns:
-        Plan.
+        BlockPlan.
 
     Raises:
         InputError: a covariance that is singular.
@@ -98,7 +100,7 @@ def plan_blocks(between: Between, shape: tuple[int, int, int], limit: int = DENS
         for column in range(0, width, side)
     )
     geometries = {block.geometry for block in blocks}
-    return Plan(blocks, {geometry: _factor(between, geometry) for geometry in geometries})
+    return BlockPlan(blocks, {geometry: _factor(between, geometry) for geometry in geometries})
 
 
 def _geometry(row: int, column: int, side: int, height: int, width: int) -> Geometry:

@@ -17,7 +17,7 @@ from dal_jax.noise._regions import Scores
 from dal_jax.noise._sample import Groups, mean_image, sample_of
 
 
-class Choice(NamedTuple):
+class NoiseRanking(NamedTuple):
     """Noise models, the best one on held-out images first.
 
     Example:
@@ -41,7 +41,7 @@ def choose(
     *,
     folds: int = 5,
     by: str = "likelihood",
-) -> Choice:
+) -> NoiseRanking:
     """Returns the noise models ranked by how well they describe images held out by object.
 
     The objects are dealt at random to folds; each fold's images are judged by the mean image and
@@ -59,7 +59,7 @@ def choose(
             `region_error`.
 
     Returns:
-        Choice.
+        NoiseRanking.
 
     Raises:
         InputError: fewer than 3 objects, a negative seed, an unknown kind or criterion, or no
@@ -88,7 +88,7 @@ def choose(
     reports.sort(key=lambda r: r.region_error if by == "regions" else -r.log_likelihood.value)
     best = reports[0].kind
     covariance = estimate(values, best, groups=sample.members)
-    return Choice(best, covariance, tuple(reports), tuple(refused))
+    return NoiseRanking(best, covariance, tuple(reports), tuple(refused))
 
 
 def _check(folds: int, count: int, by: str, seed: int) -> None:

@@ -13,7 +13,7 @@ from dal_jax.noise._estimate_patterns import (
     low_rank_from,
     stationary_from,
 )
-from dal_jax.noise._sample import Groups, Sample, sample_of
+from dal_jax.noise._sample import Groups, WeightedDeviations, sample_of
 from dal_jax.noise._scaled import scaled
 
 # Every kind of `estimate`, from few parameters to many.
@@ -106,11 +106,11 @@ def _check_options(kind: str, shrinkage: float | None, rank: int | None) -> None
         raise InputError(f"rank is {rank!r}, expected None for the kind {kind!r}")
 
 
-def _iid_from(sample: Sample) -> Covariance:
+def _iid_from(sample: WeightedDeviations) -> Covariance:
     return iid(_positive(np.mean(np.sum(sample.scaled() ** 2, axis=0))) ** 0.5)
 
 
-def _ar1_from(sample: Sample) -> Covariance:
+def _ar1_from(sample: WeightedDeviations) -> Covariance:
     flat = sample.scaled().reshape(len(sample.weights), -1)
     variance = _positive(np.sum(flat**2) / flat.shape[1])
     ends = np.sum(flat[:, 1:] ** 2) + np.sum(flat[:, :-1] ** 2)
@@ -118,14 +118,14 @@ def _ar1_from(sample: Sample) -> Covariance:
     return ar1(float(np.clip(rho, -1 + 1e-6, 1 - 1e-6)), variance**0.5)
 
 
-def _variances(sample: Sample, shrinkage: float | None) -> np.ndarray:
+def _variances(sample: WeightedDeviations, shrinkage: float | None) -> np.ndarray:
     """Returns each pixel's variance, shrunk to the mean of its channel."""
     share = 1 / (sample.count + 1) if shrinkage is None else shrinkage
     variances = np.sum(sample.scaled() ** 2, axis=0)
     return (1 - share) * variances + share * variances.mean(axis=(0, 1))
 
 
-def _scaled_stationary_from(sample: Sample, shrinkage: float | None) -> Covariance:
+def _scaled_stationary_from(sample: WeightedDeviations, shrinkage: float | None) -> Covariance:
     scale = np.sqrt(_variances(sample, shrinkage))
     if not np.all(scale > 0):
         raise InputError("images do not vary in a pixel, expected variance > 0")

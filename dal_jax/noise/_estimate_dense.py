@@ -9,7 +9,7 @@ from dal_jax.noise._covariance import Covariance
 from dal_jax.noise._dense import dense
 from dal_jax.noise._estimate_patterns import LEAST_SHRINKAGE, stationary_from
 from dal_jax.noise._likelihood import as_matrix
-from dal_jax.noise._sample import Groups, Sample, sample_of
+from dal_jax.noise._sample import Groups, WeightedDeviations, sample_of
 
 _TARGETS = ("diagonal", "identity", "stationary")
 
@@ -69,7 +69,7 @@ def estimate_dense(
 
 
 def _target(
-    sample: Sample, matrix: Float[np.ndarray, "n n"], target: str
+    sample: WeightedDeviations, matrix: Float[np.ndarray, "n n"], target: str
 ) -> Float[np.ndarray, "n n"]:
     if target not in _TARGETS:
         raise InputError(f"target is {target!r}, expected one of {', '.join(map(repr, _TARGETS))}")
@@ -85,7 +85,10 @@ def _target(
 
 
 def _intensity(
-    sample: Sample, matrix: Float[np.ndarray, "n n"], goal: Float[np.ndarray, "n n"], target: str
+    sample: WeightedDeviations,
+    matrix: Float[np.ndarray, "n n"],
+    goal: Float[np.ndarray, "n n"],
+    target: str,
 ) -> float:
     """Returns `sum Var(S_ij) / sum (S_ij - D_ij)^2` over the entries that shrink, at most 1."""
     centre = matrix * sample.freedom
@@ -102,7 +105,7 @@ def _total(matrix: Float[np.ndarray, "n n"], target: str) -> float:
     return float(np.sum(matrix**2) - kept)
 
 
-def _squares(sample: Sample, target: str) -> float:
+def _squares(sample: WeightedDeviations, target: str) -> float:
     """Returns `sum_g sum_ij w_gij^2`, w_g the mean of `d d'` over the images of group g.
 
     By `sum_ij (sum_k d_ki d_kj)^2 = sum_kl (d_k . d_l)^2` no further n x n matrix is needed.

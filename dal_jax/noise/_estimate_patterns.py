@@ -7,7 +7,7 @@ from dal_jax._typing import Float
 from dal_jax.noise._covariance import Covariance
 from dal_jax.noise._kronecker import kronecker
 from dal_jax.noise._low_rank import low_rank
-from dal_jax.noise._sample import Sample
+from dal_jax.noise._sample import WeightedDeviations
 from dal_jax.noise._spectrum import clip_spectrum
 from dal_jax.noise._stationary import stationary
 
@@ -18,7 +18,7 @@ _ROUNDS = 200  # of the alternation between the Kronecker factors
 _SETTLED = 1e-8  # relative change of the factors at which it ends
 
 
-def stationary_from(sample: Sample, shrinkage: float) -> Covariance:
+def stationary_from(sample: WeightedDeviations, shrinkage: float) -> Covariance:
     """Returns stationary noise with the tapered sample autocovariance of the images.
 
     `R(l) = w(l) sum_p d(p + l) d(p)' / (number of pixels p)`, w the Tukey-Hanning window
@@ -51,7 +51,7 @@ def stationary_from(sample: Sample, shrinkage: float) -> Covariance:
     return stationary(table)
 
 
-def low_rank_from(sample: Sample, rank: int | None, shrinkage: float) -> Covariance:
+def low_rank_from(sample: WeightedDeviations, rank: int | None, shrinkage: float) -> Covariance:
     """Returns the leading principal components of the images plus independent noise.
 
     `Sigma = (1 - a) L + diag(S - (1 - a) L)`, `L = sum_k (w_k - v) q_k q_k'` over the rank largest
@@ -94,7 +94,7 @@ def low_rank_from(sample: Sample, rank: int | None, shrinkage: float) -> Covaria
     )
 
 
-def kronecker_from(sample: Sample, shrinkage: float) -> Covariance:
+def kronecker_from(sample: WeightedDeviations, shrinkage: float) -> Covariance:
     """Returns the separable covariance of greatest likelihood, each factor a little shrunk.
 
     Alternates `A = sum_i y_i (B (x) C)^-1 y_i' / (W C)` over the three factors, each shrunk by

@@ -14,7 +14,7 @@ Groups = Sequence[Any] | np.ndarray | None
 _MEANS = ("image", "pixel", "none")
 
 
-class Sample(NamedTuple):
+class WeightedDeviations(NamedTuple):
     """Deviations of images from their mean, with what a covariance estimate needs of them."""
 
     deviations: Float[np.ndarray, "N H W C"]  # in units of the image
@@ -29,7 +29,7 @@ class Sample(NamedTuple):
         return self.deviations * factors[:, None, None, None]
 
 
-def sample_of(images: ArrayLike, groups: Groups = None, mean: str = "image") -> Sample:
+def sample_of(images: ArrayLike, groups: Groups = None, mean: str = "image") -> WeightedDeviations:
     """Returns images as a sample in which each group weighs the same.
 
     Images of one group (exposures of one object, slices of one patient) may be as good as copies
@@ -43,7 +43,7 @@ def sample_of(images: ArrayLike, groups: Groups = None, mean: str = "image") -> 
             channel), "none" nothing (the mean is known to be zero).
 
     Returns:
-        Sample.
+        WeightedDeviations.
 
     Raises:
         InputError: wrong shape or values, another mean, labels that do not fit, or fewer than 2
@@ -61,7 +61,7 @@ def sample_of(images: ArrayLike, groups: Groups = None, mean: str = "image") -> 
         raise InputError("groups holds 1 group, expected images of 2 or more objects")
     weights = 1 / (np.bincount(members)[members] * count)
     deviations = values - _mean(values, weights, mean)
-    return Sample(deviations, weights, members, count, 1 - (mean == "image") / count)
+    return WeightedDeviations(deviations, weights, members, count, 1 - (mean == "image") / count)
 
 
 def group_members(groups: Groups, num_images: int) -> tuple[Int[np.ndarray, " N"], int]:

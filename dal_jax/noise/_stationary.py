@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 from dal_jax._errors import InputError
 from dal_jax._typing import Float
-from dal_jax.noise._blocks import Between, Plan, plan_blocks
+from dal_jax.noise._blocks import Between, BlockPlan, plan_blocks
 from dal_jax.noise._covariance import Covariance, Exact, _batch
 from dal_jax.noise._spectrum import ROUNDING, tables
 
@@ -120,7 +120,7 @@ class _Torus(ABC):
 
 @dataclass(frozen=True, eq=False)
 class _Stationary(_Torus):
-    _plans: dict[tuple[int, ...], Plan] = field(default_factory=dict, repr=False)
+    _plans: dict[tuple[int, ...], BlockPlan] = field(default_factory=dict, repr=False)
 
     def check(self, shape: tuple[int, ...]) -> None:
         p, q, c, _ = self.autocovariance.shape
@@ -140,7 +140,7 @@ class _Stationary(_Torus):
     def is_exact(self, shape: tuple[int, ...]) -> bool:
         return self._plan(shape).is_exact()
 
-    def _plan(self, shape: tuple[int, ...]) -> Plan:
+    def _plan(self, shape: tuple[int, ...]) -> BlockPlan:
         """Returns the block plan for a shape; kept, for its factors take O(limit^3) to find."""
         self.check(shape)
         key = (shape[0], shape[1], shape[2])

@@ -45,7 +45,7 @@ class Result(Protocol):
 
     @property
     def estimate(self) -> float:
-        """Mean difference inside the region, given that it was picked."""
+        """Mean difference inside the region, given that it was selected."""
         ...
 
     @property

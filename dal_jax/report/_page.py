@@ -16,7 +16,7 @@ from dal_jax.images import write_text
 from dal_jax.report._calibration_figure import calibration_figure
 from dal_jax.report._page_model import Model, Trust, of_this_calibration, read_model
 from dal_jax.report._page_pictures import SIDE, Pictures, data_uri, pictures
-from dal_jax.report._page_rows import TABLE, Tested, read_tested
+from dal_jax.report._page_rows import TABLE, Tested, read_results
 from dal_jax.report._page_sections import full_table, metrics, recalibrated, summary
 
 NUM_PICTURES = 60
@@ -78,7 +78,7 @@ def page(
     if num_pictures < 0:
         raise InputError(f"pictures: got {num_pictures}, expected 0 or more")
     template = _template()
-    tested = read_tested(Path(directory))
+    tested = read_results(Path(directory))
     known = None if model is None else read_model(Path(model))
     shown = pictures(tested.directory, tested.rows, num_pictures)
     counted = summary(tested)

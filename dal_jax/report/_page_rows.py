@@ -52,7 +52,7 @@ class Tested(NamedTuple):
     written: str  # when the rows were
 
 
-def read_tested(directory: Path) -> Tested:
+def read_results(directory: Path) -> Tested:
     """Reads the rows, metrics and settings of a folder of results.
 
     Args:

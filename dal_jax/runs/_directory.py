@@ -15,7 +15,7 @@ from dal_jax.runs._shard import (
     Entry,
     ShardWriter,
     create_shard,
-    failed,
+    disk_error,
     read_shard,
 )
 
@@ -126,7 +126,7 @@ class RunDirectory(NamedTuple):
                 _write(temporary, (_result(task, record) for task, record in records.items()))
                 os.replace(temporary, target)
         except OSError as error:
-            raise failed(target, error) from error
+            raise disk_error(target, error) from error
         return target
 
 

@@ -79,7 +79,7 @@ class ShardWriter:
                 self._synced = time.monotonic()
         except OSError as error:
             self._abandon()
-            raise failed(self.path, error) from error
+            raise disk_error(self.path, error) from error
 
     def close(self) -> None:
         """Has the disk keep everything and closes the file; a second call does nothing.
@@ -96,7 +96,7 @@ class ShardWriter:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise failed(self.path, error) from error
+            raise disk_error(self.path, error) from error
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -119,7 +119,7 @@ class ShardWriter:
             os.close(descriptor)
 
 
-def failed(path: Path, error: OSError) -> RunError:
+def disk_error(path: Path, error: OSError) -> RunError:
     """The one line that a failing disk gives."""
     return RunError(
         f"cannot write {str(path)!r}: {error.strerror or error}; finished tasks are kept, "
@@ -156,7 +156,7 @@ def create_shard(
         except FileExistsError:
             attempt += 1
         except OSError as error:
-            raise failed(path, error) from error
+            raise disk_error(path, error) from error
         else:
             writer = ShardWriter(path, descriptor, num_tasks, sync_seconds)
             writer.write({"run": run, "process": process, "attempt": attempt})

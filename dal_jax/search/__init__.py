@@ -1,15 +1,15 @@
 """Search of lines for the sets on which the observed regions are flagged: exact and adaptive."""
 
-from dal_jax.search._adaptive import Adaptive as Adaptive
 from dal_jax.search._adaptive import AdaptiveOptions as AdaptiveOptions
+from dal_jax.search._adaptive import AdaptiveResult as AdaptiveResult
 from dal_jax.search._adaptive import adaptive_search as adaptive_search
 from dal_jax.search._adaptive import misjudged_length as misjudged_length
 from dal_jax.search._engine import Engine as Engine
-from dal_jax.search._engine import Found as Found
+from dal_jax.search._engine import EngineResult as EngineResult
 from dal_jax.search._evaluator import Evaluator as Evaluator
 from dal_jax.search._evaluator import Functions as Functions
-from dal_jax.search._line_search import Searched as Searched
 from dal_jax.search._line_search import SearchOptions as SearchOptions
+from dal_jax.search._line_search import SearchResult as SearchResult
 from dal_jax.search._line_search import Status as Status
 from dal_jax.search._line_search import check_options as check_options
 from dal_jax.search._line_search import search_line as search_line
@@ -17,15 +17,15 @@ from dal_jax.search._problem import LineProblem as LineProblem
 from dal_jax.search._problem import Membership as Membership
 from dal_jax.search._problem import operands as operands
 from dal_jax.search._scan_engine import ScanEngine as ScanEngine
-from dal_jax.search._schedule import Answer as Answer
-from dal_jax.search._schedule import Request as Request
+from dal_jax.search._schedule import ScoreReply as ScoreReply
+from dal_jax.search._schedule import ScoreRequest as ScoreRequest
 from dal_jax.search._schedule import run_side_by_side as run_side_by_side
 from dal_jax.search._selection import Margins as Margins
-from dal_jax.search._selection import Picked as Picked
+from dal_jax.search._selection import SelectedRegion as SelectedRegion
 from dal_jax.search._selection import check_region as check_region
 from dal_jax.search._selection import count_ties as count_ties
 from dal_jax.search._selection import label_components as label_components
 from dal_jax.search._selection import margins as margins
 from dal_jax.search._selection import parts_of as parts_of
-from dal_jax.search._selection import pick as pick
+from dal_jax.search._selection import select_region as select_region
 from dal_jax.search._sweep_engine import SweepEngine as SweepEngine

@@ -16,7 +16,7 @@ from dal_jax._errors import InputError
 from dal_jax._typing import Bool, Float
 from dal_jax.inference import (
     Intervals,
-    Law,
+    NullLaw,
     Observed,
     Perturbation,
     SelectiveP,
@@ -29,13 +29,13 @@ from dal_jax.inference import (
     subtract,
 )
 from dal_jax.inference._randomized import NONE
-from dal_jax.search._cells import Nodes, classify, with_points
+from dal_jax.search._cells import EvaluatedPoints, decide_cells, with_points
 from dal_jax.search._line_search import (
     Progress,
-    Searched,
     SearchOptions,
+    SearchResult,
     Status,
-    decided,
+    is_decided,
     reach_limit,
     search_status,
 )
@@ -103,26 +103,26 @@ class AdaptiveOptions:
                 raise InputError(f"{name} is {getattr(self, name)!r}, expected {expected}")
 
 
-class Points(NamedTuple):
+class QueryPoints(NamedTuple):
     """Points of a line to be evaluated."""
 
     z: Float[np.ndarray, " k"]  # standardized
     wide: Bool[np.ndarray, " k"]  # in float64 whatever the search computes in
 
 
-class Adaptive(NamedTuple):
+class AdaptiveResult(NamedTuple):
     """A line searched adaptively.
 
     Example:
         >>> from dal_jax.inference import as_intervals
         >>> line = as_intervals([-4.0, 4.0])
-        >>> searched = Searched(line, line, SelectiveP(0.05, 0.05, 0.05), 0, 40, Status.OK)
-        >>> found = Adaptive(searched, spacing=0.5, num_checks=8, num_disagreements=0)
+        >>> searched = SearchResult(line, line, SelectiveP(0.05, 0.05, 0.05), 0, 40, Status.OK)
+        >>> found = AdaptiveResult(searched, spacing=0.5, num_checks=8, num_disagreements=0)
         >>> round(misjudged_length(found.num_checks), 2)
         0.31
     """
 
-    searched: Searched  # sets, bounds, counts and status
+    searched: SearchResult  # sets, bounds, counts and status
     spacing: float  # the widest cell that was not divided, standardized
     num_checks: int  # random points that all were as predicted in the end; 0 if some were not
     num_disagreements: int  # points of any check that were not as predicted, followed up or not
@@ -138,7 +138,7 @@ def adaptive_search(
     wide_only: bool = False,
     perturbation: Perturbation = NONE,
     progress: Progress | None = None,
-) -> Generator[Points, Margins, Adaptive]:
+) -> Generator[QueryPoints, Margins, AdaptiveResult]:
     """Finds where along a line the region is the observed one.
 
     Evaluates a coarse grid, then divides the cells in which interpolation does not decide
@@ -237,12 +237,12 @@ class _Search:
         scale = float(np.abs(observed.margin).max())
         self.wide_noise = ROUNDINGS * float(np.finfo(np.float64).eps) * scale
         self.noise = self.wide_noise if wide_only else math.nan  # of what is not wide
-        self.nodes = Nodes(np.array([z_obs]), *observed, np.array([self.wide_noise]))
+        self.nodes = EvaluatedPoints(np.array([z_obs]), *observed, np.array([self.wide_noise]))
         self.safety, self.asked = how.safety, 0
         self.checks, self.disagreements = 0, 0
         self.finite, self.agreed = True, True
 
-    def resolve(self) -> Generator[Points, Margins, None]:
+    def resolve(self) -> Generator[QueryPoints, Margins, None]:
         """Asks until the bounds are tight and the ends are known, or nothing is left to ask."""
         points = self._first() if len(self.nodes.z) == 1 else self._next()
         while len(points.z) and self.asked < self.how.max_evaluations:
@@ -251,7 +251,7 @@ class _Search:
                 return
             points = self._next()
 
-    def check(self, rng: np.random.Generator) -> Generator[Points, Margins, bool]:
+    def check(self, rng: np.random.Generator) -> Generator[QueryPoints, Margins, bool]:
         """Asks at random points of what was searched; whether all are as predicted."""
         found, undecided = self.found, self.undecided
         z = rng.uniform(self.nodes.z[0], self.nodes.z[-1], self.how.checks)
@@ -269,7 +269,7 @@ class _Search:
             self._assess()
         return self.agreed
 
-    def outcome(self) -> Adaptive:
+    def outcome(self) -> AdaptiveResult:
         """What the search found."""
         if self.finite:
             bounds, status = self._bounds()
@@ -278,17 +278,17 @@ class _Search:
         if not self.finite or status is Status.TIE:
             none, nan = as_intervals([]), math.nan
             status = Status.TIE if self.finite else Status.NON_FINITE
-            searched = Searched(none, none, SelectiveP(nan, nan, nan), 0, self.asked, status)
-            return Adaptive(searched, nan, 0, self.disagreements)
+            searched = SearchResult(none, none, SelectiveP(nan, nan, nan), 0, self.asked, status)
+            return AdaptiveResult(searched, nan, 0, self.disagreements)
         known = subtract(self._span(), self.undecided)
-        searched = Searched(self.found, known, bounds, 0, self.asked, status)
+        searched = SearchResult(self.found, known, bounds, 0, self.asked, status)
         spacing = float(np.diff(self.nodes.z).max())
-        return Adaptive(searched, spacing, self.checks, self.disagreements)
+        return AdaptiveResult(searched, spacing, self.checks, self.disagreements)
 
-    def _points(self, z: np.ndarray, wide: np.ndarray) -> Points:
-        return Points(z, wide | self.wide_only)
+    def _points(self, z: np.ndarray, wide: np.ndarray) -> QueryPoints:
+        return QueryPoints(z, wide | self.wide_only)
 
-    def _evaluate(self, points: Points) -> Generator[Points, Margins, Margins | None]:
+    def _evaluate(self, points: QueryPoints) -> Generator[QueryPoints, Margins, Margins | None]:
         answer = yield points
         self.asked += len(points.z)
         if not np.isfinite(answer.margin).all():
@@ -312,7 +312,7 @@ class _Search:
 
     def _assess(self) -> None:
         """Draws from the nodes what is known."""
-        nodes, cells = self.nodes, classify(self.nodes, self.safety)
+        nodes, cells = self.nodes, decide_cells(self.nodes, self.safety)
         self.cells = cells
         open_ = cells.start < cells.stop
         self.undecided = as_intervals(np.stack([cells.start, cells.stop], axis=1)[open_])
@@ -336,7 +336,7 @@ class _Search:
     def _span(self) -> Intervals:
         return self.nodes.z[[0, -1]][None]
 
-    def _first(self) -> Points:
+    def _first(self) -> QueryPoints:
         """A grid through z_obs over what is likely to matter, and two points close to z_obs."""
         reach = self.limit if self.options.precision == 0 else min(CORE, self.limit)
         spacing = self.how.spacing
@@ -352,7 +352,7 @@ class _Search:
             z = np.concatenate([[self.z_obs], z])
         return self._points(z, np.zeros(len(z), bool))
 
-    def _next(self) -> Points:
+    def _next(self) -> QueryPoints:
         """Points in the undecided cells that matter; further out once there are none."""
         if self.options.alpha is not None and self._bounds()[1] is Status.OK and self._decided():
             return self._points(np.zeros(0), np.zeros(0, bool))
@@ -367,15 +367,15 @@ class _Search:
         if self.options.level is None:
             return True
         searched = subtract(self._span(), self.undecided)
-        return decided(self._observed(searched), self.options)
+        return is_decided(self._observed(searched), self.options)
 
     def _observed(self, searched: Intervals) -> Observed:
         return on_line(self.z_obs, self.found, searched, self.perturbation)
 
     def _p(self, searched: Intervals) -> SelectiveP:
-        return Law().p_value(self._observed(searched), self.options.alternative)
+        return NullLaw().p_value(self._observed(searched), self.options.alternative)
 
-    def _divided(self) -> Points:
+    def _divided(self) -> QueryPoints:
         cells, nodes = self.cells, self.nodes
         changes = nodes.inside[1:] != nodes.inside[:-1]
         scale = np.maximum(1.0, np.abs(cells.start))
@@ -452,7 +452,7 @@ class _Search:
                 last = max(last, min(mean + reach, middle + moved if way > 0 else math.inf))
         return max(first, -self.limit), min(last, self.limit)
 
-    def _further(self) -> Points:
+    def _further(self) -> QueryPoints:
         """The tails that precision and interval still need, in steps of the grid."""
         first, last = self._needed()
         low, high, spacing = self.nodes.z[0], self.nodes.z[-1], self.how.spacing

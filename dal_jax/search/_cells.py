@@ -16,7 +16,7 @@ from dal_jax._typing import Bool, Float
 ROUNDED = 1 / 8
 
 
-class Nodes(NamedTuple):
+class EvaluatedPoints(NamedTuple):
     """Evaluated points of a line, ascending."""
 
     z: Float[np.ndarray, " N"]  # standardized
@@ -38,8 +38,8 @@ class Cells(NamedTuple):
 
 
 def with_points(
-    nodes: Nodes, z: np.ndarray, margin: np.ndarray, inside: np.ndarray, noise: np.ndarray
-) -> Nodes:
+    nodes: EvaluatedPoints, z: np.ndarray, margin: np.ndarray, inside: np.ndarray, noise: np.ndarray
+) -> EvaluatedPoints:
     """Adds evaluated points; of two at one place the more exact one stays.
 
     Args:
@@ -52,14 +52,16 @@ def with_points(
     Returns:
         All, ascending.
     """
-    every = Nodes(*map(np.concatenate, zip(nodes, (z, margin, inside, noise), strict=True)))
+    every = EvaluatedPoints(
+        *map(np.concatenate, zip(nodes, (z, margin, inside, noise), strict=True))
+    )
     order = np.lexsort((every.noise, every.z))
     first = np.ones(len(order), bool)
     first[1:] = np.diff(every.z[order]) > 0
-    return Nodes(*(column[order[first]] for column in every))
+    return EvaluatedPoints(*(column[order[first]] for column in every))
 
 
-def classify(nodes: Nodes, safety: float) -> Cells:
+def decide_cells(nodes: EvaluatedPoints, safety: float) -> Cells:
     """Finds the part of every cell in which interpolation does not decide membership.
 
     `E = safety (h / 4) max(d, rms of d over the pixels, r) + noise`, d the sum of the changes of
@@ -96,7 +98,7 @@ def classify(nodes: Nodes, safety: float) -> Cells:
     return cells
 
 
-def _interpolation_error(nodes: Nodes, width: np.ndarray) -> np.ndarray:
+def _interpolation_error(nodes: EvaluatedPoints, width: np.ndarray) -> np.ndarray:
     slope = np.diff(nodes.margin, axis=0) / width[:, None]
     change = np.abs(np.diff(slope, axis=0))
     if not len(change):

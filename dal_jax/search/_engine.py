@@ -6,14 +6,14 @@ from typing import NamedTuple, Protocol
 from dal_jax.inference import Intervals, union
 
 
-class Found(NamedTuple):
+class EngineResult(NamedTuple):
     """The observed region's part of the line, within the parts that were asked for.
 
     Example:
         >>> from dal_jax.inference import as_intervals
         >>> none = as_intervals([])
-        >>> left = Found(as_intervals([-1.0, 0.0]), none, 1, 2, True)
-        >>> (left + Found(as_intervals([0.0, 2.0]), none, 1, 2, True)).inside.tolist()
+        >>> left = EngineResult(as_intervals([-1.0, 0.0]), none, 1, 2, True)
+        >>> (left + EngineResult(as_intervals([0.0, 2.0]), none, 1, 2, True)).inside.tolist()
         [[-1.0, 2.0]]
     """
 
@@ -23,9 +23,9 @@ class Found(NamedTuple):
     num_evaluations: int  # of the score function, whatever it carried along
     finite: bool  # False: the score was NaN or infinite somewhere
 
-    def __add__(self, other: "Found") -> "Found":  # type: ignore[override]
+    def __add__(self, other: "EngineResult") -> "EngineResult":  # type: ignore[override]
         """Both together."""
-        return Found(
+        return EngineResult(
             union(self.inside, other.inside),
             union(self.gaps, other.gaps),
             self.num_windows + other.num_windows,
@@ -41,12 +41,12 @@ class Engine(Protocol):
         >>> from dal_jax.inference import as_intervals, intersect
         >>> def engine(parts):  # the region is the observed one where z > 1
         ...     inside = intersect(as_intervals(list(parts)), as_intervals([1.0, 9.0]))
-        ...     return Found(inside, as_intervals([]), 1, 1, True)
+        ...     return EngineResult(inside, as_intervals([]), 1, 1, True)
         >>> engine([(-2.0, 2.0)]).inside.tolist()
         [[1.0, 2.0]]
     """
 
-    def __call__(self, parts: Sequence[tuple[float, float]]) -> Found:
+    def __call__(self, parts: Sequence[tuple[float, float]]) -> EngineResult:
         """Searches parts of the line.
 
         Args:

@@ -13,7 +13,7 @@ from dal_jax._arrays import cast_floats
 from dal_jax._compat import exact_arithmetic, split_known
 from dal_jax._errors import InputError
 from dal_jax._typing import Array, Float, PyTree
-from dal_jax.search._problem import described, undescribed
+from dal_jax.search._problem import tree_from_spec, tree_spec
 
 # On a CPU a call works on about this many pixels a device: more leave the cache, fewer waste time
 # between calls.
@@ -132,8 +132,8 @@ class Evaluator:
         if dtype not in self._bound:
             fixed = cast_floats(self._fixed, dtype)
             devices = _able(self._devices, dtype)
-            draws = described(cast_floats(self._one_draws, dtype)) if self._own else None
-            program = _compiled(self._functions, described(fixed), draws, dtype, devices)
+            draws = tree_spec(cast_floats(self._one_draws, dtype)) if self._own else None
+            program = _compiled(self._functions, tree_spec(fixed), draws, dtype, devices)
             self._bound[dtype] = program, program.prepare(fixed)
         return self._bound[dtype]
 
@@ -184,14 +184,14 @@ def _compiled_for(
         return [jax.vmap(function, axes)(params, every, images) for function in wanted]
 
     def moving(count: int) -> Any:
-        own = () if draws is None else undescribed(draws)
+        own = () if draws is None else tree_from_spec(draws)
         one = (own, jax.ShapeDtypeStruct(functions.image_shape, np.dtype(dtype)))
         return jax.tree.map(lambda v: jax.ShapeDtypeStruct((count, *v.shape), v.dtype), one)
 
-    scores = jax.eval_shape(evaluate, undescribed(fixed), moving(1))[0].shape[1:]
+    scores = jax.eval_shape(evaluate, tree_from_spec(fixed), moving(1))[0].shape[1:]
     if scores != functions.image_shape[:2]:
         raise InputError(f"localizer has scores {scores}, expected {functions.image_shape[:2]}")
-    prepare, apply = split_known(evaluate, undescribed(fixed), moving(lanes))
+    prepare, apply = split_known(evaluate, tree_from_spec(fixed), moving(lanes))
     mesh = Mesh(np.array(devices), ("lanes",))
     everywhere, apart = NamedSharding(mesh, P()), NamedSharding(mesh, P("lanes"))
     prepare = jax.jit(prepare, out_shardings=everywhere)
@@ -202,7 +202,7 @@ def _compiled_for(
         out_specs=P("lanes"),
         check_vma=False,
     )
-    shapes = jax.eval_shape(prepare, undescribed(fixed))
+    shapes = jax.eval_shape(prepare, tree_from_spec(fixed))
     program = jax.jit(mapped, in_shardings=(everywhere, apart, apart), out_shardings=apart)
     compiled = program.lower(shapes, *moving(lanes * len(devices))).compile()
     analysis = compiled.memory_analysis()

@@ -12,7 +12,7 @@ from scipy.special import ndtri_exp
 from dal_jax._errors import InputError
 from dal_jax.inference import (
     Intervals,
-    Law,
+    NullLaw,
     Observed,
     Perturbation,
     Ranks,
@@ -22,13 +22,13 @@ from dal_jax.inference import (
     intersect,
     log_total_mass,
     on_line,
-    recalibrated,
+    recalibrate,
     subtract,
     union,
 )
 from dal_jax.inference._p_value import check_alternative
 from dal_jax.inference._randomized import NONE
-from dal_jax.search._engine import Engine, Found
+from dal_jax.search._engine import Engine, EngineResult
 
 # The first round: this far on both sides of 0, and this far around the observed value.
 CORE, AROUND = 2.5, 0.5
@@ -54,12 +54,12 @@ class Status(StrEnum):
     INVALID_INPUT = "INVALID_INPUT"  # one image of a batch was refused; the message says why
 
 
-class Searched(NamedTuple):
+class SearchResult(NamedTuple):
     """A searched line, in standardized z.
 
     Example:
         >>> line = as_intervals([-4.0, 4.0])
-        >>> Searched(line, line, SelectiveP(0.05, 0.04, 0.06), 3, 9, Status.OK).bounds.high
+        >>> SearchResult(line, line, SelectiveP(0.05, 0.04, 0.06), 3, 9, Status.OK).bounds.high
         0.06
     """
 
@@ -91,7 +91,9 @@ class SearchOptions:
     alpha: float | None = None  # level in (0, 1) whose decision is enough
     z_max: float | None = None  # half the range, standard deviations; None: 10 + |z_obs|
     level: float | None = None  # in (0, 1), at which the decision must be certain, too
-    recalibrations: tuple[Law | Ranks, ...] = ()  # whose decisions at it must be certain as well
+    recalibrations: tuple[
+        NullLaw | Ranks, ...
+    ] = ()  # whose decisions at it must be certain as well
     shares: int = 1  # tests that share a level: decisions at 1/2, 1/3, ... of it must be certain
 
     def __post_init__(self) -> None:
@@ -107,11 +109,11 @@ def search_line(
     alpha: float | None = None,
     z_max: float | None = None,
     level: float | None = None,
-    recalibrations: tuple[Law | Ranks, ...] = (),
+    recalibrations: tuple[NullLaw | Ranks, ...] = (),
     shares: int = 1,
     perturbation: Perturbation = NONE,
     progress: Progress | None = None,
-) -> Searched:
+) -> SearchResult:
     """Searches outwards from 0 and from z_obs until the bounds on p are tight.
 
     Stops when `high - low <= precision`, or when alpha is given and the decision at alpha is
@@ -144,7 +146,7 @@ def search_line(
     Example:
         >>> def engine(parts):  # the region is the observed one where z > 1
         ...     inside = intersect(as_intervals(list(parts)), as_intervals([1.0, np.inf]))
-        ...     return Found(inside, as_intervals([]), 1, 1, True)
+        ...     return EngineResult(inside, as_intervals([]), 1, 1, True)
         >>> round(search_line(engine, 2.0, precision=0).bounds.p, 4)
         0.1434
 
@@ -153,7 +155,7 @@ def search_line(
     """
     options = SearchOptions(alternative, precision, alpha, z_max, level, recalibrations, shares)
     reach_max = reach_limit(z_obs, z_max)
-    total = Found(as_intervals([]), as_intervals([]), 0, 0, True)
+    total = EngineResult(as_intervals([]), as_intervals([]), 0, 0, True)
     searched = as_intervals([])
     reach = reach_max if precision == 0 else min(CORE, reach_max)
     near = [max(z_obs - AROUND, -reach_max), min(z_obs + AROUND, reach_max)]
@@ -164,11 +166,11 @@ def search_line(
         searched = target
         known = subtract(searched, total.gaps)
         observed = on_line(z_obs, total.inside, known, perturbation)
-        bounds = Law().p_value(observed, alternative)
+        bounds = NullLaw().p_value(observed, alternative)
         if progress is not None:
             progress(bounds, reach)
         status = search_status(bounds, options) if total.finite else Status.NON_FINITE
-        if status is Status.OK and not decided(observed, options):
+        if status is Status.OK and not is_decided(observed, options):
             status = Status.NOT_CONVERGED if reach < reach_max else status
         if status is not Status.NOT_CONVERGED or reach >= reach_max:
             break
@@ -176,7 +178,7 @@ def search_line(
     if status not in (Status.OK, Status.NOT_CONVERGED):
         bounds = SelectiveP(math.nan, math.nan, math.nan)
     truncation = intersect(total.inside, known)
-    return Searched(truncation, known, bounds, total.num_windows, total.num_evaluations, status)
+    return SearchResult(truncation, known, bounds, total.num_windows, total.num_evaluations, status)
 
 
 def check_options(
@@ -260,7 +262,7 @@ def _certain(bounds: SelectiveP, level: float, shares: int) -> bool:
     return all(decision(bounds, level / k) != "undecided" for k in range(1, shares + 1))
 
 
-def decided(observed: Observed, options: SearchOptions) -> bool:
+def is_decided(observed: Observed, options: SearchOptions) -> bool:
     """Whether what was searched tells every decision at the level of the options.
 
     Args:
@@ -273,11 +275,11 @@ def decided(observed: Observed, options: SearchOptions) -> bool:
     if options.level is None:
         return True
     level, shares, alternative = options.level, options.shares, options.alternative
-    raw = Law().p_value(observed, alternative)
+    raw = NullLaw().p_value(observed, alternative)
     if math.isnan(raw.p):
         return True
     return _certain(raw, level, shares) and all(
-        _certain(recalibrated(by, observed, alternative, raw), level, shares)
+        _certain(recalibrate(by, observed, alternative, raw), level, shares)
         for by in options.recalibrations
     )
 

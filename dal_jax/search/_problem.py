@@ -10,7 +10,7 @@ import numpy as np
 
 from dal_jax._arrays import cast_floats
 from dal_jax._typing import Array, Float, PyTree
-from dal_jax.search._selection import Picked
+from dal_jax.search._selection import SelectedRegion
 
 
 class LineProblem(NamedTuple):
@@ -19,8 +19,8 @@ class LineProblem(NamedTuple):
     Example:
         >>> from dal_jax.search import pick
         >>> bright, along = lambda params, draws, x: x[..., 0], np.array([[[1.0], [0.0]]])
-        >>> picked = pick(np.array([[2.0, 0.0]]), 1.0)  # at z = 2
-        >>> problem = LineProblem(bright, (), (), 1.0, 0 * along, along, picked, 2.0)
+        >>> selected = select_region(np.array([[2.0, 0.0]]), 1.0)  # at z = 2
+        >>> problem = LineProblem(bright, (), (), 1.0, 0 * along, along, selected, 2.0)
         >>> bool(problem.membership(operands(problem, "float32"), jnp.float32(0.5))[0])  # 0.5 < 1
         False
     """
@@ -31,13 +31,13 @@ class LineProblem(NamedTuple):
     threshold: float  # of the score
     base: Float[np.ndarray, "H W C"]  # independent of the statistic
     direction: Float[np.ndarray, "H W C"]  # per standard deviation of the statistic
-    picked: Picked  # at z_obs
+    selected: SelectedRegion  # at z_obs
     z_obs: float  # observed statistic in units of its standard deviation
 
     @property
     def membership(self) -> "Membership":
-        """What tells whether the observed region is picked at a point of the line."""
-        return Membership(self.score_fn, bool(self.picked.rest.any()))
+        """What tells whether the observed region is selected at a point of the line."""
+        return Membership(self.score_fn, bool(self.selected.must_stay_lower.any()))
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Membership:
     Example:
         >>> from dal_jax.search import pick
         >>> bright, along = lambda params, draws, x: x[..., 0], np.array([[[1.0], [0.0]]])
-        >>> picked = pick(np.array([[2.0, 0.0]]), 1.0)  # at z = 2
-        >>> problem = LineProblem(bright, (), (), 1.0, 0 * along, along, picked, 2.0)
+        >>> selected = select_region(np.array([[2.0, 0.0]]), 1.0)  # at z = 2
+        >>> problem = LineProblem(bright, (), (), 1.0, 0 * along, along, selected, 2.0)
         >>> at = operands(problem, "float32"), jnp.float32(3.0)
         >>> same, score = Membership(bright)(*at)
         >>> bool(same), score.tolist()
@@ -56,7 +56,7 @@ class Membership:
     """
 
     score_fn: Callable[..., Any]  # (params, draws, x (H, W, C)) -> (H, W)
-    rest: bool = False  # whether there are pixels that need only not be the highest
+    must_stay_lower: bool = False  # whether any pixel need only score below the region's highest
 
     def __call__(self, operands: Any, z: Array) -> tuple[Array, Array]:
         """Evaluates at one point of the line.
@@ -66,18 +66,18 @@ class Membership:
             z: standardized, a scalar of the same dtype.
 
         Returns:
-            (bool, (H, W)): whether the observed region is picked there, and the score.
+            (bool, (H, W)): whether the observed region is selected there, and the score.
         """
-        params, draws, base, direction, picked, threshold = operands
+        params, draws, base, direction, selected, threshold = operands
         score = self.score_fn(params, draws, base + direction * z)
         flagged = score > threshold
-        same = jnp.all(jnp.where(picked.region, flagged, ~(flagged & picked.rim)))
-        if self.rest:
-            highest = jnp.max(jnp.where(picked.region, score, threshold))
+        same = jnp.all(jnp.where(selected.region, flagged, ~(flagged & selected.must_not_flag)))
+        if self.must_stay_lower:
+            highest = jnp.max(jnp.where(selected.region, score, threshold))
             level = score == highest
-            first = jnp.argmax(level & picked.region)  # `pick` takes the first of equals
+            first = jnp.argmax(level & selected.region)  # `select_region` takes the first of equals
             later = jnp.arange(score.size).reshape(score.shape) > first
-            same &= jnp.all((score < highest) | (level & later) | ~picked.rest)
+            same &= jnp.all((score < highest) | (level & later) | ~selected.must_stay_lower)
         return same, score
 
 
@@ -94,34 +94,34 @@ def operands(problem: LineProblem, dtype: Any) -> Any:
     Example:
         >>> from dal_jax.search import pick
         >>> bright, along = lambda params, draws, x: x[..., 0], np.array([[[1.0], [0.0]]])
-        >>> picked = pick(np.array([[2.0, 0.0]]), 1.0)  # at z = 2
-        >>> problem = LineProblem(bright, (), (), 1.0, 0 * along, along, picked, 2.0)
+        >>> selected = select_region(np.array([[2.0, 0.0]]), 1.0)  # at z = 2
+        >>> problem = LineProblem(bright, (), (), 1.0, 0 * along, along, selected, 2.0)
         >>> _, _, base, _, _, threshold = operands(problem, "float32")
         >>> base.dtype.name, threshold.dtype.name
         ('float32', 'float32')
     """
     arrays = (problem.params, problem.draws, problem.base, problem.direction)
-    return (*cast_floats(arrays, dtype), problem.picked, np.asarray(problem.threshold, dtype))
+    return (*cast_floats(arrays, dtype), problem.selected, np.asarray(problem.threshold, dtype))
 
 
-def described(tree: Any) -> tuple[Any, tuple[Any, ...]]:
+def tree_spec(tree: Any) -> tuple[Any, tuple[Any, ...]]:
     """A hashable description of a pytree of arrays: its structure, shapes and dtypes.
 
     Args:
         tree: of arrays.
 
     Returns:
-        (structure, ((shape, dtype), ...)); `undescribed` turns it into shapes to trace with.
+        (structure, ((shape, dtype), ...)); `tree_from_spec` turns it into shapes to trace with.
     """
     leaves, structure = jax.tree.flatten(tree)
     return structure, tuple((tuple(np.shape(v)), np.dtype(v.dtype).name) for v in leaves)
 
 
-def undescribed(description: tuple[Any, tuple[Any, ...]]) -> Any:
+def tree_from_spec(description: tuple[Any, tuple[Any, ...]]) -> Any:
     """The pytree of `jax.ShapeDtypeStruct` that a description stands for.
 
     Args:
-        description: from `described`.
+        description: from `tree_spec`.
 
     Returns:
         A tree to trace functions with.

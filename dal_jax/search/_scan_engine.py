@@ -14,8 +14,8 @@ from dal_jax._compat import exact_arithmetic
 from dal_jax._typing import Array, Float, Int
 from dal_jax.affine import PieceStatus, affine_piece
 from dal_jax.inference import as_intervals
-from dal_jax.search._engine import Found
-from dal_jax.search._problem import LineProblem, Membership, described, operands
+from dal_jax.search._engine import EngineResult
+from dal_jax.search._problem import LineProblem, Membership, operands, tree_spec
 
 LANES = 8
 # Each lane gets this many segments of its own, so that none waits for the longest.
@@ -120,8 +120,8 @@ class ScanEngine:
     Example:
         >>> from dal_jax.search import pick
         >>> bright, along = lambda params, draws, x: x[..., 0], np.array([[[1.0], [0.0]]])
-        >>> picked = pick(np.array([[2.0, 0.0]]), 1.0)  # at z = 2
-        >>> problem = LineProblem(bright, (), (), 1.0, 0 * along, along, picked, 2.0)
+        >>> selected = select_region(np.array([[2.0, 0.0]]), 1.0)  # at z = 2
+        >>> problem = LineProblem(bright, (), (), 1.0, 0 * along, along, selected, 2.0)
         >>> ScanEngine(problem)([(-4.0, 4.0)]).inside.round(6).tolist()
         [[1.0, 4.0]]
     """
@@ -129,10 +129,10 @@ class ScanEngine:
     @exact_arithmetic()
     def __init__(self, problem: LineProblem):
         self._values = operands(problem, "float64")
-        self._round = _compiled(problem.membership, described(self._values))
+        self._round = _compiled(problem.membership, tree_spec(self._values))
 
     @exact_arithmetic()
-    def __call__(self, parts: Sequence[tuple[float, float]]) -> Found:
+    def __call__(self, parts: Sequence[tuple[float, float]]) -> EngineResult:
         """Searches parts of the line.
 
         Args:
@@ -144,7 +144,7 @@ class ScanEngine:
         queue = jnp.asarray(_segments(parts, LANES * SEGMENTS_PER_LANE))
         idle = jnp.zeros(LANES)
         lanes = Lanes(idle, idle, jnp.zeros((), jnp.int64))
-        found = Found(as_intervals([]), as_intervals([]), 0, 0, True)
+        found = EngineResult(as_intervals([]), as_intervals([]), 0, 0, True)
         while True:
             lanes, record, turns = self._round(self._values, lanes, queue)
             if not turns:
@@ -152,14 +152,14 @@ class ScanEngine:
             found += _collected(Record(*(np.asarray(column)[: int(turns)] for column in record)))
 
 
-def _collected(record: Record) -> Found:
+def _collected(record: Record) -> EngineResult:
     """What a round has found."""
     met = record.stop > record.start
     gaps, begin = _gaps(record, met)
     same = met & record.inside
     inside = np.stack([begin[same], record.stop[same]], axis=1)
     finite = not np.any(record.status[met] == PieceStatus.NON_FINITE)
-    return Found(
+    return EngineResult(
         as_intervals(inside), as_intervals(gaps), int(met.sum()), record.start.size, finite
     )
 

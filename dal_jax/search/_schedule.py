@@ -16,11 +16,11 @@ CALLS = 2
 Result = TypeVar("Result")
 
 
-class Request(NamedTuple):
+class ScoreRequest(NamedTuple):
     """Images to be scored, one or more.
 
     Example:
-        >>> Request(np.zeros((2, 4, 4, 1)), np.array([False, True]), ()).reconstruct
+        >>> ScoreRequest(np.zeros((2, 4, 4, 1)), np.array([False, True]), ()).reconstruct
         False
     """
 
@@ -30,11 +30,11 @@ class Request(NamedTuple):
     reconstruct: bool = False  # of the last image, which must be wide
 
 
-class Answer(NamedTuple):
+class ScoreReply(NamedTuple):
     """Their scores.
 
     Example:
-        >>> Answer(np.zeros((2, 4, 4)), None).score.shape
+        >>> ScoreReply(np.zeros((2, 4, 4)), None).score.shape
         (2, 4, 4)
     """
 
@@ -42,7 +42,8 @@ class Answer(NamedTuple):
     reconstruction: Float[np.ndarray, "H W C"] | None  # of the last image, if asked for
 
 
-# Yields a `Request` and is sent its `Answer`, or yields a list of tasks and is sent their results.
+# Yields a `ScoreRequest` and is sent its `ScoreReply`, or yields a list of tasks and is sent what
+# they returned.
 Task = Generator[Any, Any, Result]
 
 
@@ -69,7 +70,7 @@ class _Running:
 class _Ticket:
     """A request that is being answered, row by row."""
 
-    def __init__(self, task: _Running, request: Request):
+    def __init__(self, task: _Running, request: ScoreRequest):
         self.task, self.request = task, request
         self.missing = len(request.images)
         self.score = np.empty(request.images.shape[:3])
@@ -91,8 +92,9 @@ def run_side_by_side(
     tasks which it asked for takes no room; they come before those that were not started.
 
     Args:
-        tasks: (key, generator) each; a generator yields `Request` and receives `Answer`, or yields
-            a list of one or more such generators and receives what they returned, in order.
+        tasks: (key, generator) each; a generator yields `ScoreRequest` and receives `ScoreReply`,
+            or yields a list of one or more such generators and receives what they returned, in
+            order.
         evaluator: of the images.
         in_flight: how many tasks at a time, 1 or more.
 
@@ -102,7 +104,7 @@ def run_side_by_side(
     Example:
         >>> from dal_jax.search import Functions
         >>> def brightest(image):
-        ...     answer = yield Request(image[None], np.array([True]), ())
+        ...     answer = yield ScoreRequest(image[None], np.array([True]), ())
         ...     return float(answer.score.max())
         >>> functions = Functions(lambda p, d, x: x[..., 0], lambda p, d, x: x, (1, 2, 1))
         >>> tasks = [(name, brightest(np.full((1, 2, 1), name))) for name in (1.0, 2.0, 3.0)]
@@ -134,7 +136,7 @@ def run_side_by_side(
                     ready.append((one.whole, one.whole.results))
                     active += 1
                 continue
-            if isinstance(asked, Request):
+            if isinstance(asked, ScoreRequest):
                 _ask(_Ticket(one, asked), waiting)
             else:
                 assert len(asked)  # nothing would wake the task again
@@ -144,7 +146,7 @@ def run_side_by_side(
         if not calls:
             return
         for ticket in _collect(calls.popleft()):
-            ready.append((ticket.task, Answer(ticket.score, ticket.reconstruction)))
+            ready.append((ticket.task, ScoreReply(ticket.score, ticket.reconstruction)))
 
 
 def _ask(ticket: _Ticket, waiting: Any) -> None:

@@ -20,7 +20,7 @@ class Margins(NamedTuple):
 
     Example:
         >>> score = np.array([[2.0, 0.0]])
-        >>> found = margins(score[None], 1.0, pick(score, 1.0))
+        >>> found = margins(score[None], 1.0, select_region(score, 1.0))
         >>> found.margin.tolist(), found.inside.tolist()
         ([[1.0, 1.0]], [True])
     """
@@ -29,25 +29,25 @@ class Margins(NamedTuple):
     inside: Bool[np.ndarray, " k"]  # the region is the observed one
 
 
-class Picked(NamedTuple):
-    """Pixels and what of a score map decides that they are picked; masks (H, W).
+class SelectedRegion(NamedTuple):
+    """A region, and which other pixels decide that it is the one selected; masks (H, W).
 
     Example:
-        >>> picked = pick(np.array([[2.0, 0.0, 3.0, 0.5, 0.0]]), 1.0, "peak")
-        >>> picked.rim.tolist(), picked.rest.tolist()
+        >>> selected = select_region(np.array([[2.0, 0.0, 3.0, 0.5, 0.0]]), 1.0, "peak")
+        >>> selected.must_not_flag.tolist(), selected.must_stay_lower.tolist()
         ([[False, True, False, True, False]], [[True, False, False, False, True]])
     """
 
-    region: Bool[np.ndarray, "H W"]  # these pixels must be flagged
-    rim: Bool[np.ndarray, "H W"]  # these must not
-    rest: Bool[np.ndarray, "H W"]  # of these and the region, the highest must be of the region
+    region: Bool[np.ndarray, "H W"]  # all of it must be flagged
+    must_not_flag: Bool[np.ndarray, "H W"]  # none of it may be flagged
+    must_stay_lower: Bool[np.ndarray, "H W"]  # none of it may score above all of the region
 
 
 def check_region(kind: Any) -> str:
     """Refuses what is no kind of region.
 
     Args:
-        kind: as in `pick`.
+        kind: as in `select_region`.
 
     Returns:
         The kind.
@@ -64,13 +64,13 @@ def check_region(kind: Any) -> str:
     return kind
 
 
-def pick(
+def select_region(
     score: Float[np.ndarray, "H W"],
     threshold: float,
     kind: str = "all",
     where: Bool[np.ndarray, "H W"] | None = None,
-) -> Picked:
-    """Picks the pixels to be tested.
+) -> SelectedRegion:
+    """Selects the pixels to be tested.
 
     Args:
         score: (H, W).
@@ -87,7 +87,7 @@ def pick(
         InputError: unknown kind.
 
     Example:
-        >>> pick(np.array([[2.0, 0.0, 3.0, 2.5]]), 1.0, "peak").region.tolist()
+        >>> select_region(np.array([[2.0, 0.0, 3.0, 2.5]]), 1.0, "peak").region.tolist()
         [[False, False, True, True]]
 
     Source: "all" is that of Katsuoka et al., arXiv 2402.11789; "peak": this project.
@@ -96,12 +96,12 @@ def pick(
     allowed = np.ones(score.shape, bool) if where is None else where
     flagged = (score > threshold) & allowed
     if kind != "peak" or not flagged.any():
-        return Picked(flagged, ~flagged & allowed, np.zeros_like(flagged))
+        return SelectedRegion(flagged, ~flagged & allowed, np.zeros_like(flagged))
     labels = label_components(flagged)
     highest = np.where(flagged, score, -np.inf).argmax()
     region = labels == labels.reshape(-1)[highest]
     rim = ndimage.binary_dilation(region, _NEIGHBOURS) & ~region & allowed
-    return Picked(region, rim, allowed & ~region & ~rim)
+    return SelectedRegion(region, rim, allowed & ~region & ~rim)
 
 
 def label_components(region: Bool[np.ndarray, "H W"]) -> Int[np.ndarray, "H W"]:
@@ -120,49 +120,51 @@ def label_components(region: Bool[np.ndarray, "H W"]) -> Int[np.ndarray, "H W"]:
     return np.asarray(ndimage.label(region, _NEIGHBOURS)[0])  # type: ignore[index]
 
 
-def parts_of(picked: Picked, kind: str) -> list[Bool[np.ndarray, "H W"]]:
-    """The regions that are tested of the picked pixels, each given that all of them were picked.
+def parts_of(selected: SelectedRegion, kind: str) -> list[Bool[np.ndarray, "H W"]]:
+    """The regions to test among the selected pixels, each given that all of them were selected.
 
     Args:
-        picked: not empty.
-        kind: as in `pick`.
+        selected: not empty.
+        kind: as in `select_region`.
 
     Returns:
         Masks (H, W): of "components" each connected component, else the region itself.
 
     Example:
-        >>> picked = pick(np.array([[2.0, 0.0, 3.0, 2.5]]), 1.0, "components")
-        >>> [part.sum().item() for part in parts_of(picked, "components")]
+        >>> selected = select_region(np.array([[2.0, 0.0, 3.0, 2.5]]), 1.0, "components")
+        >>> [part.sum().item() for part in parts_of(selected, "components")]
         [1, 2]
     """
     if kind != "components":
-        return [picked.region]
-    labels = label_components(picked.region)
+        return [selected.region]
+    labels = label_components(selected.region)
     return [labels == number for number in range(1, int(labels.max()) + 1)]
 
 
-def margins(score: Float[np.ndarray, "k H W"], threshold: float, picked: Picked) -> Margins:
-    """Judges score maps by whether the observed region is picked in them.
+def margins(
+    score: Float[np.ndarray, "k H W"], threshold: float, selected: SelectedRegion
+) -> Margins:
+    """Judges score maps by whether the observed region is selected in them.
 
     It is if and only if its pixels are flagged, those of the rim are not, and the highest score of
-    the region and the rest (of equal ones the first, as in `pick`) is of the region.
+    the region and the rest (of equal ones the first, as in `select_region`) is of the region.
 
     Args:
         score: (k, H, W).
         threshold: flagged pixels have a higher score.
-        picked: in the observed map; the region is not empty.
+        selected: in the observed map; the region is not empty.
 
     Returns:
         For each pixel that counts by how far it is as observed, in units of the score; and whether
         all are.
 
     Example:
-        >>> picked = pick(np.array([[2.0, 0.0]]), 1.0)
+        >>> selected = select_region(np.array([[2.0, 0.0]]), 1.0)
         >>> along = np.array([[[2.0, 0.0]], [[2.0, 1.5]]])  # in the second both are flagged
-        >>> margins(along, 1.0, picked).inside.tolist()
+        >>> margins(along, 1.0, selected).inside.tolist()
         [True, False]
     """
-    region, rim, rest = (mask.reshape(-1) for mask in picked)
+    region, rim, rest = (mask.reshape(-1) for mask in selected)
     over = score.reshape(len(score), -1) - threshold
     inside, outside = over[:, region], over[:, rim]
     parts = [inside, -outside]
@@ -177,25 +179,25 @@ def margins(score: Float[np.ndarray, "k H W"], threshold: float, picked: Picked)
 
 
 def count_ties(
-    score: Float[np.ndarray, "H W"], threshold: float, picked: Picked, scale: float
+    score: Float[np.ndarray, "H W"], threshold: float, selected: SelectedRegion, scale: float
 ) -> int:
-    """Counts the pixels of a score map of which rounding decides whether they are picked.
+    """Counts the pixels of a score map of which rounding decides whether they are selected.
 
     Args:
         score: (H, W), finite, in float64.
         threshold: flagged pixels have a higher score.
-        picked: in this map.
+        selected: in this map.
         scale: of the values that the score is computed from, in units of the score.
 
     Returns:
         How many of the `margins` are below 1e-12 times the largest of scale, threshold and scores:
-        another processor, or another batch, may pick another region where this is not 0.
+        another processor, or another batch, may select another region where this is not 0.
 
     Example:
         >>> score = np.array([[2.0, 1.0 + 1e-15, 0.0]])
-        >>> count_ties(score, 1.0, pick(score, 1.0), scale=3.0)
+        >>> count_ties(score, 1.0, select_region(score, 1.0), scale=3.0)
         1
     """
     largest = max(scale, abs(threshold), float(np.abs(score).max()))
-    margin = margins(score[None], threshold, picked).margin
+    margin = margins(score[None], threshold, selected).margin
     return int(np.count_nonzero(np.abs(margin) <= TIE * largest))

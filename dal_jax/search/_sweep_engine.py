@@ -10,8 +10,8 @@ import numpy as np
 from dal_jax._compat import exact_arithmetic
 from dal_jax.affine import Sweep, Swept, sweep
 from dal_jax.inference import Intervals, as_intervals, contains, intersect, subtract, union
-from dal_jax.search._engine import Found
-from dal_jax.search._problem import LineProblem, Membership, described, operands, undescribed
+from dal_jax.search._engine import EngineResult
+from dal_jax.search._problem import LineProblem, Membership, operands, tree_from_spec, tree_spec
 from dal_jax.search._selection import margins
 
 # A float32 sweep places ends within 4e-6 of the float64 ones (measured on the reference cases).
@@ -26,7 +26,7 @@ POLISH_ROUNDS, POLISH_GROWTH = 6, 8.0
 @lru_cache(maxsize=32)
 def _prepared(membership: Membership, description: Any, dtype: str) -> Sweep:
     shape = jax.ShapeDtypeStruct((), np.dtype(dtype))
-    return sweep(membership, undescribed(description), shape)
+    return sweep(membership, tree_from_spec(description), shape)
 
 
 @lru_cache(maxsize=32)
@@ -44,8 +44,8 @@ class SweepEngine:
     Example:
         >>> from dal_jax.search import pick
         >>> bright, along = lambda params, draws, x: x[..., 0], np.array([[[1.0], [0.0]]])
-        >>> picked = pick(np.array([[2.0, 0.0]]), 1.0)  # at z = 2
-        >>> problem = LineProblem(bright, (), (), 1.0, 0 * along, along, picked, 2.0)
+        >>> selected = select_region(np.array([[2.0, 0.0]]), 1.0)  # at z = 2
+        >>> problem = LineProblem(bright, (), (), 1.0, 0 * along, along, selected, 2.0)
         >>> SweepEngine(problem)([(-4.0, 4.0)]).inside.round(6).tolist()
         [[1.0, 4.0]]
     """
@@ -53,7 +53,7 @@ class SweepEngine:
     @exact_arithmetic()
     def __init__(self, problem: LineProblem, dtype: str = "float64"):
         self._problem, self._values = problem, operands(problem, dtype)
-        self._sweep = _prepared(problem.membership, described(self._values), dtype)
+        self._sweep = _prepared(problem.membership, tree_spec(self._values), dtype)
         self._statics = self._sweep.bind(self._values)
         self._suspect = SUSPECT * max(1.0, problem.threshold)
         self._judge = SweepEngine(problem) if dtype == "float32" else None
@@ -62,7 +62,7 @@ class SweepEngine:
             self._suspect = max(self._suspect, SUSPECT_ERRORS * float(error))
 
     @exact_arithmetic()
-    def __call__(self, parts: Sequence[tuple[float, float]]) -> Found:
+    def __call__(self, parts: Sequence[tuple[float, float]]) -> EngineResult:
         """Searches parts of the line.
 
         Args:
@@ -84,20 +84,20 @@ class SweepEngine:
         return np.asarray(_evaluation(self._problem.membership)(self._values, z)[1], np.float64)
 
     @np.errstate(invalid="ignore", over="ignore")  # what is not finite is found out below
-    def _run(self, parts: Sequence[tuple[float, float]]) -> tuple[Found, np.ndarray]:
+    def _run(self, parts: Sequence[tuple[float, float]]) -> tuple[EngineResult, np.ndarray]:
         """What is found, and the nodes at which the score is within rounding of deciding."""
         inside, suspects, windows, evaluations, finite = [], [], 0, 0, True
         for swept in self._sweep.run(self._statics, parts):
             same, score = swept.outputs
             inside.append(_intervals(swept, same))
-            margin = margins(score, self._problem.threshold, self._problem.picked).margin
+            margin = margins(score, self._problem.threshold, self._problem.selected).margin
             near = np.abs(margin.min(axis=1)) < self._suspect
             suspects.append(swept.z[near])
             windows += int((~swept.closed).sum())
             evaluations += len(swept.z)
             finite &= bool(np.isfinite(score).all())
         merged = as_intervals(np.concatenate(inside))
-        found = Found(merged, as_intervals([]), windows, evaluations, finite)
+        found = EngineResult(merged, as_intervals([]), windows, evaluations, finite)
         return found, np.concatenate(suspects)
 
 
@@ -112,8 +112,11 @@ def _intervals(swept: Swept, same: np.ndarray) -> np.ndarray:
 
 
 def _polished(
-    judge: SweepEngine, found: Found, suspects: np.ndarray, parts: Sequence[tuple[float, float]]
-) -> Found:
+    judge: SweepEngine,
+    found: EngineResult,
+    suspects: np.ndarray,
+    parts: Sequence[tuple[float, float]],
+) -> EngineResult:
     """Replaces what was found around its ends and near misses by what float64 finds there.
 
     Where float64 contradicts float32 at the border of a polished part, that part grows; if it
@@ -130,7 +133,7 @@ def _polished(
         around = as_intervals(np.stack([centres - width, centres + width], axis=1))
         around = intersect(around, limits)
         exact, _ = judge._run([(float(lo), float(hi)) for lo, hi in around])
-        total = Found(
+        total = EngineResult(
             union(subtract(found.inside, around), exact.inside),
             total.gaps,
             total.num_windows,
