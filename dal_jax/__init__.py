@@ -6,6 +6,7 @@ from dal_jax._errors import CheckpointError as CheckpointError
 from dal_jax._errors import DalJaxError as DalJaxError
 from dal_jax._errors import InputError as InputError
 from dal_jax._errors import NotPiecewiseAffineError as NotPiecewiseAffineError
+from dal_jax._errors import RunError as RunError
 from dal_jax._one_test import ImageToTest as ImageToTest
 from dal_jax._options import TestOptions as TestOptions
 from dal_jax._result import TestResult as TestResult

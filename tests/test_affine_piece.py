@@ -26,7 +26,7 @@ from helpers import (
 )
 from jax import lax
 
-from dal_jax._errors import NotPiecewiseAffineError
+from dal_jax import NotPiecewiseAffineError
 from dal_jax.affine import PieceStatus, affine_piece
 
 INF = math.inf

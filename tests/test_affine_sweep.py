@@ -29,7 +29,7 @@ from helpers import (
 )
 from jax import lax
 
-from dal_jax._errors import NotPiecewiseAffineError
+from dal_jax import NotPiecewiseAffineError
 from dal_jax.affine import Swept, _nodes, _sweep, sweep
 from dal_jax.affine._nodes import Nodes, insert_crossings, split_jumps
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from dal_jax._errors import CheckpointError, InputError
+from dal_jax import CheckpointError, InputError
 from dal_jax.diffusion import (
     DalConfig,
     ReverseConfig,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import reference_unet
 
-from dal_jax._errors import InputError
+from dal_jax import InputError
 from dal_jax.diffusion import ReverseConfig, Schedule, reverse_process
 from dal_jax.models import UNetConfig, denoiser, import_state_dict
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dal_jax._errors import InputError
+from dal_jax import InputError
 from dal_jax.diffusion import ReverseConfig, Schedule
 
 

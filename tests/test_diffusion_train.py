@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from dal_jax._errors import CheckpointError, DalJaxError, InputError
+from dal_jax import CheckpointError, DalJaxError, InputError
 from dal_jax.diffusion import (
     Batch,
     DalConfig,

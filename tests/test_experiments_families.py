@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from dal_jax._errors import InputError
+from dal_jax import InputError
 from experiments._families import FAMILIES, Family, family_at, wasserstein_to_normal
 
 DISTANCES = (0.01, 0.02, 0.03, 0.04)

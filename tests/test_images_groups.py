@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dal_jax._errors import InputError
+from dal_jax import InputError
 from dal_jax.images import cluster_interval, cluster_standard_error, group_of, split_groups
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dal_jax._errors import InputError
+from dal_jax import InputError
 from dal_jax.images import read_image, read_images
 
 pillow = pytest.importorskip("PIL.Image")

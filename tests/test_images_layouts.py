@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dal_jax._errors import InputError
+from dal_jax import InputError
 from dal_jax.images import DataSet, Sample, open_data, read_mask, read_sample, shared_groups
 
 pillow = pytest.importorskip("PIL.Image")

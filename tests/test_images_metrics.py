@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from dal_jax._errors import InputError
+from dal_jax import InputError
 from dal_jax.images._clusters import cluster_interval, cluster_standard_error
 from dal_jax.images._metrics import (
     PixelMetrics,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dal_jax._errors import InputError
+from dal_jax import InputError
 from dal_jax.images import (
     Fitted,
     Preparation,

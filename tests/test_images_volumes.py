@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_images_layouts import dicom_file
 
-from dal_jax._errors import InputError
+from dal_jax import InputError
 from dal_jax.images import axial_slice, read_volume, write_volume
 
 nibabel = pytest.importorskip("nibabel")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm, permutation_test
 
-from dal_jax._errors import InputError
+from dal_jax import InputError
 from dal_jax.inference import bonferroni_log10_p, naive_p, over_conditioned_p, permutation_p
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dal_jax._errors import InputError
+from dal_jax import InputError
 from dal_jax.inference import (
     as_intervals,
     complement,

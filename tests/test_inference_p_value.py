@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import kstest, norm
 
-from dal_jax._errors import InputError
+from dal_jax import InputError
 from dal_jax.inference import (
     ALTERNATIVES,
     SelectiveP,

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dal_jax import InputError, TestOptions
-from dal_jax._errors import CheckpointError
+from dal_jax import CheckpointError, InputError, TestOptions
 from dal_jax.cli import main
 from dal_jax.cli._test_folder import _decider
 from dal_jax.inference import NullLaw, Ranks

@@ -9,8 +9,7 @@ from helpers import published_batch as dal_test_batch
 from helpers import published_test as dal_test
 from scipy import stats
 
-from dal_jax import Status
-from dal_jax._errors import InputError
+from dal_jax import InputError, Status
 from dal_jax.localizers import average_filter
 from dal_jax.localizers._autoencoder import (
     AutoencoderLocalizerConfig,

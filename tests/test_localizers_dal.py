@@ -6,7 +6,7 @@ import pytest
 import reference_unet
 from helpers import REFERENCE
 
-from dal_jax._errors import CheckpointError, InputError
+from dal_jax import CheckpointError, InputError
 from dal_jax.diffusion import ReverseConfig, Schedule, save_checkpoint
 from dal_jax.localizers import (
     DalConfig,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from dal_jax._errors import InputError
+from dal_jax import InputError
 from dal_jax.localizers import average_filter, gaussian_filter
 
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dal_jax._errors import InputError
+from dal_jax import InputError
 from dal_jax.localizers import Localizer, cast_floats, from_score
 
 TRACES = []

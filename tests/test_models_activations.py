@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from dal_jax._errors import InputError
+from dal_jax import InputError
 from dal_jax.models import activation, hinge_table
 
 LINEAR = {"add", "sub", "mul", "max", "min", "broadcast_in_dim", "convert_element_type"}

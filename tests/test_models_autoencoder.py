@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dal_jax._errors import InputError
+from dal_jax import InputError
 from dal_jax.diffusion import Batch, DalConfig, NoisePrediction, TrainConfig, train
 from dal_jax.localizers._autoencoder import AutoencoderLocalizerConfig
 from dal_jax.models import (

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dal_jax._errors import InputError
+from dal_jax import InputError
 from dal_jax.diffusion import DalConfig, TrainConfig, load_checkpoint, train
 from dal_jax.models import UNet, UNetConfig, _convolve, _fold, denoiser, init_unet, unet_shapes
 from dal_jax.models._blocks import attend, attend_pixels, group_count, group_norm, layer_norm

@@ -9,8 +9,7 @@ from helpers import published_test as dal_test
 from jax import lax
 from scipy import special
 
-from dal_jax import Status, from_score
-from dal_jax._errors import CheckpointError, InputError, NotPiecewiseAffineError
+from dal_jax import CheckpointError, InputError, NotPiecewiseAffineError, Status, from_score
 from dal_jax.affine import affine_piece
 from dal_jax.models import (
     ResNetExtractor,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import reference_unet
 
-from dal_jax._errors import CheckpointError
+from dal_jax import CheckpointError
 from dal_jax.models import UNetConfig, import_state_dict, infer_unet_config, unet_shapes
 
 CONFIG = UNetConfig(2, (3, 4, 5), 10)

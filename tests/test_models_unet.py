@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference_unet
 
-from dal_jax._errors import InputError
+from dal_jax import InputError
 from dal_jax.models import (
     UNet,
     UNetConfig,

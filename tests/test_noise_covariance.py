@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from noise_cases import BUILDERS, SHAPE, SIZE, cases
 
-from dal_jax._errors import InputError
+from dal_jax import InputError
 from dal_jax.noise import (
     Covariance,
     Whitening,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dal_jax._errors import InputError
+from dal_jax import InputError
 from dal_jax.noise import Covariance, ar1, estimate_dense
 
 SHAPE = (3, 4, 1)

@@ -5,7 +5,7 @@ import pytest
 from noise_cases import CHANNELS, positive, table
 from scipy.linalg import toeplitz as toeplitz_matrix
 
-from dal_jax._errors import InputError
+from dal_jax import InputError
 from dal_jax.noise import (
     KINDS,
     Covariance,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from noise_cases import SHAPE, cases
 
-from dal_jax._errors import InputError
+from dal_jax import InputError
 from dal_jax.noise import iid, load_noise, parse_noise, save_noise, scaled
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from noise_cases import table
 
-from dal_jax._errors import InputError
+from dal_jax import InputError
 from dal_jax.noise import KINDS, ar1, choose, estimate, fit_report, iid, stationary
 from dal_jax.noise._regions import fixed_shapes
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dal_jax._errors import InputError
+from dal_jax import InputError
 from dal_jax.noise import ar1, iid, parse_noise
 
 ONES = np.ones((2, 2, 1))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from noise_cases import CHANNELS, asymmetric_channels, lag_matrix, table
 
-from dal_jax._errors import InputError
+from dal_jax import InputError
 from dal_jax.noise import as_matrix, circulant, fit_report, log_likelihood, stationary, whiten
 from dal_jax.noise._blocks import plan_blocks
 from dal_jax.noise._stationary import _Stationary

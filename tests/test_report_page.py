@@ -20,7 +20,7 @@ pytest.importorskip("PIL")
 
 from PIL import Image
 
-from dal_jax._errors import InputError
+from dal_jax import InputError
 from dal_jax.inference import NullLaw, Ranks, conformal_p
 from dal_jax.inspection._calibration import METHODS, Calibration, Rate, save_calibration
 from dal_jax.inspection._rows import COLUMNS, DECIDING, LOW, write_rows

@@ -16,8 +16,7 @@ from typing import Any
 
 import pytest
 
-from dal_jax import DalJaxError, InputError
-from dal_jax._errors import RunError
+from dal_jax import DalJaxError, InputError, RunError
 from dal_jax.runs import RunDirectory, ShardWriter, fingerprint, open_run
 
 RUN = fingerprint("a run of these tests")
