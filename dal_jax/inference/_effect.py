@@ -9,8 +9,7 @@ from scipy import optimize
 from scipy.special import ndtri
 
 from dal_jax._errors import InputError
-from dal_jax.inference._intervals import as_intervals, complement, intersect, subtract
-from dal_jax.inference._normal import log_mass
+from dal_jax.inference._intervals import as_intervals, complement, intersect, log_mass, subtract
 from dal_jax.inference._p_value import SelectiveP, of_masses, selective_p
 from dal_jax.inference._randomized import LEAST_SPREAD, log_tails
 from dal_jax.inference._recalibration import Observed

@@ -9,8 +9,13 @@ from scipy import stats
 from scipy.special import expit
 
 from dal_jax._errors import InputError
-from dal_jax.inference._intervals import Intervals, as_intervals, complement, intersect
-from dal_jax.inference._normal import log_total_mass
+from dal_jax.inference._intervals import (
+    Intervals,
+    as_intervals,
+    complement,
+    intersect,
+    log_total_mass,
+)
 from dal_jax.inference._randomized import LEAST_SPREAD, NONE, Perturbation, normal_split
 
 ALTERNATIVES = ("two-sided", "equal-tailed", "greater", "less")

@@ -13,8 +13,17 @@ from scipy import optimize
 from scipy.special import log_ndtr
 
 from dal_jax._typing import Float
-from dal_jax.inference._intervals import Intervals, complement, intersect
-from dal_jax.inference._normal import gauss_legendre, log_mass, log_total_mass
+from dal_jax.inference._intervals import (
+    Intervals,
+    complement,
+    gauss_legendre,
+    intersect,
+    log_mass,
+    log_total_mass,
+)
+
+# A smaller spread changes no p-value that anyone reads, and quadrature cannot see it.
+LEAST_SPREAD = 1e-6
 
 # Pieces end where the integrand has dropped by this much, in units of its logarithm.
 _DROP = 45.0
@@ -56,8 +65,6 @@ class Perturbation(NamedTuple):
 
 
 NONE = Perturbation()
-# A smaller spread changes no p-value that anyone reads, and quadrature cannot see it.
-LEAST_SPREAD = 1e-6
 
 
 def normal_split(

@@ -10,8 +10,7 @@ from scipy import optimize, special
 
 from dal_jax._errors import InputError
 from dal_jax._typing import Float, Int
-from dal_jax.inference._intervals import Intervals
-from dal_jax.inference._normal import log_mass, log_total_mass
+from dal_jax.inference._intervals import Intervals, log_mass, log_total_mass
 from dal_jax.inference._p_value import SelectiveP, p_of_split, selective_p
 from dal_jax.inference._randomized import (
     LEAST_SPREAD,
