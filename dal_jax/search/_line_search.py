@@ -28,7 +28,7 @@ from dal_jax.inference import (
 )
 from dal_jax.inference._p_value import check_alternative
 from dal_jax.inference._randomized import NONE
-from dal_jax.search._engine import Engine, EngineResult
+from dal_jax.search._engines import Engine, EngineResult
 
 # The first round: this far on both sides of 0, and this far around the observed value.
 CORE, AROUND = 2.5, 0.5
