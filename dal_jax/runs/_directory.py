@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dal_jax._errors import InputError, RunError
-from dal_jax.runs._lines import canonical, decode, dumps, encode
-from dal_jax.runs._shard import (
+from dal_jax.runs._records import (
     SYNC_SECONDS,
     Entry,
     ShardWriter,
+    canonical,
     create_shard,
+    decode,
     disk_error,
+    dumps,
+    encode,
     read_shard,
 )
 
