@@ -1,17 +1,181 @@
-"""Synthetic anomalies: blotches of Perlin noise, filled from elsewhere or with shuffled tiles."""
+"""Objectives of training: prediction of noise, and removal of synthetic anomalies."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from math import ceil, hypot, inf
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dal_jax._errors import InputError
-from dal_jax._typing import Array, Bool, Float
-from dal_jax.diffusion._update import Batch
+from dal_jax._typing import Array, Bool, Float, Int, PyTree
+from dal_jax.diffusion._schedule import Schedule
+from dal_jax.models import UNet, UNetConfig, init_unet
+
+
+class Batch(NamedTuple):
+    """What a step of training is given.
+
+    Example:
+        >>> batch = Batch(np.zeros((2, 4, 4, 1), np.float32))
+        >>> batch.images.shape, batch.where
+        ((2, 4, 4, 1), None)
+    """
+
+    images: Any  # (B, H, W, C), float32, normal ones
+    where: Any = None  # (B, H, W), bool: pixels of the object, or None: all are
+    textures: Any = None  # (T, H, W, C), float32, of other things, the same in every step; or None
+
+
+class Objective(Protocol):
+    """What training minimizes. Frozen and hashable: equal ones share a compiled update.
+
+    A step is a function of the weights, of the batch and of a key that follows from (seed, step).
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class OneNumber:
+        ...     def init(self, seed):
+        ...         return {"params": {"mean": np.float32(1)}, "batch_stats": {}}
+        ...
+        ...     def prepare(self, key, batch):
+        ...         return batch.images
+        ...
+        ...     def loss(self, params, stats, prepared, dtype):
+        ...         return jnp.mean((prepared - params["mean"]) ** 2), stats
+        >>> objective: Objective = OneNumber()
+        >>> images = np.full((1, 2, 2, 1), 3.0, np.float32)
+        >>> objective.loss(objective.init(0)["params"], {}, images, "float32")[0].item()
+        4.0
+    """
+
+    def init(self, seed: int) -> PyTree:
+        """Draws the first variables {"params": ..., "batch_stats": ...}, numpy float32.
+
+        Args:
+            seed: of the random numbers, 0 or above.
+
+        Returns:
+            {"params": ..., "batch_stats": ...}, numpy float32.
+        """
+        ...
+
+    def prepare(self, key: Array, batch: Batch) -> PyTree:
+        """Makes what the loss is of from a batch and random numbers.
+
+        Args:
+            key: of random numbers.
+            batch: the images of the step.
+
+        Returns:
+            What `loss` takes.
+        """
+        ...
+
+    def loss(
+        self, params: PyTree, stats: PyTree, prepared: PyTree, dtype: Any
+    ) -> tuple[Array, PyTree]:
+        """Gives the loss, float32, with activations of a dtype, and the next batch statistics.
+
+        Args:
+            params: of the network.
+            stats: its batch statistics.
+            prepared: from `prepare`.
+            dtype: of the activations.
+
+        Returns:
+            The loss and the statistics.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class NoisePrediction:
+    """Least squares `mean |eps - UNet(sqrt(a) x + sqrt(1-a) eps, t)|^2`, `a = alpha_bar[t+1]`.
+
+    `prepare` gives (noised images, levels, targets): an objective of other images or targets
+    needs another `prepare` only.
+
+    Example:
+        >>> objective = NoisePrediction(UNetConfig(channels=(2,)), Schedule())
+        >>> batch = Batch(jnp.ones((2, 4, 4, 1)))
+        >>> noised, level, noise = jax.eval_shape(objective.prepare, jax.random.key(0), batch)
+        >>> noised.shape, level.shape, noise.shape
+        ((2, 4, 4, 1), (2,), (2, 4, 4, 1))
+
+    Source: Ho et al., arXiv 2006.11239, algorithm 1.
+    """
+
+    unet: UNetConfig  # the network
+    schedule: Schedule  # of the noise
+
+    def init(self, seed: int) -> PyTree:
+        """Draws the network's first variables.
+
+        Args:
+            seed: of the random numbers, 0 or above.
+
+        Returns:
+            {"params": ..., "batch_stats": ...}, numpy float32.
+        """
+        return init_unet(self.unet, seed)
+
+    def prepare(self, key: Array, batch: Batch) -> tuple[Array, Array, Array]:
+        """Noises each image to a level of its own, uniform over the levels.
+
+        Args:
+            key: of random numbers.
+            batch: with images (B, H, W, C).
+
+        Returns:
+            Noised images (B, H, W, C), levels (B,), noise (B, H, W, C).
+        """
+        level, noise = self.levels_and_noise(key, batch.images.shape)
+        share = jnp.asarray(self.schedule.alpha_bar[1:].astype(np.float32))[level]
+        share = share[:, None, None, None]
+        x = jnp.sqrt(share) * batch.images + jnp.sqrt(jnp.float32(1) - share) * noise
+        return x, level, noise
+
+    def levels_and_noise(self, key: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
+        """Draws a level for each image (B,) int32, and noise (B, H, W, C) float32.
+
+        Args:
+            key: of random numbers.
+            shape: (B, H, W, C).
+
+        Returns:
+            Levels and noise.
+        """
+        level_key, noise_key = jax.random.split(key)
+        level = jax.random.randint(level_key, shape[:1], 0, self.schedule.num_levels, jnp.int32)
+        return level, jax.random.normal(noise_key, shape, jnp.float32)
+
+    def loss(
+        self, params: PyTree, stats: PyTree, prepared: tuple[Array, Array, Array], dtype: Any
+    ) -> tuple[Array, PyTree]:
+        """Gives the mean square of what is between prediction and target.
+
+        Args:
+            params: of the network.
+            stats: its batch statistics.
+            prepared: noised images, levels, targets, from `prepare`.
+            dtype: of the activations.
+
+        Returns:
+            The loss, float32, and the statistics.
+
+        Raises:
+            InputError: the images do not fit the network.
+        """
+        x, level, target = prepared
+        variables = {"params": params, "batch_stats": stats}
+        predicted, changed = UNet(self.unet).apply(
+            variables, x.astype(dtype), level, train=True, mutable=["batch_stats"]
+        )
+        error = jnp.asarray(predicted).astype(jnp.float32) - target
+        return jnp.mean(jnp.square(error)), changed.get("batch_stats", {})
 
 
 @dataclass(frozen=True)
@@ -231,3 +395,88 @@ def changed_look(key: Array, image: Float[Array, "H W C"]) -> Float[Array, "H W 
         if move(image).shape == image.shape:
             image = jnp.where(chance < 0.5, move(image), image)
     return image
+
+
+class GladPair(NamedTuple):
+    """What a network sees in anomaly-oriented training, and what it should predict."""
+
+    noised: Array  # (B, H, W, C), z_t
+    target: Array  # (B, H, W, C), of the predicted noise
+
+
+def glad_pair(
+    normal: Float[Array, "B H W C"],
+    anomalous: Float[Array, "B H W C"],
+    level: Int[Array, " B"],
+    noise: Float[Array, "B H W C"],
+    schedule: Schedule,
+) -> GladPair:
+    """Noises mixtures of images with and without an anomaly, and gives the noise to be predicted.
+
+    `z_s = (t/T) z_a + (1 - t/T) z_n`, `z_t = sqrt(ab) z_s + sqrt(1 - ab) n`, and the target
+    `n + sqrt(ab / (1 - ab)) (z_s - z_n)`: with it `(z_t - sqrt(1 - ab) target) / sqrt(ab) = z_n`.
+
+    Args:
+        normal: (B, H, W, C), z_n.
+        anomalous: (B, H, W, C), the same images with synthetic anomalies, z_a.
+        level: (B,), t, 0 and above.
+        noise: (B, H, W, C) standard normal, n.
+        schedule: of T levels.
+
+    Returns:
+        The pair, in the dtype of the images.
+
+    Example:
+        >>> normal, noise = jnp.ones((1, 2, 2, 1)), jnp.full((1, 2, 2, 1), 0.5)
+        >>> pair_of = jax.jit(glad_pair, static_argnums=4)
+        >>> pair = pair_of(normal, normal, jnp.array([10]), noise, Schedule())
+        >>> bool((pair.target == noise).all())  # without an anomaly: the noise itself
+        True
+
+    Source: Yao et al., arXiv 2406.07487, section 3.1, with the sign that leads to the normal image.
+    """
+    number = normal.dtype.type
+    share = jnp.asarray(schedule.alpha_bar[1:], normal.dtype)[level][:, None, None, None]
+    progress = (level.astype(normal.dtype) * number(1 / schedule.num_levels))[:, None, None, None]
+    mixed = progress * (anomalous - normal)  # z_s - z_n
+    rest = number(1) - share
+    noised = jnp.sqrt(share) * (normal + mixed) + jnp.sqrt(rest) * noise
+    return GladPair(noised, noise + jnp.sqrt(share / rest) * mixed)
+
+
+@dataclass(frozen=True)
+class AnomalyRemoval(NoisePrediction):
+    """Least squares of the noise that leads images with synthetic anomalies to normal ones.
+
+    `mean |target - UNet(z_t, t)|^2` with the pair of `glad_pair`; normal images without an anomaly
+    among them are learned as in `NoisePrediction`.
+
+    Example:
+        >>> from dal_jax.models import UNetConfig
+        >>> objective = AnomalyRemoval(UNetConfig(channels=(2,)), Schedule())
+        >>> batch = Batch(jnp.ones((2, 8, 8, 1)))
+        >>> noised, level, target = jax.eval_shape(objective.prepare, jax.random.key(0), batch)
+        >>> noised.shape, level.shape, target.shape
+        ((2, 8, 8, 1), (2,), (2, 8, 8, 1))
+
+    Source: Yao et al., arXiv 2406.07487, section 3.1; mask and textures: Zavrtanik et al., DRAEM,
+    arXiv 2108.07610, section 3.1; own tiles: Yang et al., MemSeg, arXiv 2205.00908.
+    """
+
+    synthesis: Synthesis = field(default_factory=Synthesis)  # how anomalies are made
+
+    def prepare(self, key: Array, batch: Batch) -> tuple[Array, Array, Array]:
+        """Gives images anomalies and noises each to a level of its own, uniform over the levels.
+
+        Args:
+            key: of random numbers.
+            batch: normal images, where anomalies may be put, textures.
+
+        Returns:
+            Noised images (B, H, W, C), levels (B,), targets (B, H, W, C).
+        """
+        draw_key, anomaly_key = jax.random.split(key)
+        level, noise = self.levels_and_noise(draw_key, batch.images.shape)
+        anomalous, _ = synthesize(anomaly_key, batch, self.synthesis)
+        pair = glad_pair(batch.images, anomalous, level, noise, self.schedule)
+        return pair.noised, level, pair.target
