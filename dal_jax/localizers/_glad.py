@@ -15,11 +15,13 @@ from dal_jax.diffusion import AnomalyRemoval
 from dal_jax.localizers._chain import ReverseStep, add_noise, clean_image, next_image, reverse_steps
 from dal_jax.localizers._filters import gaussian_filter, resize
 from dal_jax.localizers._localizer import Localizer, check_threshold, make_draws
-from dal_jax.localizers._perceptual import difference_from, distance, features
-from dal_jax.localizers._perceptual_config import (
+from dal_jax.localizers._perceptual import (
     PerceptualConfig,
     check_constants,
     check_extractor,
+    difference_from,
+    distance,
+    features,
     make_params,
 )
 from dal_jax.models import denoiser

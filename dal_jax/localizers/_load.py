@@ -15,7 +15,7 @@ from dal_jax.localizers._dal import dal_localizer
 from dal_jax.localizers._glad import glad_localizer
 from dal_jax.localizers._localizer import Localizer
 from dal_jax.localizers._mdps import mdps_localizer
-from dal_jax.localizers._perceptual_config import PerceptualConfig
+from dal_jax.localizers._perceptual import PerceptualConfig
 from dal_jax.localizers._presets import CONFIGS, as_kind
 from dal_jax.models import load_extractor
 

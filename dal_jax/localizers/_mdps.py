@@ -13,10 +13,10 @@ from dal_jax.diffusion import ReverseConfig
 from dal_jax.localizers._chain import ReverseStep, add_noise, clean_image, next_image, reverse_steps
 from dal_jax.localizers._filters import gaussian_filter
 from dal_jax.localizers._localizer import Localizer, check_threshold, make_draws
-from dal_jax.localizers._perceptual import difference_from
-from dal_jax.localizers._perceptual_config import (
+from dal_jax.localizers._perceptual import (
     PerceptualConfig,
     check_extractor,
+    difference_from,
     make_params,
 )
 from dal_jax.models import denoiser

@@ -14,8 +14,7 @@ from dal_jax._errors import InputError
 from dal_jax._typing import Array, Float, PyTree
 from dal_jax.localizers._glad import GladConfig, departures
 from dal_jax.localizers._localizer import Localizer
-from dal_jax.localizers._perceptual import distance, features, perceptual_map
-from dal_jax.localizers._perceptual_config import PerceptualConfig
+from dal_jax.localizers._perceptual import PerceptualConfig, distance, features, perceptual_map
 
 # Share of normal images whose reverse process stops, where the distance is learned.
 STOPPING = 0.05
