@@ -26,8 +26,8 @@ def largest(alg: Any, x: Any) -> Any:
     """The maximum along axis 0, by pairs.
 
     Args:
-        alg: an algebra with `linear` and `switch`.
-        x: moving value of shape (n, ...), n >= 1.
+        alg: An algebra with `linear` and `switch`.
+        x: Moving value of shape (n, ...), n >= 1.
 
     Returns:
         Moving value of shape (...).
@@ -43,8 +43,8 @@ def index_of_largest(alg: Any, x: Any) -> Any:
     """The first index of the maximum along axis 0, by pairs.
 
     Args:
-        alg: an algebra with `linear`, `switch`, `compare` and `constant`.
-        x: moving value of shape (n, ...), n >= 1.
+        alg: An algebra with `linear`, `switch`, `compare` and `constant`.
+        x: Moving value of shape (n, ...), n >= 1.
 
     Returns:
         int32 value of shape (...) that jumps.
@@ -71,8 +71,8 @@ def running_largest(alg: Any, x: Any) -> Any:
     """The cumulative maximum along axis 0, doubling the reach each round.
 
     Args:
-        alg: an algebra with `linear` and `switch`.
-        x: moving value of shape (n, ...).
+        alg: An algebra with `linear` and `switch`.
+        x: Moving value of shape (n, ...).
 
     Returns:
         Moving value of shape (n, ...).
@@ -86,12 +86,12 @@ def running_largest(alg: Any, x: Any) -> Any:
 
 
 def sort(alg: Any, key: Any, carried: Sequence[Any]) -> tuple[Any, list[Any]]:
-    """Sorts along axis 0 by a network of exchanges; stable.
+    """Sort along axis 0 by a network of exchanges; stable.
 
     Args:
-        alg: an algebra with `linear`, `switch`, `compare` and `constant`.
-        key: moving value of shape (n, ...).
-        carried: values of the same shape that follow the key.
+        alg: An algebra with `linear`, `switch`, `compare` and `constant`.
+        key: Moving value of shape (n, ...).
+        carried: Values of the same shape that follow the key.
 
     Returns:
         The key in ascending order, and what is carried in the order of the key.
@@ -143,7 +143,7 @@ def merge_exchange(n: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Batcher's network for n inputs: rounds of disjoint pairs (low, high) to compare.
 
     Args:
-        n: number of inputs, 0 and above.
+        n: Number of inputs, 0 and above.
 
     Returns:
         One pair of index arrays a round, low < high.

@@ -59,13 +59,13 @@ def _slope(x: Any) -> Any:
 
 
 class PieceAlgebra:
-    """Carries (value, slope) per variable and one window, as offsets from z, for all of them."""
+    """Carry (value, slope) per variable and one window, as offsets from z, for all of them."""
 
     def __init__(self, lo: Any, hi: Any):
         self.lo, self.hi = lo, hi
 
     def moves(self, value: Any) -> bool:
-        """Whether a value carries a slope."""
+        """Return whether a value carries a slope."""
         return isinstance(value, Moving)
 
     def shape(self, value: Any) -> tuple[int, ...]:
@@ -80,7 +80,7 @@ class PieceAlgebra:
         return fn(*ins)
 
     def linear(self, fn: Callable[..., list[Any]], ins: Sequence[Any]) -> list[Any]:
-        """Pushes values and slopes through the derivative of an affine operation."""
+        """Push values and slopes through the derivative of an affine operation."""
         moving = [k for k, x in enumerate(ins) if isinstance(x, Moving)]
 
         def of_moving(*parts: Any) -> list[Any]:
@@ -93,7 +93,7 @@ class PieceAlgebra:
         return [Moving(v, s) for v, s in zip(*jax.jvp(of_moving, values, slopes), strict=True)]
 
     def _cut(self, value: Any, slope: Any) -> Any:
-        """Narrows the window to where no entry of a margin changes sign; the side to the right."""
+        """Narrow the window to where no entry of a margin changes sign; the side to the right."""
         value, slope = jnp.broadcast_arrays(value, slope)
         # By size and side apart: XLA may compute a margin near 0 twice, with different signs.
         distance = jnp.abs(value / jnp.where(slope == 0, 1, slope))
@@ -133,7 +133,7 @@ class PieceAlgebra:
         }[test]
 
     def at_value(self, fn: Callable[..., list[Any]], ins: Sequence[Any]) -> list[Any]:
-        """Evaluates at the values, dropping slopes."""
+        """Evaluate at the values, dropping slopes."""
         return fn(*map(_value, ins))
 
     def index_of_largest(self, x: Any) -> Any:
@@ -167,7 +167,7 @@ class PieceAlgebra:
         return Moving(value, slope)
 
     def sort(self, key: Any, carried: Sequence[Any]) -> tuple[Any, list[Any]]:
-        """Sorts by value, then slope: the order just to the right of z."""
+        """Sort by value, then slope: the order just to the right of z."""
         places = lax.broadcasted_iota(jnp.int32, key.value.shape, 0)
         *_, order = lax.sort((key.value, key.slope, places), dimension=0, num_keys=2)
 
@@ -242,7 +242,7 @@ def _lifted(x: Any, moving: bool) -> Any:
 def affine_piece(
     f: Callable[[Float[Array, ""]], PyTree], z: Float[Array, ""] | float
 ) -> AffinePiece:
-    """Returns the affine piece of a function at a point, with the window on which it holds.
+    """Return the affine piece of a function at a point, with the window on which it holds.
 
     One evaluation carries the value and the slope of every intermediate result along; each choice
     (max, abs, comparison, sort, ...) cuts the window where its margin `v + s (t - z)` changes
@@ -250,16 +250,16 @@ def affine_piece(
     the right is returned. A value that does not move with z makes no cut.
 
     Args:
-        f: a JAX function of one floating-point scalar that returns any tree of arrays.
-        z: the point, a floating-point scalar; the computation has its precision.
+        f: A JAX function of one floating-point scalar that returns any tree of arrays.
+        z: The point, a floating-point scalar; the computation has its precision.
 
     Returns:
         The piece; its `status` is OK, TIE (the window is narrower than rounding) or NON_FINITE.
 
     Raises:
-        NotPiecewiseAffineError: a primitive of `f` is not piecewise affine in a moving value; the
+        NotPiecewiseAffineError: A primitive of `f` is not piecewise affine in a moving value; the
             message names it and the line of source.
-        TypeError: z is not a floating-point scalar.
+        TypeError: Z is not a floating-point scalar.
 
     Example:
         >>> piece = affine_piece(lambda z: jax.nn.relu(2.0 * z - 1.0), 1.0)

@@ -47,10 +47,10 @@ class Plan(NamedTuple):
 
 
 def plan(program: Program) -> Plan:
-    """Groups the operations of a program into segments.
+    """Group the operations of a program into segments.
 
     Args:
-        program: from `record`.
+        program: From `record`.
 
     Returns:
         The plan; its functions are compiled on first use.
@@ -135,7 +135,7 @@ def _group(
 
 
 def _is_cheap(op: Op, maker: dict[int, Any], kept: set[int]) -> bool:
-    """Whether a value is a chain of elementwise operations on a single kept value."""
+    """Return whether a value is a chain of elementwise operations on a single kept value."""
     bases: set[int] = set()
     seen: set[int] = set()
     stack = [*op.ins]
@@ -248,11 +248,11 @@ def _static_part(
 
 
 def compile_segments(segments: Sequence[Segment], statics: dict[int, Any]) -> dict[int, Any]:
-    """Compiles every segment for its mini-batches, side by side.
+    """Compile every segment for its mini-batches, side by side.
 
     Args:
-        segments: those of a plan; equal functions are compiled once.
-        statics: slot number -> array, for its shape.
+        segments: Those of a plan; equal functions are compiled once.
+        statics: Slot number -> array, for its shape.
 
     Returns:
         {identity of the segment's function: the compiled function}.
@@ -279,7 +279,7 @@ def batch_size(segment: Segment) -> int:
     """Nodes in a mini-batch: few enough to stay in cache, enough to use the weights.
 
     Args:
-        segment: of a plan.
+        segment: Of a plan.
 
     Returns:
         A power of two.
@@ -300,13 +300,13 @@ def apply(
     statics: dict[int, Any],
     values: dict[int, np.ndarray],
 ) -> dict[int, np.ndarray]:
-    """Evaluates a segment at all nodes.
+    """Evaluate a segment at all nodes.
 
     Args:
-        segment: of a plan.
-        compiled: from `compile_segments`.
-        statics: slot number -> array without a node axis.
-        values: slot number -> array with a leading node axis; the segment's inputs at least.
+        segment: Of a plan.
+        compiled: From `compile_segments`.
+        statics: Slot number -> array without a node axis.
+        values: Slot number -> array with a leading node axis; the segment's inputs at least.
 
     Returns:
         {slot number: array (N, ...)} of the segment's outputs.

@@ -74,7 +74,7 @@ class Program(NamedTuple):
 
 
 class Recorder:
-    """Writes down what a walk meets; equal operations on equal inputs are written once."""
+    """Write down what a walk meets; equal operations on equal inputs are written once."""
 
     def __init__(self) -> None:
         self.records: list[Op | Cut] = []
@@ -103,7 +103,7 @@ class Recorder:
         return self.linear(lambda v: [v], [z])[0]
 
     def moves(self, value: Any) -> bool:
-        """Whether a value is affine between nodes."""
+        """Return whether a value is affine between nodes."""
         return _kind(value) == Kind.AFFINE
 
     def shape(self, value: Any) -> tuple[int, ...]:
@@ -137,7 +137,7 @@ class Recorder:
         return self._record(fn, ins, Kind.STEP)
 
     def _cut(self, a: Any, b: Any, test: str | None) -> Cut:
-        """Cuts where a crosses b; a side that does not move serves as the level."""
+        """Cut where a crosses b; a side that does not move serves as the level."""
         if _kind(b) == Kind.STATIC:
             slot, level = a, b
         elif _kind(a) == Kind.STATIC:
@@ -251,15 +251,15 @@ def record(f: Callable[[Any, Any], Any], operands: Any, z: Any) -> Program:
     """Records `f(operands, z)`.
 
     Args:
-        f: a JAX function that is piecewise affine in its second argument.
-        operands: pytree of arrays (or of their shapes and dtypes), which do not depend on z.
+        f: A JAX function that is piecewise affine in its second argument.
+        operands: Pytree of arrays (or of their shapes and dtypes), which do not depend on z.
         z: floating-point scalar; its dtype is that of the computation.
 
     Returns:
         The program. Its outputs are the leaves of f's output.
 
     Raises:
-        NotPiecewiseAffineError: f is not piecewise affine in z.
+        NotPiecewiseAffineError: F is not piecewise affine in z.
     """
     closed, _ = _compat.trace(f, operands, z)
     jaxpr, consts = _compat.open_jaxpr(closed)

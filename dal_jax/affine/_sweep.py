@@ -29,14 +29,14 @@ def take(nodes: Nodes, start: int, stop: int) -> Nodes:
 
 
 def insert_crossings(nodes: Nodes, slot: int, level: np.ndarray) -> Nodes:
-    """Inserts a node wherever an entry of a value crosses its level between two nodes.
+    """Insert a node wherever an entry of a value crosses its level between two nodes.
 
     At `z_i + t (z_{i+1} - z_i)`, `t = d_i / (d_i - d_{i+1})`, with d the value minus the level.
 
     Args:
-        nodes: with the value.
-        slot: number of the value.
-        level: what its entries are compared with, of the value's shape or a scalar.
+        nodes: With the value.
+        slot: Number of the value.
+        level: What its entries are compared with, of the value's shape or a scalar.
 
     Returns:
         The nodes, old and new; the crossing entries are exactly at their level.
@@ -100,12 +100,12 @@ def _change(array: np.ndarray, left: np.ndarray) -> np.ndarray:
 
 
 def split_jumps(nodes: Nodes, slot: int, level: np.ndarray, test: str) -> tuple[Nodes, np.ndarray]:
-    """Doubles every node at which a comparison changes, after its crossings were inserted.
+    """Double every node at which a comparison changes, after its crossings were inserted.
 
     Args:
-        nodes: with no crossing strictly between neighbouring nodes.
-        slot: number of the value compared.
-        level: what it is compared with.
+        nodes: With no crossing strictly between neighbouring nodes.
+        slot: Number of the value compared.
+        level: What it is compared with.
         test: "gt", "ge", "lt", "le", "eq" or "ne".
 
     Returns:
@@ -176,10 +176,10 @@ class Sweep(NamedTuple):
     compiled: dict[int, Any]  # of `compile_segments`; empty until the first `bind`
 
     def bind(self, operands: Any) -> dict[int, Any]:
-        """Computes all that does not move with z; the first time, compiles everything.
+        """Compute all that does not move with z; the first time, compiles everything.
 
         Args:
-            operands: of the shapes and dtypes that `sweep` was given.
+            operands: Of the shapes and dtypes that `sweep` was given.
 
         Returns:
             The values, for `run`.
@@ -191,10 +191,10 @@ class Sweep(NamedTuple):
         return statics
 
     def run(self, statics: dict[int, Any], parts: Sequence[tuple[float, float]]) -> Iterator[Swept]:
-        """Sweeps disjoint parts of the line.
+        """Sweep disjoint parts of the line.
 
         Args:
-            statics: from `bind`.
+            statics: From `bind`.
             parts: (lo, hi) pairs, ascending, disjoint, finite.
 
         Yields:
@@ -216,7 +216,7 @@ class Sweep(NamedTuple):
     def _advance(
         self, step: int, nodes: Nodes, statics: dict[int, Any], stack: list[tuple[int, Nodes]]
     ) -> Swept | None:
-        """Takes nodes to the end, or until they are too many: then pushes both halves."""
+        """Take nodes to the end, or until they are too many: then pushes both halves."""
         while step < len(self.plan.steps):
             if len(nodes.z) > 2 * MIN_CHUNK:
                 middle = len(nodes.z) // 2
@@ -269,18 +269,18 @@ class Sweep(NamedTuple):
 
 
 def sweep(f: Any, operands: Any, z: Any) -> Sweep:
-    """Prepares a function for sweeping.
+    """Prepare a function for sweeping.
 
     Args:
         f: (operands, z) -> tree of arrays; piecewise affine in the scalar z.
-        operands: pytree of arrays; only their shapes and dtypes are used.
-        z: a scalar of the dtype to compute in.
+        operands: Pytree of arrays; only their shapes and dtypes are used.
+        z: A scalar of the dtype to compute in.
 
     Returns:
         The sweep; nothing is compiled yet.
 
     Raises:
-        NotPiecewiseAffineError: f is not piecewise affine in z.
+        NotPiecewiseAffineError: F is not piecewise affine in z.
 
     Example:
         >>> made = sweep(lambda a, z: a * abs(z), np.ones(5, np.float32), np.float32(0.0))
@@ -293,7 +293,7 @@ def sweep(f: Any, operands: Any, z: Any) -> Sweep:
 
 
 def _is_known(array: np.ndarray, closed: np.ndarray) -> bool:
-    """Whether no entry is NaN, and none changes between nodes from or to infinity.
+    """Return whether no entry is NaN, and none changes between nodes from or to infinity.
 
     Infinite entries that stay are masks and padding.
     """

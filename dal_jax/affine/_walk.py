@@ -27,7 +27,7 @@ class Algebra(Protocol):
     """
 
     def moves(self, value: Any) -> bool:
-        """Whether a value varies continuously with z."""
+        """Return whether a value varies continuously with z."""
         ...
 
     def shape(self, value: Any) -> tuple[int, ...]:
@@ -58,7 +58,7 @@ class Algebra(Protocol):
         ...
 
     def at_value(self, fn: Callable[..., list[Any]], ins: Sequence[Any]) -> list[Any]:
-        """Evaluates `fn` at the values alone: only for functions that are constant everywhere."""
+        """Evaluate `fn` at the values alone: only for functions that are constant everywhere."""
         ...
 
     def largest(self, x: Any) -> Any:
@@ -90,19 +90,19 @@ Rule = Callable[[Algebra, Any, Sequence[Any]], list[Any]]
 
 
 def walk(algebra: Algebra, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
-    """Interprets a jaxpr in an algebra.
+    """Interpret a jaxpr in an algebra.
 
     Args:
-        algebra: what moving values are and how they are handled.
-        jaxpr: an open jaxpr.
-        consts: values of its constant variables.
-        args: values of its input variables.
+        algebra: What moving values are and how they are handled.
+        jaxpr: An open jaxpr.
+        consts: Values of its constant variables.
+        args: Values of its input variables.
 
     Returns:
         The values of its output variables.
 
     Raises:
-        NotPiecewiseAffineError: a primitive is not piecewise affine in a moving value.
+        NotPiecewiseAffineError: A primitive is not piecewise affine in a moving value.
     """
     env: dict[Any, Any] = {}
 

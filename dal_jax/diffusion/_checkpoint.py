@@ -32,23 +32,23 @@ class Config(Protocol):
         ...
 
     def to_dict(self) -> dict[str, Any]:
-        """Gives plain values, ready for JSON."""
+        """Return plain values, ready for JSON."""
         ...
 
 
 def save_checkpoint(directory: str | Path, variables: PyTree, config: Config) -> None:
-    """Writes variables and configuration, replacing a checkpoint that is already there.
+    """Write variables and configuration, replacing a checkpoint that is already there.
 
     The directory holds `config.json` and an Orbax checkpoint that it names with the digest of each
     file; at no moment is there less than a whole checkpoint.
 
     Args:
-        directory: made if it is not there.
-        variables: of the network, {"params": ..., "batch_stats": ...}, on any devices.
-        config: what to carry with them.
+        directory: Made if it is not there.
+        variables: Of the network, {"params": ..., "batch_stats": ...}, on any devices.
+        config: What to carry with them.
 
     Raises:
-        InputError: the variables are not those of the network, or the directory cannot be written.
+        InputError: The variables are not those of the network, or the directory cannot be written.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -67,17 +67,17 @@ def save_checkpoint(directory: str | Path, variables: PyTree, config: Config) ->
 def load_checkpoint(
     directory: str | Path, kinds: Sequence[Any] = (DalConfig,)
 ) -> tuple[PyTree, Any]:
-    """Reads what `save_checkpoint`, `train` or `import-weights` wrote, on any number of devices.
+    """Read what `save_checkpoint`, `train` or `import-weights` wrote, on any number of devices.
 
     Args:
-        directory: of the checkpoint.
-        kinds: classes of configurations that will do.
+        directory: Of the checkpoint.
+        kinds: Classes of configurations that will do.
 
     Returns:
         Variables {"params": ..., "batch_stats": ...}, numpy float32, and the configuration.
 
     Raises:
-        CheckpointError: missing, truncated, changed, of another format, or training unfinished.
+        CheckpointError: Missing, truncated, changed, of another format, or training unfinished.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -119,20 +119,20 @@ def _check_variables(variables: PyTree, config: Config) -> None:
 
 
 def store(directory: Path, record: str, stem: str, tree: PyTree, facts: dict[str, Any]) -> None:
-    """Writes a pytree and then the JSON record that points at it.
+    """Write a pytree and then the JSON record that points at it.
 
     The record is replaced in one move once the arrays are on disk, so that a reader finds either
     the former pytree or the new one, wherever the writer is stopped.
 
     Args:
-        directory: made if it is not there.
-        record: name of the JSON file.
-        stem: the pytree goes to a directory of the name `stem-N`.
-        tree: of arrays, of any sharding.
-        facts: further entries of the record, ready for JSON.
+        directory: Made if it is not there.
+        record: Name of the JSON file.
+        stem: The pytree goes to a directory of the name `stem-N`.
+        tree: Of arrays, of any sharding.
+        facts: Further entries of the record, ready for JSON.
 
     Raises:
-        InputError: the directory cannot be made or written to.
+        InputError: The directory cannot be made or written to.
     """
     directory = directory.absolute()
     try:
@@ -156,17 +156,17 @@ def store(directory: Path, record: str, stem: str, tree: PyTree, facts: dict[str
 
 
 def read_record(directory: Path, record: str) -> dict[str, Any]:
-    """Reads the JSON record that `store` wrote.
+    """Read the JSON record that `store` wrote.
 
     Args:
-        directory: as for `store`.
-        record: name of the JSON file.
+        directory: As for `store`.
+        record: Name of the JSON file.
 
     Returns:
         Its entries.
 
     Raises:
-        CheckpointError: missing, damaged, or of another format.
+        CheckpointError: Missing, damaged, or of another format.
     """
     path = directory / record
     if not path.is_file():
@@ -181,18 +181,18 @@ def read_record(directory: Path, record: str) -> dict[str, Any]:
 
 
 def fetch(directory: Path, entries: dict[str, Any], like: PyTree) -> PyTree:
-    """Reads the pytree that a record points at, onto the host, whatever devices wrote it.
+    """Read the pytree that a record points at, onto the host, whatever devices wrote it.
 
     Args:
-        directory: as for `store`.
-        entries: the record.
-        like: pytree of the same structure whose leaves have the shapes and dtypes expected.
+        directory: As for `store`.
+        entries: The record.
+        like: Pytree of the same structure whose leaves have the shapes and dtypes expected.
 
     Returns:
         A pytree of numpy arrays.
 
     Raises:
-        CheckpointError: files missing or changed, or arrays other than expected.
+        CheckpointError: Files missing or changed, or arrays other than expected.
     """
     source = directory.absolute() / str(entries.get("arrays"))
     # Checked here since Orbax reads a lost chunk of an array as zeros.
@@ -231,10 +231,10 @@ def _checkpointer() -> ocp.StandardCheckpointer:
 
 
 def named_shapes(tree: PyTree) -> dict[str, list[int]]:
-    """Lists the shapes of a pytree by the names of its leaves.
+    """List the shapes of a pytree by the names of its leaves.
 
     Args:
-        tree: of arrays or of `jax.ShapeDtypeStruct`.
+        tree: Of arrays or of `jax.ShapeDtypeStruct`.
 
     Returns:
         Shapes by name, ready for JSON.

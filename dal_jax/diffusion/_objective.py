@@ -52,10 +52,10 @@ class Objective(Protocol):
     """
 
     def init(self, seed: int) -> PyTree:
-        """Draws the first variables {"params": ..., "batch_stats": ...}, numpy float32.
+        """Draw the first variables {"params": ..., "batch_stats": ...}, numpy float32.
 
         Args:
-            seed: of the random numbers, 0 or above.
+            seed: Of the random numbers, 0 or above.
 
         Returns:
             {"params": ..., "batch_stats": ...}, numpy float32.
@@ -63,11 +63,11 @@ class Objective(Protocol):
         ...
 
     def prepare(self, key: Array, batch: Batch) -> PyTree:
-        """Makes what the loss is of from a batch and random numbers.
+        """Make what the loss is of from a batch and random numbers.
 
         Args:
-            key: of random numbers.
-            batch: the images of the step.
+            key: Of random numbers.
+            batch: The images of the step.
 
         Returns:
             What `loss` takes.
@@ -77,13 +77,13 @@ class Objective(Protocol):
     def loss(
         self, params: PyTree, stats: PyTree, prepared: PyTree, dtype: Any
     ) -> tuple[Array, PyTree]:
-        """Gives the loss, float32, with activations of a dtype, and the next batch statistics.
+        """Return the loss, float32, with activations of a dtype, and the next batch statistics.
 
         Args:
-            params: of the network.
-            stats: its batch statistics.
-            prepared: from `prepare`.
-            dtype: of the activations.
+            params: Of the network.
+            stats: Its batch statistics.
+            prepared: From `prepare`.
+            dtype: Of the activations.
 
         Returns:
             The loss and the statistics.
@@ -112,10 +112,10 @@ class NoisePrediction:
     schedule: Schedule  # of the noise
 
     def init(self, seed: int) -> PyTree:
-        """Draws the network's first variables.
+        """Draw the network's first variables.
 
         Args:
-            seed: of the random numbers, 0 or above.
+            seed: Of the random numbers, 0 or above.
 
         Returns:
             {"params": ..., "batch_stats": ...}, numpy float32.
@@ -123,11 +123,11 @@ class NoisePrediction:
         return init_unet(self.unet, seed)
 
     def prepare(self, key: Array, batch: Batch) -> tuple[Array, Array, Array]:
-        """Noises each image to a level of its own, uniform over the levels.
+        """Noise each image to a level of its own, uniform over the levels.
 
         Args:
-            key: of random numbers.
-            batch: with images (B, H, W, C).
+            key: Of random numbers.
+            batch: With images (B, H, W, C).
 
         Returns:
             Noised images (B, H, W, C), levels (B,), noise (B, H, W, C).
@@ -139,10 +139,10 @@ class NoisePrediction:
         return x, level, noise
 
     def levels_and_noise(self, key: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
-        """Draws a level for each image (B,) int32, and noise (B, H, W, C) float32.
+        """Draw a level for each image (B,) int32, and noise (B, H, W, C) float32.
 
         Args:
-            key: of random numbers.
+            key: Of random numbers.
             shape: (B, H, W, C).
 
         Returns:
@@ -155,19 +155,19 @@ class NoisePrediction:
     def loss(
         self, params: PyTree, stats: PyTree, prepared: tuple[Array, Array, Array], dtype: Any
     ) -> tuple[Array, PyTree]:
-        """Gives the mean square of what is between prediction and target.
+        """Return the mean square of what is between prediction and target.
 
         Args:
-            params: of the network.
-            stats: its batch statistics.
-            prepared: noised images, levels, targets, from `prepare`.
-            dtype: of the activations.
+            params: Of the network.
+            stats: Its batch statistics.
+            prepared: Noised images, levels, targets, from `prepare`.
+            dtype: Of the activations.
 
         Returns:
             The loss, float32, and the statistics.
 
         Raises:
-            InputError: the images do not fit the network.
+            InputError: The images do not fit the network.
         """
         x, level, target = prepared
         variables = {"params": params, "batch_stats": stats}
@@ -183,7 +183,7 @@ class Synthesis:
     """How anomalies are made.
 
     Raises:
-        InputError: a number out of range.
+        InputError: A number out of range.
 
     Example:
         >>> Synthesis(probability=1, tiles=4).texture_share
@@ -221,7 +221,7 @@ class Synthesis:
 def synthesize(
     key: Array, batch: Batch, synthesis: Synthesis
 ) -> tuple[Float[Array, "B H W C"], Bool[Array, "B H W"]]:
-    """Puts anomalies into images: `x_a = (1 - m) x + m ((1 - beta) source + beta x)`.
+    """Put anomalies into images: `x_a = (1 - m) x + m ((1 - beta) source + beta x)`.
 
     The mask m is where Perlin noise exceeds a threshold, beta is uniform from 0 to `most_kept`.
     The source is the image with its tiles shuffled, or a texture, and is changed in its look by
@@ -229,9 +229,9 @@ def synthesize(
     on no other image. The mask of a chosen image may be empty.
 
     Args:
-        key: of random numbers.
-        batch: images (B, H, W, C); `where` anomalies may be put; `textures`.
-        synthesis: how anomalies are made.
+        key: Of random numbers.
+        batch: Images (B, H, W, C); `where` anomalies may be put; `textures`.
+        synthesis: How anomalies are made.
 
     Returns:
         Images with anomalies, in the dtype of the images, and where the anomalies are. Images that
@@ -284,7 +284,7 @@ def _uniform(key: Array, *shape: int) -> Array:
 
 
 def perlin(key: Array, sides: tuple[int, int], finest: int) -> Float[Array, "H W"]:
-    """Draws Perlin noise: random slopes at the corners of cells, faded into each other.
+    """Draw Perlin noise: random slopes at the corners of cells, faded into each other.
 
     Each side has 2**k cells, k uniform from 0 to `finest`, or to where a cell has two pixels; then
     the cells are turned by -90 to 90 degrees. In a cell `f(t) = 6 t^5 - 15 t^4 + 10 t^3` weights
@@ -292,9 +292,9 @@ def perlin(key: Array, sides: tuple[int, int], finest: int) -> Float[Array, "H W
     of a cell: noise is zero at corners, which else would always fall on the image's centre.
 
     Args:
-        key: of random numbers.
+        key: Of random numbers.
         sides: (H, W), pixels.
-        finest: largest k.
+        finest: Largest k.
 
     Returns:
         (H, W) float32, -1 to 1, of mean zero.
@@ -344,12 +344,12 @@ def _faded(slopes: Array, y: Array, x: Array) -> Array:
 
 
 def shuffled_tiles(key: Array, image: Float[Array, "H W C"], tiles: int) -> Float[Array, "H W C"]:
-    """Cuts an image into equal tiles and puts them together in random order.
+    """Cut an image into equal tiles and puts them together in random order.
 
     Args:
-        key: of random numbers.
+        key: Of random numbers.
         image: (H, W, C).
-        tiles: along a side, at most: the largest number up to it that divides the side, so that a
+        tiles: Along a side, at most: the largest number up to it that divides the side, so that a
             side of a larger prime number is not cut.
 
     Returns:
@@ -367,7 +367,7 @@ def shuffled_tiles(key: Array, image: Float[Array, "H W C"], tiles: int) -> Floa
 
 
 def changed_look(key: Array, image: Float[Array, "H W C"]) -> Float[Array, "H W C"]:
-    """Changes contrast, brightness, sign and direction of an image, whatever its units are.
+    """Change contrast, brightness, sign and direction of an image, whatever its units are.
 
     The published augmentations are of 8-bit colours. Here the pixels become
     `mean + u sd + g (x - mean)`, with mean and standard deviation (sd) of each channel, u uniform
@@ -376,7 +376,7 @@ def changed_look(key: Array, image: Float[Array, "H W C"]) -> Float[Array, "H W 
     square, these are exchanged or not: together all mirror images and quarter turns.
 
     Args:
-        key: of random numbers.
+        key: Of random numbers.
         image: (H, W, C), pixels in any unit.
 
     Returns:
@@ -411,7 +411,7 @@ def glad_pair(
     noise: Float[Array, "B H W C"],
     schedule: Schedule,
 ) -> GladPair:
-    """Noises mixtures of images with and without an anomaly, and gives the noise to be predicted.
+    """Noise mixtures of images with and without an anomaly, and gives the noise to be predicted.
 
     `z_s = (t/T) z_a + (1 - t/T) z_n`, `z_t = sqrt(ab) z_s + sqrt(1 - ab) n`, and the target
     `n + sqrt(ab / (1 - ab)) (z_s - z_n)`: with it `(z_t - sqrt(1 - ab) target) / sqrt(ab) = z_n`.
@@ -421,7 +421,7 @@ def glad_pair(
         anomalous: (B, H, W, C), the same images with synthetic anomalies, z_a.
         level: (B,), t, 0 and above.
         noise: (B, H, W, C) standard normal, n.
-        schedule: of T levels.
+        schedule: Of T levels.
 
     Returns:
         The pair, in the dtype of the images.
@@ -466,11 +466,11 @@ class AnomalyRemoval(NoisePrediction):
     synthesis: Synthesis = field(default_factory=Synthesis)  # how anomalies are made
 
     def prepare(self, key: Array, batch: Batch) -> tuple[Array, Array, Array]:
-        """Gives images anomalies and noises each to a level of its own, uniform over the levels.
+        """Return images anomalies and noises each to a level of its own, uniform over the levels.
 
         Args:
-            key: of random numbers.
-            batch: normal images, where anomalies may be put, textures.
+            key: Of random numbers.
+            batch: Normal images, where anomalies may be put, textures.
 
         Returns:
             Noised images (B, H, W, C), levels (B,), targets (B, H, W, C).

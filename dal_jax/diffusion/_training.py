@@ -28,7 +28,7 @@ class TrainConfig:
     """How to train; `steps`, `checkpoint_every` and `log_every` count updates of the weights.
 
     Raises:
-        InputError: a number out of range, or another dtype.
+        InputError: A number out of range, or another dtype.
 
     Example:
         >>> TrainConfig(steps=100, ema_decay=0.999).batch_size
@@ -81,11 +81,11 @@ class TrainState(NamedTuple):
 
 
 def initial_state(train_config: TrainConfig, objective: Objective) -> TrainState:
-    """Draws the state before the first step.
+    """Draw the state before the first step.
 
     Args:
-        train_config: with the seed.
-        objective: what is minimized.
+        train_config: With the seed.
+        objective: What is minimized.
 
     Returns:
         The state.
@@ -106,11 +106,11 @@ def initial_state(train_config: TrainConfig, objective: Objective) -> TrainState
 def update_function(
     train_config: TrainConfig, objective: Objective
 ) -> Callable[[TrainState, Batch], TrainState]:
-    """Gives the compiled update, the same one for runs that differ in their lengths only.
+    """Return the compiled update, the same one for runs that differ in their lengths only.
 
     Args:
-        train_config: how to train.
-        objective: what is minimized.
+        train_config: How to train.
+        objective: What is minimized.
 
     Returns:
         A function of the state and a batch, giving the next state.
@@ -201,7 +201,7 @@ def train(
     textures: np.ndarray | None = None,
     finish: Callable[[PyTree], Config] | None = None,
 ) -> PyTree:
-    """Trains the network of a localizer on normal images.
+    """Train the network of a localizer on normal images.
 
     `DalConfig`, `MdpsConfig`: least squares `mean |eps - UNet(sqrt(a) x + sqrt(1-a) eps, t)|^2`,
     `a = alpha_bar[t+1]`, t uniform over the levels; `GladConfig`: the same with synthetic
@@ -216,12 +216,12 @@ def train(
 
     Args:
         images: (N, H, W, C), finite, normal ones only; taken as float32.
-        config: network, schedule and image size.
-        train_config: how to train.
-        directory: where to keep log, state and checkpoint; None keeps nothing.
-        progress: called with (step, steps, mean loss) whenever the log is written and at the end.
+        config: Network, schedule and image size.
+        train_config: How to train.
+        directory: Where to keep log, state and checkpoint; None keeps nothing.
+        progress: Called with (step, steps, mean loss) whenever the log is written and at the end.
         resume: False starts over, whatever is in the directory.
-        objective: what to minimize, a frozen dataclass of plain values; None: the above.
+        objective: What to minimize, a frozen dataclass of plain values; None: the above.
         where: (N, H, W) bool, pixels of the object, where anomalies may be put; None: all.
         textures: (T, H, W, C), finite, other things to take anomalies from, on the device all the
             time; None: anomalies are of the images' own parts.
@@ -231,9 +231,9 @@ def train(
         {"params": ..., "batch_stats": ...}, numpy float32; the averaged ones with `ema_decay`.
 
     Raises:
-        InputError: images that do not fit, or a directory of a run with other settings or images.
-        CheckpointError: the state in the directory is damaged.
-        DalJaxError: the loss is no longer finite.
+        InputError: Images that do not fit, or a directory of a run with other settings or images.
+        CheckpointError: The state in the directory is damaged.
+        DalJaxError: The loss is no longer finite.
 
     Example:
         >>> from dal_jax import DalConfig
@@ -265,13 +265,13 @@ def train(
 
 
 def batch_indices(seed: int, step: int, batch_size: int, count: int) -> np.ndarray:
-    """Selects the images of a step: each epoch is a permutation of its own.
+    """Select the images of a step: each epoch is a permutation of its own.
 
     Args:
-        seed: of the run.
-        step: counted from 0.
-        batch_size: images a step.
-        count: images in all.
+        seed: Of the run.
+        step: Counted from 0.
+        batch_size: Images a step.
+        count: Images in all.
 
     Returns:
         (batch_size,) indices below `count`.
@@ -381,7 +381,7 @@ def _restore(folder: Path, facts: dict[str, Any], like: TrainState, steps: int) 
 
 
 def _cut_log(path: Path, step: int) -> None:
-    """Drops the records after a step, which a resumed run writes again."""
+    """Drop the records after a step, which a resumed run writes again."""
     lines = path.read_text().splitlines() if path.is_file() else []
     kept = []
     for line in lines:

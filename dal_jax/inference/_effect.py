@@ -35,7 +35,7 @@ class Effect(NamedTuple):
 
 
 def effect(observed: Observed, confidence: float = 0.95) -> Effect:
-    """Returns the median-unbiased estimate and the equal-tailed interval of the statistic's mean.
+    """Return the median-unbiased estimate and the equal-tailed interval of the statistic's mean.
 
     Where `T ~ N(delta, 1)` was selected, `P_delta(T >= T_obs | selected)` rises with delta. The
     interval holds every delta at which it is between `(1 - confidence) / 2` and one minus that, and
@@ -44,14 +44,14 @@ def effect(observed: Observed, confidence: float = 0.95) -> Effect:
     searched; where it was not it may be infinite.
 
     Args:
-        observed: of a finished search.
-        confidence: in (0, 1).
+        observed: Of a finished search.
+        confidence: In (0, 1).
 
     Returns:
         Effect(estimate, low, high); NaN where there is no p-value.
 
     Raises:
-        InputError: confidence out of range.
+        InputError: Confidence out of range.
 
     Example:
         >>> from dal_jax.inference import as_intervals

@@ -29,7 +29,7 @@ class Noise(Protocol):
     """
 
     def apply(self, v: Float[np.ndarray, "H W C"]) -> Float[np.ndarray, "H W C"]:
-        """Returns Sigma v.
+        """Return Sigma v.
 
         Args:
             v: (H, W, C).
@@ -40,13 +40,13 @@ class Noise(Protocol):
         ...
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """Refuses a shape of images.
+        """Refuse a shape of images.
 
         Args:
             shape: (H, W, C).
 
         Raises:
-            InputError: images of this shape do not fit.
+            InputError: Images of this shape do not fit.
         """
         ...
 
@@ -88,7 +88,7 @@ def region_line(
     omega: ArrayLike | None = None,
     gamma: float = 0.0,
 ) -> Line:
-    """Returns the line along which the mean difference inside a region varies, all else fixed.
+    """Return the line along which the mean difference inside a region varies, all else fixed.
 
     `T = nu . (x - mean_k x_ref_k)` with `nu = 1_M / (|M| C)` (channels pooled),
     `sd^2 = nu' Sigma nu (1 + 1/K)`, `direction = Sigma nu / sd`, `z_obs = T / sd` and
@@ -105,15 +105,15 @@ def region_line(
         x: (H, W, C) test image.
         x_ref: (H, W, C) reference image, or (K, H, W, C) references to be averaged.
         region: (H, W) bool, the flagged region M; not empty.
-        noise: covariance Sigma of one image; the images are independent.
+        noise: Covariance Sigma of one image; the images are independent.
         omega: (H, W, C) what was added to x for the choice of the region; None: nothing.
-        gamma: standard deviation of omega, in those of the noise; 0 without one.
+        gamma: Standard deviation of omega, in those of the noise; 0 without one.
 
     Returns:
         Line(base, direction, z_obs, statistic, sd, perturbation) in float64.
 
     Raises:
-        InputError: shapes that do not fit, an omega without gamma, an empty region, a variance
+        InputError: Shapes that do not fit, an omega without gamma, an empty region, a variance
             that is not positive, or a statistic of more than a million standard deviations.
 
     Example:

@@ -21,7 +21,7 @@ Intervals: TypeAlias = Float[np.ndarray, "_ 2"]
 
 
 def as_intervals(intervals: ArrayLike) -> Intervals:
-    """Returns the union of any intervals in canonical form: sorted, disjoint, each of length > 0.
+    """Return the union of any intervals in canonical form: sorted, disjoint, each of length > 0.
 
     Args:
         intervals: (k, 2), one pair (2,), or empty; in any order, overlapping or not; lo <= hi.
@@ -30,7 +30,7 @@ def as_intervals(intervals: ArrayLike) -> Intervals:
         The same set as a float64 array (m, 2), m <= k.
 
     Raises:
-        InputError: another shape, a NaN, or an interval with lo > hi.
+        InputError: Another shape, a NaN, or an interval with lo > hi.
 
     Example:
         >>> as_intervals([[2, 3], [0, 1], [0.5, 2]]).tolist()
@@ -48,11 +48,11 @@ def as_intervals(intervals: ArrayLike) -> Intervals:
 
 
 def merge(intervals: Intervals, tolerance: float = 0.0) -> Intervals:
-    """Sorts intervals and joins those that overlap, touch, or lie within `tolerance`.
+    """Sort intervals and joins those that overlap, touch, or lie within `tolerance`.
 
     Args:
         intervals: (k, 2) in any order, no NaN; pieces with lo >= hi are dropped.
-        tolerance: gaps up to this length, >= 0, are closed.
+        tolerance: Gaps up to this length, >= 0, are closed.
 
     Returns:
         The union in canonical form (m, 2).
@@ -73,7 +73,7 @@ def merge(intervals: Intervals, tolerance: float = 0.0) -> Intervals:
 
 
 def union(a: Intervals, b: Intervals) -> Intervals:
-    """Returns the set of points in `a` or `b`.
+    """Return the set of points in `a` or `b`.
 
     Args:
         a: (j, 2) intervals.
@@ -90,11 +90,11 @@ def union(a: Intervals, b: Intervals) -> Intervals:
 
 
 def complement(a: Intervals, within: tuple[float, float] = (-np.inf, np.inf)) -> Intervals:
-    """Returns the set of points of `within` that are not in `a`.
+    """Return the set of points of `within` that are not in `a`.
 
     Args:
         a: (k, 2) intervals.
-        within: the interval (lo, hi) to stay in.
+        within: The interval (lo, hi) to stay in.
 
     Returns:
         The gaps in canonical form (m, 2), m <= k + 1.
@@ -111,7 +111,7 @@ def complement(a: Intervals, within: tuple[float, float] = (-np.inf, np.inf)) ->
 
 
 def intersect(a: Intervals, b: Intervals) -> Intervals:
-    """Returns the set of points in both `a` and `b`.
+    """Return the set of points in both `a` and `b`.
 
     Args:
         a: (j, 2) intervals.
@@ -128,7 +128,7 @@ def intersect(a: Intervals, b: Intervals) -> Intervals:
 
 
 def subtract(a: Intervals, b: Intervals) -> Intervals:
-    """Returns the set of points in `a` that are not in `b`.
+    """Return the set of points in `a` that are not in `b`.
 
     Args:
         a: (j, 2) intervals.
@@ -145,7 +145,7 @@ def subtract(a: Intervals, b: Intervals) -> Intervals:
 
 
 def measure(a: Intervals) -> float:
-    """Returns the total length of a union of intervals, possibly infinite.
+    """Return the total length of a union of intervals, possibly infinite.
 
     Args:
         a: (k, 2) intervals in canonical form.
@@ -161,11 +161,11 @@ def measure(a: Intervals) -> float:
 
 
 def contains(a: Intervals, z: ArrayLike | float) -> Bool[np.ndarray, "..."]:
-    """Tells which points lie in a union of intervals, ends included.
+    """Tell which points lie in a union of intervals, ends included.
 
     Args:
         a: (k, 2) intervals in canonical form.
-        z: points, of any shape; NaN lies nowhere.
+        z: Points, of any shape; NaN lies nowhere.
 
     Returns:
         bool array of the shape of `z`.
@@ -182,7 +182,7 @@ def contains(a: Intervals, z: ArrayLike | float) -> Bool[np.ndarray, "..."]:
 
 
 def log_mass(intervals: Float[np.ndarray, "k 2"]) -> Float[np.ndarray, " k"]:
-    """Returns the log probability of each interval under N(0, 1).
+    """Return the log probability of each interval under N(0, 1).
 
     `log P(lo < Z < hi) = log(Q(lo) - Q(hi))`, Q the upper tail, with the interval mirrored to the
     right half so that Q is small, not near 1. Where the interval is so narrow that the difference
@@ -205,7 +205,7 @@ def log_mass(intervals: Float[np.ndarray, "k 2"]) -> Float[np.ndarray, " k"]:
 
 
 def log_total_mass(intervals: Intervals) -> float:
-    """Returns the log probability of a union of intervals under N(0, 1).
+    """Return the log probability of a union of intervals under N(0, 1).
 
     Args:
         intervals: (k, 2) standardized, in canonical form (disjoint).
@@ -242,10 +242,10 @@ def _log_mass_narrow(
 
 @cache
 def gauss_legendre(count: int) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """Returns nodes and weights of Gauss and Legendre's rule on [-1, 1].
+    """Return nodes and weights of Gauss and Legendre's rule on [-1, 1].
 
     Args:
-        count: of nodes, n.
+        count: Of nodes, n.
 
     Returns:
         (n,) nodes and (n,) weights.

@@ -47,7 +47,7 @@ def selective_p(
     perturbation: Perturbation = NONE,
     mean: float = 0.0,
 ) -> SelectiveP:
-    """Returns the p-value of z_obs under N(0, 1) given that selection saw a set Z, and its bounds.
+    """Return the p-value of z_obs under N(0, 1) given that selection saw a set Z, and its bounds.
 
     What selection saw is `V = T + e`: the statistic itself, or a noisier one with
     `e ~ N(0, spread^2)` where selection was randomized. With A the values at least as extreme as
@@ -59,19 +59,19 @@ def selective_p(
     rule holds for `min(1, 2 min(less, greater))`.
 
     Args:
-        z_obs: observed statistic in units of its standard deviation.
+        z_obs: Observed statistic in units of its standard deviation.
         truncation: (k, 2) the set Z found, in the same units; taken inside `searched`.
         searched: (m, 2) where membership in Z is known; the rest of the line is not.
         alternative: "two-sided", "equal-tailed", "greater" or "less".
-        perturbation: what was added to the statistic for the selection; none by default.
-        mean: of T in its standard deviations, 0 under the null; one-sided alternatives only.
+        perturbation: What was added to the statistic for the selection; none by default.
+        mean: Of T in its standard deviations, 0 under the null; one-sided alternatives only.
 
     Returns:
         SelectiveP(p, low, high), all in [0, 1]; all NaN when z_obs is not finite or what selection
         saw, `z_obs + shift`, is not in the part of Z that was searched.
 
     Raises:
-        InputError: unknown alternative, or intervals that are none.
+        InputError: Unknown alternative, or intervals that are none.
 
     Example:
         >>> [round(v, 4) for v in selective_p(2.0, [[1.0, 3.0]], [[-4.0, 4.0]])]
@@ -108,17 +108,17 @@ def p_of_split(
     Args:
         split: (part, tails) -> log probabilities that what selection saw lies in a part, and the
             statistic in the tails or not.
-        z_obs: observed statistic.
-        seen: what selection saw of it.
-        truncation: as in `selective_p`.
-        searched: as in `selective_p`.
-        alternative: as in `selective_p`.
+        z_obs: Observed statistic.
+        seen: What selection saw of it.
+        truncation: As in `selective_p`.
+        searched: As in `selective_p`.
+        alternative: As in `selective_p`.
 
     Returns:
         As `selective_p`.
 
     Raises:
-        InputError: as `selective_p`.
+        InputError: As `selective_p`.
     """
     check_alternative(alternative)
     if alternative == "equal-tailed":
@@ -139,10 +139,10 @@ def of_masses(extreme: float, rest: float, more_extreme: float, more_rest: float
     """The p-value and its bounds from log probabilities.
 
     Args:
-        extreme: of what was found, with the statistic at least as extreme.
-        rest: of what was found otherwise.
-        more_extreme: of what was not searched, with the statistic at least as extreme.
-        more_rest: of what was not searched otherwise.
+        extreme: Of what was found, with the statistic at least as extreme.
+        rest: Of what was found otherwise.
+        more_extreme: Of what was not searched, with the statistic at least as extreme.
+        more_rest: Of what was not searched otherwise.
 
     Returns:
         SelectiveP(p, low, high).
@@ -155,17 +155,17 @@ def of_masses(extreme: float, rest: float, more_extreme: float, more_rest: float
 
 
 def decision(bounds: SelectiveP, alpha: float) -> Literal["reject", "accept", "undecided"]:
-    """Returns what the bounds on p already say about the test at level alpha.
+    """Return what the bounds on p already say about the test at level alpha.
 
     Args:
-        bounds: of a p-value; the test rejects when p <= alpha.
-        alpha: level in (0, 1).
+        bounds: Of a p-value; the test rejects when p <= alpha.
+        alpha: Level in (0, 1).
 
     Returns:
         "reject" when high <= alpha, "accept" when low > alpha, "undecided" otherwise (and for NaN).
 
     Raises:
-        InputError: alpha not in (0, 1).
+        InputError: Alpha not in (0, 1).
 
     Example:
         >>> decision(SelectiveP(p=0.02, low=0.01, high=0.03), alpha=0.05)
@@ -179,14 +179,14 @@ def decision(bounds: SelectiveP, alpha: float) -> Literal["reject", "accept", "u
 
 
 def holm(p_values: Sequence[SelectiveP]) -> list[SelectiveP]:
-    """Adjusts p-values of several hypotheses: at most alpha where Holm's procedure rejects.
+    """Adjust p-values of several hypotheses: at most alpha where Holm's procedure rejects.
 
     `max_{j <= i} min(1, (m - j + 1) p_(j))` of the i-th smallest of m. The chance that any true
     hypothesis is rejected is alpha at most, whatever the dependence. Each adjusted p-value grows
     with every p-value, so that bounds give bounds.
 
     Args:
-        p_values: of m hypotheses, with bounds; one that is NaN counts as 1 for the others.
+        p_values: Of m hypotheses, with bounds; one that is NaN counts as 1 for the others.
 
     Returns:
         The adjusted ones, in the same order; NaN where they were.
@@ -223,7 +223,7 @@ def discovery_q(p_values: ArrayLike, method: str = "by") -> list[float]:
         q of each, NaN where p is.
 
     Raises:
-        InputError: unknown method, another shape, or what is no p-value.
+        InputError: Unknown method, another shape, or what is no p-value.
 
     Example:
         >>> [round(q, 3) for q in discovery_q([0.01, float("nan"), 0.02], "bh")]
@@ -249,13 +249,13 @@ def discovery_q(p_values: ArrayLike, method: str = "by") -> list[float]:
 
 
 def check_procedure(name: str, procedure: str) -> None:
-    """Refuses a procedure that is not known by an `InputError`."""
+    """Refuse a procedure that is not known by an `InputError`."""
     if procedure not in PROCEDURES:
         raise InputError(f"{name} is {procedure!r}, expected one of {', '.join(PROCEDURES)}")
 
 
 def check_alternative(alternative: str) -> None:
-    """Refuses an alternative that is not known by an `InputError`."""
+    """Refuse an alternative that is not known by an `InputError`."""
     if alternative not in ALTERNATIVES:
         raise InputError(
             f"alternative is {alternative!r}, expected one of {', '.join(ALTERNATIVES)}"
@@ -277,6 +277,6 @@ def _tails(z_obs: float, alternative: str) -> Intervals:
 
 
 def _share(log_part: float, log_rest: float) -> float:
-    """Returns part / (part + rest): small shares keep their digits, part and rest swap to 1 - p."""
+    """Return part / (part + rest): small shares keep their digits, part and rest swap to 1 - p."""
     with np.errstate(invalid="ignore"):  # nothing of nothing is NaN
         return float(expit(np.float64(log_part) - log_rest))

@@ -70,13 +70,13 @@ NONE = Perturbation()
 def normal_split(
     part: Intervals, tails: Intervals, spread: float, mean: float = 0.0
 ) -> tuple[float, float]:
-    """Returns how the probability of `V in R` is split by whether T lies in its tails.
+    """Return how the probability of `V in R` is split by whether T lies in its tails.
 
     Args:
         part: (k, 2) the set R of V, disjoint, in standard deviations of T.
-        tails: of T: one or two half-lines, disjoint.
-        spread: of V about T, above 0, in standard deviations of T.
-        mean: of T, in its standard deviations.
+        tails: Of T: one or two half-lines, disjoint.
+        spread: Of V about T, above 0, in standard deviations of T.
+        mean: Of T, in its standard deviations.
 
     Returns:
         `log P(V in R and T in tails)` to full relative accuracy, and `log P(V in R and T not in
@@ -106,9 +106,9 @@ def student_split(
 
     Args:
         part: (k, 2) the set R of V, disjoint.
-        tails: of T: one or two half-lines, disjoint.
-        spread: of V about T, above 0.
-        log_density: the logarithm of the density of T.
+        tails: Of T: one or two half-lines, disjoint.
+        spread: Of V about T, above 0.
+        log_density: The logarithm of the density of T.
 
     Returns:
         The two log probabilities, to 1e-8 relative; not one that is below e^-40 of the other.
@@ -139,15 +139,15 @@ def student_split(
 
 
 def student_total(selected: Intervals, spread: float, degrees: float) -> float:
-    """Returns `log P(V in R)` where T follows Student's law, as a mixture of normal ones.
+    """Return `log P(V in R)` where T follows Student's law, as a mixture of normal ones.
 
     `T = Z / sqrt(W)` with W of the gamma law of mean 1: given W, V is normal. The trapezoidal rule
     in `log W`.
 
     Args:
         selected: (k, 2) the set R of V, disjoint.
-        spread: of V about T, 0 or above.
-        degrees: of freedom, 2 or above.
+        spread: Of V about T, 0 or above.
+        degrees: Of freedom, 2 or above.
 
     Returns:
         The log probability; -inf for the empty set.
@@ -165,12 +165,12 @@ def student_total(selected: Intervals, spread: float, degrees: float) -> float:
 
 
 def log_total(selected: Intervals, spread: float, mean: float = 0.0) -> float:
-    """Returns `log P(V in R)`, where T has the given mean.
+    """Return `log P(V in R)`, where T has the given mean.
 
     Args:
         selected: (k, 2) the set R of V, disjoint, in standard deviations of T.
-        spread: of V about T, in standard deviations of T.
-        mean: of T, in its standard deviations.
+        spread: Of V about T, in standard deviations of T.
+        mean: Of T, in its standard deviations.
 
     Returns:
         The log probability; -inf for the empty set.
@@ -183,7 +183,7 @@ def log_total(selected: Intervals, spread: float, mean: float = 0.0) -> float:
 
 
 def log_tail(selected: Intervals, limit: float, spread: float, mean: float = 0.0) -> float:
-    """Returns `log P(V in R and T >= limit)`, where T has the given mean.
+    """Return `log P(V in R and T >= limit)`, where T has the given mean.
 
     The integral over V of its density times `P(T >= limit | V)`: on every interval a log-concave
     function, integrated by Gauss and Legendre's rule on both sides of its mode out to where nothing
@@ -191,9 +191,9 @@ def log_tail(selected: Intervals, limit: float, spread: float, mean: float = 0.0
 
     Args:
         selected: (k, 2) the set R of V, disjoint, in standard deviations of T.
-        limit: of T, finite, in its standard deviations.
-        spread: of V about T, above 0, in standard deviations of T.
-        mean: of T, in its standard deviations.
+        limit: Of T, finite, in its standard deviations.
+        spread: Of V about T, above 0, in standard deviations of T.
+        mean: Of T, in its standard deviations.
 
     Returns:
         The log probability; -inf for the empty set.
@@ -210,13 +210,13 @@ def log_tail(selected: Intervals, limit: float, spread: float, mean: float = 0.0
 def log_tails(
     selected: Intervals, limit: float, spread: float, mean: float = 0.0
 ) -> Float[np.ndarray, " k"]:
-    """Returns the same for each interval of R.
+    """Return the same for each interval of R.
 
     Args:
-        selected: as in `log_tail`.
-        limit: as in `log_tail`.
-        spread: as in `log_tail`.
-        mean: as in `log_tail`.
+        selected: As in `log_tail`.
+        limit: As in `log_tail`.
+        spread: As in `log_tail`.
+        mean: As in `log_tail`.
 
     Returns:
         (k,) log probabilities.

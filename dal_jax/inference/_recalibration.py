@@ -53,11 +53,11 @@ def on_line(
     """What a search along a line says of the statistic.
 
     Args:
-        z_obs: place of the observed image on the line: what selection saw, in its own standard
+        z_obs: Place of the observed image on the line: what selection saw, in its own standard
             deviations.
         truncation: (k, 2) in the same units.
         searched: (m, 2) in the same units.
-        perturbation: in standard deviations of the tested statistic.
+        perturbation: In standard deviations of the tested statistic.
 
     Returns:
         The same in standard deviations of the tested statistic.
@@ -84,7 +84,7 @@ class NullLaw:
     an elliptical law of many pixels only, otherwise judged by held-out images.
 
     Raises:
-        InputError: factor or degrees not positive.
+        InputError: Factor or degrees not positive.
 
     Example:
         >>> from dal_jax.inference import as_intervals
@@ -106,7 +106,7 @@ class NullLaw:
         """Maps values to those of N(0, 1) with the same probability below them.
 
         Args:
-            z: standardized, any shape, possibly infinite.
+            z: Standardized, any shape, possibly infinite.
 
         Returns:
             `Phi^-1(F(z / factor))`, increasing in z.
@@ -123,14 +123,14 @@ class NullLaw:
         """The selective p-value and its bounds under this law.
 
         Args:
-            observed: of one image.
-            alternative: as in `selective_p`.
+            observed: Of one image.
+            alternative: As in `selective_p`.
 
         Returns:
             SelectiveP(p, low, high).
 
         Raises:
-            InputError: unknown alternative.
+            InputError: Unknown alternative.
         """
         if observed.perturbation.spread >= LEAST_SPREAD:
             return self._randomized_p(observed, alternative)
@@ -154,7 +154,7 @@ class NullLaw:
         """Log densities of observed statistics given that each lies in its truncation set.
 
         Args:
-            observed: of m images, one or more.
+            observed: Of m images, one or more.
 
         Returns:
             (m,) `log f(z_obs) - log P(Z)`; where selection was randomized, with the probability
@@ -197,14 +197,14 @@ def inflation(observed: Sequence[Observed], alternative: str = "two-sided") -> N
     is called a remedy must not make p-values smaller.
 
     Args:
-        observed: of images known to be normal, one or more.
-        alternative: as in `selective_p`.
+        observed: Of images known to be normal, one or more.
+        alternative: As in `selective_p`.
 
     Returns:
         NullLaw(factor); the factor is within [1, 20].
 
     Raises:
-        InputError: no images.
+        InputError: No images.
 
     Example:
         >>> from dal_jax.inference import as_intervals
@@ -237,7 +237,7 @@ def heavy_tails(observed: Sequence[Observed], groups: ArrayLike | None = None) -
     takes the larger of them and those of the noise model.
 
     Args:
-        observed: of images known to be normal, one or more.
+        observed: Of images known to be normal, one or more.
         groups: (m,) the physical object of each; each image has the weight 1 / size of its group,
             so that all images of one object together count as one. None: all are independent.
 
@@ -245,7 +245,7 @@ def heavy_tails(observed: Sequence[Observed], groups: ArrayLike | None = None) -
         The law.
 
     Raises:
-        InputError: no images, or groups of another length.
+        InputError: No images, or groups of another length.
 
     Example:
         >>> from dal_jax.inference import as_intervals
@@ -285,7 +285,7 @@ class Ranks:
     """P-values of normal images, each with its bounds, among which further ones are ranked.
 
     Raises:
-        InputError: fields of different lengths.
+        InputError: Fields of different lengths.
 
     Example:
         >>> ranks = Ranks((0.1, 0.2, 0.9), (0.1, 0.2, 0.8), (0.1, 0.3, 1.0), (0.5, 0.5, 1.0))
@@ -312,7 +312,7 @@ class Ranks:
         """The conformal p-value of an image whose selective p-value is known within bounds.
 
         Args:
-            bounds: of the image.
+            bounds: Of the image.
 
         Returns:
             Its rank, and the ranks between which that lies whatever the searches left open.
@@ -336,17 +336,17 @@ def recalibrate(
     makes a p-value smaller; among ranks it is the rank of the raw one.
 
     Args:
-        by: the law, or the p-values of normal images.
-        observed: of one image.
-        alternative: as in `selective_p`.
-        raw: its raw p-value with bounds, where that is there already.
+        by: The law, or the p-values of normal images.
+        observed: Of one image.
+        alternative: As in `selective_p`.
+        raw: Its raw p-value with bounds, where that is there already.
 
     Returns:
         SelectiveP(p, low, high); low <= p <= high, whatever the part of the line holds that was
         not searched.
 
     Raises:
-        InputError: unknown alternative.
+        InputError: Unknown alternative.
 
     Example:
         >>> from dal_jax.inference import as_intervals
@@ -374,7 +374,7 @@ def conformal_p(calibration: ArrayLike, value: float, weights: ArrayLike | None 
 
     Args:
         calibration: (m,) p-values, or any score small for anomalous images; NaN is left out.
-        value: that of the image.
+        value: That of the image.
         weights: (m,) above 0; one over the number of images of its object, those without a p-value
             counted too. None: each is the one image of its object.
 
@@ -382,7 +382,7 @@ def conformal_p(calibration: ArrayLike, value: float, weights: ArrayLike | None 
         In (0, 1]; NaN for NaN.
 
     Raises:
-        InputError: weights of another length.
+        InputError: Weights of another length.
 
     Example:
         >>> conformal_p([0.1, 0.5, 0.9], 0.3)
@@ -408,7 +408,7 @@ def cross_fit(
     fit: Callable[[np.ndarray], Fitted],
     apply: Callable[[Fitted, int], Any],
 ) -> list[Any]:
-    """Treats each image by what was fitted to the images of the other folds.
+    """Treat each image by what was fitted to the images of the other folds.
 
     Args:
         folds: (m,) the fold of each image; images of one physical object share it.
@@ -419,7 +419,7 @@ def cross_fit(
         What `apply` gave, in order.
 
     Raises:
-        InputError: fewer than two folds.
+        InputError: Fewer than two folds.
 
     Example:
         >>> values = np.array([1.0, 3.0, 10.0])

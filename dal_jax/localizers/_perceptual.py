@@ -32,7 +32,7 @@ class PerceptualConfig(LocalizerConfig):
     published. Levels are the multiples of `spacing` below `start`.
 
     Raises:
-        InputError: a value out of range, parts that do not fit each other, or a network with the
+        InputError: A value out of range, parts that do not fit each other, or a network with the
             preset "pl" that is not piecewise linear.
 
     Example:
@@ -88,7 +88,7 @@ class PerceptualConfig(LocalizerConfig):
 
     @property
     def piecewise_linear(self) -> bool:
-        """Whether the preset is piecewise linear."""
+        """Return whether the preset is piecewise linear."""
         return self.preset == "pl"
 
     @property
@@ -100,8 +100,8 @@ class PerceptualConfig(LocalizerConfig):
         """The reverse process with a share of fresh noise.
 
         Args:
-            eta: the share, 0 to 1.
-            start: the levels are below it; None: that of the configuration.
+            eta: The share, 0 to 1.
+            start: The levels are below it; None: that of the configuration.
 
         Returns:
             The process at multiples of the spacing.
@@ -128,17 +128,17 @@ class PerceptualConfig(LocalizerConfig):
         whole: bool = False,
         positive: bool = False,
     ) -> None:
-        """Refuses a field that is no number of a range.
+        """Refuse a field that is no number of a range.
 
         Args:
-            name: of the field.
-            low: smallest value.
-            high: largest value; infinity itself is refused.
+            name: Of the field.
+            low: Smallest value.
+            high: Largest value; infinity itself is refused.
             whole: True for integers only.
             positive: True refuses `low` itself, which is 0 then.
 
         Raises:
-            InputError: it does not fit.
+            InputError: It does not fit.
         """
         value = getattr(self, name)
         kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
@@ -158,17 +158,17 @@ def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
 
 
 def check_extractor(extractor: Any, config: PerceptualConfig) -> Any:
-    """Refuses an extractor that does not fit a configuration.
+    """Refuse an extractor that does not fit a configuration.
 
     Args:
         extractor: (params, images) -> features; None is the network's own encoder.
-        config: of the localizer.
+        config: Of the localizer.
 
     Returns:
         The extractor.
 
     Raises:
-        InputError: it cannot be called, lacks an attribute, or is not piecewise linear where the
+        InputError: It cannot be called, lacks an attribute, or is not piecewise linear where the
             preset is.
 
     Example:
@@ -193,19 +193,19 @@ def check_extractor(extractor: Any, config: PerceptualConfig) -> Any:
 def make_params(
     variables: PyTree, config: PerceptualConfig, extractor: Any, features: PyTree
 ) -> dict[str, Any]:
-    """Puts together the parameters of a localizer.
+    """Put together the parameters of a localizer.
 
     Args:
-        variables: of the network.
-        config: of the localizer, with the scales.
-        extractor: of features.
-        features: parameters of the extractor; None: the variables.
+        variables: Of the network.
+        config: Of the localizer, with the scales.
+        extractor: Of features.
+        features: Parameters of the extractor; None: the variables.
 
     Returns:
         {"network": ..., "features": ..., "scales": {"features": (depths,), "pixel": ()}}.
 
     Raises:
-        InputError: not a scale for each depth of the extractor.
+        InputError: Not a scale for each depth of the extractor.
     """
     features = variables if features is None else features
     image = jax.ShapeDtypeStruct((1, *config.image_shape), np.float32)
@@ -219,18 +219,18 @@ def make_params(
 
 
 def check_constants(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Refuses constants of another shape, negative or not finite.
+    """Refuse constants of another shape, negative or not finite.
 
     Args:
-        name: of the argument.
-        value: to be checked.
-        shape: expected.
+        name: Of the argument.
+        value: To be checked.
+        shape: Expected.
 
     Returns:
         A float64 array.
 
     Raises:
-        InputError: they do not fit.
+        InputError: They do not fit.
     """
     array = np.asarray(value, np.float64)
     if array.shape != shape:
@@ -246,12 +246,12 @@ def check_constants(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray
 def features(
     extractor: Any, params: PyTree, x: Float[Array, "B H W C"], image_range: tuple[float, float]
 ) -> list[Float[Array, "B h w D"]]:
-    """Extracts the features of images, each averaged over the 3 x 3 places around it.
+    """Extract the features of images, each averaged over the 3 x 3 places around it.
 
     Args:
         extractor: (params, images) -> features (B, h, w, D) of several depths; its `input_range`
             (low, high) is that of the images it takes, or None for images as they are.
-        params: of the extractor.
+        params: Of the extractor.
         x: (B, H, W, C).
         image_range: (low, high), of x; what is outside is mapped by the same line.
 
@@ -280,15 +280,15 @@ def distance(
     radius: int | None = 0,
     piecewise_linear: bool = False,
 ) -> Float[Array, "B h w"]:
-    """Measures at each place how far the features u are from the most similar of v around it.
+    """Measure at each place how far the features u are from the most similar of v around it.
 
     `d_p = min_q (1 - cos(u_p, v_q))`, or, piecewise linear, `d_p = min_q mean |u_p - v_q|`.
 
     Args:
         u: (B, h, w, D).
         v: (B, h, w, D).
-        radius: places p and q differ by at most this in row and column; None: any two places.
-        piecewise_linear: the second formula in place of the first.
+        radius: Places p and q differ by at most this in row and column; None: any two places.
+        piecewise_linear: The second formula in place of the first.
 
     Returns:
         (B, h, w), 0 or above; 0 where the features are the same.
@@ -354,12 +354,12 @@ def perceptual_map(
     """Sums the distances at several depths, resized to the image: `sum_d scale_d resize(d_d)`.
 
     Args:
-        u: features of one image, of each depth; of one for all or of each of the batch.
-        v: features of the other, or others.
-        scales: factor of each depth.
+        u: Features of one image, of each depth; of one for all or of each of the batch.
+        v: Features of the other, or others.
+        scales: Factor of each depth.
         sides: (H, W).
-        radius: as in `distance`.
-        piecewise_linear: as in `distance`.
+        radius: As in `distance`.
+        piecewise_linear: As in `distance`.
 
     Returns:
         (B, H, W).
@@ -376,14 +376,14 @@ def perceptual_map(
 def difference_from(
     config: Any, extractor: Any, params: PyTree, x: Float[Array, "H W C"]
 ) -> Callable[[Float[Array, "B H W C"]], Float[Array, "B H W"]]:
-    """Gives the comparison of an image with normal counterparts, by features and by pixels.
+    """Return the comparison of an image with normal counterparts, by features and by pixels.
 
     `sum_d scale_d resize(d_d) + w scale_pixel mean_c |normal - x|`.
 
     Args:
-        config: of MDPS or GLAD.
-        extractor: of features.
-        params: of the localizer, {"features": ..., "scales": ...}.
+        config: Of MDPS or GLAD.
+        extractor: Of features.
+        params: Of the localizer, {"features": ..., "scales": ...}.
         x: (H, W, C), the image.
 
     Returns:

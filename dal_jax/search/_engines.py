@@ -65,7 +65,7 @@ class EngineResult(NamedTuple):
 
 
 class Engine(Protocol):
-    """Finds the observed region's part of the line.
+    """Find the observed region's part of the line.
 
     Example:
         >>> from dal_jax.inference import as_intervals, intersect
@@ -77,7 +77,7 @@ class Engine(Protocol):
     """
 
     def __call__(self, parts: Sequence[tuple[float, float]]) -> EngineResult:
-        """Searches parts of the line.
+        """Search parts of the line.
 
         Args:
             parts: (lo, hi) pairs, standardized z, disjoint, ascending, finite.
@@ -100,10 +100,10 @@ def _evaluation(membership: Membership) -> Any:
 
 
 class SweepEngine:
-    """Sweeps parts of one line in one precision.
+    """Sweep parts of one line in one precision.
 
     Args:
-        problem: the line.
+        problem: The line.
         dtype: "float64", or "float32" to polish what a float32 sweep finds.
 
     Example:
@@ -128,7 +128,7 @@ class SweepEngine:
 
     @exact_arithmetic()
     def __call__(self, parts: Sequence[tuple[float, float]]) -> EngineResult:
-        """Searches parts of the line.
+        """Search parts of the line.
 
         Args:
             parts: (lo, hi) pairs, standardized z, disjoint, ascending, finite.
@@ -167,7 +167,7 @@ class SweepEngine:
 
 
 def _intervals(swept: Swept, same: np.ndarray) -> np.ndarray:
-    """Runs of open intervals on which the region is the observed one."""
+    """Run of open intervals on which the region is the observed one."""
     inside = same[:-1] & ~swept.closed
     # Intervals of width zero between two inside ones do not interrupt a run.
     keep = swept.z[1:] > swept.z[:-1]
@@ -182,7 +182,7 @@ def _polished(
     suspects: np.ndarray,
     parts: Sequence[tuple[float, float]],
 ) -> EngineResult:
-    """Replaces what was found around its ends and near misses by what float64 finds there.
+    """Replace what was found around its ends and near misses by what float64 finds there.
 
     Where float64 contradicts float32 at the border of a polished part, that part grows; if it
     still does after some rounds, the part is left as a gap.
@@ -271,7 +271,7 @@ def _refilled(lanes: Lanes, queue: Array) -> Lanes:
 def _round(
     membership: Membership, values: Any, lanes: Lanes, queue: Array
 ) -> tuple[Lanes, Record, Array]:
-    """Runs all lanes for up to `ROUND` windows each."""
+    """Run all lanes for up to `ROUND` windows each."""
 
     def piece(z: Array) -> Any:
         found = affine_piece(partial(membership, values), z)
@@ -309,10 +309,10 @@ def _compiled(membership: Membership, description: Any) -> Any:
 
 
 class ScanEngine:
-    """Walks the windows of one line, in float64.
+    """Walk the windows of one line, in float64.
 
     Args:
-        problem: the line.
+        problem: The line.
 
     Example:
         >>> from dal_jax.search import pick
@@ -330,7 +330,7 @@ class ScanEngine:
 
     @exact_arithmetic()
     def __call__(self, parts: Sequence[tuple[float, float]]) -> EngineResult:
-        """Searches parts of the line.
+        """Search parts of the line.
 
         Args:
             parts: (lo, hi) pairs, standardized z, disjoint, ascending, finite.
@@ -370,7 +370,7 @@ def _gaps(record: Record, met: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _segments(parts: Sequence[tuple[float, float]], count: int) -> np.ndarray:
-    """Cuts parts into segments of nearly equal length, in order; empty ones fill up the rows.
+    """Cut parts into segments of nearly equal length, in order; empty ones fill up the rows.
 
     The rows are a multiple of `count`, so that few programs are compiled: one for up to `count`
     parts.
