@@ -1,6 +1,6 @@
-"""Choices among many, made of choices between two, for an algebra that knows only those.
+"""Maxima and sorts built from pairwise choices, for algebras that support only those.
 
-Comparisons between entries that both lose add nodes to a sweep; more nodes do no harm there.
+Comparisons between entries that both lose add nodes to a sweep, which does no harm.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ def _part(alg: Any, x: Any, index: Any) -> Any:
     return alg.linear(lambda v: [v[index]], [x])[0]
 
 
-def _joined(alg: Any, parts: Sequence[Any]) -> Any:
+def _concatenate(alg: Any, parts: Sequence[Any]) -> Any:
     return alg.linear(lambda *v: [jnp.concatenate(v)], parts)[0]
 
 
@@ -35,7 +35,7 @@ def largest(alg: Any, x: Any) -> Any:
     while (n := alg.shape(x)[0]) > 1:
         half = n // 2
         winners = _larger(alg, _part(alg, x, slice(half)), _part(alg, x, slice(half, 2 * half)))
-        x = _joined(alg, [winners, _part(alg, x, slice(2 * half, n))]) if n % 2 else winners
+        x = _concatenate(alg, [winners, _part(alg, x, slice(2 * half, n))]) if n % 2 else winners
     return _part(alg, x, 0)
 
 
@@ -62,7 +62,7 @@ def index_of_largest(alg: Any, x: Any) -> Any:
         )[0]
         tail = alg.constant(lambda v, s=rest: [v[s]], [index])[0]
         winners = _larger(alg, a, b)
-        x = _joined(alg, [winners, _part(alg, x, rest)]) if n % 2 else winners
+        x = _concatenate(alg, [winners, _part(alg, x, rest)]) if n % 2 else winners
         index = alg.constant(lambda *v: [jnp.concatenate(v)], [won, tail])[0]
     return alg.constant(lambda v: [v[0]], [index])[0]
 
@@ -80,7 +80,7 @@ def running_largest(alg: Any, x: Any) -> Any:
     n, reach = alg.shape(x)[0], 1
     while reach < n:
         earlier, later = _part(alg, x, slice(n - reach)), _part(alg, x, slice(reach, n))
-        x = _joined(alg, [_part(alg, x, slice(reach)), _larger(alg, later, earlier)])
+        x = _concatenate(alg, [_part(alg, x, slice(reach)), _larger(alg, later, earlier)])
         reach *= 2
     return x
 
@@ -91,12 +91,12 @@ def sort(alg: Any, key: Any, carried: Sequence[Any]) -> tuple[Any, list[Any]]:
     Args:
         alg: An algebra with `linear`, `switch`, `compare` and `constant`.
         key: Moving value of shape (n, ...).
-        carried: Values of the same shape that follow the key.
+        carried: Values of the same shape that are sorted along with the key.
 
     Returns:
-        The key in ascending order, and what is carried in the order of the key.
+        The key in ascending order, and the carried values in the order of the key.
 
-    Source: the network is Batcher's merge exchange (1968); ties are broken by the place.
+    Source: Batcher's merge exchange (1968); ties are broken by the place.
     """
     n = alg.shape(key)[0]
     carried = [*carried, _places(alg.shape(key))] if carried else []
@@ -134,7 +134,7 @@ def _places(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _places_after(n: int, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Where each place of the result lies in the concatenation of lows, highs and the rest."""
+    """Return the place of each result in the concatenation of lows, highs and the rest."""
     rest = np.setdiff1d(np.arange(n), np.concatenate([low, high]))
     return np.argsort(np.concatenate([low, high, rest]))
 
