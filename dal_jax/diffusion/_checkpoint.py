@@ -43,9 +43,9 @@ def save_checkpoint(directory: str | Path, variables: PyTree, config: Config) ->
     file; at no moment is there less than a whole checkpoint.
 
     Args:
-        directory: Made if it is not there.
-        variables: Of the network, {"params": ..., "batch_stats": ...}, on any devices.
-        config: What to carry with them.
+        directory: Folder, created if it does not exist.
+        variables: Variables of the network, {"params": ..., "batch_stats": ...}, on any devices.
+        config: Configuration to store with the variables.
 
     Raises:
         InputError: The variables are not those of the network, or the directory cannot be written.
@@ -70,7 +70,7 @@ def load_checkpoint(
     """Read what `save_checkpoint`, `train` or `import-weights` wrote, on any number of devices.
 
     Args:
-        directory: Of the checkpoint.
+        directory: Folder of the checkpoint.
         kinds: Classes of configurations that will do.
 
     Returns:
@@ -125,11 +125,11 @@ def store(directory: Path, record: str, stem: str, tree: PyTree, facts: dict[str
     the former pytree or the new one, wherever the writer is stopped.
 
     Args:
-        directory: Made if it is not there.
+        directory: Folder, created if it does not exist.
         record: Name of the JSON file.
         stem: The pytree goes to a directory of the name `stem-N`.
-        tree: Of arrays, of any sharding.
-        facts: Further entries of the record, ready for JSON.
+        tree: Pytree of arrays with any sharding.
+        facts: Further entries of the record, in plain JSON values.
 
     Raises:
         InputError: The directory cannot be made or written to.
@@ -159,7 +159,7 @@ def read_record(directory: Path, record: str) -> dict[str, Any]:
     """Read the JSON record that `store` wrote.
 
     Args:
-        directory: As for `store`.
+        directory: Folder, as in `store`.
         record: Name of the JSON file.
 
     Returns:
@@ -184,7 +184,7 @@ def fetch(directory: Path, entries: dict[str, Any], like: PyTree) -> PyTree:
     """Read the pytree that a record points at, onto the host, whatever devices wrote it.
 
     Args:
-        directory: As for `store`.
+        directory: Folder, as in `store`.
         entries: The record.
         like: Pytree of the same structure whose leaves have the shapes and dtypes expected.
 
@@ -234,7 +234,7 @@ def named_shapes(tree: PyTree) -> dict[str, list[int]]:
     """List the shapes of a pytree by the names of its leaves.
 
     Args:
-        tree: Of arrays or of `jax.ShapeDtypeStruct`.
+        tree: Pytree of arrays or of `jax.ShapeDtypeStruct`.
 
     Returns:
         Shapes by name, ready for JSON.

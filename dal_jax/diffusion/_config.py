@@ -140,7 +140,7 @@ def sides_of(image_size: int | tuple[int, ...]) -> tuple[int, int]:
         (H, W).
 
     Raises:
-        InputError: It is neither.
+        InputError: The argument is neither.
     """
     pair = (image_size, image_size) if isinstance(image_size, int) else image_size
     if len(pair) != 2:
@@ -153,7 +153,7 @@ def build_config(kind: type, values: Any) -> Any:
 
     Args:
         kind: The dataclass.
-        values: Its fields by name; those left out take their defaults.
+        values: Fields by name; fields that are left out take their defaults.
 
     Returns:
         The configuration.

@@ -55,7 +55,7 @@ class Objective(Protocol):
         """Draw the first variables {"params": ..., "batch_stats": ...}, numpy float32.
 
         Args:
-            seed: Of the random numbers, 0 or above.
+            seed: Seed of the random numbers, 0 or above.
 
         Returns:
             {"params": ..., "batch_stats": ...}, numpy float32.
@@ -66,7 +66,7 @@ class Objective(Protocol):
         """Make what the loss is of from a batch and random numbers.
 
         Args:
-            key: Of random numbers.
+            key: Key of the random numbers.
             batch: The images of the step.
 
         Returns:
@@ -80,10 +80,10 @@ class Objective(Protocol):
         """Return the loss, float32, with activations of a dtype, and the next batch statistics.
 
         Args:
-            params: Of the network.
-            stats: Its batch statistics.
-            prepared: From `prepare`.
-            dtype: Of the activations.
+            params: Parameters of the network.
+            stats: Batch statistics of the network.
+            prepared: Result of `prepare`.
+            dtype: Type of the activations.
 
         Returns:
             The loss and the statistics.
@@ -115,7 +115,7 @@ class NoisePrediction:
         """Draw the network's first variables.
 
         Args:
-            seed: Of the random numbers, 0 or above.
+            seed: Seed of the random numbers, 0 or above.
 
         Returns:
             {"params": ..., "batch_stats": ...}, numpy float32.
@@ -126,8 +126,8 @@ class NoisePrediction:
         """Noise each image to a level of its own, uniform over the levels.
 
         Args:
-            key: Of random numbers.
-            batch: With images (B, H, W, C).
+            key: Key of the random numbers.
+            batch: Batch with images (B, H, W, C).
 
         Returns:
             Noised images (B, H, W, C), levels (B,), noise (B, H, W, C).
@@ -142,7 +142,7 @@ class NoisePrediction:
         """Draw a level for each image (B,) int32, and noise (B, H, W, C) float32.
 
         Args:
-            key: Of random numbers.
+            key: Key of the random numbers.
             shape: (B, H, W, C).
 
         Returns:
@@ -158,10 +158,10 @@ class NoisePrediction:
         """Return the mean square of what is between prediction and target.
 
         Args:
-            params: Of the network.
-            stats: Its batch statistics.
+            params: Parameters of the network.
+            stats: Batch statistics of the network.
             prepared: Noised images, levels, targets, from `prepare`.
-            dtype: Of the activations.
+            dtype: Type of the activations.
 
         Returns:
             The loss, float32, and the statistics.
@@ -229,9 +229,9 @@ def synthesize(
     on no other image. The mask of a chosen image may be empty.
 
     Args:
-        key: Of random numbers.
+        key: Key of the random numbers.
         batch: Images (B, H, W, C); `where` anomalies may be put; `textures`.
-        synthesis: How anomalies are made.
+        synthesis: Settings of the synthetic anomalies.
 
     Returns:
         Images with anomalies, in the dtype of the images, and where the anomalies are. Images that
@@ -292,7 +292,7 @@ def perlin(key: Array, sides: tuple[int, int], finest: int) -> Float[Array, "H W
     of a cell: noise is zero at corners, which else would always fall on the image's centre.
 
     Args:
-        key: Of random numbers.
+        key: Key of the random numbers.
         sides: (H, W), pixels.
         finest: Largest k.
 
@@ -347,7 +347,7 @@ def shuffled_tiles(key: Array, image: Float[Array, "H W C"], tiles: int) -> Floa
     """Cut an image into equal tiles and puts them together in random order.
 
     Args:
-        key: Of random numbers.
+        key: Key of the random numbers.
         image: (H, W, C).
         tiles: Along a side, at most: the largest number up to it that divides the side, so that a
             side of a larger prime number is not cut.
@@ -376,7 +376,7 @@ def changed_look(key: Array, image: Float[Array, "H W C"]) -> Float[Array, "H W 
     square, these are exchanged or not: together all mirror images and quarter turns.
 
     Args:
-        key: Of random numbers.
+        key: Key of the random numbers.
         image: (H, W, C), pixels in any unit.
 
     Returns:
@@ -421,7 +421,7 @@ def glad_pair(
         anomalous: (B, H, W, C), the same images with synthetic anomalies, z_a.
         level: (B,), t, 0 and above.
         noise: (B, H, W, C) standard normal, n.
-        schedule: Of T levels.
+        schedule: Schedule of T levels.
 
     Returns:
         The pair, in the dtype of the images.
@@ -469,7 +469,7 @@ class AnomalyRemoval(NoisePrediction):
         """Return images anomalies and noises each to a level of its own, uniform over the levels.
 
         Args:
-            key: Of random numbers.
+            key: Key of the random numbers.
             batch: Normal images, where anomalies may be put, textures.
 
         Returns:

@@ -84,8 +84,8 @@ def initial_state(train_config: TrainConfig, objective: Objective) -> TrainState
     """Draw the state before the first step.
 
     Args:
-        train_config: With the seed.
-        objective: What is minimized.
+        train_config: Settings of the training, with the seed.
+        objective: Objective that the training minimizes.
 
     Returns:
         The state.
@@ -109,8 +109,8 @@ def update_function(
     """Return the compiled update, the same one for runs that differ in their lengths only.
 
     Args:
-        train_config: How to train.
-        objective: What is minimized.
+        train_config: Settings of the training.
+        objective: Objective that the training minimizes.
 
     Returns:
         A function of the state and a batch, giving the next state.
@@ -217,7 +217,7 @@ def train(
     Args:
         images: (N, H, W, C), finite, normal ones only; taken as float32.
         config: Network, schedule and image size.
-        train_config: How to train.
+        train_config: Settings of the training.
         directory: Where to keep log, state and checkpoint; None keeps nothing.
         progress: Called with (step, steps, mean loss) whenever the log is written and at the end.
         resume: False starts over, whatever is in the directory.

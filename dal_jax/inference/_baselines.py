@@ -77,7 +77,7 @@ def over_conditioned_p(
         z_obs: Observed statistic in units of its standard deviation.
         window: (2,) standardized ends of the window in which z_obs lies, or what selection saw.
         alternative: "two-sided", "equal-tailed", "greater" or "less".
-        perturbation: Of what selection saw.
+        perturbation: Noise that was added to the statistic for the selection.
 
     Returns:
         p in [0, 1]; NaN when z_obs is not in the window.

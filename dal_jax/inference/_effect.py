@@ -44,8 +44,8 @@ def effect(observed: Observed, confidence: float = 0.95) -> Effect:
     searched; where it was not it may be infinite.
 
     Args:
-        observed: Of a finished search.
-        confidence: In (0, 1).
+        observed: Result of a finished search.
+        confidence: Confidence level, in (0, 1).
 
     Returns:
         Effect(estimate, low, high); NaN where there is no p-value.

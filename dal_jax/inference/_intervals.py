@@ -245,7 +245,7 @@ def gauss_legendre(count: int) -> tuple[Float[np.ndarray, " n"], Float[np.ndarra
     """Return nodes and weights of Gauss and Legendre's rule on [-1, 1].
 
     Args:
-        count: Of nodes, n.
+        count: Number n of nodes.
 
     Returns:
         (n,) nodes and (n,) weights.

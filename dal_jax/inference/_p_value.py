@@ -63,7 +63,7 @@ def selective_p(
         truncation: (k, 2) the set Z found, in the same units; taken inside `searched`.
         searched: (m, 2) where membership in Z is known; the rest of the line is not.
         alternative: "two-sided", "equal-tailed", "greater" or "less".
-        perturbation: What was added to the statistic for the selection; none by default.
+        perturbation: Noise that was added to the statistic for the selection; none by default.
         mean: Of T in its standard deviations, 0 under the null; one-sided alternatives only.
 
     Returns:
@@ -110,15 +110,15 @@ def p_of_split(
             statistic in the tails or not.
         z_obs: Observed statistic.
         seen: What selection saw of it.
-        truncation: As in `selective_p`.
-        searched: As in `selective_p`.
-        alternative: As in `selective_p`.
+        truncation: Truncation set, as in `selective_p`.
+        searched: Searched part of the line, as in `selective_p`.
+        alternative: Alternative hypothesis, as in `selective_p`.
 
     Returns:
         As `selective_p`.
 
     Raises:
-        InputError: As `selective_p`.
+        InputError: The same conditions as in `selective_p`.
     """
     check_alternative(alternative)
     if alternative == "equal-tailed":
@@ -158,14 +158,14 @@ def decision(bounds: SelectiveP, alpha: float) -> Literal["reject", "accept", "u
     """Return what the bounds on p already say about the test at level alpha.
 
     Args:
-        bounds: Of a p-value; the test rejects when p <= alpha.
+        bounds: Bounds on a p-value; the test rejects when p <= alpha.
         alpha: Level in (0, 1).
 
     Returns:
         "reject" when high <= alpha, "accept" when low > alpha, "undecided" otherwise (and for NaN).
 
     Raises:
-        InputError: Alpha not in (0, 1).
+        InputError: `alpha` is not in (0, 1).
 
     Example:
         >>> decision(SelectiveP(p=0.02, low=0.01, high=0.03), alpha=0.05)

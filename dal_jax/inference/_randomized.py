@@ -74,9 +74,9 @@ def normal_split(
 
     Args:
         part: (k, 2) the set R of V, disjoint, in standard deviations of T.
-        tails: Of T: one or two half-lines, disjoint.
-        spread: Of V about T, above 0, in standard deviations of T.
-        mean: Of T, in its standard deviations.
+        tails: Tails of T, one or two disjoint half-lines.
+        spread: Standard deviation of V about T, above 0, in standard deviations of T.
+        mean: Mean of T, in its standard deviations.
 
     Returns:
         `log P(V in R and T in tails)` to full relative accuracy, and `log P(V in R and T not in
@@ -106,8 +106,8 @@ def student_split(
 
     Args:
         part: (k, 2) the set R of V, disjoint.
-        tails: Of T: one or two half-lines, disjoint.
-        spread: Of V about T, above 0.
+        tails: Tails of T, one or two disjoint half-lines.
+        spread: Standard deviation of V about T, above 0.
         log_density: The logarithm of the density of T.
 
     Returns:
@@ -146,8 +146,8 @@ def student_total(selected: Intervals, spread: float, degrees: float) -> float:
 
     Args:
         selected: (k, 2) the set R of V, disjoint.
-        spread: Of V about T, 0 or above.
-        degrees: Of freedom, 2 or above.
+        spread: Standard deviation of V about T, 0 or above.
+        degrees: Degrees of freedom, 2 or above.
 
     Returns:
         The log probability; -inf for the empty set.
@@ -169,8 +169,8 @@ def log_total(selected: Intervals, spread: float, mean: float = 0.0) -> float:
 
     Args:
         selected: (k, 2) the set R of V, disjoint, in standard deviations of T.
-        spread: Of V about T, in standard deviations of T.
-        mean: Of T, in its standard deviations.
+        spread: Standard deviation of V about T, in standard deviations of T.
+        mean: Mean of T, in its standard deviations.
 
     Returns:
         The log probability; -inf for the empty set.
@@ -191,9 +191,9 @@ def log_tail(selected: Intervals, limit: float, spread: float, mean: float = 0.0
 
     Args:
         selected: (k, 2) the set R of V, disjoint, in standard deviations of T.
-        limit: Of T, finite, in its standard deviations.
-        spread: Of V about T, above 0, in standard deviations of T.
-        mean: Of T, in its standard deviations.
+        limit: Limit of T, finite, in standard deviations of T.
+        spread: Standard deviation of V about T, above 0, in standard deviations of T.
+        mean: Mean of T, in its standard deviations.
 
     Returns:
         The log probability; -inf for the empty set.
@@ -213,10 +213,10 @@ def log_tails(
     """Return the same for each interval of R.
 
     Args:
-        selected: As in `log_tail`.
-        limit: As in `log_tail`.
-        spread: As in `log_tail`.
-        mean: As in `log_tail`.
+        selected: Set R of V, as in `log_tail`.
+        limit: Limit of T, as in `log_tail`.
+        spread: Standard deviation of V about T, as in `log_tail`.
+        mean: Mean of T, as in `log_tail`.
 
     Returns:
         (k,) log probabilities.

@@ -123,8 +123,8 @@ class NullLaw:
         """The selective p-value and its bounds under this law.
 
         Args:
-            observed: Of one image.
-            alternative: As in `selective_p`.
+            observed: Result of the search for one image.
+            alternative: Alternative hypothesis, as in `selective_p`.
 
         Returns:
             SelectiveP(p, low, high).
@@ -154,7 +154,7 @@ class NullLaw:
         """Log densities of observed statistics given that each lies in its truncation set.
 
         Args:
-            observed: Of m images, one or more.
+            observed: Results of m images, one or more.
 
         Returns:
             (m,) `log f(z_obs) - log P(Z)`; where selection was randomized, with the probability
@@ -197,8 +197,8 @@ def inflation(observed: Sequence[Observed], alternative: str = "two-sided") -> N
     is called a remedy must not make p-values smaller.
 
     Args:
-        observed: Of images known to be normal, one or more.
-        alternative: As in `selective_p`.
+        observed: Results of images known to be normal, one or more.
+        alternative: Alternative hypothesis, as in `selective_p`.
 
     Returns:
         NullLaw(factor); the factor is within [1, 20].
@@ -237,7 +237,7 @@ def heavy_tails(observed: Sequence[Observed], groups: ArrayLike | None = None) -
     takes the larger of them and those of the noise model.
 
     Args:
-        observed: Of images known to be normal, one or more.
+        observed: Results of images known to be normal, one or more.
         groups: (m,) the physical object of each; each image has the weight 1 / size of its group,
             so that all images of one object together count as one. None: all are independent.
 
@@ -312,7 +312,7 @@ class Ranks:
         """The conformal p-value of an image whose selective p-value is known within bounds.
 
         Args:
-            bounds: Of the image.
+            bounds: P-value of the image, with its bounds.
 
         Returns:
             Its rank, and the ranks between which that lies whatever the searches left open.
@@ -337,8 +337,8 @@ def recalibrate(
 
     Args:
         by: The law, or the p-values of normal images.
-        observed: Of one image.
-        alternative: As in `selective_p`.
+        observed: Result of the search for one image.
+        alternative: Alternative hypothesis, as in `selective_p`.
         raw: Its raw p-value with bounds, where that is there already.
 
     Returns:
@@ -374,7 +374,7 @@ def conformal_p(calibration: ArrayLike, value: float, weights: ArrayLike | None 
 
     Args:
         calibration: (m,) p-values, or any score small for anomalous images; NaN is left out.
-        value: That of the image.
+        value: Value of the image.
         weights: (m,) above 0; one over the number of images of its object, those without a p-value
             counted too. None: each is the one image of its object.
 

@@ -76,7 +76,7 @@ class AutoencoderReconstruct:
 
         Args:
             params: Variables of the network.
-            draws: Not used.
+            draws: Unused.
             x: (H, W, C), the image.
 
         Returns:
@@ -111,7 +111,7 @@ class AutoencoderScore:
 
         Args:
             params: Variables of the network.
-            draws: Not used.
+            draws: Unused.
             x: (H, W, C), the image.
 
         Returns:

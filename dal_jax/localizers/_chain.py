@@ -30,7 +30,7 @@ def reverse_steps(
         denoiser: With `conditions(levels)`, from `dal_jax.models.denoiser`.
         schedule: The noise schedule.
         reverse: Start, steps and eta.
-        dtype: To compute in.
+        dtype: Type of the computation.
 
     Returns:
         The steps, each array with a leading axis, the highest level first; ready for `lax.scan`.

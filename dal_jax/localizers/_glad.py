@@ -141,12 +141,12 @@ def adaptive_chain(
     happens: the same work for every image.
 
     Args:
-        config: Of GLAD.
+        config: Configuration of GLAD.
         predict: (x, condition) -> noise.
         look: Images -> features of several depths.
         y: (B, H, W, C).
         noise: (B, H, W, C), of the input at every level.
-        steps: From `reverse_steps`.
+        steps: Steps from `reverse_steps`.
 
     Returns:
         The reconstructions, and where each was fused.
@@ -179,8 +179,8 @@ def departures(
 
     Args:
         config: Of GLAD; what it says of stopping is not looked at.
-        extractor: Of features.
-        params: Of the localizer.
+        extractor: Extractor of features.
+        params: Parameters of the localizer.
         draws: (1, H, W, C).
         x: (H, W, C).
 
@@ -236,9 +236,9 @@ def glad_chain(
     """Reconstruct one image by `adaptive_chain` with a network and an extractor.
 
     Args:
-        config: Of GLAD.
-        extractor: Of features.
-        params: Of the localizer.
+        config: Configuration of GLAD.
+        extractor: Extractor of features.
+        params: Parameters of the localizer.
         draws: (1, H, W, C).
         x: (H, W, C).
 
@@ -285,7 +285,7 @@ class GladReconstruct:
         """Reconstruct one image in its dtype.
 
         Args:
-            params: Of the localizer, as `Localizer.params` has them.
+            params: Parameters of the localizer, as in `Localizer.params`.
             draws: (1, H, W, C) standard normal.
             x: (H, W, C), the image.
 
@@ -318,7 +318,7 @@ class GladScore:
         """Scores one image in its dtype.
 
         Args:
-            params: Of the localizer, as `Localizer.params` has them.
+            params: Parameters of the localizer, as in `Localizer.params`.
             draws: (1, H, W, C) standard normal.
             x: (H, W, C), the image.
 

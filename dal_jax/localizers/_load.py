@@ -35,7 +35,7 @@ def make_localizer(
     """Make a localizer of the kind of its configuration.
 
     Args:
-        variables: Of the network.
+        variables: Variables of the network.
         config: `DalConfig`, `MdpsConfig`, `GladConfig` or `AutoencoderLocalizerConfig`.
         threshold: Positive, in units of the score.
         draws: An array of the localizer's shape, or a seed; None is seed 0.
@@ -64,7 +64,7 @@ def load_localizer(
     """Make a localizer from a checkpoint.
 
     Args:
-        directory: That `train`, `save_checkpoint` or `import-weights` wrote.
+        directory: Folder that `train`, `save_checkpoint` or `import-weights` wrote.
         threshold: Positive, in units of the score.
         draws: Fixed before the image is seen: an array of the localizer's shape, or a seed; None
             is seed 0.
@@ -131,7 +131,7 @@ def save_extractor(directory: str | Path, extractor: ExtractorFile | None) -> No
     """Copy an extractor's weights beside a checkpoint, for `load_localizer`.
 
     Args:
-        directory: Of the model, made if missing.
+        directory: Folder of the model, created if it does not exist.
         extractor: Whose weights fit; None: the one that is there no longer counts.
 
     Raises:

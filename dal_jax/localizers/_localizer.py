@@ -50,7 +50,7 @@ class Localizer(NamedTuple):
             (H, W), in the dtype of x.
 
         Raises:
-            InputError: X has another shape than `image_shape`, or values that are not finite.
+            InputError: `x` has another shape than `image_shape`, or values that are not finite.
         """
         return self._run(self.score_fn, x=x)[0]
 
@@ -64,7 +64,7 @@ class Localizer(NamedTuple):
             (H, W, C), in the dtype of x.
 
         Raises:
-            InputError: X has another shape than `image_shape`, or values that are not finite.
+            InputError: `x` has another shape than `image_shape`, or values that are not finite.
         """
         return self._run(self.reconstruct_fn, x=x)[0]
 
@@ -74,13 +74,13 @@ class Localizer(NamedTuple):
         """Compute the score map and the reconstruction together, for the price of one.
 
         Args:
-            x: As in `score`.
+            x: Image, as in `score`.
 
         Returns:
             (score, reconstruction), in the dtype of x.
 
         Raises:
-            InputError: X has another shape than `image_shape`, or values that are not finite.
+            InputError: `x` has another shape than `image_shape`, or values that are not finite.
         """
         score, reconstruction = self._run(self.score_fn, self.reconstruct_fn, x=x)
         return score, reconstruction
@@ -95,7 +95,7 @@ class Localizer(NamedTuple):
             (H, W) bool.
 
         Raises:
-            InputError: X does not fit.
+            InputError: `x` does not fit.
         """
         return self.score(x).astype(np.float64) > self.threshold
 
@@ -153,14 +153,14 @@ def check_draws(draws: Any, shape: tuple[int, ...]) -> np.ndarray:
     """Refuse draws of another shape or with values that are not finite.
 
     Args:
-        draws: To be checked.
-        shape: What they should be.
+        draws: Draws to be checked.
+        shape: Expected shape.
 
     Returns:
         The draws, as a numpy array of float32 or float64.
 
     Raises:
-        InputError: They do not fit.
+        InputError: The values do not fit.
     """
     array = np.asarray(draws)
     if array.shape != tuple(shape):
@@ -177,13 +177,13 @@ def make_draws(draws: Any, shape: tuple[int, ...]) -> np.ndarray:
 
     Args:
         draws: Array, seed, or None for seed 0.
-        shape: Of the draws.
+        shape: Shape of the draws.
 
     Returns:
         The draws.
 
     Raises:
-        InputError: They do not fit.
+        InputError: The values do not fit.
     """
     if draws is None or isinstance(draws, int | np.integer):
         if draws is not None and draws < 0:
@@ -196,13 +196,13 @@ def check_threshold(threshold: float) -> float:
     """Refuse a threshold that is not positive and finite.
 
     Args:
-        threshold: In units of the score.
+        threshold: Threshold, in units of the score.
 
     Returns:
         It as a float.
 
     Raises:
-        InputError: It is not positive and finite.
+        InputError: The threshold is not positive and finite.
     """
     if np.ndim(threshold) != 0 or not 0.0 < threshold < np.inf:
         raise InputError(f"threshold: got {threshold}, expected a positive finite number")
@@ -270,7 +270,7 @@ def with_rescaling(localizer: Localizer) -> Localizer:
     came like that. The score is no longer piecewise affine: adaptive engine only.
 
     Args:
-        localizer: For images (H, W, C) of mean 0 and deviation 1.
+        localizer: Localizer of images (H, W, C) of mean 0 and deviation 1.
 
     Returns:
         One whose score does not depend on an image's scale; NaN for an image of zeros.

@@ -142,10 +142,10 @@ def posterior_sample(
         predict: (x, condition) -> noise.
         y: (B, H, W, C) or (H, W, C), the observed images.
         draws: (B, 1 + steps, H, W, C); zeta, then one draw a step.
-        steps: From `reverse_steps`.
-        weight: Of the guidance, w.
+        steps: Steps from `reverse_steps`.
+        weight: Weight w of the guidance.
         mask: (B, H, W, 1), 1 where the image is taken to be wrong, 0 where it is kept; None: ones.
-        squared: As in `guidance`.
+        squared: Choice of the formula, as in `guidance`.
 
     Returns:
         (B, H, W, C).
@@ -191,9 +191,9 @@ def mdps_samples(
     program takes these from all test images, which no test of one image could allow for.)
 
     Args:
-        config: Of MDPS.
-        extractor: Of features.
-        params: Of the localizer.
+        config: Configuration of MDPS.
+        extractor: Extractor of features.
+        params: Parameters of the localizer.
         draws: (samples, passes, 1 + steps, H, W, C).
         x: (H, W, C).
 
@@ -253,7 +253,7 @@ class MdpsReconstruct:
         """Reconstruct one image in its dtype.
 
         Args:
-            params: Of the localizer, as `Localizer.params` has them.
+            params: Parameters of the localizer, as in `Localizer.params`.
             draws: (samples, passes, 1 + steps, H, W, C) standard normal.
             x: (H, W, C), the image.
 
@@ -287,7 +287,7 @@ class MdpsScore:
         """Scores one image in its dtype.
 
         Args:
-            params: Of the localizer, as `Localizer.params` has them.
+            params: Parameters of the localizer, as in `Localizer.params`.
             draws: (samples, passes, 1 + steps, H, W, C) standard normal.
             x: (H, W, C), the image.
 

@@ -131,14 +131,14 @@ class PerceptualConfig(LocalizerConfig):
         """Refuse a field that is no number of a range.
 
         Args:
-            name: Of the field.
+            name: Name of the field.
             low: Smallest value.
             high: Largest value; infinity itself is refused.
             whole: True for integers only.
             positive: True refuses `low` itself, which is 0 then.
 
         Raises:
-            InputError: It does not fit.
+            InputError: The value does not fit.
         """
         value = getattr(self, name)
         kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
@@ -162,7 +162,7 @@ def check_extractor(extractor: Any, config: PerceptualConfig) -> Any:
 
     Args:
         extractor: (params, images) -> features; None is the network's own encoder.
-        config: Of the localizer.
+        config: Configuration of the localizer.
 
     Returns:
         The extractor.
@@ -196,9 +196,9 @@ def make_params(
     """Put together the parameters of a localizer.
 
     Args:
-        variables: Of the network.
-        config: Of the localizer, with the scales.
-        extractor: Of features.
+        variables: Variables of the network.
+        config: Configuration of the localizer, with the scales.
+        extractor: Extractor of features.
         features: Parameters of the extractor; None: the variables.
 
     Returns:
@@ -222,15 +222,15 @@ def check_constants(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray
     """Refuse constants of another shape, negative or not finite.
 
     Args:
-        name: Of the argument.
-        value: To be checked.
+        name: Name of the argument.
+        value: Value to be checked.
         shape: Expected.
 
     Returns:
         A float64 array.
 
     Raises:
-        InputError: They do not fit.
+        InputError: The values do not fit.
     """
     array = np.asarray(value, np.float64)
     if array.shape != shape:
@@ -251,7 +251,7 @@ def features(
     Args:
         extractor: (params, images) -> features (B, h, w, D) of several depths; its `input_range`
             (low, high) is that of the images it takes, or None for images as they are.
-        params: Of the extractor.
+        params: Parameters of the extractor.
         x: (B, H, W, C).
         image_range: (low, high), of x; what is outside is mapped by the same line.
 
@@ -358,8 +358,8 @@ def perceptual_map(
         v: Features of the other, or others.
         scales: Factor of each depth.
         sides: (H, W).
-        radius: As in `distance`.
-        piecewise_linear: As in `distance`.
+        radius: Radius of the matching, as in `distance`.
+        piecewise_linear: Choice of the formula, as in `distance`.
 
     Returns:
         (B, H, W).
@@ -381,9 +381,9 @@ def difference_from(
     `sum_d scale_d resize(d_d) + w scale_pixel mean_c |normal - x|`.
 
     Args:
-        config: Of MDPS or GLAD.
-        extractor: Of features.
-        params: Of the localizer, {"features": ..., "scales": ...}.
+        config: Configuration of MDPS or GLAD.
+        extractor: Extractor of features.
+        params: Parameters of the localizer, {"features": ..., "scales": ...}.
         x: (H, W, C), the image.
 
     Returns:

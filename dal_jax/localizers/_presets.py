@@ -74,7 +74,7 @@ def as_kind(config: Any, text: str) -> Any:
     """What another kind of localizer makes of a trained network.
 
     Args:
-        config: Of the localizer that the network was trained for.
+        config: Configuration of the localizer that the network was trained for.
         text: As `localizer_preset` takes it; its network, schedule and image size are not looked
             at, and constants that the kind learns are not learned.
 

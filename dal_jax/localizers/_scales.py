@@ -29,7 +29,7 @@ def learn_scales(localizer: Localizer, images: Float[np.ndarray, "K H W C"]) -> 
     take the maxima of the test images themselves.
 
     Args:
-        localizer: From `mdps_localizer` or `glad_localizer`.
+        localizer: Localizer made by `mdps_localizer` or `glad_localizer`.
         images: (K, H, W, C), normal, none of them to be tested.
 
     Returns:

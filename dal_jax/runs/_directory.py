@@ -105,7 +105,7 @@ class RunDirectory(NamedTuple):
         A line is the record with the key "task" put first, floats as `encode` writes them.
 
         Args:
-            path: By default results.jsonl in the directory.
+            path: Path of the file; None stands for results.jsonl in the directory.
             partial: Take what there is if tasks are missing.
 
         Returns:
@@ -147,7 +147,7 @@ def open_run(
     Args:
         path: An empty or a new directory, or one that this function made.
         run_fingerprint: Of everything that decides the records, see `fingerprint`.
-        num_tasks: 1 or more.
+        num_tasks: Number of tasks, 1 or more.
         description: Of the run, for readers; what `encode` takes.
         contradiction: Function of two records of one task that returns the key in which they
             contradict one another, or None; by default they must be equal but for "seconds".

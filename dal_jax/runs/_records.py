@@ -68,7 +68,7 @@ def decode(value: Any) -> Any:
     """Return back what `encode` was given.
 
     Args:
-        value: What `json.loads` returned.
+        value: Result of `json.loads`.
 
     Returns:
         The value, with NaN and infinities as floats.
@@ -100,14 +100,14 @@ def to_line(fields: dict[str, Any]) -> bytes:
     """Write fields as a line that can be checked.
 
     Args:
-        fields: At least one.
+        fields: Fields to write, at least one.
 
     Returns:
         `{"crc32":"HHHHHHHH",...}` and a newline, all ASCII; the CRC-32 is that of the bytes behind
         the comma that follows it, newline excluded.
 
     Raises:
-        InputError: As for `encode`.
+        InputError: The value cannot be encoded; see `encode`.
     """
     rest = dumps(fields).encode("ascii")[1:]
     return b'{"crc32":"%08x",%s\n' % (zlib.crc32(rest), rest)
@@ -117,7 +117,7 @@ def from_line(line: bytes) -> dict[str, Any] | None:
     """Read a line of `to_line`.
 
     Args:
-        line: With its newline.
+        line: Line with its newline.
 
     Returns:
         The fields, or None if the line is not whole or its checksum does not fit.
@@ -160,7 +160,7 @@ class ShardWriter:
 
         Args:
             task: 0, ..., num_tasks - 1.
-            record: What `encode` takes.
+            record: Record that `encode` accepts.
 
         Raises:
             InputError: No such task, or a record that JSON cannot hold; nothing is written.
@@ -176,7 +176,7 @@ class ShardWriter:
         """Write one line, and has the disk keep it if the last time is long enough ago.
 
         Args:
-            fields: What `encode` takes, at least one.
+            fields: Fields that `encode` accepts, at least one.
 
         Raises:
             InputError: Fields that JSON cannot hold; nothing is written.
@@ -249,10 +249,10 @@ def create_shard(
     """Make a new shard `shard-PROCESS-ATTEMPT.jsonl`, whoever else is doing so.
 
     Args:
-        directory: Of the run.
+        directory: Folder of the run.
         process: Index of this process, 0 or more.
         run: Fingerprint, written on the first line.
-        num_tasks: Of the run.
+        num_tasks: Number of tasks of the run.
         sync_seconds: Least time between two fsyncs.
 
     Returns:
@@ -296,7 +296,7 @@ def read_shard(path: Path, run: str, num_tasks: int) -> Iterator[Entry]:
     Args:
         path: The file.
         run: Fingerprint that its first line must bear.
-        num_tasks: Of the run.
+        num_tasks: Number of tasks of the run.
 
     Yields:
         One entry for each line behind the first.

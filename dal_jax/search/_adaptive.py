@@ -148,14 +148,14 @@ def adaptive_search(
     until all are, or until `how.max_evaluations` leave it with NOT_CONVERGED.
 
     Args:
-        z_obs: What selection saw of the statistic, in units of its standard deviation.
+        z_obs: Statistic that the selection saw, in units of its standard deviation.
         observed: The margins (1, n) there, in float64.
         options: Alternative, precision, alpha, z_max.
         how: Spacing, safety and so on.
-        seed: Of the random points.
+        seed: Seed of the random points.
         wide_only: True when every evaluation is in float64.
-        perturbation: What was added to the statistic for the selection.
-        progress: Called after every round.
+        perturbation: Noise that was added to the statistic for the selection.
+        progress: Function that is called after every round.
 
     Yields:
         Points to be evaluated; expects their `Margins`.

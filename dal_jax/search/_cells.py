@@ -43,7 +43,7 @@ def with_points(
     """Add evaluated points; of two at one place the more exact one stays.
 
     Args:
-        nodes: So far.
+        nodes: Points evaluated so far.
         z: (k,) standardized.
         margin: (k, n).
         inside: (k,) bool.

@@ -60,11 +60,11 @@ class Evaluator:
     product may treat the last rows of a block otherwise than the first.
 
     Args:
-        functions: Of the localizer.
-        params: Of the functions.
+        functions: Functions of the localizer.
+        params: Parameters of the functions.
         draws: For all images, or those of any one image if `own_draws`.
         own_draws: Whether every image comes with its own draws.
-        devices: To be used; None is all of this process.
+        devices: Devices to be used; None selects all devices of this process.
 
     Raises:
         InputError: No devices; when it is used, scores of another shape than the images.

@@ -122,8 +122,8 @@ def search_line(
 
     Args:
         engine: Finds the observed region's set on given parts of the line.
-        z_obs: What selection saw of the statistic, in units of its standard deviation.
-        alternative: As in `selective_p`.
+        z_obs: Statistic that the selection saw, in units of its standard deviation.
+        alternative: Alternative hypothesis, as in `selective_p`.
         precision: Width of the bounds on p to be reached, in [0, 1); 0 searches all of the range.
         alpha: Level in (0, 1) of the decision that may end the search, or None.
         z_max: Half the width of the range, standard deviations; None is 10 + |z_obs|. A range
@@ -133,8 +133,8 @@ def search_line(
         recalibrations: Whose p-values, too, must tell their decisions at the level.
         shares: How many tests share alpha and level: the decisions that count are those at the
             whole, 1/2, ..., 1/shares of them, between which Holm's procedure chooses.
-        perturbation: What was added to the statistic for the selection.
-        progress: Called after every round.
+        perturbation: Noise that was added to the statistic for the selection.
+        progress: Function that is called after every round.
 
     Returns:
         The sets, the bounds, the counts and the status.
@@ -191,11 +191,11 @@ def check_options(
     """Refuse options of a search that do not depend on the data.
 
     Args:
-        alternative: As in `search_line`.
-        precision: As in `search_line`.
-        alpha: As in `search_line`.
-        z_max: As in `search_line`.
-        level: As in `search_line`.
+        alternative: Alternative hypothesis, as in `search_line`.
+        precision: Width of the bounds on p, as in `search_line`.
+        alpha: Level whose decision may end the search, as in `search_line`.
+        z_max: Half the width of the range, as in `search_line`.
+        level: Level whose decision must be certain, as in `search_line`.
 
     Raises:
         InputError: One of them does not fit.
@@ -241,7 +241,7 @@ def search_status(bounds: SelectiveP, options: SearchOptions) -> Status:
     """Return whether the bounds on p are as asked for.
 
     Args:
-        bounds: On p.
+        bounds: Bounds on p.
         options: With the precision, and the level alpha whose decision is enough, or None.
 
     Returns:

@@ -62,7 +62,7 @@ class Membership:
         """Evaluate at one point of the line.
 
         Args:
-            operands: What `operands` returned.
+            operands: Arrays from the function `operands`.
             z: Standardized, a scalar of the same dtype.
 
         Returns:
@@ -108,7 +108,7 @@ def tree_spec(tree: Any) -> tuple[Any, tuple[Any, ...]]:
     """A hashable description of a pytree of arrays: its structure, shapes and dtypes.
 
     Args:
-        tree: Of arrays.
+        tree: Pytree of arrays.
 
     Returns:
         (structure, ((shape, dtype), ...)); `tree_from_spec` turns it into shapes to trace with.
@@ -121,7 +121,7 @@ def tree_from_spec(description: tuple[Any, tuple[Any, ...]]) -> Any:
     """The pytree of `jax.ShapeDtypeStruct` that a description stands for.
 
     Args:
-        description: From `tree_spec`.
+        description: Description from `tree_spec`.
 
     Returns:
         A tree to trace functions with.

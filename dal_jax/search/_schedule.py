@@ -95,8 +95,8 @@ def run_side_by_side(
         tasks: (key, generator) each; a generator yields `ScoreRequest` and receives `ScoreReply`,
             or yields a list of one or more such generators and receives what they returned, in
             order.
-        evaluator: Of the images.
-        in_flight: How many tasks at a time, 1 or more.
+        evaluator: Evaluator of the images.
+        in_flight: Number of tasks at a time, 1 or more.
 
     Yields:
         (key, what the generator returned), in the order in which they finish.

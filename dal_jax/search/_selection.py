@@ -47,7 +47,7 @@ def check_region(kind: Any) -> str:
     """Refuse what is no kind of region.
 
     Args:
-        kind: As in `select_region`.
+        kind: Kind of region, as in `select_region`.
 
     Returns:
         The kind.
@@ -124,8 +124,8 @@ def parts_of(selected: SelectedRegion, kind: str) -> list[Bool[np.ndarray, "H W"
     """The regions to test among the selected pixels, each given that all of them were selected.
 
     Args:
-        selected: Not empty.
-        kind: As in `select_region`.
+        selected: Selected region, not empty.
+        kind: Kind of region, as in `select_region`.
 
     Returns:
         Masks (H, W): of "components" each connected component, else the region itself.
@@ -186,8 +186,8 @@ def count_ties(
     Args:
         score: (H, W), finite, in float64.
         threshold: Flagged pixels have a higher score.
-        selected: In this map.
-        scale: Of the values that the score is computed from, in units of the score.
+        selected: Region that was selected in this map.
+        scale: Size of the values that the score is computed from, in units of the score.
 
     Returns:
         How many of the `margins` are below 1e-12 times the largest of scale, threshold and scores:
