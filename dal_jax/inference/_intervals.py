@@ -1,7 +1,9 @@
-"""Unions of intervals of the real line, as sorted, disjoint float64 arrays of shape (k, 2).
+"""Unions of intervals of the real line, and their normal probability in log space.
 
-Ends may be infinite. Ends are copied, never computed, so no operation adds rounding; sets that
-differ in finitely many points are the same set, and pieces without length are dropped.
+A union is a sorted, disjoint float64 array of shape (k, 2) with ends that may be infinite. Ends are
+copied, never computed, so that no operation adds rounding. Sets that differ in finitely many points
+are the same set, and pieces without length are dropped. Log probabilities have full relative
+accuracy in any tail.
 """
 
 from functools import cache
@@ -48,7 +50,7 @@ def as_intervals(intervals: ArrayLike) -> Intervals:
 
 
 def merge(intervals: Intervals, tolerance: float = 0.0) -> Intervals:
-    """Sort intervals and joins those that overlap, touch, or lie within `tolerance`.
+    """Sort intervals and join those that overlap, touch, or lie within `tolerance`.
 
     Args:
         intervals: (k, 2) in any order, no NaN; pieces with lo >= hi are dropped.
@@ -62,11 +64,11 @@ def merge(intervals: Intervals, tolerance: float = 0.0) -> Intervals:
         [[0.0, 3.0]]
     """
     pairs = intervals[intervals[:, 0] < intervals[:, 1]]
-    if len(pairs) < 2:  # most of the sets of a search
+    if len(pairs) < 2:  # the usual case in a search
         return pairs
     pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
     reach = np.maximum.accumulate(pairs[:, 1])
-    # Each group ends just before the next one's first.
+    # A group ends just before the first interval of the next one.
     border = np.ones(len(pairs) + 1, dtype=bool)
     border[1:-1] = pairs[1:, 0] > reach[:-1] + tolerance
     return np.stack([pairs[border[:-1], 0], reach[border[1:]]], axis=1)
@@ -161,7 +163,7 @@ def measure(a: Intervals) -> float:
 
 
 def contains(a: Intervals, z: ArrayLike | float) -> Bool[np.ndarray, "..."]:
-    """Tell which points lie in a union of intervals, ends included.
+    """Return which points lie in a union of intervals, ends included.
 
     Args:
         a: (k, 2) intervals in canonical form.
@@ -200,7 +202,7 @@ def log_mass(intervals: Float[np.ndarray, "k 2"]) -> Float[np.ndarray, " k"]:
     """
     lo, hi = np.clip(intervals, -_FARTHEST, _FARTHEST).T
     lo, hi = np.where(lo + hi < 0, (-hi, -lo), (lo, hi))
-    with np.errstate(all="ignore"):  # each formula is evaluated where the other one serves, too
+    with np.errstate(all="ignore"):  # both formulas are evaluated everywhere
         return np.where((hi - lo) * hi < 1, _log_mass_narrow(lo, hi), _log_mass_wide(lo, hi))
 
 
@@ -223,7 +225,7 @@ def log_total_mass(intervals: Intervals) -> float:
 def _log_mass_wide(
     lo: Float[np.ndarray, " k"], hi: Float[np.ndarray, " k"]
 ) -> Float[np.ndarray, " k"]:
-    """Difference of upper tails; at least a quarter of Q(lo) remains where it is used."""
+    """Return the log difference of upper tails, of which a quarter of Q(lo) or more remains."""
     log_q_lo, log_q_hi = log_ndtr(-lo), log_ndtr(-hi)
     return log_q_lo + np.log1p(-np.exp(log_q_hi - log_q_lo))
 
@@ -231,7 +233,7 @@ def _log_mass_wide(
 def _log_mass_narrow(
     lo: Float[np.ndarray, " k"], hi: Float[np.ndarray, " k"]
 ) -> Float[np.ndarray, " k"]:
-    """Density at the middle, times the integral of its ratio exp(-m t - t^2/2) around it."""
+    """Return the log density at the middle plus the log integral of its ratio exp(-m t - t^2/2)."""
     # Ten nodes integrate the ratio to 1e-18 on the widest interval that counts as narrow.
     nodes, weights = gauss_legendre(10)
     middle, half = (lo + hi) / 2, (hi - lo) / 2
