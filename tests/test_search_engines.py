@@ -29,8 +29,14 @@ from dal_jax.search import (
     search_line,
     select_region,
 )
-from dal_jax.search._scan_engine import LANES, SEGMENTS_PER_LANE, Record, _gaps, _segments
-from dal_jax.search._sweep_engine import _contradicted
+from dal_jax.search._engines import (
+    LANES,
+    SEGMENTS_PER_LANE,
+    Record,
+    _contradicted,
+    _gaps,
+    _segments,
+)
 
 RANGE = (-6.0, 6.0)
 SEGMENTS = LANES * SEGMENTS_PER_LANE

@@ -76,7 +76,7 @@ class AdaptiveOptions:
     """How carefully the adaptive search looks.
 
     Raises:
-        InputError: a number is out of range.
+        InputError: A number is out of range.
 
     Example:
         >>> AdaptiveOptions(spacing=0.25).max_evaluations
@@ -139,7 +139,7 @@ def adaptive_search(
     perturbation: Perturbation = NONE,
     progress: Progress | None = None,
 ) -> Generator[QueryPoints, Margins, AdaptiveResult]:
-    """Finds where along a line the region is the observed one.
+    """Find where along a line the region is the observed one.
 
     Evaluates a coarse grid, then divides the cells in which interpolation does not decide
     membership, down to `how.tolerance` at the ends of the set; cells whose probability does not
@@ -148,14 +148,14 @@ def adaptive_search(
     until all are, or until `how.max_evaluations` leave it with NOT_CONVERGED.
 
     Args:
-        z_obs: what selection saw of the statistic, in units of its standard deviation.
-        observed: the margins (1, n) there, in float64.
-        options: alternative, precision, alpha, z_max.
-        how: spacing, safety and so on.
-        seed: of the random points.
+        z_obs: Statistic that the selection saw, in units of its standard deviation.
+        observed: The margins (1, n) there, in float64.
+        options: Alternative, precision, alpha, z_max.
+        how: Spacing, safety and so on.
+        seed: Seed of the random points.
         wide_only: True when every evaluation is in float64.
-        perturbation: what was added to the statistic for the selection.
-        progress: called after every round.
+        perturbation: Noise that was added to the statistic for the selection.
+        progress: Function that is called after every round.
 
     Yields:
         Points to be evaluated; expects their `Margins`.
@@ -187,7 +187,7 @@ def adaptive_search(
 
 
 def misjudged_length(num_checks: int, num_disagreements: int = 0, delta: float = 0.05) -> float:
-    """Returns an upper limit on the length misjudged, from random checks, as a share of the line.
+    """Return an upper limit on the length misjudged, from random checks, as a share of the line.
 
     Clopper and Pearson's limit with k disagreements among N + k points drawn uniformly in z. Checks
     are repeated until all of a round agree, and each disagreement is followed up: every one ever
@@ -243,7 +243,7 @@ class _Search:
         self.finite, self.agreed = True, True
 
     def resolve(self) -> Generator[QueryPoints, Margins, None]:
-        """Asks until the bounds are tight and the ends are known, or nothing is left to ask."""
+        """Ask until the bounds are tight and the ends are known, or nothing is left to ask."""
         points = self._first() if len(self.nodes.z) == 1 else self._next()
         while len(points.z) and self.asked < self.how.max_evaluations:
             yield from self._evaluate(points)
@@ -252,7 +252,7 @@ class _Search:
             points = self._next()
 
     def check(self, rng: np.random.Generator) -> Generator[QueryPoints, Margins, bool]:
-        """Asks at random points of what was searched; whether all are as predicted."""
+        """Ask at random points of what was searched; whether all are as predicted."""
         found, undecided = self.found, self.undecided
         z = rng.uniform(self.nodes.z[0], self.nodes.z[-1], self.how.checks)
         z = z[~contains(undecided, z)]
@@ -311,7 +311,7 @@ class _Search:
         return least * 2.0 ** max(0, math.ceil(math.log2(steps))) if steps > 0 else least
 
     def _assess(self) -> None:
-        """Draws from the nodes what is known."""
+        """Draw from the nodes what is known."""
         nodes, cells = self.nodes, decide_cells(self.nodes, self.safety)
         self.cells = cells
         open_ = cells.start < cells.stop

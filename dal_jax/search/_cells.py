@@ -40,10 +40,10 @@ class Cells(NamedTuple):
 def with_points(
     nodes: EvaluatedPoints, z: np.ndarray, margin: np.ndarray, inside: np.ndarray, noise: np.ndarray
 ) -> EvaluatedPoints:
-    """Adds evaluated points; of two at one place the more exact one stays.
+    """Add evaluated points; of two at one place the more exact one stays.
 
     Args:
-        nodes: so far.
+        nodes: Points evaluated so far.
         z: (k,) standardized.
         margin: (k, n).
         inside: (k,) bool.
@@ -62,7 +62,7 @@ def with_points(
 
 
 def decide_cells(nodes: EvaluatedPoints, safety: float) -> Cells:
-    """Finds the part of every cell in which interpolation does not decide membership.
+    """Find the part of every cell in which interpolation does not decide membership.
 
     `E = safety (h / 4) max(d, rms of d over the pixels, r) + noise`, d the sum of the changes of
     slope at both ends of a cell of width h, r what rounding alone makes of d: a `ROUNDED` share of
@@ -71,8 +71,8 @@ def decide_cells(nodes: EvaluatedPoints, safety: float) -> Cells:
     chord + E is negative.
 
     Args:
-        nodes: two or more.
-        safety: factor on the error, 1 or above.
+        nodes: Two or more.
+        safety: Factor on the error, 1 or above.
 
     Returns:
         The cells.

@@ -53,21 +53,21 @@ class _Program(NamedTuple):
 
 
 class Evaluator:
-    """Evaluates images, `capacity` at a time, in float32 or in float64.
+    """Evaluate images, `capacity` at a time, in float32 or in float64.
 
     Every device computes the same number of images with the same program whoever they belong to.
     What is computed beside an image, and its place, change its scores by rounding alone: a matrix
     product may treat the last rows of a block otherwise than the first.
 
     Args:
-        functions: of the localizer.
-        params: of the functions.
-        draws: for all images, or those of any one image if `own_draws`.
-        own_draws: whether every image comes with its own draws.
-        devices: to be used; None is all of this process.
+        functions: Functions of the localizer.
+        params: Parameters of the functions.
+        draws: For all images, or those of any one image if `own_draws`.
+        own_draws: Whether every image comes with its own draws.
+        devices: Devices to be used; None selects all devices of this process.
 
     Raises:
-        InputError: no devices; when it is used, scores of another shape than the images.
+        InputError: No devices; when it is used, scores of another shape than the images.
 
     Example:
         >>> def brightness(params, draws, x):
@@ -110,11 +110,11 @@ class Evaluator:
     def __call__(
         self, images: Float[np.ndarray, "k H W C"], draws: PyTree, dtype: str
     ) -> Evaluated:
-        """Starts the evaluation of up to `capacity` images.
+        """Start the evaluation of up to `capacity` images.
 
         Args:
             images: (k, H, W, C), k <= capacity.
-            draws: with a leading axis k where every image has its own, else not used.
+            draws: With a leading axis k where every image has its own, else not used.
             dtype: "float32" or "float64".
 
         Returns:

@@ -28,7 +28,7 @@ from dal_jax.inference import (
 )
 from dal_jax.inference._p_value import check_alternative
 from dal_jax.inference._randomized import NONE
-from dal_jax.search._engine import Engine, EngineResult
+from dal_jax.search._engines import Engine, EngineResult
 
 # The first round: this far on both sides of 0, and this far around the observed value.
 CORE, AROUND = 2.5, 0.5
@@ -79,7 +79,7 @@ class SearchOptions:
     """What is wanted of a search, as `search_line` takes it.
 
     Raises:
-        InputError: an option does not fit.
+        InputError: An option does not fit.
 
     Example:
         >>> SearchOptions(alpha=0.05).precision
@@ -114,27 +114,27 @@ def search_line(
     perturbation: Perturbation = NONE,
     progress: Progress | None = None,
 ) -> SearchResult:
-    """Searches outwards from 0 and from z_obs until the bounds on p are tight.
+    """Search outwards from 0 and from z_obs until the bounds on p are tight.
 
     Stops when `high - low <= precision`, or when alpha is given and the decision at alpha is
     certain; given a level not before the decisions at it are certain. Stops when |z| <= z_max is
     exhausted in any case. What was not searched widens the bounds.
 
     Args:
-        engine: finds the observed region's set on given parts of the line.
-        z_obs: what selection saw of the statistic, in units of its standard deviation.
-        alternative: as in `selective_p`.
-        precision: width of the bounds on p to be reached, in [0, 1); 0 searches all of the range.
-        alpha: level in (0, 1) of the decision that may end the search, or None.
-        z_max: half the width of the range, standard deviations; None is 10 + |z_obs|. A range
+        engine: Finds the observed region's set on given parts of the line.
+        z_obs: Statistic that the selection saw, in units of its standard deviation.
+        alternative: Alternative hypothesis, as in `selective_p`.
+        precision: Width of the bounds on p to be reached, in [0, 1); 0 searches all of the range.
+        alpha: Level in (0, 1) of the decision that may end the search, or None.
+        z_max: Half the width of the range, standard deviations; None is 10 + |z_obs|. A range
             that would not hold z_obs is widened to |z_obs| + 0.5.
-        level: in (0, 1): the search goes on, however narrow the bounds are, until they tell the
+        level: In (0, 1): the search goes on, however narrow the bounds are, until they tell the
             decision at this level; or None.
-        recalibrations: whose p-values, too, must tell their decisions at the level.
-        shares: how many tests share alpha and level: the decisions that count are those at the
+        recalibrations: Whose p-values, too, must tell their decisions at the level.
+        shares: How many tests share alpha and level: the decisions that count are those at the
             whole, 1/2, ..., 1/shares of them, between which Holm's procedure chooses.
-        perturbation: what was added to the statistic for the selection.
-        progress: called after every round.
+        perturbation: Noise that was added to the statistic for the selection.
+        progress: Function that is called after every round.
 
     Returns:
         The sets, the bounds, the counts and the status.
@@ -188,17 +188,17 @@ def check_options(
     z_max: float | None,
     level: float | None = None,
 ) -> None:
-    """Refuses options of a search that do not depend on the data.
+    """Refuse options of a search that do not depend on the data.
 
     Args:
-        alternative: as in `search_line`.
-        precision: as in `search_line`.
-        alpha: as in `search_line`.
-        z_max: as in `search_line`.
-        level: as in `search_line`.
+        alternative: Alternative hypothesis, as in `search_line`.
+        precision: Width of the bounds on p, as in `search_line`.
+        alpha: Level whose decision may end the search, as in `search_line`.
+        z_max: Half the width of the range, as in `search_line`.
+        level: Level whose decision must be certain, as in `search_line`.
 
     Raises:
-        InputError: one of them does not fit.
+        InputError: One of them does not fit.
 
     Example:
         >>> try:
@@ -221,8 +221,8 @@ def reach_limit(z_obs: float, z_max: float | None) -> float:
     """How far from 0 a search may go.
 
     Args:
-        z_obs: observed statistic in units of its standard deviation.
-        z_max: half the width of the range, or None for 10 + |z_obs|.
+        z_obs: Observed statistic in units of its standard deviation.
+        z_max: Half the width of the range, or None for 10 + |z_obs|.
 
     Returns:
         The limit, standard deviations; |z_obs| + 0.5 if z_max would not hold z_obs.
@@ -238,11 +238,11 @@ def reach_limit(z_obs: float, z_max: float | None) -> float:
 
 
 def search_status(bounds: SelectiveP, options: SearchOptions) -> Status:
-    """Whether the bounds on p are as asked for.
+    """Return whether the bounds on p are as asked for.
 
     Args:
-        bounds: on p.
-        options: with the precision, and the level alpha whose decision is enough, or None.
+        bounds: Bounds on p.
+        options: With the precision, and the level alpha whose decision is enough, or None.
 
     Returns:
         OK, NOT_CONVERGED, or TIE where the bounds are NaN.
@@ -258,16 +258,16 @@ def search_status(bounds: SelectiveP, options: SearchOptions) -> Status:
 
 
 def _certain(bounds: SelectiveP, level: float, shares: int) -> bool:
-    """Whether bounds tell the decisions at a level, its half, its third and so on."""
+    """Return whether bounds tell the decisions at a level, its half, its third and so on."""
     return all(decision(bounds, level / k) != "undecided" for k in range(1, shares + 1))
 
 
 def is_decided(observed: Observed, options: SearchOptions) -> bool:
-    """Whether what was searched tells every decision at the level of the options.
+    """Return whether what was searched tells every decision at the level of the options.
 
     Args:
-        observed: the statistic and what was searched.
-        options: with the level and the recalibrations.
+        observed: The statistic and what was searched.
+        options: With the level and the recalibrations.
 
     Returns:
         True without a level, and where there is no p-value that more searching could settle.

@@ -59,11 +59,11 @@ class Membership:
     must_stay_lower: bool = False  # whether any pixel need only score below the region's highest
 
     def __call__(self, operands: Any, z: Array) -> tuple[Array, Array]:
-        """Evaluates at one point of the line.
+        """Evaluate at one point of the line.
 
         Args:
-            operands: what `operands` returned.
-            z: standardized, a scalar of the same dtype.
+            operands: Arrays from the function `operands`.
+            z: Standardized, a scalar of the same dtype.
 
         Returns:
             (bool, (H, W)): whether the observed region is selected there, and the score.
@@ -85,8 +85,8 @@ def operands(problem: LineProblem, dtype: Any) -> Any:
     """The arrays of a problem, floating ones in one dtype.
 
     Args:
-        problem: the line.
-        dtype: floating dtype to compute in.
+        problem: The line.
+        dtype: Floating dtype to compute in.
 
     Returns:
         What `Membership` takes first.
@@ -108,7 +108,7 @@ def tree_spec(tree: Any) -> tuple[Any, tuple[Any, ...]]:
     """A hashable description of a pytree of arrays: its structure, shapes and dtypes.
 
     Args:
-        tree: of arrays.
+        tree: Pytree of arrays.
 
     Returns:
         (structure, ((shape, dtype), ...)); `tree_from_spec` turns it into shapes to trace with.
@@ -121,7 +121,7 @@ def tree_from_spec(description: tuple[Any, tuple[Any, ...]]) -> Any:
     """The pytree of `jax.ShapeDtypeStruct` that a description stands for.
 
     Args:
-        description: from `tree_spec`.
+        description: Description from `tree_spec`.
 
     Returns:
         A tree to trace functions with.

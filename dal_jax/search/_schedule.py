@@ -61,7 +61,7 @@ class _Running:
         return [_Running(number, task, self) for number, task in enumerate(tasks)]
 
     def take(self, number: int, result: Any) -> bool:
-        """Takes the result of one of them; whether it was the last one."""
+        """Take the result of one of them; whether it was the last one."""
         self.results[number] = result
         self.missing -= 1
         return not self.missing
@@ -85,7 +85,7 @@ class _Call(NamedTuple):
 def run_side_by_side(
     tasks: Iterable[tuple[Any, Task[Result]]], evaluator: Evaluator, in_flight: int
 ) -> Iterator[tuple[Any, Result]]:
-    """Runs tasks that ask for evaluations, a number of them at a time, until all are done.
+    """Run tasks that ask for evaluations, a number of them at a time, until all are done.
 
     A batch is started when it is full, or when nothing else is under way; a finished task makes
     room for the next one, so that the devices never wait for the slowest. A task that waits for
@@ -95,8 +95,8 @@ def run_side_by_side(
         tasks: (key, generator) each; a generator yields `ScoreRequest` and receives `ScoreReply`,
             or yields a list of one or more such generators and receives what they returned, in
             order.
-        evaluator: of the images.
-        in_flight: how many tasks at a time, 1 or more.
+        evaluator: Evaluator of the images.
+        in_flight: Number of tasks at a time, 1 or more.
 
     Yields:
         (key, what the generator returned), in the order in which they finish.
@@ -171,7 +171,7 @@ def _start_calls(waiting: Any, calls: deque[_Call], evaluator: Evaluator) -> Non
 
 
 def _collect(call: _Call) -> Iterator[_Ticket]:
-    """Waits for a call and hands its rows to their tickets; those that are complete."""
+    """Wait for a call and hands its rows to their tickets; those that are complete."""
     score = np.asarray(call.evaluated.score)
     for number, (ticket, row) in enumerate(call.rows):
         ticket.score[row] = score[number]

@@ -44,16 +44,16 @@ class SelectedRegion(NamedTuple):
 
 
 def check_region(kind: Any) -> str:
-    """Refuses what is no kind of region.
+    """Refuse what is no kind of region.
 
     Args:
-        kind: as in `select_region`.
+        kind: Kind of region, as in `select_region`.
 
     Returns:
         The kind.
 
     Raises:
-        InputError: unknown kind.
+        InputError: Unknown kind.
 
     Example:
         >>> check_region("peak")
@@ -70,21 +70,21 @@ def select_region(
     kind: str = "all",
     where: Bool[np.ndarray, "H W"] | None = None,
 ) -> SelectedRegion:
-    """Selects the pixels to be tested.
+    """Select the pixels to be tested.
 
     Args:
         score: (H, W).
-        threshold: flagged pixels have a higher score.
+        threshold: Flagged pixels have a higher score.
         kind: "all", every flagged pixel; "peak", those connected with the highest score (of equal
             ones the first in row-major order) through flagged ones, diagonal neighbours included;
             "components", every flagged pixel, to be parted by `parts_of`.
-        where: pixels that may be flagged; None: all.
+        where: Pixels that may be flagged; None: all.
 
     Returns:
         The region, empty where nothing is flagged, and what decides on it.
 
     Raises:
-        InputError: unknown kind.
+        InputError: Unknown kind.
 
     Example:
         >>> select_region(np.array([[2.0, 0.0, 3.0, 2.5]]), 1.0, "peak").region.tolist()
@@ -124,8 +124,8 @@ def parts_of(selected: SelectedRegion, kind: str) -> list[Bool[np.ndarray, "H W"
     """The regions to test among the selected pixels, each given that all of them were selected.
 
     Args:
-        selected: not empty.
-        kind: as in `select_region`.
+        selected: Selected region, not empty.
+        kind: Kind of region, as in `select_region`.
 
     Returns:
         Masks (H, W): of "components" each connected component, else the region itself.
@@ -144,15 +144,15 @@ def parts_of(selected: SelectedRegion, kind: str) -> list[Bool[np.ndarray, "H W"
 def margins(
     score: Float[np.ndarray, "k H W"], threshold: float, selected: SelectedRegion
 ) -> Margins:
-    """Judges score maps by whether the observed region is selected in them.
+    """Judge score maps by whether the observed region is selected in them.
 
     It is if and only if its pixels are flagged, those of the rim are not, and the highest score of
     the region and the rest (of equal ones the first, as in `select_region`) is of the region.
 
     Args:
         score: (k, H, W).
-        threshold: flagged pixels have a higher score.
-        selected: in the observed map; the region is not empty.
+        threshold: Flagged pixels have a higher score.
+        selected: In the observed map; the region is not empty.
 
     Returns:
         For each pixel that counts by how far it is as observed, in units of the score; and whether
@@ -181,13 +181,13 @@ def margins(
 def count_ties(
     score: Float[np.ndarray, "H W"], threshold: float, selected: SelectedRegion, scale: float
 ) -> int:
-    """Counts the pixels of a score map of which rounding decides whether they are selected.
+    """Count the pixels of a score map of which rounding decides whether they are selected.
 
     Args:
         score: (H, W), finite, in float64.
-        threshold: flagged pixels have a higher score.
-        selected: in this map.
-        scale: of the values that the score is computed from, in units of the score.
+        threshold: Flagged pixels have a higher score.
+        selected: Region that was selected in this map.
+        scale: Size of the values that the score is computed from, in units of the score.
 
     Returns:
         How many of the `margins` are below 1e-12 times the largest of scale, threshold and scores:
