@@ -1,4 +1,8 @@
-"""What every exact engine returns for a few parts of a line."""
+"""Exact engines for parts of a line: the sweep, all windows at once, and the scan, one by one.
+
+The sweep computes in float64, or in float32 with float64 around everything that decides. The scan
+is parametric programming, window after window, on several lanes at once.
+"""
 
 import itertools
 from collections.abc import Sequence
@@ -19,25 +23,25 @@ from dal_jax.search._selection import margins
 
 # A float32 sweep places ends within 4e-6 of the float64 ones (measured on the reference cases).
 POLISH_WIDTH = 2e-5
-# Scores this close to the threshold (relative to it, or 1) are looked at again in float64; or
-# this many times the error of the float32 score at the observed image, if that is more.
+# Scores this close to the threshold (relative to it, or to 1) are evaluated again in float64; or
+# this close in errors of the float32 score at the observed image, if that is further.
 SUSPECT, SUSPECT_ERRORS = 1e-5, 8.0
-# The parts to be polished grow this often, this fast, while their ends contradict the float32.
+# Number and factor of the extensions of a polished part whose ends contradict the float32 sweep.
 POLISH_ROUNDS, POLISH_GROWTH = 6, 8.0
 LANES = 8
 # Each lane gets this many segments of its own, so that none waits for the longest.
 SEGMENTS_PER_LANE = 4
 # Windows a lane visits before the host collects them: the size of the records on the device.
 ROUND = 64
-# A lane looks this far (relative to max(1, |z|)) to the right of where the last window ended;
-# whatever the next window then leaves uncovered is a gap.
+# A lane evaluates this far (relative to max(1, |z|)) to the right of the last window's end; the
+# part that the next window leaves uncovered is a gap.
 NUDGE = 1e-10
 # Two windows compute their common end from different numbers; this is rounding, not a gap.
 ROUNDING = 1e-11
 
 
 class EngineResult(NamedTuple):
-    """The observed region's part of the line, within the parts that were asked for.
+    """The observed region's part of the line, within the requested parts.
 
     Example:
         >>> from dal_jax.inference import as_intervals
@@ -48,13 +52,13 @@ class EngineResult(NamedTuple):
     """
 
     inside: Intervals  # (k, 2) standardized z: the region is the observed one
-    gaps: Intervals  # (g, 2) standardized z: skipped; membership is not known there
-    num_windows: int  # affine pieces met
-    num_evaluations: int  # of the score function, whatever it carried along
+    gaps: Intervals  # (g, 2) standardized z: skipped, with unknown membership
+    num_windows: int  # affine pieces visited
+    num_evaluations: int  # of the score function, with or without slopes
     finite: bool  # False: the score was NaN or infinite somewhere
 
     def __add__(self, other: "EngineResult") -> "EngineResult":  # type: ignore[override]
-        """Both together."""
+        """Return the union of two results."""
         return EngineResult(
             union(self.inside, other.inside),
             union(self.gaps, other.gaps),
@@ -65,7 +69,7 @@ class EngineResult(NamedTuple):
 
 
 class Engine(Protocol):
-    """Find the observed region's part of the line.
+    """Function that finds the observed region's part of the line.
 
     Example:
         >>> from dal_jax.inference import as_intervals, intersect
@@ -83,13 +87,13 @@ class Engine(Protocol):
             parts: (lo, hi) pairs, standardized z, disjoint, ascending, finite.
 
         Returns:
-            What was found within them.
+            The result within these parts.
         """
         ...
 
 
 @lru_cache(maxsize=32)
-def _prepared(membership: Membership, description: Any, dtype: str) -> Sweep:
+def _prepare(membership: Membership, description: Any, dtype: str) -> Sweep:
     shape = jax.ShapeDtypeStruct((), np.dtype(dtype))
     return sweep(membership, tree_from_spec(description), shape)
 
@@ -100,11 +104,11 @@ def _evaluation(membership: Membership) -> Any:
 
 
 class SweepEngine:
-    """Sweep parts of one line in one precision.
+    """Engine that sweeps parts of one line in one precision.
 
     Args:
-        problem: The line.
-        dtype: "float64", or "float32" to polish what a float32 sweep finds.
+        problem: Problem of the line.
+        dtype: "float64", or "float32" for a float32 sweep that is polished in float64.
 
     Example:
         >>> from dal_jax.search import select_region
@@ -118,12 +122,12 @@ class SweepEngine:
     @exact_arithmetic()
     def __init__(self, problem: LineProblem, dtype: str = "float64"):
         self._problem, self._values = problem, operands(problem, dtype)
-        self._sweep = _prepared(problem.membership, tree_spec(self._values), dtype)
+        self._sweep = _prepare(problem.membership, tree_spec(self._values), dtype)
         self._statics = self._sweep.bind(self._values)
         self._suspect = SUSPECT * max(1.0, problem.threshold)
-        self._judge = SweepEngine(problem) if dtype == "float32" else None
-        if self._judge is not None:
-            error = np.nan_to_num(np.abs(self._score() - self._judge._score())).max()
+        self._exact_engine = SweepEngine(problem) if dtype == "float32" else None
+        if self._exact_engine is not None:
+            error = np.nan_to_num(np.abs(self._score() - self._exact_engine._score())).max()
             self._suspect = max(self._suspect, SUSPECT_ERRORS * float(error))
 
     @exact_arithmetic()
@@ -134,23 +138,23 @@ class SweepEngine:
             parts: (lo, hi) pairs, standardized z, disjoint, ascending, finite.
 
         Returns:
-            What was found within them.
+            The result within these parts.
         """
         found, suspects = self._run(parts)
-        if self._judge is None:
+        if self._exact_engine is None:
             return found
         if not found.finite:  # perhaps only because float32 overflows
-            return self._judge(parts)
-        return _polished(self._judge, found, suspects, parts)
+            return self._exact_engine(parts)
+        return _polish(self._exact_engine, found, suspects, parts)
 
     def _score(self) -> np.ndarray:
-        """The score map of the observed image, in this engine's precision."""
+        """Return the score map of the observed image, in this engine's precision."""
         z = np.asarray(self._problem.z_obs, self._values[-1].dtype)
         return np.asarray(_evaluation(self._problem.membership)(self._values, z)[1], np.float64)
 
-    @np.errstate(invalid="ignore", over="ignore")  # what is not finite is found out below
+    @np.errstate(invalid="ignore", over="ignore")  # non-finite values are detected below
     def _run(self, parts: Sequence[tuple[float, float]]) -> tuple[EngineResult, np.ndarray]:
-        """What is found, and the nodes at which the score is within rounding of deciding."""
+        """Return the result, and the nodes at which rounding of the score may decide."""
         inside, suspects, windows, evaluations, finite = [], [], 0, 0, True
         for swept in self._sweep.run(self._statics, parts):
             same, score = swept.outputs
@@ -167,7 +171,7 @@ class SweepEngine:
 
 
 def _intervals(swept: Swept, same: np.ndarray) -> np.ndarray:
-    """Run of open intervals on which the region is the observed one."""
+    """Return the runs of open intervals on which the region is the observed one."""
     inside = same[:-1] & ~swept.closed
     # Intervals of width zero between two inside ones do not interrupt a run.
     keep = swept.z[1:] > swept.z[:-1]
@@ -176,16 +180,16 @@ def _intervals(swept: Swept, same: np.ndarray) -> np.ndarray:
     return np.stack([lo[edges[::2]], hi[edges[1::2] - 1]], axis=1)
 
 
-def _polished(
-    judge: SweepEngine,
+def _polish(
+    exact_engine: SweepEngine,
     found: EngineResult,
     suspects: np.ndarray,
     parts: Sequence[tuple[float, float]],
 ) -> EngineResult:
-    """Replace what was found around its ends and near misses by what float64 finds there.
+    """Replace the result around its ends and near misses by that of the float64 sweep.
 
-    Where float64 contradicts float32 at the border of a polished part, that part grows; if it
-    still does after some rounds, the part is left as a gap.
+    A polished part grows while float64 contradicts float32 at its border; after some rounds it is
+    left as a gap.
     """
     limits = as_intervals(list(parts))
     at_limit = np.isin(found.inside, limits)
@@ -197,7 +201,7 @@ def _polished(
             return total
         around = as_intervals(np.stack([centres - width, centres + width], axis=1))
         around = intersect(around, limits)
-        exact, _ = judge._run([(float(lo), float(hi)) for lo, hi in around])
+        exact, _ = exact_engine._run([(float(lo), float(hi)) for lo, hi in around])
         total = EngineResult(
             union(subtract(found.inside, around), exact.inside),
             total.gaps,
@@ -205,7 +209,7 @@ def _polished(
             total.num_evaluations + exact.num_evaluations,
             exact.finite,
         )
-        doubtful = _contradicted(around, exact.inside, found.inside, limits)
+        doubtful = _contradictions(around, exact.inside, found.inside, limits)
         if not len(doubtful):
             return total
         wrong = (centres[:, None] >= doubtful[:, 0]) & (centres[:, None] <= doubtful[:, 1])
@@ -213,10 +217,10 @@ def _polished(
     return total._replace(inside=subtract(total.inside, doubtful), gaps=doubtful)
 
 
-def _contradicted(
+def _contradictions(
     around: Intervals, exact: Intervals, rough: Intervals, limits: Intervals
 ) -> Intervals:
-    """The polished parts at a border of which float32 and float64 disagree."""
+    """Return the polished parts at whose border float32 and float64 disagree."""
     step = 1e-3 * (around[:, 1] - around[:, 0])
     wrong = np.zeros(len(around), bool)
     for border, inwards in ((around[:, 0], step), (around[:, 1], -step)):
@@ -227,7 +231,7 @@ def _contradicted(
 
 
 class Lanes(NamedTuple):
-    """Where each of K lanes stands, and which segments are still to be taken."""
+    """Positions of K lanes, and the number of segments taken from the queue."""
 
     at: Float[Array, " K"]  # standardized z up to which the lane is done
     end: Float[Array, " K"]  # the lane's segment ends here; at >= end: idle
@@ -235,11 +239,11 @@ class Lanes(NamedTuple):
 
 
 class Record(NamedTuple):
-    """The windows met in a round, one row a turn; rows not reached hold stop <= start."""
+    """Windows visited in a round, one row per turn; unused rows hold stop <= start."""
 
-    start: Any  # (W, K) float: where the lane stood
-    lo: Any  # (W, K) float: where the window begins
-    stop: Any  # (W, K) float: where it ends
+    start: Any  # (W, K) float: position of the lane
+    lo: Any  # (W, K) float: left end of the window
+    stop: Any  # (W, K) float: right end of the window
     inside: Any  # (W, K) bool: whether the region is the observed one
     status: Any  # (W, K) int: of the affine piece
 
@@ -255,8 +259,8 @@ def _empty(lanes: int) -> Record:
     )
 
 
-def _refilled(lanes: Lanes, queue: Array) -> Lanes:
-    """Idle lanes take the next segments of the queue."""
+def _refill(lanes: Lanes, queue: Array) -> Lanes:
+    """Give the next segments of the queue to idle lanes."""
     idle = lanes.at >= lanes.end
     ticket = lanes.taken + jnp.cumsum(idle) - 1
     served = idle & (ticket < len(queue))
@@ -279,13 +283,13 @@ def _round(
 
     def turn(state: tuple[Lanes, Record, Array]) -> tuple[Lanes, Record, Array]:
         lanes, record, row = state
-        lanes = _refilled(lanes, queue)
+        lanes = _refill(lanes, queue)
         nudge = NUDGE * jnp.maximum(1.0, jnp.abs(lanes.at))
         z = jnp.minimum(lanes.at + nudge, (lanes.at + lanes.end) / 2)
         busy = lanes.at < lanes.end
         lo, hi, inside, status = jax.vmap(piece)(z)
-        # Where no window can be told the lane goes on, leaving a gap: past a tie, or to its end
-        # where the score is not finite.
+        # Without a window the lane moves on and leaves a gap: past a tie, or to the end of its
+        # segment if the score is not finite.
         ahead = jnp.where(hi > z, hi, z)
         ahead = jnp.where(status == PieceStatus.NON_FINITE.value, lanes.end, ahead)
         stop = jnp.clip(ahead, z, lanes.end)
@@ -303,16 +307,16 @@ def _round(
 
 
 @lru_cache(maxsize=32)
-def _compiled(membership: Membership, description: Any) -> Any:
+def _compile_round(membership: Membership, description: Any) -> Any:
     del description  # functions of equal shapes share the entry
     return jax.jit(partial(_round, membership))
 
 
 class ScanEngine:
-    """Walk the windows of one line, in float64.
+    """Engine that walks the windows of one line, in float64.
 
     Args:
-        problem: The line.
+        problem: Problem of the line.
 
     Example:
         >>> from dal_jax.search import select_region
@@ -326,7 +330,7 @@ class ScanEngine:
     @exact_arithmetic()
     def __init__(self, problem: LineProblem):
         self._values = operands(problem, "float64")
-        self._round = _compiled(problem.membership, tree_spec(self._values))
+        self._round = _compile_round(problem.membership, tree_spec(self._values))
 
     @exact_arithmetic()
     def __call__(self, parts: Sequence[tuple[float, float]]) -> EngineResult:
@@ -336,7 +340,7 @@ class ScanEngine:
             parts: (lo, hi) pairs, standardized z, disjoint, ascending, finite.
 
         Returns:
-            What was found within them.
+            The result within these parts.
         """
         queue = jnp.asarray(_segments(parts, LANES * SEGMENTS_PER_LANE))
         idle = jnp.zeros(LANES)
@@ -346,11 +350,13 @@ class ScanEngine:
             lanes, record, turns = self._round(self._values, lanes, queue)
             if not turns:
                 return found
-            found += _collected(Record(*(np.asarray(column)[: int(turns)] for column in record)))
+            found += _collect_round(
+                Record(*(np.asarray(column)[: int(turns)] for column in record))
+            )
 
 
-def _collected(record: Record) -> EngineResult:
-    """What a round has found."""
+def _collect_round(record: Record) -> EngineResult:
+    """Return the result of a round."""
     met = record.stop > record.start
     gaps, begin = _gaps(record, met)
     same = met & record.inside
@@ -362,7 +368,7 @@ def _collected(record: Record) -> EngineResult:
 
 
 def _gaps(record: Record, met: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What lies between where a lane stood and where its next window began; where windows begin."""
+    """Return the gaps between lanes and their next windows, and the left ends of the windows."""
     rounding = ROUNDING * np.maximum(1.0, np.abs(record.start))
     skipped = met & (record.lo > record.start + rounding)
     begin = np.minimum(np.where(skipped, record.lo, record.start), record.stop)
@@ -370,10 +376,10 @@ def _gaps(record: Record, met: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _segments(parts: Sequence[tuple[float, float]], count: int) -> np.ndarray:
-    """Cut parts into segments of nearly equal length, in order; empty ones fill up the rows.
+    """Cut parts into segments of nearly equal length, in order; empty segments fill up the rows.
 
-    The rows are a multiple of `count`, so that few programs are compiled: one for up to `count`
-    parts.
+    The number of rows is a multiple of `count`, so that few programs are compiled: one for up to
+    `count` parts.
     """
     total = sum(hi - lo for lo, hi in parts)
     rows = []
