@@ -14,14 +14,14 @@ from dal_jax.images import (
     Fitted,
     Preparation,
     Views,
+    cut,
     fit,
+    foreign,
     mask_views,
     random_views,
     stitch,
     views,
 )
-from dal_jax.images._geometry import cut
-from dal_jax.images._prepare import foreign
 
 pytest.importorskip("skimage")
 

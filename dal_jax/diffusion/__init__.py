@@ -3,6 +3,8 @@
 from dal_jax.diffusion._checkpoint import load_checkpoint as load_checkpoint
 from dal_jax.diffusion._checkpoint import save_checkpoint as save_checkpoint
 from dal_jax.diffusion._config import DalConfig as DalConfig
+from dal_jax.diffusion._config import LocalizerConfig as LocalizerConfig
+from dal_jax.diffusion._config import build_config as build_config
 from dal_jax.diffusion._glad_loss import AnomalyRemoval as AnomalyRemoval
 from dal_jax.diffusion._glad_loss import glad_pair as glad_pair
 from dal_jax.diffusion._reverse import reverse_process as reverse_process
@@ -11,6 +13,7 @@ from dal_jax.diffusion._schedule import ReverseConfig as ReverseConfig
 from dal_jax.diffusion._schedule import Schedule as Schedule
 from dal_jax.diffusion._synthesis import Synthesis as Synthesis
 from dal_jax.diffusion._synthesis import synthesize as synthesize
+from dal_jax.diffusion._train import Progress as Progress
 from dal_jax.diffusion._train import batch_indices as batch_indices
 from dal_jax.diffusion._train import train as train
 from dal_jax.diffusion._update import Batch as Batch

@@ -5,9 +5,13 @@ from dal_jax._files import write_array as write_array
 from dal_jax._files import write_text as write_text
 from dal_jax.images._clusters import cluster_interval as cluster_interval
 from dal_jax.images._clusters import cluster_standard_error as cluster_standard_error
+from dal_jax.images._geometry import cut as cut
+from dal_jax.images._geometry import enlarge as enlarge
 from dal_jax.images._groups import group_of as group_of
 from dal_jax.images._groups import split_groups as split_groups
 from dal_jax.images._io import read_image as read_image
+from dal_jax.images._io import read_pixels as read_pixels
+from dal_jax.images._layout_volumes import by_group as by_group
 from dal_jax.images._layouts import open_data as open_data
 from dal_jax.images._layouts import shared_groups as shared_groups
 from dal_jax.images._masks import read_mask as read_mask
@@ -23,11 +27,14 @@ from dal_jax.images._metrics_regions import region_counts as region_counts
 from dal_jax.images._preparation import Fitted as Fitted
 from dal_jax.images._preparation import Preparation as Preparation
 from dal_jax.images._prepare import fit as fit
+from dal_jax.images._prepare import foreign as foreign
 from dal_jax.images._prepare import mask_views as mask_views
 from dal_jax.images._prepare import random_views as random_views
 from dal_jax.images._prepare import stitch as stitch
 from dal_jax.images._prepare import views as views
 from dal_jax.images._read_sample import read_sample as read_sample
+from dal_jax.images._samples import NORMAL as NORMAL
+from dal_jax.images._samples import UNKNOWN as UNKNOWN
 from dal_jax.images._samples import DataSet as DataSet
 from dal_jax.images._samples import Sample as Sample
 from dal_jax.images._stack import image_files as image_files
@@ -35,5 +42,6 @@ from dal_jax.images._stack import read_images as read_images
 from dal_jax.images._views import Views as Views
 from dal_jax.images._volumes import Volume as Volume
 from dal_jax.images._volumes import axial_slice as axial_slice
+from dal_jax.images._volumes import is_volume as is_volume
 from dal_jax.images._volumes import read_volume as read_volume
 from dal_jax.images._volumes import write_volume as write_volume

@@ -55,7 +55,7 @@ class Perturbation(NamedTuple):
         return Perturbation(self.spread / factor, self.shift / factor)
 
 
-NONE = Perturbation()
+NO_PERTURBATION = Perturbation()
 # A smaller spread changes no p-value that anyone reads, and quadrature cannot see it.
 LEAST_SPREAD = 1e-6
 

@@ -160,6 +160,10 @@ def check_draws(draws: Any, shape: tuple[int, ...]) -> np.ndarray:
 
     Raises:
         InputError: they do not fit.
+
+    Example:
+        >>> check_draws([[0.5], [-1.0]], (2, 1)).dtype
+        dtype('float64')
     """
     array = np.asarray(draws)
     if array.shape != tuple(shape):
@@ -202,6 +206,10 @@ def check_threshold(threshold: float) -> float:
 
     Raises:
         InputError: it is not positive and finite.
+
+    Example:
+        >>> check_threshold(1)
+        1.0
     """
     if np.ndim(threshold) != 0 or not 0.0 < threshold < np.inf:
         raise InputError(f"threshold: got {threshold}, expected a positive finite number")

@@ -9,8 +9,7 @@ import numpy as np
 
 from dal_jax._errors import InputError
 from dal_jax._typing import PyTree
-from dal_jax.diffusion import DalConfig, ReverseConfig, Schedule
-from dal_jax.diffusion._config import LocalizerConfig
+from dal_jax.diffusion import DalConfig, LocalizerConfig, ReverseConfig, Schedule
 from dal_jax.models import UNetConfig, UNetEncoder
 
 PRESETS = ("pl", "faithful")

@@ -23,6 +23,7 @@ from dal_jax.noise._likelihood import log_likelihood as log_likelihood
 from dal_jax.noise._likelihood import whiten as whiten
 from dal_jax.noise._low_rank import low_rank as low_rank
 from dal_jax.noise._parse import parse_noise as parse_noise
+from dal_jax.noise._scaled import masked as masked
 from dal_jax.noise._scaled import scaled as scaled
 from dal_jax.noise._stationary import circulant as circulant
 from dal_jax.noise._stationary import stationary as stationary

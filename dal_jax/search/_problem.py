@@ -17,7 +17,7 @@ class LineProblem(NamedTuple):
     """Where along `base + direction z` is the region the observed one?
 
     Example:
-        >>> from dal_jax.search import pick
+        >>> from dal_jax.search import select_region
         >>> bright, along = lambda params, draws, x: x[..., 0], np.array([[[1.0], [0.0]]])
         >>> selected = select_region(np.array([[2.0, 0.0]]), 1.0)  # at z = 2
         >>> problem = LineProblem(bright, (), (), 1.0, 0 * along, along, selected, 2.0)
@@ -45,7 +45,7 @@ class Membership:
     """(operands, z) -> (whether the region is the observed one, the score map).
 
     Example:
-        >>> from dal_jax.search import pick
+        >>> from dal_jax.search import select_region
         >>> bright, along = lambda params, draws, x: x[..., 0], np.array([[[1.0], [0.0]]])
         >>> selected = select_region(np.array([[2.0, 0.0]]), 1.0)  # at z = 2
         >>> problem = LineProblem(bright, (), (), 1.0, 0 * along, along, selected, 2.0)
@@ -92,7 +92,7 @@ def operands(problem: LineProblem, dtype: Any) -> Any:
         What `Membership` takes first.
 
     Example:
-        >>> from dal_jax.search import pick
+        >>> from dal_jax.search import select_region
         >>> bright, along = lambda params, draws, x: x[..., 0], np.array([[[1.0], [0.0]]])
         >>> selected = select_region(np.array([[2.0, 0.0]]), 1.0)  # at z = 2
         >>> problem = LineProblem(bright, (), (), 1.0, 0 * along, along, selected, 2.0)

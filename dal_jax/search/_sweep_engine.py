@@ -42,7 +42,7 @@ class SweepEngine:
         dtype: "float64", or "float32" to polish what a float32 sweep finds.
 
     Example:
-        >>> from dal_jax.search import pick
+        >>> from dal_jax.search import select_region
         >>> bright, along = lambda params, draws, x: x[..., 0], np.array([[[1.0], [0.0]]])
         >>> selected = select_region(np.array([[2.0, 0.0]]), 1.0)  # at z = 2
         >>> problem = LineProblem(bright, (), (), 1.0, 0 * along, along, selected, 2.0)
