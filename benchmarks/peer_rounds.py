@@ -19,19 +19,18 @@ import numpy as np
 
 from dal_jax import InputError, Localizer
 from dal_jax.bench import (
+    Beside,
     Plan,
     Prepared,
     in_process,
     load_inputs,
+    machine,
     open_subject,
     thread_limits,
     work,
 )
-from dal_jax.bench._machine import machine
-from dal_jax.bench._plan import Beside
-from dal_jax.localizers._dal import DalScore
-from dal_jax.models._import_weights import _layout
-from dal_jax.models._unet import NORM_EPSILON
+from dal_jax.localizers import DalScore
+from dal_jax.models import NORM_EPSILON, state_dict_layout
 
 SCRIPT = Path(__file__).with_name("peer_si4onnx.py")
 
@@ -113,7 +112,7 @@ def peer_arrays(localizer: Localizer) -> dict[str, np.ndarray]:
         "bn_eps": np.asarray(NORM_EPSILON),
         "noise": np.asarray(localizer.draws),
     }
-    for source, target, _, axes in _layout(config.unet):
+    for source, target, _, axes in state_dict_layout(config.unet):
         value: Any = localizer.params
         for part in target:
             value = value[part]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dal_jax.search._schedule import CALLS
+from dal_jax.search import CALLS
 
 # What a search asks for, in order: its image, the first grid, then so many at a time, the checks.
 GRID, SECTION, CHECKS = 18, 4, 8

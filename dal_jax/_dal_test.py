@@ -24,8 +24,7 @@ from dal_jax._typing import Bool, Float
 from dal_jax.inference import Noise
 from dal_jax.localizers import Localizer
 from dal_jax.noise import parse_noise
-from dal_jax.search import Evaluator, Functions, Status, run_side_by_side
-from dal_jax.search._schedule import Task
+from dal_jax.search import Evaluator, Functions, Status, Task, run_side_by_side
 
 # What the searches under way may keep in the host's memory, and about how much a pixel takes there.
 HOST_BYTES, KEPT = 2**31, 64 * 3 * 8

@@ -18,8 +18,7 @@ from dal_jax._result import TestResult, empty_result, with_components, with_sear
 from dal_jax._typing import Bool, Float
 from dal_jax.affine import AffinePiece, affine_piece
 from dal_jax.inference import Line, Noise, region_line
-from dal_jax.localizers import Localizer
-from dal_jax.localizers._localizer import check_draws, check_threshold
+from dal_jax.localizers import Localizer, check_draws, check_threshold
 from dal_jax.search import (
     AdaptiveResult,
     LineProblem,
@@ -31,6 +30,7 @@ from dal_jax.search import (
     SelectedRegion,
     Status,
     SweepEngine,
+    Task,
     adaptive_search,
     count_ties,
     margins,
@@ -40,7 +40,6 @@ from dal_jax.search import (
     search_line,
     select_region,
 )
-from dal_jax.search._schedule import Task
 
 
 class ImageToTest(NamedTuple):

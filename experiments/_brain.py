@@ -17,9 +17,7 @@ import numpy as np
 from scipy import ndimage
 
 from dal_jax import InputError
-from dal_jax.images import read_volume, write_text, write_volume
-from dal_jax.images._layout_volumes import by_group
-from dal_jax.images._samples import NORMAL, Sample
+from dal_jax.images import NORMAL, Sample, by_group, read_volume, write_text, write_volume
 from experiments._textures import draw_defect
 
 VOXEL = 2.5  # side of a voxel, mm

@@ -11,12 +11,9 @@ import numpy as np
 
 from dal_jax import Localizer, dal_test
 from dal_jax._dal_test import covariance_of, evaluator_of
-from dal_jax.bench import Prepared, bare_seconds, load_inputs, open_subject
-from dal_jax.bench._measure import NOISE
+from dal_jax.bench import NOISE, Prepared, bare_seconds, load_inputs, open_subject
 from dal_jax.inference import Intervals, as_intervals, merge, region_line, selective_p
-from dal_jax.search import Evaluator
-from dal_jax.search._line_search import reach_limit
-from dal_jax.search._schedule import CALLS
+from dal_jax.search import CALLS, Evaluator, reach_limit
 from experiments._output import Row
 
 

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from dal_jax import DalConfig, InputError, Localizer
-from dal_jax.cli._train import train_with_bar
+from dal_jax.cli import train_with_bar
 from dal_jax.diffusion import ReverseConfig, TrainConfig
 from dal_jax.inspection import learn_constants, threshold_of
-from dal_jax.localizers import localizer_preset, make_localizer
-from dal_jax.localizers._load import read_checkpoint
+from dal_jax.localizers import localizer_preset, make_localizer, read_checkpoint
 from dal_jax.models import UNetConfig
 from dal_jax.runs import fingerprint
 from experiments._simulation import Simulation

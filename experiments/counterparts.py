@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from dal_jax.images import image_auroc, mask_views
-from dal_jax.images._samples import NORMAL
+from dal_jax.images import NORMAL, image_auroc, mask_views
 from dal_jax.inspection import Reader, load_profile, open_model, to_test
 from experiments import localizers
 from experiments._experiment import Context, Experiment

@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dal_jax import DalConfig, InputError, TestOptions, dal_test_batch
-from dal_jax.cli._train import train_with_bar
+from dal_jax.cli import train_with_bar
 from dal_jax.diffusion import TrainConfig, save_checkpoint
 from dal_jax.images import DataSet, Preparation
 from dal_jax.inspection import CalibrateOptions, LearnOptions, Measures, Profile, Source, learn

@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dal_jax import DalConfig, InputError, TestOptions
-from dal_jax.cli._train import train_with_bar
+from dal_jax.cli import train_with_bar
 from dal_jax.diffusion import TrainConfig
 from dal_jax.images import DataSet, Preparation, RegionShare, region_counts
 from dal_jax.inspection import CalibrateOptions, LearnOptions, Source, learn

@@ -23,6 +23,7 @@ from dal_jax.bench import (
     in_process,
     load_inputs,
     measure,
+    number,
     open_subject,
     save_inputs,
     tables,
@@ -30,7 +31,6 @@ from dal_jax.bench import (
 )
 from dal_jax.bench import _plan as plan_module
 from dal_jax.bench._process import do
-from dal_jax.bench._table import number
 from dal_jax.diffusion import ReverseConfig, save_checkpoint
 from dal_jax.models import UNetConfig, init_unet
 from dal_jax.search import Evaluator, Functions

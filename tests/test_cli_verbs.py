@@ -15,8 +15,7 @@ from dal_jax._result import run_lengths
 from dal_jax.cli import main
 from dal_jax.cli._train import cut_views
 from dal_jax.localizers import load_localizer
-from dal_jax.models import UNetConfig, unet_shapes
-from dal_jax.models._import_weights import _layout
+from dal_jax.models import UNetConfig, state_dict_layout, unet_shapes
 
 RNG = np.random.default_rng(0)
 TRAIN = ["--channels", "2,3", "--steps", "4", "--batch", "4", "--log-every", "2"]
@@ -153,7 +152,7 @@ def test_import_weights(
     assert unet_shapes(config)
     arrays = {
         prefix + name: RNG.uniform(0.1, 0.5, size=shape).astype(np.float32)
-        for name, _, shape, _ in _layout(config)
+        for name, _, shape, _ in state_dict_layout(config)
     }
     np.savez(tmp_path / "weights.npz", **arrays)
     words = ["import-weights", tmp_path / "weights.npz", tmp_path / "m", "--arch", "dal-unet"]

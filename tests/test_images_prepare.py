@@ -14,14 +14,14 @@ from dal_jax.images import (
     Fitted,
     Preparation,
     Views,
+    cut,
     fit,
+    foreign,
     mask_views,
     random_views,
     stitch,
     views,
 )
-from dal_jax.images._prepare import foreign
-from dal_jax.images._views import cut
 
 pytest.importorskip("skimage")
 

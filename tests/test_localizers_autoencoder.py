@@ -10,11 +10,11 @@ from helpers import published_test as dal_test
 from scipy import stats
 
 from dal_jax import InputError, Status
-from dal_jax.localizers import average_filter
-from dal_jax.localizers._autoencoder import (
+from dal_jax.localizers import (
     AutoencoderLocalizerConfig,
     AutoencoderScore,
     autoencoder_localizer,
+    average_filter,
 )
 from dal_jax.models import AutoencoderConfig, autoencode, init_autoencoder
 

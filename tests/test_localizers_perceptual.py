@@ -12,8 +12,14 @@ from scipy import ndimage
 from scipy.spatial.distance import cdist
 
 from dal_jax import InputError, from_score
-from dal_jax.localizers import MdpsConfig, gaussian_filter, learn_scales, mdps_localizer
-from dal_jax.localizers._filters import average_filter, resize
+from dal_jax.localizers import (
+    MdpsConfig,
+    average_filter,
+    gaussian_filter,
+    learn_scales,
+    mdps_localizer,
+)
+from dal_jax.localizers._filters import resize
 from dal_jax.localizers._perceptual import distance, features, perceptual_map
 
 # Rounding of sums of a few dozen terms.

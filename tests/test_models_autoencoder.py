@@ -8,7 +8,7 @@ import pytest
 
 from dal_jax import InputError
 from dal_jax.diffusion import Batch, DalConfig, NoisePrediction, TrainConfig, train
-from dal_jax.localizers._autoencoder import AutoencoderLocalizerConfig
+from dal_jax.localizers import AutoencoderLocalizerConfig
 from dal_jax.models import (
     Autoencoder,
     AutoencoderConfig,

@@ -2,8 +2,11 @@
 
 from dal_jax.bench._floor import bare_seconds as bare_seconds
 from dal_jax.bench._floor import counted_calls as counted_calls
+from dal_jax.bench._machine import machine as machine
+from dal_jax.bench._measure import NOISE as NOISE
 from dal_jax.bench._measure import adaptive_records as adaptive_records
 from dal_jax.bench._measure import exact_record as exact_record
+from dal_jax.bench._plan import Beside as Beside
 from dal_jax.bench._plan import Plan as Plan
 from dal_jax.bench._plan import Prepared as Prepared
 from dal_jax.bench._plan import measure as measure

@@ -10,8 +10,7 @@ import jax
 import numpy as np
 
 from dal_jax._compat import exact_arithmetic
-from dal_jax.search import Evaluator
-from dal_jax.search._schedule import CALLS
+from dal_jax.search import CALLS, Evaluator
 
 # A measurement of the bare forward pass lasts about this long.
 FLOOR_SECONDS, FLOOR_CALLS = 0.5, 200

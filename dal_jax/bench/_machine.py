@@ -25,7 +25,15 @@ def memory() -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """The machine in words: cores, memory, devices and versions, and no names."""
+    """Describe this machine: cores, memory, devices and versions, without any names.
+
+    Returns:
+        Numbers and words by name, ready for JSON.
+
+    Example:
+        >>> machine()["cores"] >= 1
+        True
+    """
     devices = jax.local_devices()
     allowed = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
     return {

@@ -15,8 +15,7 @@ from dal_jax._errors import InputError
 from dal_jax._typing import Float
 from dal_jax.diffusion import DalConfig
 from dal_jax.images import atomic_path
-from dal_jax.localizers import Localizer, as_kind, localizer_preset, make_localizer
-from dal_jax.localizers._load import read_checkpoint
+from dal_jax.localizers import Localizer, as_kind, localizer_preset, make_localizer, read_checkpoint
 from dal_jax.models import import_state_dict, infer_unet_config
 from dal_jax.search import Evaluator
 

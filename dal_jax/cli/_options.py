@@ -10,8 +10,7 @@ import typer
 
 from dal_jax._errors import InputError
 from dal_jax.images import read_image
-from dal_jax.localizers import Localizer, load_localizer
-from dal_jax.localizers._presets import FORM
+from dal_jax.localizers import FORM, Localizer, load_localizer
 
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]

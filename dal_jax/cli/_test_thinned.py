@@ -14,7 +14,7 @@ from dal_jax.cli._output import dumps
 from dal_jax.cli._spec import expand_patterns
 from dal_jax.cli._test import Alternative, References
 from dal_jax.cli._thin import Record, check_copy, read_record, thinned_files
-from dal_jax.images._io import read_pixels
+from dal_jax.images import read_pixels
 from dal_jax.noise import Covariance, parse_noise
 from dal_jax.runs import fingerprint
 

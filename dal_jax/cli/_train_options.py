@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from dal_jax.localizers._presets import FORM
+from dal_jax.localizers import FORM
 
 Images = Annotated[
     list[Path],

@@ -3,6 +3,8 @@
 from dal_jax.diffusion._checkpoint import load_checkpoint as load_checkpoint
 from dal_jax.diffusion._checkpoint import save_checkpoint as save_checkpoint
 from dal_jax.diffusion._config import DalConfig as DalConfig
+from dal_jax.diffusion._config import LocalizerConfig as LocalizerConfig
+from dal_jax.diffusion._config import build_config as build_config
 from dal_jax.diffusion._objective import AnomalyRemoval as AnomalyRemoval
 from dal_jax.diffusion._objective import Batch as Batch
 from dal_jax.diffusion._objective import NoisePrediction as NoisePrediction
@@ -14,6 +16,7 @@ from dal_jax.diffusion._reverse import reverse_process as reverse_process
 from dal_jax.diffusion._schedule import Coefficients as Coefficients
 from dal_jax.diffusion._schedule import ReverseConfig as ReverseConfig
 from dal_jax.diffusion._schedule import Schedule as Schedule
+from dal_jax.diffusion._training import Progress as Progress
 from dal_jax.diffusion._training import TrainConfig as TrainConfig
 from dal_jax.diffusion._training import TrainState as TrainState
 from dal_jax.diffusion._training import batch_indices as batch_indices

@@ -14,6 +14,10 @@ class LocalizerConfig:
     """What configurations of localizers have in common; their fields are their own.
 
     The network is the U-Net in the field `unet`, unless a class says otherwise.
+
+    Example:
+        >>> DalConfig(UNetConfig(1, (8, 16)), image_size=32).image_shape
+        (32, 32, 1)
     """
 
     network_field: ClassVar[str] = "unet"
@@ -159,7 +163,11 @@ def build_config(kind: type, values: Any) -> Any:
         The configuration.
 
     Raises:
-        InputError: A field is unknown or a value does not fit.
+        InputError: a field is unknown or a value does not fit.
+
+    Example:
+        >>> build_config(UNetConfig, {"in_channels": 1, "channels": [8, 16]}).channels
+        (8, 16)
     """
     known = {f.name for f in fields(kind)}
     strange = sorted(set(values) - known) if isinstance(values, dict) else [values]

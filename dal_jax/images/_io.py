@@ -61,7 +61,21 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def read_pixels(path: str | Path) -> np.ndarray:
-    """Reads the values of an image file as they are stored, in their own type."""
+    """Read the values of an image file as they are stored, in their own type.
+
+    Args:
+        path: Path of the file, of a kind that `read_image` reads.
+
+    Returns:
+        The values (H, W) or (H, W, C), neither scaled nor converted.
+
+    Raises:
+        InputError: The file is missing or damaged.
+
+    Example:
+        >>> read_pixels("mask.png").dtype  # doctest: +SKIP
+        dtype('uint8')
+    """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"image {str(path)!r}: no such file")

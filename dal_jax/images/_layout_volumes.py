@@ -110,9 +110,22 @@ def arrays(root: Path, choice: DataSelection) -> list[Sample]:
 
 
 def by_group(samples: list[Sample], share: float = TRAIN_SHARE) -> list[Sample]:
-    """Splits cases by group: in the order of a hash of the group, the first share is to train.
+    """Split samples by group: in the order of a hash of the group, the first share is to train.
 
-    Of the training groups only what is known to be normal is kept; groups without truth are tested.
+    Args:
+        samples: Samples of a data set, of any split.
+        share: Share of the groups to train on, in (0, 1).
+
+    Returns:
+        The samples with their new splits. Of the training groups only the normal samples are kept;
+        groups without a truth are tested.
+
+    Example:
+        >>> from pathlib import Path
+        >>> names = ("a", "b", "c", "d")
+        >>> samples = [Sample(n, Path(n), "test", NORMAL, None, n) for n in names]
+        >>> sorted(sample.split for sample in by_group(samples, 0.5))
+        ['test', 'test', 'train', 'train']
     """
     unknown = {s.group for s in samples if s.label == UNKNOWN}
     groups = sorted({s.group for s in samples} - unknown, key=_hash)

@@ -136,6 +136,12 @@ def foreign(fitted: Fitted, image: np.ndarray) -> str:
         InputError: the image must be in other units: half of its pixels are above or below the
             training pixels by more than their whole range, or its brightest ones are below a
             quarter of those of the dimmest training image.
+
+    Example:
+        >>> images = 0.5 + np.random.default_rng(0).uniform(size=(4, 8, 8, 1))
+        >>> fitted = fit(Preparation(size=8), images)
+        >>> foreign(fitted, images[0])
+        ''
     """
     pixels = as_channels(fitted.preparation, image)
     sides = np.array(interior(fitted.preparation, pixels.shape))

@@ -44,7 +44,20 @@ def starts(side: int, extent: int, stride: int) -> list[int]:
 
 
 def cut(pixels: np.ndarray, corner: np.ndarray, extent: np.ndarray) -> np.ndarray:
-    """The part of an image (H, W, ...) that a view covers."""
+    """Cut out the part of an image that a view covers.
+
+    Args:
+        pixels: Image (H, W, ...).
+        corner: Row and column of the first pixel of the view.
+        extent: Height and width of the view, in pixels of the image.
+
+    Returns:
+        The part (height, width, ...), a view of the array.
+
+    Example:
+        >>> cut(np.arange(6).reshape(2, 3), np.array([0, 1]), np.array([2, 2])).tolist()
+        [[1, 2], [4, 5]]
+    """
     (top, left), (height, width) = corner, extent
     return pixels[top : top + height, left : left + width]
 
@@ -68,7 +81,19 @@ def shrink_mask(part: np.ndarray, size: int) -> np.ndarray:
 
 
 def enlarge(grid: np.ndarray, extent: np.ndarray) -> np.ndarray:
-    """Gives each pixel of a window the value of the view's pixel (size, size) that it lies in."""
+    """Enlarge a map of a view to the pixels of the image that the view covers.
+
+    Args:
+        grid: Map (size, size) of the view.
+        extent: Height and width of the view, in pixels of the image.
+
+    Returns:
+        (height, width): At each pixel the value of the view's pixel that it lies in.
+
+    Example:
+        >>> enlarge(np.array([[0, 1], [2, 3]]), np.array([2, 4])).tolist()
+        [[0, 0, 1, 1], [2, 2, 3, 3]]
+    """
     rows, columns = (((2 * np.arange(n) + 1) * grid.shape[0]) // (2 * n) for n in extent)
     return grid[np.ix_(rows, columns)]
 

@@ -180,7 +180,18 @@ class Volume(NamedTuple):
 
 
 def is_volume(path: Path) -> bool:
-    """Says whether the name is that of a NIfTI file."""
+    """Report whether a file is a NIfTI file, by its name.
+
+    Args:
+        path: Path of the file.
+
+    Returns:
+        True for names that end in .nii or .nii.gz.
+
+    Example:
+        >>> is_volume(Path("brain.nii.gz")), is_volume(Path("brain.png"))
+        (True, False)
+    """
     return path.name.lower().endswith(_ENDS)
 
 

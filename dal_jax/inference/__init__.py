@@ -22,10 +22,13 @@ from dal_jax.inference._intervals import subtract as subtract
 from dal_jax.inference._intervals import union as union
 from dal_jax.inference._p_value import ALTERNATIVES as ALTERNATIVES
 from dal_jax.inference._p_value import SelectiveP as SelectiveP
+from dal_jax.inference._p_value import check_alternative as check_alternative
+from dal_jax.inference._p_value import check_procedure as check_procedure
 from dal_jax.inference._p_value import decision as decision
 from dal_jax.inference._p_value import discovery_q as discovery_q
 from dal_jax.inference._p_value import holm as holm
 from dal_jax.inference._p_value import selective_p as selective_p
+from dal_jax.inference._randomized import NO_PERTURBATION as NO_PERTURBATION
 from dal_jax.inference._randomized import Perturbation as Perturbation
 from dal_jax.inference._recalibration import NullLaw as NullLaw
 from dal_jax.inference._recalibration import Observed as Observed

@@ -6,7 +6,7 @@ from scipy.special import log_ndtr
 
 from dal_jax._errors import InputError
 from dal_jax.inference._p_value import check_alternative, selective_p
-from dal_jax.inference._randomized import NONE, Perturbation
+from dal_jax.inference._randomized import NO_PERTURBATION, Perturbation
 
 # Values this close to the observed one, relative to it, are tied with it: rounding of means.
 _TIE = 100 * np.finfo(np.float64).eps
@@ -69,7 +69,7 @@ def over_conditioned_p(
     z_obs: float,
     window: ArrayLike,
     alternative: str = "two-sided",
-    perturbation: Perturbation = NONE,
+    perturbation: Perturbation = NO_PERTURBATION,
 ) -> float:
     """Return the selective p-value given the window of z_obs, too: valid, with less power.
 

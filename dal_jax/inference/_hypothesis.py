@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 
 from dal_jax._errors import InputError
 from dal_jax._typing import Float
-from dal_jax.inference._randomized import NONE, Perturbation
+from dal_jax.inference._randomized import NO_PERTURBATION, Perturbation
 
 # A statistic further from 0 than this, in standard deviations, is no noise of these images, and
 # no line is searched that far.
@@ -67,7 +67,7 @@ class Line(NamedTuple):
     z_obs: float  # X(z_obs) is the image that selection saw; statistic / sd if that is the observed
     statistic: float  # T_obs, in units of the image
     sd: float  # of the statistic, in units of the image
-    perturbation: Perturbation = NONE  # of the statistic that selection saw, in units of sd
+    perturbation: Perturbation = NO_PERTURBATION  # of what selection saw, in units of sd
 
     @property
     def standardized(self) -> float:

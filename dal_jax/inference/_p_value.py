@@ -16,7 +16,7 @@ from dal_jax.inference._intervals import (
     intersect,
     log_total_mass,
 )
-from dal_jax.inference._randomized import LEAST_SPREAD, NONE, Perturbation, normal_split
+from dal_jax.inference._randomized import LEAST_SPREAD, NO_PERTURBATION, Perturbation, normal_split
 
 ALTERNATIVES = ("two-sided", "equal-tailed", "greater", "less")
 PROCEDURES = ("by", "bh")  # of false discovery rates
@@ -44,7 +44,7 @@ def selective_p(
     truncation: ArrayLike,
     searched: ArrayLike,
     alternative: str = "two-sided",
-    perturbation: Perturbation = NONE,
+    perturbation: Perturbation = NO_PERTURBATION,
     mean: float = 0.0,
 ) -> SelectiveP:
     """Return the p-value of z_obs under N(0, 1) given that selection saw a value in Z, with
@@ -250,13 +250,34 @@ def discovery_q(p_values: ArrayLike, method: str = "by") -> list[float]:
 
 
 def check_procedure(name: str, procedure: str) -> None:
-    """Raise an `InputError` for an unknown procedure."""
+    """Refuse an unknown name of a procedure for q-values.
+
+    Args:
+        name: Name of the argument, for the error.
+        procedure: Name to check, one of those that `discovery_q` takes.
+
+    Raises:
+        InputError: The procedure is unknown.
+
+    Example:
+        >>> check_procedure("procedure", "by")
+    """
     if procedure not in PROCEDURES:
         raise InputError(f"{name} is {procedure!r}, expected one of {', '.join(PROCEDURES)}")
 
 
 def check_alternative(alternative: str) -> None:
-    """Raise an `InputError` for an unknown alternative."""
+    """Refuse an unknown name of an alternative.
+
+    Args:
+        alternative: Name to check, one of `ALTERNATIVES`.
+
+    Raises:
+        InputError: The alternative is unknown.
+
+    Example:
+        >>> check_alternative("greater")
+    """
     if alternative not in ALTERNATIVES:
         raise InputError(
             f"alternative is {alternative!r}, expected one of {', '.join(ALTERNATIVES)}"

@@ -66,7 +66,7 @@ class Perturbation(NamedTuple):
         return Perturbation(self.spread / factor, self.shift / factor)
 
 
-NONE = Perturbation()
+NO_PERTURBATION = Perturbation()
 
 
 def normal_split(

@@ -14,7 +14,7 @@ from dal_jax.inference._intervals import Intervals, log_mass, log_total_mass
 from dal_jax.inference._p_value import SelectiveP, p_of_split, selective_p
 from dal_jax.inference._randomized import (
     LEAST_SPREAD,
-    NONE,
+    NO_PERTURBATION,
     Perturbation,
     log_total,
     student_split,
@@ -44,7 +44,7 @@ class Observed(NamedTuple):
     z_obs: float  # statistic over its standard deviation
     truncation: Intervals  # (k, 2) standardized
     searched: Intervals  # (m, 2) standardized
-    perturbation: Perturbation = NONE  # of the statistic that selection saw, standardized
+    perturbation: Perturbation = NO_PERTURBATION  # of what selection saw, standardized
 
 
 def on_line(

@@ -11,8 +11,7 @@ import numpy as np
 from dal_jax._errors import InputError
 from dal_jax._one_test import ImageToTest
 from dal_jax._test_run import QueuedImage
-from dal_jax.images import DataSet, Fitted, Sample, Views, read_sample, views
-from dal_jax.images._prepare import foreign
+from dal_jax.images import DataSet, Fitted, Sample, Views, foreign, read_sample, views
 from dal_jax.inspection._learn import picture_of
 from dal_jax.inspection._profile import Profile
 

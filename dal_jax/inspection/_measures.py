@@ -4,8 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from dal_jax.images import PixelMetrics, image_metrics, region_counts
-from dal_jax.images._samples import NORMAL, UNKNOWN
+from dal_jax.images import NORMAL, UNKNOWN, PixelMetrics, image_metrics, region_counts
 from dal_jax.inspection._inspect import Inspected
 from dal_jax.inspection._rows import COLUMNS, adjusted_p
 

@@ -15,8 +15,7 @@ from dal_jax._options import TestOptions
 from dal_jax._typing import Bool, Float
 from dal_jax.images import DataSet, Fitted, open_data, write_array, write_text
 from dal_jax.localizers import Localizer, load_localizer, with_rescaling
-from dal_jax.noise import Covariance, load_noise, save_noise
-from dal_jax.noise._scaled import _Scaled
+from dal_jax.noise import Covariance, load_noise, masked, save_noise
 from dal_jax.search import check_region
 
 RECORD, NOISE, REFERENCES = "profile.json", "noise.npz", "references.npy"
@@ -135,7 +134,7 @@ class Profile(NamedTuple):
         if shown is None:
             return self.noise
         channels = self.fitted.channels
-        return _Scaled(self.noise, np.repeat(shown[..., None].astype(np.float64), channels, axis=2))
+        return masked(self.noise, np.repeat(shown[..., None], channels, axis=2))
 
     @property
     def where(self) -> Bool[np.ndarray, "H W"] | None:

@@ -14,8 +14,7 @@ import numpy as np
 from dal_jax._errors import InputError
 from dal_jax._result import parts_of_record
 from dal_jax.images import atomic_path
-from dal_jax.inference import SelectiveP, discovery_q
-from dal_jax.inference._p_value import check_procedure
+from dal_jax.inference import SelectiveP, check_procedure, discovery_q
 from dal_jax.inspection._calibration import (
     METHODS,
     Calibration,

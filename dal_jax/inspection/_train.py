@@ -31,10 +31,10 @@ from dal_jax.localizers import (
     ExtractorFile,
     check_extractor,
     load_localizer,
+    read_checkpoint,
     save_extractor,
     with_rescaling,
 )
-from dal_jax.localizers._load import read_checkpoint
 from dal_jax.noise import NoiseRanking
 
 # As `dal_jax.diffusion.train` without `progress` and `resume`: trains, or goes on with it.

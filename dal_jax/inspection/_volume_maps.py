@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from dal_jax.images import Sample, axial_slice, read_volume, write_volume
-from dal_jax.images._volumes import is_volume
+from dal_jax.images import Sample, axial_slice, is_volume, read_volume, write_volume
 from dal_jax.inspection._inspect import Inspected
 
 

@@ -20,8 +20,11 @@ from dal_jax.localizers._glad import glad_localizer as glad_localizer
 from dal_jax.localizers._load import ExtractorFile as ExtractorFile
 from dal_jax.localizers._load import load_localizer as load_localizer
 from dal_jax.localizers._load import make_localizer as make_localizer
+from dal_jax.localizers._load import read_checkpoint as read_checkpoint
 from dal_jax.localizers._load import save_extractor as save_extractor
 from dal_jax.localizers._localizer import Localizer as Localizer
+from dal_jax.localizers._localizer import check_draws as check_draws
+from dal_jax.localizers._localizer import check_threshold as check_threshold
 from dal_jax.localizers._localizer import from_score as from_score
 from dal_jax.localizers._localizer import with_rescaling as with_rescaling
 from dal_jax.localizers._mdps import MdpsConfig as MdpsConfig
@@ -31,8 +34,10 @@ from dal_jax.localizers._mdps import mdps_localizer as mdps_localizer
 from dal_jax.localizers._perceptual import PerceptualConfig as PerceptualConfig
 from dal_jax.localizers._perceptual import check_extractor as check_extractor
 from dal_jax.localizers._presets import CONFIGS as CONFIGS
+from dal_jax.localizers._presets import FORM as FORM
 from dal_jax.localizers._presets import Preset as Preset
 from dal_jax.localizers._presets import as_kind as as_kind
 from dal_jax.localizers._presets import localizer_preset as localizer_preset
 from dal_jax.localizers._presets import preset_names as preset_names
+from dal_jax.localizers._presets import split_settings as split_settings
 from dal_jax.localizers._scales import learn_scales as learn_scales

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from dal_jax._errors import InputError
 from dal_jax._typing import Array, PyTree
-from dal_jax.diffusion._config import LocalizerConfig
+from dal_jax.diffusion import LocalizerConfig
 from dal_jax.localizers._filters import filtered_difference
 from dal_jax.localizers._localizer import Localizer, check_threshold, make_draws
 from dal_jax.models import AutoencoderConfig, Reconstruction, autoencode, autoencoder_shapes

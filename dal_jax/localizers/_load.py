@@ -96,7 +96,20 @@ def load_localizer(
 
 
 def read_checkpoint(directory: str | Path) -> tuple[PyTree, Any]:
-    """Read variables and configuration, of whatever kind; errors as of `load_checkpoint`."""
+    """Read the checkpoint of a localizer of any kind.
+
+    Args:
+        directory: Directory of the checkpoint.
+
+    Returns:
+        The variables of the network, and the configuration of the localizer.
+
+    Raises:
+        CheckpointError: As in `dal_jax.diffusion.load_checkpoint`.
+
+    Example:
+        >>> variables, config = read_checkpoint("model")  # doctest: +SKIP
+    """
     return load_checkpoint(directory, list(CONFIGS.values()))
 
 

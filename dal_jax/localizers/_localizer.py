@@ -160,7 +160,11 @@ def check_draws(draws: Any, shape: tuple[int, ...]) -> np.ndarray:
         The draws, as a numpy array of float32 or float64.
 
     Raises:
-        InputError: The values do not fit.
+        InputError: they do not fit.
+
+    Example:
+        >>> check_draws([[0.5], [-1.0]], (2, 1)).dtype
+        dtype('float64')
     """
     array = np.asarray(draws)
     if array.shape != tuple(shape):
@@ -202,7 +206,11 @@ def check_threshold(threshold: float) -> float:
         It as a float.
 
     Raises:
-        InputError: The threshold is not positive and finite.
+        InputError: it is not positive and finite.
+
+    Example:
+        >>> check_threshold(1)
+        1.0
     """
     if np.ndim(threshold) != 0 or not 0.0 < threshold < np.inf:
         raise InputError(f"threshold: got {threshold}, expected a positive finite number")

@@ -9,8 +9,7 @@ from importlib import resources
 from typing import Any, NamedTuple
 
 from dal_jax._errors import InputError
-from dal_jax.diffusion import DalConfig, TrainConfig
-from dal_jax.diffusion._config import build_config
+from dal_jax.diffusion import DalConfig, TrainConfig, build_config
 from dal_jax.localizers._autoencoder import AutoencoderLocalizerConfig
 from dal_jax.localizers._glad import GladConfig
 from dal_jax.localizers._mdps import MdpsConfig
@@ -106,6 +105,10 @@ def split_settings(text: str) -> tuple[str, dict[str, Any]]:
 
     Returns:
         The head, and the values by field.
+
+    Example:
+        >>> split_settings("mdps:pl,start=150,channels=[8,16]")
+        ('mdps:pl', {'start': 150, 'channels': [8, 16]})
     """
     head, *rest = _COMMA.split(text)
     parts = (part.partition("=") for part in rest)

@@ -20,6 +20,8 @@ from dal_jax.models._fold import fold_norm as fold_norm
 from dal_jax.models._import_weights import import_state_dict as import_state_dict
 from dal_jax.models._import_weights import infer_unet_config as infer_unet_config
 from dal_jax.models._import_weights import read_state_dict as read_state_dict
+from dal_jax.models._import_weights import state_dict_layout as state_dict_layout
+from dal_jax.models._unet import NORM_EPSILON as NORM_EPSILON
 from dal_jax.models._unet import UNet as UNet
 from dal_jax.models._unet import UNetConfig as UNetConfig
 from dal_jax.models._unet import init_unet as init_unet

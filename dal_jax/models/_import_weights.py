@@ -184,8 +184,21 @@ def _source_name(path: tuple[str, ...]) -> str:
     return ".".join([*inner, LEAF.get(path[-1], path[-1])])
 
 
-def _layout(config: UNetConfig) -> Iterator[_Row]:
-    """What `_named` yields of a U-Net."""
+def state_dict_layout(config: UNetConfig) -> Iterator[_Row]:
+    """List the weights of a U-Net in the order and layout of a PyTorch state dict.
+
+    Args:
+        config: Configuration of the network.
+
+    Yields:
+        Name in the state dict, path in the variables of Flax, shape in PyTorch, and the axes by
+        which to transpose an array of PyTorch.
+
+    Example:
+        >>> name, path, shape, axes = next(iter(state_dict_layout(UNetConfig(1, (8, 16)))))
+        >>> len(shape) == len(axes)
+        True
+    """
     return _named(unet_shapes(config), _source_name)
 
 

@@ -24,6 +24,7 @@ from dal_jax.noise._likelihood import whiten as whiten
 from dal_jax.noise._low_rank import low_rank as low_rank
 from dal_jax.noise._matrices import dense as dense
 from dal_jax.noise._matrices import kronecker as kronecker
+from dal_jax.noise._scaled import masked as masked
 from dal_jax.noise._scaled import scaled as scaled
 from dal_jax.noise._stationary import circulant as circulant
 from dal_jax.noise._stationary import stationary as stationary

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from dal_jax._errors import InputError
-from dal_jax._typing import Float
+from dal_jax._typing import Bool, Float
 from dal_jax.noise._covariance import Covariance, Whitening, _batch, _check_map, _positive_map
 from dal_jax.noise._likelihood import whitening
 
@@ -38,6 +38,25 @@ def scaled(covariance: Covariance, factor: float | ArrayLike) -> Covariance:
     if not 0 < value < np.inf:
         raise InputError(f"factor is {value!r}, expected a positive, finite number")
     return _Scaled(covariance, np.array(value))
+
+
+def masked(covariance: Covariance, shown: Bool[np.ndarray, "H W C"]) -> Covariance:
+    """Take the noise away from some pixels, as of images that are 0 there.
+
+    Args:
+        covariance: Sigma.
+        shown: (H, W, C), True where the noise stays.
+
+    Returns:
+        Covariance that is 0 in all rows and columns of pixels that are not shown.
+
+    Example:
+        >>> from dal_jax.noise import iid
+        >>> noise = masked(iid(1.0), np.array([[[True], [False]]]))
+        >>> noise.apply(np.ones((1, 2, 1))).ravel().tolist()
+        [1.0, 0.0]
+    """
+    return _Scaled(covariance, shown.astype(np.float64))
 
 
 @dataclass(frozen=True, eq=False)

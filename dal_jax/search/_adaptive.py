@@ -15,6 +15,7 @@ from scipy.special import betaincinv, ndtri_exp
 from dal_jax._errors import InputError
 from dal_jax._typing import Bool, Float
 from dal_jax.inference import (
+    NO_PERTURBATION,
     Intervals,
     NullLaw,
     Observed,
@@ -28,7 +29,6 @@ from dal_jax.inference import (
     on_line,
     subtract,
 )
-from dal_jax.inference._randomized import NONE
 from dal_jax.search._cells import EvaluatedPoints, decide_cells, with_points
 from dal_jax.search._line_search import (
     Progress,
@@ -136,7 +136,7 @@ def adaptive_search(
     *,
     seed: int = 0,
     wide_only: bool = False,
-    perturbation: Perturbation = NONE,
+    perturbation: Perturbation = NO_PERTURBATION,
     progress: Progress | None = None,
 ) -> Generator[QueryPoints, Margins, AdaptiveResult]:
     """Find the part of a line on which the region is the observed one.

@@ -11,6 +11,7 @@ from scipy.special import ndtri_exp
 
 from dal_jax._errors import InputError
 from dal_jax.inference import (
+    NO_PERTURBATION,
     Intervals,
     NullLaw,
     Observed,
@@ -18,6 +19,7 @@ from dal_jax.inference import (
     Ranks,
     SelectiveP,
     as_intervals,
+    check_alternative,
     decision,
     intersect,
     log_total_mass,
@@ -26,8 +28,6 @@ from dal_jax.inference import (
     subtract,
     union,
 )
-from dal_jax.inference._p_value import check_alternative
-from dal_jax.inference._randomized import NONE
 from dal_jax.search._engines import Engine, EngineResult
 
 # The first round: this far on both sides of 0, and this far around the observed value.
@@ -111,7 +111,7 @@ def search_line(
     level: float | None = None,
     recalibrations: tuple[NullLaw | Ranks, ...] = (),
     shares: int = 1,
-    perturbation: Perturbation = NONE,
+    perturbation: Perturbation = NO_PERTURBATION,
     progress: Progress | None = None,
 ) -> SearchResult:
     """Search outwards from 0 and from z_obs until the bounds on p are tight.
@@ -227,7 +227,11 @@ def reach_limit(z_obs: float, z_max: float | None) -> float:
         The limit in standard deviations; |z_obs| + 0.5 if z_max does not exceed |z_obs|.
 
     Raises:
-        InputError: `z_obs` is not finite.
+        InputError: z_obs is not finite.
+
+    Example:
+        >>> reach_limit(2.0, None), reach_limit(2.0, 1.0)
+        (12.0, 2.5)
     """
     if not math.isfinite(z_obs):
         raise InputError(f"z_obs is {z_obs!r}, expected a finite number")
