@@ -41,7 +41,15 @@ class CheckpointError(InputError):
 
 
 class RunError(DalJaxError):
-    """A long run cannot go on (full disk, lost process); what is finished is kept."""
+    """A long run cannot go on, for want of disk space or of a process; finished tests are kept.
+
+    Example:
+        >>> try:
+        ...     raise RunError("runs/a: no space is left on the disk")
+        ... except DalJaxError as error:
+        ...     print(error)
+        runs/a: no space is left on the disk
+    """
 
 
 class NotPiecewiseAffineError(DalJaxError, TypeError):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from dal_jax.report._figure import blank_page
+from dal_jax.report import blank_page
 from experiments._output import Row
 
 COLOURS = {

@@ -30,8 +30,8 @@ from helpers import (
 from jax import lax
 
 from dal_jax import NotPiecewiseAffineError
-from dal_jax.affine import Swept, _nodes, _sweep, sweep
-from dal_jax.affine._nodes import Nodes, insert_crossings, split_jumps
+from dal_jax.affine import Swept, _sweep, sweep
+from dal_jax.affine._sweep import Nodes, insert_crossings, split_jumps
 
 
 def distinct(z: np.ndarray) -> np.ndarray:
@@ -319,7 +319,7 @@ def test_inserted_nodes_stay_in_their_interval() -> None:
     np.testing.assert_array_equal(grown.closed, np.diff(grown.z) == 0)
 
 
-@pytest.mark.parametrize("test", _nodes.TESTS)
+@pytest.mark.parametrize("test", _sweep.TESTS)
 def test_infinite_values_compare_as_they_do_in_jax(test: str) -> None:
     value = np.array([[-np.inf, np.inf, np.nan, 1.0]] * 2)
     level = np.array([-np.inf, np.inf, 0.0, np.inf])

@@ -9,7 +9,7 @@ from perceptual_cases import normal_draws
 
 from dal_jax import InputError
 from dal_jax.diffusion import AnomalyRemoval, Batch, Synthesis, TrainConfig, synthesize, train
-from dal_jax.diffusion._synthesis import _faded, _halvings, changed_look, perlin, shuffled_tiles
+from dal_jax.diffusion._objective import _faded, _halvings, changed_look, perlin, shuffled_tiles
 from dal_jax.localizers import GladConfig
 from dal_jax.models import UNetConfig
 

@@ -11,14 +11,13 @@ from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from dal_jax import InputError
-from dal_jax.images._clusters import cluster_interval, cluster_standard_error
 from dal_jax.images._metrics import (
     PixelMetrics,
     PixelResult,
     image_auroc,
     image_metrics,
 )
-from dal_jax.images._metrics_regions import region_counts
+from dal_jax.images._metrics_regions import cluster_interval, cluster_standard_error, region_counts
 
 Maps = list[tuple[np.ndarray, np.ndarray]]  # score and mask of each image
 

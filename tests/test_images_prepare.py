@@ -20,8 +20,8 @@ from dal_jax.images import (
     stitch,
     views,
 )
-from dal_jax.images._geometry import cut
 from dal_jax.images._prepare import foreign
+from dal_jax.images._views import cut
 
 pytest.importorskip("skimage")
 

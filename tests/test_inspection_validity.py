@@ -9,8 +9,7 @@ from helpers import published_batch as dal_test_batch
 
 from dal_jax import InputError, from_score
 from dal_jax.images import DataSet, Fitted, Preparation, Sample, fit, views
-from dal_jax.images._geometry import windows
-from dal_jax.images._views import cut_views
+from dal_jax.images._views import cut_views, windows
 from dal_jax.inspection import LearnOptions, Profile, Source
 from dal_jax.inspection._learn import (
     DEALT_ROLES,

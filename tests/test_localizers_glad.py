@@ -23,7 +23,7 @@ from scipy.special import expit
 
 from dal_jax import InputError, NotPiecewiseAffineError, Status
 from dal_jax.diffusion import ReverseConfig, Schedule, reverse_process
-from dal_jax.diffusion._glad_loss import glad_pair
+from dal_jax.diffusion._objective import glad_pair
 from dal_jax.localizers import GladConfig, GladScore, glad_localizer, learn_scales
 from dal_jax.localizers._chain import add_noise, clean_image, next_image
 from dal_jax.localizers._filters import resize

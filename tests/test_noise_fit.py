@@ -6,7 +6,7 @@ from noise_cases import table
 
 from dal_jax import InputError
 from dal_jax.noise import KINDS, ar1, choose, estimate, fit_report, iid, stationary
-from dal_jax.noise._regions import fixed_shapes
+from dal_jax.noise._fit import fixed_shapes
 
 SHAPE = (14, 16, 1)
 NOISE = stationary(table((28, 32), np.eye(1), 2.0), clip=True)

@@ -27,8 +27,8 @@ ROOMS = (
     ("_one_test",),
     ("_dal_test",),
     ("_test_run",),
-    ("inspection",),
     ("report",),
+    ("inspection",),
     ("bench",),
     ("cli",),
 )

@@ -25,12 +25,18 @@ from dal_jax.search import (
     ScanEngine,
     Status,
     SweepEngine,
-    _sweep_engine,
+    _engines,
     search_line,
     select_region,
 )
-from dal_jax.search._scan_engine import LANES, SEGMENTS_PER_LANE, Record, _gaps, _segments
-from dal_jax.search._sweep_engine import _contradicted
+from dal_jax.search._engines import (
+    LANES,
+    SEGMENTS_PER_LANE,
+    Record,
+    _contradictions,
+    _gaps,
+    _segments,
+)
 
 RANGE = (-6.0, 6.0)
 SEGMENTS = LANES * SEGMENTS_PER_LANE
@@ -184,7 +190,7 @@ def test_polished_parts_grow_until_the_end_is_found():
     engine = SweepEngine(problem, "float32")
     rough, _ = engine._run([RANGE])
     # Farther off than the width of a polished part.
-    assert abs(rough.inside[0, 0] - 1.3) > 2 * _sweep_engine.POLISH_WIDTH
+    assert abs(rough.inside[0, 0] - 1.3) > 2 * _engines.POLISH_WIDTH
     found = engine([RANGE])
     # Sums of 100 in float64 divided by a slope of 0.004.
     same_set(found.inside, np.array([[1.3, 6.0]]), 1e-11)
@@ -193,7 +199,7 @@ def test_polished_parts_grow_until_the_end_is_found():
 
 
 def test_a_contradiction_that_stays_is_a_gap(monkeypatch):
-    monkeypatch.setattr(_sweep_engine, "POLISH_ROUNDS", 1)
+    monkeypatch.setattr(_engines, "POLISH_ROUNDS", 1)
     problem = scalar_problem(slow, 2.0, [True], **SLOW)
     engine = SweepEngine(problem, "float32")
     rough, _ = engine._run([RANGE])
@@ -201,7 +207,7 @@ def test_a_contradiction_that_stays_is_a_gap(monkeypatch):
     assert len(found.gaps) == 1
     assert contains(found.gaps, rough.inside[0, 0])
     assert not intersect(found.gaps, found.inside).size
-    assert measure(found.gaps) < 3 * _sweep_engine.POLISH_WIDTH * 1.3
+    assert measure(found.gaps) < 3 * _engines.POLISH_WIDTH * 1.3
     result = search_line(engine, 2.0, precision=1e-7, z_max=6.0)
     assert result.status is Status.NOT_CONVERGED
     # The density of 0.17 at 1.3, over a mass of 0.1.
@@ -213,12 +219,12 @@ def test_borders_of_polished_parts_that_disagree():
     around = as_intervals([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0], [6.0, 7.0], [9.0, 10.0]])
     rough = as_intervals([[0.5, 2.5], [4.5, 6.5], [9.5, 10.0]])
     agree = as_intervals([[0.4, 1.0], [2.0, 2.6], [4.4, 5.0], [6.0, 6.6], [9.6, 10.0]])
-    assert not len(_contradicted(around, agree, rough, limits))
+    assert not len(_contradictions(around, agree, rough, limits))
     # No end in [2, 3] after all; a wrong side at a limit does not show.
     other = as_intervals([[0.0, 1.0], [2.0, 3.0], [4.4, 5.0], [6.0, 6.6]])
-    np.testing.assert_array_equal(_contradicted(around, other, rough, limits), [[2.0, 3.0]])
+    np.testing.assert_array_equal(_contradictions(around, other, rough, limits), [[2.0, 3.0]])
     other = as_intervals([[0.4, 1.0], [2.0, 2.6], [6.0, 6.6]])
-    np.testing.assert_array_equal(_contradicted(around, other, rough, limits), [[4.0, 5.0]])
+    np.testing.assert_array_equal(_contradictions(around, other, rough, limits), [[4.0, 5.0]])
 
 
 def test_an_end_beside_the_border_of_a_round_is_found_from_both_sides():

@@ -22,7 +22,7 @@ from dal_jax import InputError, QueuedImage, RunError, run_tests
 from dal_jax._one_test import ImageToTest
 from dal_jax._result import as_record, contradiction
 from dal_jax.runs import Host, open_run
-from dal_jax.runs._lines import canonical, decode
+from dal_jax.runs._records import canonical, decode
 
 LOCALIZER = pooled_localizer()
 COUNT = 12

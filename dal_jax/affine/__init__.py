@@ -1,4 +1,4 @@
-"""Affine pieces of JAX functions of one scalar: knows nothing of images or statistics."""
+"""Affine pieces of JAX functions of one scalar, independent of images and statistics."""
 
 from dal_jax.affine._piece import AffinePiece as AffinePiece
 from dal_jax.affine._piece import PieceStatus as PieceStatus

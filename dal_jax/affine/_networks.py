@@ -1,6 +1,6 @@
-"""Choices among many, made of choices between two, for an algebra that knows only those.
+"""Maxima and sorts built from pairwise choices, for algebras that support only those.
 
-Comparisons between entries that both lose add nodes to a sweep; more nodes do no harm there.
+Comparisons between entries that both lose add nodes to a sweep, which does no harm.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ def _part(alg: Any, x: Any, index: Any) -> Any:
     return alg.linear(lambda v: [v[index]], [x])[0]
 
 
-def _joined(alg: Any, parts: Sequence[Any]) -> Any:
+def _concatenate(alg: Any, parts: Sequence[Any]) -> Any:
     return alg.linear(lambda *v: [jnp.concatenate(v)], parts)[0]
 
 
@@ -26,8 +26,8 @@ def largest(alg: Any, x: Any) -> Any:
     """The maximum along axis 0, by pairs.
 
     Args:
-        alg: an algebra with `linear` and `switch`.
-        x: moving value of shape (n, ...), n >= 1.
+        alg: An algebra with `linear` and `switch`.
+        x: Moving value of shape (n, ...), n >= 1.
 
     Returns:
         Moving value of shape (...).
@@ -35,7 +35,7 @@ def largest(alg: Any, x: Any) -> Any:
     while (n := alg.shape(x)[0]) > 1:
         half = n // 2
         winners = _larger(alg, _part(alg, x, slice(half)), _part(alg, x, slice(half, 2 * half)))
-        x = _joined(alg, [winners, _part(alg, x, slice(2 * half, n))]) if n % 2 else winners
+        x = _concatenate(alg, [winners, _part(alg, x, slice(2 * half, n))]) if n % 2 else winners
     return _part(alg, x, 0)
 
 
@@ -43,8 +43,8 @@ def index_of_largest(alg: Any, x: Any) -> Any:
     """The first index of the maximum along axis 0, by pairs.
 
     Args:
-        alg: an algebra with `linear`, `switch`, `compare` and `constant`.
-        x: moving value of shape (n, ...), n >= 1.
+        alg: An algebra with `linear`, `switch`, `compare` and `constant`.
+        x: Moving value of shape (n, ...), n >= 1.
 
     Returns:
         int32 value of shape (...) that jumps.
@@ -62,7 +62,7 @@ def index_of_largest(alg: Any, x: Any) -> Any:
         )[0]
         tail = alg.constant(lambda v, s=rest: [v[s]], [index])[0]
         winners = _larger(alg, a, b)
-        x = _joined(alg, [winners, _part(alg, x, rest)]) if n % 2 else winners
+        x = _concatenate(alg, [winners, _part(alg, x, rest)]) if n % 2 else winners
         index = alg.constant(lambda *v: [jnp.concatenate(v)], [won, tail])[0]
     return alg.constant(lambda v: [v[0]], [index])[0]
 
@@ -71,8 +71,8 @@ def running_largest(alg: Any, x: Any) -> Any:
     """The cumulative maximum along axis 0, doubling the reach each round.
 
     Args:
-        alg: an algebra with `linear` and `switch`.
-        x: moving value of shape (n, ...).
+        alg: An algebra with `linear` and `switch`.
+        x: Moving value of shape (n, ...).
 
     Returns:
         Moving value of shape (n, ...).
@@ -80,23 +80,23 @@ def running_largest(alg: Any, x: Any) -> Any:
     n, reach = alg.shape(x)[0], 1
     while reach < n:
         earlier, later = _part(alg, x, slice(n - reach)), _part(alg, x, slice(reach, n))
-        x = _joined(alg, [_part(alg, x, slice(reach)), _larger(alg, later, earlier)])
+        x = _concatenate(alg, [_part(alg, x, slice(reach)), _larger(alg, later, earlier)])
         reach *= 2
     return x
 
 
 def sort(alg: Any, key: Any, carried: Sequence[Any]) -> tuple[Any, list[Any]]:
-    """Sorts along axis 0 by a network of exchanges; stable.
+    """Sort along axis 0 by a network of exchanges; stable.
 
     Args:
-        alg: an algebra with `linear`, `switch`, `compare` and `constant`.
-        key: moving value of shape (n, ...).
-        carried: values of the same shape that follow the key.
+        alg: An algebra with `linear`, `switch`, `compare` and `constant`.
+        key: Moving value of shape (n, ...).
+        carried: Values of the same shape that are sorted along with the key.
 
     Returns:
-        The key in ascending order, and what is carried in the order of the key.
+        The key in ascending order, and the carried values in the order of the key.
 
-    Source: the network is Batcher's merge exchange (1968); ties are broken by the place.
+    Source: Batcher's merge exchange (1968); ties are broken by the place.
     """
     n = alg.shape(key)[0]
     carried = [*carried, _places(alg.shape(key))] if carried else []
@@ -134,7 +134,7 @@ def _places(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _places_after(n: int, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Where each place of the result lies in the concatenation of lows, highs and the rest."""
+    """Return the place of each result in the concatenation of lows, highs and the rest."""
     rest = np.setdiff1d(np.arange(n), np.concatenate([low, high]))
     return np.argsort(np.concatenate([low, high, rest]))
 
@@ -143,7 +143,7 @@ def merge_exchange(n: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Batcher's network for n inputs: rounds of disjoint pairs (low, high) to compare.
 
     Args:
-        n: number of inputs, 0 and above.
+        n: Number of inputs, 0 and above.
 
     Returns:
         One pair of index arrays a round, low < high.

@@ -14,7 +14,7 @@ from dal_jax.affine._walk import walk
 
 
 class PieceStatus(IntEnum):
-    """What became of an affine piece.
+    """Status of an affine piece.
 
     Example:
         >>> piece = affine_piece(lambda z: z * jnp.inf, 1.0)
@@ -23,7 +23,7 @@ class PieceStatus(IntEnum):
     """
 
     OK = 0
-    TIE = 1  # the window is narrower than rounding: no point strictly inside it can be named
+    TIE = 1  # the window is narrower than rounding: no point lies strictly inside it
     NON_FINITE = 2  # a value or slope is infinite or NaN; lo and hi are NaN
 
 
@@ -59,13 +59,13 @@ def _slope(x: Any) -> Any:
 
 
 class PieceAlgebra:
-    """Carries (value, slope) per variable and one window, as offsets from z, for all of them."""
+    """Algebra of pairs (value, slope) and of one window, whose ends are offsets from z."""
 
     def __init__(self, lo: Any, hi: Any):
         self.lo, self.hi = lo, hi
 
     def moves(self, value: Any) -> bool:
-        """Whether a value carries a slope."""
+        """Return whether a value carries a slope."""
         return isinstance(value, Moving)
 
     def shape(self, value: Any) -> tuple[int, ...]:
@@ -73,14 +73,14 @@ class PieceAlgebra:
         return tuple(jnp.shape(_value(value)))
 
     def begin(self, eqn: Any, ins: Sequence[Any]) -> None:
-        """Nothing to prepare."""
+        """Do nothing: no preparation is needed."""
 
     def constant(self, fn: Callable[..., list[Any]], ins: Sequence[Any]) -> list[Any]:
-        """Evaluates."""
+        """Evaluate the operation."""
         return fn(*ins)
 
     def linear(self, fn: Callable[..., list[Any]], ins: Sequence[Any]) -> list[Any]:
-        """Pushes values and slopes through the derivative of an affine operation."""
+        """Push values and slopes through the derivative of an affine operation."""
         moving = [k for k, x in enumerate(ins) if isinstance(x, Moving)]
 
         def of_moving(*parts: Any) -> list[Any]:
@@ -93,9 +93,9 @@ class PieceAlgebra:
         return [Moving(v, s) for v, s in zip(*jax.jvp(of_moving, values, slopes), strict=True)]
 
     def _cut(self, value: Any, slope: Any) -> Any:
-        """Narrows the window to where no entry of a margin changes sign; the side to the right."""
+        """Narrow the window to where no margin changes sign; return the side to the right of z."""
         value, slope = jnp.broadcast_arrays(value, slope)
-        # By size and side apart: XLA may compute a margin near 0 twice, with different signs.
+        # Size and side are computed apart: XLA may evaluate a margin near 0 twice, with two signs.
         distance = jnp.abs(value / jnp.where(slope == 0, 1, slope))
         ahead = ((value < 0) & (slope > 0)) | ((value > 0) & (slope < 0))
         end = jnp.min(distance, where=ahead, initial=jnp.inf)
@@ -109,16 +109,16 @@ class PieceAlgebra:
         return _value(a) - _value(b), _slope(a) - _slope(b)
 
     def switch(self, fn: Callable[..., list[Any]], a: Any, b: Any, pick: Callable[..., Any]) -> Any:
-        """The slope of whichever side holds to the right of z."""
+        """Return the value with the slope of the side that holds to the right of z."""
         side = self._cut(*self._margin(a, b))
         return Moving(fn(_value(a), _value(b))[0], pick(side, _slope(a), _slope(b)))
 
     def compare(self, test: str, a: Any, b: Any) -> Any:
-        """The comparison's limit from the right."""
+        """Return the comparison's limit from the right."""
         value, slope = self._margin(a, b)
         self._cut(value, slope)
-        # The margin of equal infinities is NaN: compare the values themselves. A NaN among these
-        # compares false to everything and unequal to itself, as it does without the walk.
+        # The margin of equal infinities is NaN, so that the values themselves are compared. A NaN
+        # among them compares as it does in JAX: false to everything, and unequal to itself.
         tie = _value(a) == _value(b)
         above = (_value(a) > _value(b)) | (tie & (slope > 0))
         below = (_value(a) < _value(b)) | (tie & (slope < 0))
@@ -133,29 +133,34 @@ class PieceAlgebra:
         }[test]
 
     def at_value(self, fn: Callable[..., list[Any]], ins: Sequence[Any]) -> list[Any]:
-        """Evaluates at the values, dropping slopes."""
+        """Evaluate at the values and drop the slopes."""
         return fn(*map(_value, ins))
 
     def index_of_largest(self, x: Any) -> Any:
-        """The entry that is largest just to the right of z: by value, then slope, then place."""
+        """Return the index of the entry that is largest just to the right of z.
+
+        Ties are broken by the value, then the slope, then the place.
+        """
         best = (x.value == jnp.max(x.value, axis=0)) | jnp.isnan(x.value)
         steepest = jnp.where(best, x.slope, -jnp.inf)
         index = jnp.argmax(steepest, axis=0)
-        winner = self._taken(x, index)
+        winner = self._at_index(x, index)
         # The winner's margin over itself is left out: XLA may not compute it as exactly zero.
         itself = lax.broadcasted_iota(index.dtype, x.value.shape, 0) == index
         self._cut(winner.value - x.value, jnp.where(itself, 0, winner.slope - x.slope))
         return index
 
     def largest(self, x: Any) -> Any:
-        """The winner's value and slope."""
-        return self._taken(x, self.index_of_largest(x))
+        """Return the value and slope of the largest entry."""
+        return self._at_index(x, self.index_of_largest(x))
 
-    def _taken(self, x: Any, index: Any) -> Any:
+    def _at_index(self, x: Any, index: Any) -> Any:
         return Moving(*(jnp.take_along_axis(v, index[None], 0)[0] for v in x))
 
     def running_largest(self, x: Any) -> Any:
-        """Each entry against the winner of all before it: those comparisons settle the rest."""
+        """Compare each entry with the largest of all before it, which implies the other
+        comparisons.
+        """
 
         def later(p: tuple[Any, Any], q: tuple[Any, Any]) -> tuple[Any, Any]:
             (v, s), (w, t) = p, q
@@ -167,19 +172,19 @@ class PieceAlgebra:
         return Moving(value, slope)
 
     def sort(self, key: Any, carried: Sequence[Any]) -> tuple[Any, list[Any]]:
-        """Sorts by value, then slope: the order just to the right of z."""
+        """Sort by value, then slope: the order just to the right of z."""
         places = lax.broadcasted_iota(jnp.int32, key.value.shape, 0)
         *_, order = lax.sort((key.value, key.slope, places), dimension=0, num_keys=2)
 
-        def taken(v: Any) -> Any:
+        def reorder(v: Any) -> Any:
             return jnp.take_along_axis(v, order, 0)
 
-        key = Moving(taken(key.value), taken(key.slope))
+        key = Moving(reorder(key.value), reorder(key.slope))
         self._cut(key.value[1:] - key.value[:-1], key.slope[1:] - key.slope[:-1])
-        return key, [jax.tree.map(taken, value) for value in carried]
+        return key, [jax.tree.map(reorder, value) for value in carried]
 
     def scan(self, eqn: Any, ins: Sequence[Any]) -> list[Any]:
-        """A scan whose carry holds slopes and the window beside the values."""
+        """Run a scan whose carry holds slopes and the window beside the values."""
         p = eqn.params
         first, count = _compat.scan_counts(eqn)
         consts, carry, xs = ins[:first], list(ins[first : first + count]), ins[first + count :]
@@ -191,7 +196,7 @@ class PieceAlgebra:
             outs = walk(inner, jaxpr, jaxpr_consts, [*consts, *carry, *x])
             carried, ys = outs[:count], outs[count:]
             carried = [
-                _lifted(_strong(new), isinstance(old, Moving))
+                _lift(_strong(new), isinstance(old, Moving))
                 for new, old in zip(carried, carry, strict=True)
             ]
             return (inner.lo, inner.hi, carried), ys
@@ -201,7 +206,7 @@ class PieceAlgebra:
         row = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape[1:], v.dtype), list(xs))
         while True:
             (_, _, after), _ = jax.eval_shape(body, (self.lo, self.hi, carry), row)
-            lifted = [_lifted(c, isinstance(a, Moving)) for c, a in zip(carry, after, strict=True)]
+            lifted = [_lift(c, isinstance(a, Moving)) for c, a in zip(carry, after, strict=True)]
             if list(map(self.moves, lifted)) == list(map(self.moves, carry)):
                 break
             carry = lifted
@@ -211,7 +216,7 @@ class PieceAlgebra:
         return [*carry, *ys]
 
     def cond(self, eqn: Any, ins: Sequence[Any]) -> list[Any]:
-        """Every branch is walked; only the one taken cuts the window."""
+        """Walk every branch; only the selected one cuts the window."""
         index, *operands = ins
         branches = eqn.params["branches"]
         index = jnp.clip(jnp.asarray(index).astype(jnp.int32), 0, len(branches) - 1)
@@ -225,24 +230,24 @@ class PieceAlgebra:
         outs = []
         for column in zip(*results, strict=True):
             moving = any(isinstance(v, Moving) for v in column)
-            lifted = [_lifted(_strong(v), moving) for v in column]
+            lifted = [_lift(_strong(v), moving) for v in column]
             outs.append(jax.tree.map(lambda *v: lax.select_n(index, *v), *lifted))
         return outs
 
 
 def _strong(x: Any) -> Any:
-    """A value without JAX's weak type, which loops do not let change."""
+    """Remove JAX's weak type from a value: the types of a loop's carry are fixed."""
     return jax.tree.map(lambda v: lax.convert_element_type(v, jnp.asarray(v).dtype), x)
 
 
-def _lifted(x: Any, moving: bool) -> Any:
+def _lift(x: Any, moving: bool) -> Any:
     return Moving(x, jnp.zeros_like(x)) if moving and not isinstance(x, Moving) else x
 
 
 def affine_piece(
     f: Callable[[Float[Array, ""]], PyTree], z: Float[Array, ""] | float
 ) -> AffinePiece:
-    """Returns the affine piece of a function at a point, with the window on which it holds.
+    """Return the affine piece of a function at a point, with the window on which it holds.
 
     One evaluation carries the value and the slope of every intermediate result along; each choice
     (max, abs, comparison, sort, ...) cuts the window where its margin `v + s (t - z)` changes
@@ -250,23 +255,23 @@ def affine_piece(
     the right is returned. A value that does not move with z makes no cut.
 
     Args:
-        f: a JAX function of one floating-point scalar that returns any tree of arrays.
-        z: the point, a floating-point scalar; the computation has its precision.
+        f: A JAX function of one floating-point scalar that returns any tree of arrays.
+        z: The point, a floating-point scalar; the computation has its precision.
 
     Returns:
         The piece; its `status` is OK, TIE (the window is narrower than rounding) or NON_FINITE.
 
     Raises:
-        NotPiecewiseAffineError: a primitive of `f` is not piecewise affine in a moving value; the
+        NotPiecewiseAffineError: A primitive of `f` is not piecewise affine in a moving value; the
             message names it and the line of source.
-        TypeError: z is not a floating-point scalar.
+        TypeError: `z` is not a floating-point scalar.
 
     Example:
         >>> piece = affine_piece(lambda z: jax.nn.relu(2.0 * z - 1.0), 1.0)
         >>> float(piece.value), float(piece.slope), float(piece.lo), float(piece.hi)
         (1.0, 2.0, 0.5, inf)
 
-    Source: the windows are those of Katsuoka et al., arXiv 2402.11789, section 3.
+    Source: Katsuoka et al., arXiv 2402.11789, section 3 (windows).
     """
     z = jnp.asarray(z)
     if z.shape != () or not jnp.issubdtype(z.dtype, jnp.floating):

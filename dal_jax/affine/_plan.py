@@ -1,15 +1,24 @@
-"""Arranges a recorded program for a sweep: one compiled segment before each cut.
+"""Arrangement of a recorded program for a sweep: one compiled segment before each cut.
 
-A segment computes, for a batch of nodes, all that its cut needs from what is kept. A value needed
-by several segments is kept, unless it can be had again by one elementwise pass over a kept value.
+A segment computes, for a batch of nodes, everything that its cut needs from the values kept so far.
+A value that several segments need is kept, unless one elementwise pass over a kept value yields it
+again.
 """
 
+import math
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from dal_jax.affine._program import Cut, Kind, Op, Program, Slot
+
+# Bytes of one array of a mini-batch: what stays in a core's cache.
+CACHE_BYTES = 1 << 18
+MIN_BATCH, MAX_BATCH = 4, 32
 
 
 class Segment(NamedTuple):
@@ -22,7 +31,7 @@ class Segment(NamedTuple):
 
 
 class Step(NamedTuple):
-    """Run the segment (if any), make the cut (if any), then forget what is no longer needed."""
+    """One step of a sweep: run the segment, make the cut, then drop the dead values."""
 
     segment: Segment | None
     cut: Cut | None
@@ -39,10 +48,10 @@ class Plan(NamedTuple):
 
 
 def plan(program: Program) -> Plan:
-    """Groups the operations of a program into segments.
+    """Group the operations of a program into segments.
 
     Args:
-        program: from `record`.
+        program: Program from `record`.
 
     Returns:
         The plan; its functions are compiled on first use.
@@ -54,7 +63,7 @@ def plan(program: Program) -> Plan:
     kept = {program.z.number}
     kept |= {c.slot.number for c in cuts} | {c.out.number for c in cuts if c.out is not None}
     kept |= {out.number for out in chosen}
-    made: dict[int, int] = {}  # identity of an op -> the step in which it is first done
+    made: dict[int, int] = {}  # identity of an op -> the first step that performs it
     groups = []
     for step, goals in enumerate([*[(c.slot,) for c in cuts], chosen]):
         groups.append(_group(goals, step, maker, made, kept))
@@ -103,7 +112,7 @@ def _group(
     made: dict[int, int],
     kept: set[int],
 ) -> list[Op]:
-    """The operations to be done in a step, in order; marks what earlier steps must keep."""
+    """Return the operations of a step, in order; mark the values that earlier steps must keep."""
     ops: dict[int, Op] = {}
 
     # Depth first, inputs before what they make; a long loop would exhaust Python's own stack.
@@ -127,7 +136,7 @@ def _group(
 
 
 def _is_cheap(op: Op, maker: dict[int, Any], kept: set[int]) -> bool:
-    """Whether a value is a chain of elementwise operations on a single kept value."""
+    """Return whether a value is a chain of elementwise operations on a single kept value."""
     bases: set[int] = set()
     seen: set[int] = set()
     stack = [*op.ins]
@@ -167,13 +176,13 @@ def _segments(groups: list[list[Op]], kept: set[int], program: Program) -> list[
             continue
         signature = _signature(ops, statics, inputs, outputs)
         if signature not in compiled:
-            compiled[signature] = _compiled(ops, statics, inputs, outputs)
+            compiled[signature] = _batch_function(ops, statics, inputs, outputs)
         segments.append(Segment(compiled[signature], statics, inputs, outputs))
     return segments
 
 
 def _signature(ops: Sequence[Op], *slots: Sequence[Slot]) -> Any:
-    """Equal for groups that do the same: the turns of a loop share one compiled function."""
+    """Return a key that is equal for groups with equal operations, such as the turns of a loop."""
     local = {s.number: (k, j) for k, group in enumerate(slots[:2]) for j, s in enumerate(group)}
     local |= {o.number: (-1 - k, j) for k, op in enumerate(ops) for j, o in enumerate(op.outs)}
     wiring = tuple(
@@ -184,7 +193,7 @@ def _signature(ops: Sequence[Op], *slots: Sequence[Slot]) -> Any:
     return wiring, shapes, tuple(local[s.number] for s in slots[2])
 
 
-def _compiled(
+def _batch_function(
     ops: Sequence[Op], statics: Sequence[Slot], inputs: Sequence[Slot], outputs: Sequence[Slot]
 ) -> Callable[..., tuple[Any, ...]]:
     def one_node(static: Sequence[Any], moving: Sequence[Any]) -> tuple[Any, ...]:
@@ -204,7 +213,7 @@ def _evaluate(ops: Sequence[Op], env: dict[int, Any]) -> None:
 def _last_use(
     segments: Sequence[Segment | None], cuts: Sequence[Cut], chosen: Sequence[Slot]
 ) -> dict[Slot, int]:
-    """The last step in which each kept value is read; outputs are never forgotten."""
+    """Return the last step in which each kept value is read; outputs are never dropped."""
     last: dict[Slot, int] = {}
     for k, segment in enumerate(segments):
         for slot in (*segment.inputs, *segment.outputs) if segment else ():
@@ -221,7 +230,7 @@ def _last_use(
 def _static_part(
     program: Program, maker: dict[int, Any], wanted: dict[int, Slot]
 ) -> Callable[..., dict[int, Any]]:
-    """One compiled function for all that does not move with z."""
+    """Return one compiled function for all values that do not move with z."""
     needed: set[int] = set()
     stack = list(wanted.values())
     while stack:
@@ -237,3 +246,84 @@ def _static_part(
         return {number: env[number] for number in wanted}
 
     return jax.jit(statics)
+
+
+def compile_segments(segments: Sequence[Segment], statics: dict[int, Any]) -> dict[int, Any]:
+    """Compile every segment for its mini-batches, side by side.
+
+    Args:
+        segments: Segments of a plan; equal functions are compiled once.
+        statics: Slot number -> array, for its shape.
+
+    Returns:
+        {identity of the segment's function: the compiled function}.
+    """
+    lowered = {}
+    for segment in segments:
+        key = id(segment.fn)
+        if key not in lowered:
+            arrays = [statics[s.number] for s in segment.statics]
+            static = tuple(jax.ShapeDtypeStruct(np.shape(a), a.dtype) for a in arrays)
+            size = batch_size(segment)
+            shapes = [jax.ShapeDtypeStruct((size, *s.shape), s.dtype) for s in segment.inputs]
+            lowered[key] = segment.fn.lower(static, tuple(shapes))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(
+            zip(lowered, pool.map(lambda job: job.compile(), lowered.values()), strict=True)
+        )
+
+
+def batch_size(segment: Segment) -> int:
+    """Return the number of nodes in a mini-batch, which stays in cache and reuses the weights.
+
+    Args:
+        segment: Segment of a plan.
+
+    Returns:
+        A power of two.
+    """
+    widest = max(map(_num_bytes, (*segment.inputs, *segment.outputs)))
+    room = max(CACHE_BYTES, sum(map(_num_bytes, segment.statics)) // 2)
+    return min(max(1 << (room // widest).bit_length() - 1, MIN_BATCH), MAX_BATCH)
+
+
+def _num_bytes(slot: Slot) -> int:
+    # An empty value counts as one byte: the sizes are divided by it.
+    return max(1, math.prod(slot.shape) * slot.dtype.itemsize)
+
+
+def apply(
+    segment: Segment,
+    compiled: dict[int, Any],
+    statics: dict[int, Any],
+    values: dict[int, np.ndarray],
+) -> dict[int, np.ndarray]:
+    """Evaluate a segment at all nodes.
+
+    Args:
+        segment: Segment of a plan.
+        compiled: Functions from `compile_segments`.
+        statics: Slot number -> array without a node axis.
+        values: Slot number -> array with a leading node axis; the segment's inputs at least.
+
+    Returns:
+        {slot number: array (N, ...)} of the segment's outputs.
+    """
+    static = tuple(statics[s.number] for s in segment.statics)
+    arrays = [values[s.number] for s in segment.inputs]
+    count = len(arrays[0])
+    outs = {o.number: np.empty((count, *o.shape), o.dtype) for o in segment.outputs}
+    program, size, pending = compiled[id(segment.fn)], batch_size(segment), []
+    for start in range(0, count, size):
+        inputs = tuple(_pad(a[start : start + size], size) for a in arrays)
+        pending.append(program(static, inputs))
+    for start, results in zip(range(0, count, size), pending, strict=True):
+        for out, result in zip(outs.values(), results, strict=True):
+            out[start : start + size] = np.asarray(result)[: count - start]
+    return outs
+
+
+def _pad(rows: np.ndarray, size: int) -> np.ndarray:
+    if len(rows) == size:
+        return rows
+    return np.concatenate([rows, np.repeat(rows[-1:], size - len(rows), axis=0)])

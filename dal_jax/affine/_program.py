@@ -1,6 +1,6 @@
-"""Records a function of (operands, z) as straight-line operations and cuts, loops unrolled.
+"""Functions of (operands, z) recorded as straight-line operations and cuts, with loops unrolled.
 
-The recorder is the second algebra of the walk: where `PieceAlgebra` evaluates, it writes down.
+The recorder is the second algebra of the walk: `PieceAlgebra` evaluates, the recorder writes down.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from dal_jax import _compat
 from dal_jax.affine import _networks
 from dal_jax.affine._walk import walk
 
-# Cheap enough to be done again rather than kept: one pass over the array, no reduction.
+# Cheap enough to be recomputed rather than kept: one pass over the array, no reduction.
 ELEMENTWISE = frozenset(
     {
         *("add", "add_any", "sub", "mul", "div", "neg", "max", "min", "abs", "clamp", "select_n"),
@@ -27,7 +27,7 @@ FLIPPED = {"gt": "lt", "ge": "le", "lt": "gt", "le": "ge", "eq": "eq", "ne": "ne
 
 
 class Kind(IntEnum):
-    """How a recorded value depends on z."""
+    """Dependence of a recorded value on z."""
 
     STATIC = 0  # not at all: computed once
     STEP = 1  # by jumps only
@@ -44,7 +44,7 @@ class Slot(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """A place where z must be split: where an entry of `slot` crosses `level`."""
+    """A condition that splits the line: an entry of `slot` crosses `level`."""
 
     slot: Slot
     level: Any  # a STATIC slot or a literal
@@ -59,7 +59,7 @@ class Op(NamedTuple):
     key: tuple[Any, ...]  # equal keys: equal functions
     ins: tuple[Any, ...]  # slots and literals
     outs: tuple[Slot, ...]
-    guards: tuple[Cut, ...]  # the cuts that make it affine between nodes
+    guards: tuple[Cut, ...]  # the cuts that make the operation affine between nodes
     elementwise: bool
 
 
@@ -74,7 +74,7 @@ class Program(NamedTuple):
 
 
 class Recorder:
-    """Writes down what a walk meets; equal operations on equal inputs are written once."""
+    """Algebra that records a walk; equal operations on equal inputs are recorded once."""
 
     def __init__(self) -> None:
         self.records: list[Op | Cut] = []
@@ -86,7 +86,7 @@ class Recorder:
         self._elementwise = False
 
     def slot(self, kind: Kind, shape: tuple[int, ...], dtype: Any) -> Slot:
-        """A new value."""
+        """Return a new slot."""
         self._count += 1
         dtype = dtype if _compat.is_extended(dtype) else np.dtype(dtype)
         return Slot(self._count, kind, tuple(shape), dtype)
@@ -98,12 +98,12 @@ class Recorder:
         self._elementwise = eqn.primitive.name in ELEMENTWISE
 
     def entry(self, z: Slot) -> Slot:
-        """z as a value that can be cut and returned like any other."""
+        """Return z as a value that can be cut and returned like any other."""
         self._elementwise = True
         return self.linear(lambda v: [v], [z])[0]
 
     def moves(self, value: Any) -> bool:
-        """Whether a value is affine between nodes."""
+        """Return whether a value is affine between nodes."""
         return _kind(value) == Kind.AFFINE
 
     def shape(self, value: Any) -> tuple[int, ...]:
@@ -116,8 +116,8 @@ class Recorder:
         known = (key, tuple(_identity(value) for value in ins))
         if known not in self._known:
             if key not in self._shapes:
-                described = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in ins]
-                self._shapes[key] = jax.eval_shape(fn, *described)
+                shapes = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in ins]
+                self._shapes[key] = jax.eval_shape(fn, *shapes)
             outs = tuple(self.slot(kind, s.shape, s.dtype) for s in self._shapes[key])
             op = Op(fn, key, tuple(ins), outs, tuple(guards), self._elementwise)
             self.records.append(op)
@@ -125,19 +125,19 @@ class Recorder:
         return list(self._known[known].outs)
 
     def constant(self, fn: Callable[..., list[Any]], ins: Sequence[Any]) -> list[Any]:
-        """Static where every input is, a step function otherwise."""
+        """Record an operation: static if every input is static, else a step function."""
         return self._record(fn, ins, max(map(_kind, ins), default=Kind.STATIC))
 
     def linear(self, fn: Callable[..., list[Any]], ins: Sequence[Any]) -> list[Any]:
-        """Affine between nodes where an input is."""
+        """Record an operation that is affine between nodes if an input is."""
         return self._record(fn, ins, max(map(_kind, ins)))
 
     def at_value(self, fn: Callable[..., list[Any]], ins: Sequence[Any]) -> list[Any]:
-        """Taken to be a step function, without any cut."""
+        """Record an operation as a step function, without any cut."""
         return self._record(fn, ins, Kind.STEP)
 
     def _cut(self, a: Any, b: Any, test: str | None) -> Cut:
-        """Cuts where a crosses b; a side that does not move serves as the level."""
+        """Cut where a crosses b; a side that does not move serves as the level."""
         if _kind(b) == Kind.STATIC:
             slot, level = a, b
         elif _kind(a) == Kind.STATIC:
@@ -156,35 +156,35 @@ class Recorder:
         return self._known[known]
 
     def switch(self, fn: Callable[..., list[Any]], a: Any, b: Any, pick: Callable[..., Any]) -> Any:
-        """The function itself, affine between nodes once its margin is cut."""
+        """Record the choice itself, which is affine between nodes once its margin is cut."""
         if not (self.moves(a) or self.moves(b)):
             return self.constant(fn, [a, b])[0]
         return self._record(fn, [a, b], Kind.AFFINE, [self._cut(a, b, None)])[0]
 
     def compare(self, test: str, a: Any, b: Any) -> Any:
-        """The comparison as a step function."""
+        """Record a comparison as a step function."""
         if not (self.moves(a) or self.moves(b)):
             return self.constant(lambda x, y: [_TESTS[test](x, y)], [a, b])[0]
         return self._cut(a, b, test).out
 
     def largest(self, x: Any) -> Any:
-        """Pairwise, halving."""
+        """Return the maximum, by pairwise choices."""
         return _networks.largest(self, x)
 
     def index_of_largest(self, x: Any) -> Any:
-        """Pairwise, halving."""
+        """Return the index of the maximum, by pairwise choices."""
         return _networks.index_of_largest(self, x)
 
     def running_largest(self, x: Any) -> Any:
-        """Pairwise, doubling the reach."""
+        """Return the cumulative maximum, by pairwise choices."""
         return _networks.running_largest(self, x)
 
     def sort(self, key: Any, carried: Sequence[Any]) -> tuple[Any, list[Any]]:
-        """A network of pairwise exchanges."""
+        """Sort by a network of pairwise exchanges."""
         return _networks.sort(self, key, carried)
 
     def scan(self, eqn: Any, ins: Sequence[Any]) -> list[Any]:
-        """Unrolled: every turn has its own nodes."""
+        """Unroll a scan: every turn has its own nodes."""
         p = eqn.params
         first, count = _compat.scan_counts(eqn)
         consts, carry, xs = ins[:first], list(ins[first : first + count]), ins[first + count :]
@@ -203,7 +203,7 @@ class Recorder:
         return [*carry, *(self.linear(lambda *v: [jnp.stack(v)], column)[0] for column in columns)]
 
     def cond(self, eqn: Any, ins: Sequence[Any]) -> list[Any]:
-        """Every branch, then a selection: nodes that a branch not taken adds do no harm."""
+        """Record every branch and a selection; nodes of branches that are not taken do no harm."""
         index, *operands = ins
         branches = eqn.params["branches"]
         results = []
@@ -234,7 +234,7 @@ def _kind(value: Any) -> Kind:
 
 
 def _difference(x: Any, y: Any) -> Any:
-    """x - y, zero also where both are the same infinity."""
+    """Return x - y, and 0 where both are the same infinity."""
     return jnp.where(x == y, jnp.zeros_like(x), x - y)
 
 
@@ -251,15 +251,15 @@ def record(f: Callable[[Any, Any], Any], operands: Any, z: Any) -> Program:
     """Records `f(operands, z)`.
 
     Args:
-        f: a JAX function that is piecewise affine in its second argument.
-        operands: pytree of arrays (or of their shapes and dtypes), which do not depend on z.
+        f: A JAX function that is piecewise affine in its second argument.
+        operands: Pytree of arrays (or of their shapes and dtypes), which do not depend on z.
         z: floating-point scalar; its dtype is that of the computation.
 
     Returns:
         The program. Its outputs are the leaves of f's output.
 
     Raises:
-        NotPiecewiseAffineError: f is not piecewise affine in z.
+        NotPiecewiseAffineError: `f` is not piecewise affine in z.
     """
     closed, _ = _compat.trace(f, operands, z)
     jaxpr, consts = _compat.open_jaxpr(closed)

@@ -1,6 +1,6 @@
-"""How each primitive splits into affine operations and choices: one line a primitive.
+"""Table of rules: how each primitive splits into affine operations and choices.
 
-A primitive that is missing here is refused as soon as it meets a moving value.
+A primitive without a rule is refused as soon as it meets a moving value.
 """
 
 import math
@@ -23,32 +23,32 @@ AFFINE_IN_ALL = (
     *("sharding_constraint", "optimization_barrier", "name", "real", "imag", "complex", "conj"),
     "fft",
 )
-# Affine in one operand at a time, whichever it is.
+# Affine in any one operand, the others fixed.
 AFFINE_IN_ONE = ("mul", "dot_general", "conv_general_dilated")
 # Affine in the operand at one position only.
 AFFINE_IN_POSITION = {"div": 0, "triangular_solve": 1}
 COMPARISONS = ("gt", "ge", "lt", "le", "eq", "ne")
 
 
-def _bound(eqn: Any) -> Callable[..., list[Any]]:
+def _bind(eqn: Any) -> Callable[..., list[Any]]:
     return lambda *args: _compat.bind(eqn, *args)
 
 
 def _affine(alg: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Any]:
-    return alg.linear(_bound(eqn), ins)
+    return alg.linear(_bind(eqn), ins)
 
 
 def _affine_in_one(alg: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Any]:
     if sum(alg.moves(value) for value in ins) > 1:
         raise refusal(eqn, "multiplies two values that both move with z")
-    return alg.linear(_bound(eqn), ins)
+    return alg.linear(_bind(eqn), ins)
 
 
 def _affine_in_position(position: int) -> Rule:
     def rule(alg: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Any]:
         if any(alg.moves(value) for k, value in enumerate(ins) if k != position):
             raise refusal(eqn, f"is not affine in a moving operand other than number {position}")
-        return alg.linear(_bound(eqn), ins)
+        return alg.linear(_bind(eqn), ins)
 
     return rule
 
@@ -67,26 +67,30 @@ def _integer_pow(alg: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Any]:
 def _convert(alg: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Any]:
     dtype = eqn.params["new_dtype"]
     if jnp.issubdtype(dtype, jnp.inexact):
-        return alg.linear(_bound(eqn), ins)
+        return alg.linear(_bind(eqn), ins)
     if dtype != np.bool_:
         raise refusal(eqn, f"rounds a value that moves with z to {np.dtype(dtype).name}")
     return RULES["ne"](alg, eqn, [ins[0], np.zeros((), eqn.invars[0].aval.dtype)])
 
 
 def _maximum(alg: Algebra, a: Any, b: Any) -> Any:
-    return alg.switch(lambda x, y: [lax.max(*_alike(x, y))], a, b, lambda s, x, y: _where(s, x, y))
+    return alg.switch(
+        lambda x, y: [lax.max(*_broadcast(x, y))], a, b, lambda s, x, y: _where(s, x, y)
+    )
 
 
 def _minimum(alg: Algebra, a: Any, b: Any) -> Any:
-    return alg.switch(lambda x, y: [lax.min(*_alike(x, y))], a, b, lambda s, x, y: _where(s, y, x))
+    return alg.switch(
+        lambda x, y: [lax.min(*_broadcast(x, y))], a, b, lambda s, x, y: _where(s, y, x)
+    )
 
 
 def _where(side: Any, x: Any, y: Any) -> Any:
     return jnp.where(side, x, y)
 
 
-def _alike(x: Any, y: Any) -> tuple[Any, Any]:
-    """Both operands at one shape: a literal operand may be a scalar."""
+def _broadcast(x: Any, y: Any) -> tuple[Any, Any]:
+    """Broadcast both operands to one shape: a literal operand may be a scalar."""
     shape = np.broadcast_shapes(jnp.shape(x), jnp.shape(y))
     return jnp.broadcast_to(x, shape), jnp.broadcast_to(y, shape)
 
@@ -116,12 +120,12 @@ def _compare(test: str) -> Rule:
     return lambda alg, eqn, ins: [alg.compare(test, ins[0], ins[1])]
 
 
-def _negated(alg: Algebra, x: Any) -> Any:
+def _negate(alg: Algebra, x: Any) -> Any:
     return alg.linear(lambda v: [-v], [x])[0]
 
 
-def _reduced_first(alg: Algebra, x: Any, axes: Sequence[int]) -> Any:
-    """The reduced axes merged into one, in front."""
+def _merge_axes_first(alg: Algebra, x: Any, axes: Sequence[int]) -> Any:
+    """Merge the reduced axes into one, in front."""
     shape = alg.shape(x)
     kept = [k for k in range(len(shape)) if k not in axes]
     merged = (math.prod(shape[k] for k in axes), *(shape[k] for k in kept))
@@ -130,20 +134,20 @@ def _reduced_first(alg: Algebra, x: Any, axes: Sequence[int]) -> Any:
 
 def _reduction(negative: bool) -> Rule:
     def rule(alg: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Any]:
-        x = _reduced_first(alg, ins[0], tuple(eqn.params["axes"]))
+        x = _merge_axes_first(alg, ins[0], tuple(eqn.params["axes"]))
         if not alg.shape(x)[0]:
-            return alg.at_value(_bound(eqn), ins)  # infinite, whatever z
+            return alg.at_value(_bind(eqn), ins)  # infinite for every z
         if not negative:
             return [alg.largest(x)]
-        return [_negated(alg, alg.largest(_negated(alg, x)))]
+        return [_negate(alg, alg.largest(_negate(alg, x)))]
 
     return rule
 
 
 def _arg_reduction(negative: bool) -> Rule:
     def rule(alg: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Any]:
-        x = _reduced_first(alg, ins[0], tuple(eqn.params["axes"]))
-        index = alg.index_of_largest(_negated(alg, x) if negative else x)
+        x = _merge_axes_first(alg, ins[0], tuple(eqn.params["axes"]))
+        index = alg.index_of_largest(_negate(alg, x) if negative else x)
         dtype = eqn.params["index_dtype"]
         return alg.constant(lambda i: [i.astype(dtype)], [index])
 
@@ -174,13 +178,13 @@ def _window_reduction(negative: bool) -> Rule:
             raise refusal(eqn, f"has base_dilation {eqn.params['base_dilation']}; expected ones")
         stacked = alg.linear(lambda v: [_windows(-v if negative else v, eqn.params)], ins)[0]
         largest = alg.largest(stacked)
-        return [_negated(alg, largest) if negative else largest]
+        return [_negate(alg, largest) if negative else largest]
 
     return rule
 
 
 def _windows(x: Any, params: dict[str, Any]) -> Any:
-    """Every offset of the pooling window as one strided slice, stacked along a new axis 0."""
+    """Stack the strided slices of all offsets of a pooling window along a new axis 0."""
     lowest = np.asarray(-np.inf, x.dtype)
     x = lax.pad(x, lowest, [(lo, hi, 0) for lo, hi in params["padding"]])
     window, strides = params["window_dimensions"], params["window_strides"]
@@ -199,14 +203,14 @@ def _sort(alg: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Any]:
     if eqn.params["num_keys"] != 1:
         raise refusal(eqn, f"has num_keys {eqn.params['num_keys']}; expected 1")
     axis = eqn.params["dimension"]
-    first = [_moved_axis(alg, value, axis, 0) for value in ins]
+    first = [_move_axis(alg, value, axis, 0) for value in ins]
     if not alg.moves(first[0]):
         raise refusal(eqn, "carries a moving value through the order of a key that does not move")
     key, carried = alg.sort(first[0], first[1:])
-    return [_moved_axis(alg, value, 0, axis) for value in (key, *carried)]
+    return [_move_axis(alg, value, 0, axis) for value in (key, *carried)]
 
 
-def _moved_axis(alg: Algebra, x: Any, source: int, target: int) -> Any:
+def _move_axis(alg: Algebra, x: Any, source: int, target: int) -> Any:
     apply = alg.linear if alg.moves(x) else alg.constant
     return apply(lambda v: [jnp.moveaxis(v, source, target)], [x])[0]
 
@@ -225,11 +229,11 @@ def _top_k(alg: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Any]:
 
 
 def _at_value(alg: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Any]:
-    return alg.at_value(_bound(eqn), ins)
+    return alg.at_value(_bind(eqn), ins)
 
 
 def _of_real(rule: Rule) -> Rule:
-    """JAX orders complex values by their real parts first: that is no continuous choice."""
+    """Refuse complex values, whose order in JAX is no continuous choice."""
 
     def guarded(alg: Algebra, eqn: Any, ins: Sequence[Any]) -> list[Any]:
         if jnp.issubdtype(eqn.invars[0].aval.dtype, jnp.complexfloating):

@@ -1,4 +1,9 @@
-"""Sweeps a planned program over parts of the line, layer by layer, in bounded memory."""
+"""Sweep of a planned program over parts of the line, layer by layer, in bounded memory.
+
+Between neighbouring nodes every value is affine, so that the values of an inserted node are
+interpolated. A value that jumps at z has two nodes there: the limit from the left and the limit
+from the right.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -6,18 +11,153 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dal_jax.affine._batches import apply, compile_segments
-from dal_jax.affine._nodes import Nodes, insert_crossings, split_jumps, take
-from dal_jax.affine._plan import Plan
+from dal_jax.affine._plan import Plan, apply, compile_segments
 from dal_jax.affine._plan import plan as make_plan
 from dal_jax.affine._program import Program, Slot, record
 
-# A part of the line with more nodes than twice this is halved and done one half after the other.
+# A part of the line with more than twice this number of nodes is halved.
 MIN_CHUNK = 192
 
 
+class Nodes(NamedTuple):
+    """N nodes z_1 <= ... <= z_N of a part of the line."""
+
+    z: np.ndarray  # (N,) float64
+    closed: np.ndarray  # (N - 1,) bool: of width zero, or between parts to be searched
+    values: dict[int, np.ndarray]  # slot number -> (N, ...)
+
+
+def take(nodes: Nodes, start: int, stop: int) -> Nodes:
+    """Return the nodes start, ..., stop - 1 as views."""
+    values = {k: v[start:stop] for k, v in nodes.values.items()}
+    return Nodes(nodes.z[start:stop], nodes.closed[start : stop - 1], values)
+
+
+def insert_crossings(nodes: Nodes, slot: int, level: np.ndarray) -> Nodes:
+    """Insert a node wherever an entry of a value crosses its level between two nodes.
+
+    At `z_i + t (z_{i+1} - z_i)`, `t = d_i / (d_i - d_{i+1})`, with d the value minus the level.
+
+    Args:
+        nodes: Nodes that hold the value.
+        slot: Number of the value.
+        level: Level that the entries are compared with, a scalar or of the value's shape.
+
+    Returns:
+        The nodes, old and new; the crossing entries are exactly at their level.
+
+    Source: Sotoudeh and Thakur, arXiv 1908.06223, section 3.
+    """
+    count = len(nodes.z)
+    flat = nodes.values[slot].reshape(count, -1)
+    level = np.broadcast_to(level, nodes.values[slot].shape[1:]).reshape(-1)
+    above = flat > level
+    flips = above[1:] != above[:-1]
+    flips[nodes.closed] = False
+    left, unit = np.divmod(np.flatnonzero(flips), flat.shape[1])
+    if not left.size:
+        return nodes
+    before = flat[left, unit].astype(np.float64) - level[unit]
+    after = flat[left + 1, unit].astype(np.float64) - level[unit]
+    t = before / (before - after)
+    inside = (t > 0) & (t < 1)  # a crossing at a node needs no other
+    left, unit, t = left[inside], unit[inside], t[inside]
+    if not left.size:
+        return nodes
+    order = np.lexsort((t, left))
+    left, unit, t = left[order], unit[order], t[order]
+    new = np.ones(left.size, bool)
+    new[1:] = (left[1:] != left[:-1]) | (t[1:] != t[:-1])
+    place = np.cumsum(new) - 1  # entries that cross at the same point share a node
+    grown, at = _insert(nodes, left[new], t[new])
+    grown.values[slot].reshape(len(grown.z), -1)[at[place], unit] = level[unit]
+    return grown
+
+
+def _insert(nodes: Nodes, left: np.ndarray, t: np.ndarray) -> tuple[Nodes, np.ndarray]:
+    """Insert nodes at fractions t of the sorted intervals `left`; return all, and the new
+    places.
+    """
+    at = left + 1 + np.arange(left.size)
+    source = np.repeat(np.arange(len(nodes.z)), np.bincount(left, minlength=len(nodes.z)) + 1)
+
+    def grow(array: np.ndarray) -> np.ndarray:
+        out = array[source]
+        if (
+            array.dtype.kind not in "biu"
+        ):  # others jump: they are constant between neighbouring nodes
+            weight = t.astype(array.dtype).reshape(-1, *(1,) * (array.ndim - 1))
+            change = _change(array, left)
+            change *= weight  # in place: allocation dominates the cost
+            out[at] += change
+        return out
+
+    z = grow(nodes.z)
+    z[at] = np.minimum(z[at], nodes.z[left + 1])  # rounding must not leave the interval
+    closed = np.append(nodes.closed, False)[source][:-1] | (z[1:] <= z[:-1])
+    return Nodes(z, closed, {k: grow(v) for k, v in nodes.values.items()}), at
+
+
+def _change(array: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """Return the change of a value from the nodes `left` to the next ones."""
+    change = array[left + 1]
+    with np.errstate(invalid="ignore", over="ignore"):
+        change -= array[left]
+        if not np.isfinite(change.sum()):  # infinite values (masks, padding) stay as they are
+            change[array[left] == array[left + 1]] = 0
+    return change
+
+
+def split_jumps(nodes: Nodes, slot: int, level: np.ndarray, test: str) -> tuple[Nodes, np.ndarray]:
+    """Double every node at which a comparison changes, after its crossings were inserted.
+
+    Args:
+        nodes: Nodes with no crossing strictly between neighbours.
+        slot: Number of the value compared.
+        level: Level that the value is compared with.
+        test: "gt", "ge", "lt", "le", "eq" or "ne".
+
+    Returns:
+        The nodes, and the comparison at each, (N, ...) bool: constant on every open interval.
+    """
+    value = nodes.values[slot]
+    level = np.broadcast_to(level, value.shape[1:])
+    with np.errstate(invalid="ignore", over="ignore"):
+        margin = np.where(value == level, 0, value - level)  # also of equal infinities
+        between = TESTS[test](margin[:-1] + margin[1:])
+    open_left, open_right = ~nodes.closed[:-1], ~nodes.closed[1:]
+    changes = (between[1:] != between[:-1]).any(tuple(range(1, between.ndim)))
+    double = np.flatnonzero(changes & open_left & open_right) + 1
+    at_node = TESTS[test](margin)
+    source = np.repeat(np.arange(len(nodes.z)), 1 + np.isin(np.arange(len(nodes.z)), double))
+    closed = nodes.closed
+    if double.size:
+        closed = np.insert(closed, double, True)
+        values = {k: v[source] for k, v in nodes.values.items()}
+        nodes = Nodes(nodes.z[source], closed, values)
+        between = np.insert(between, double, False, axis=0)
+        at_node = at_node[source]
+    # A node takes the value of the open interval on its right; the last node, and the left one of a
+    # pair, that of the interval on its left.
+    out = at_node
+    left_open, right_open = np.flatnonzero(~closed) + 1, np.flatnonzero(~closed)
+    out[left_open] = between[left_open - 1]
+    out[right_open] = between[right_open]
+    return nodes, out
+
+
+TESTS: dict[str, Any] = {
+    "gt": lambda d: d > 0,
+    "ge": lambda d: d >= 0,
+    "lt": lambda d: d < 0,
+    "le": lambda d: d <= 0,
+    "eq": lambda d: d == 0,
+    "ne": lambda d: d != 0,
+}
+
+
 class Swept(NamedTuple):
-    """What a function does on a part of the line: affine between neighbouring nodes.
+    """Values of a function on a part of the line, affine between neighbouring nodes.
 
     Example:
         >>> made = sweep(lambda a, z: abs(a * z), np.float32(2.0), np.float32(0.0))
@@ -27,12 +167,12 @@ class Swept(NamedTuple):
     """
 
     z: np.ndarray  # (N,) ascending
-    closed: np.ndarray  # (N - 1,) bool: intervals of width zero or not asked for
+    closed: np.ndarray  # (N - 1,) bool: intervals of width zero, or between requested parts
     outputs: list[np.ndarray]  # leaves of the output, (N, ...); limits at a doubled node
 
 
 class Sweep(NamedTuple):
-    """A function of (operands, z) made ready for sweeping.
+    """A function of (operands, z) that is prepared for sweeping.
 
     Example:
         >>> made = sweep(lambda a, z: abs(z - a), np.float32(0.0), np.float32(0.0))
@@ -41,15 +181,15 @@ class Sweep(NamedTuple):
         [[-1.0, 2.0, 3.0]]
     """
 
-    program: Program  # what the function does, operation by operation
-    plan: Plan  # in which order, and what may be forgotten when
+    program: Program  # the recorded operations
+    plan: Plan  # their order, and the steps after which values are dropped
     compiled: dict[int, Any]  # of `compile_segments`; empty until the first `bind`
 
     def bind(self, operands: Any) -> dict[int, Any]:
-        """Computes all that does not move with z; the first time, compiles everything.
+        """Compute all values that do not move with z; the first call compiles the program.
 
         Args:
-            operands: of the shapes and dtypes that `sweep` was given.
+            operands: Operands of the shapes and dtypes that `sweep` was given.
 
         Returns:
             The values, for `run`.
@@ -61,16 +201,16 @@ class Sweep(NamedTuple):
         return statics
 
     def run(self, statics: dict[int, Any], parts: Sequence[tuple[float, float]]) -> Iterator[Swept]:
-        """Sweeps disjoint parts of the line.
+        """Sweep disjoint parts of the line.
 
         Args:
-            statics: from `bind`.
+            statics: Values from `bind`.
             parts: (lo, hi) pairs, ascending, disjoint, finite.
 
         Yields:
-            What was found, from left to right, a bounded number of nodes at a time.
+            Swept parts from left to right, a bounded number of nodes at a time.
 
-        Source: Sotoudeh and Thakur, arXiv 1908.06223, section 3; in parts: this project.
+        Source: Sotoudeh and Thakur, arXiv 1908.06223, section 3.
         """
         if not len(parts):
             return
@@ -86,7 +226,7 @@ class Sweep(NamedTuple):
     def _advance(
         self, step: int, nodes: Nodes, statics: dict[int, Any], stack: list[tuple[int, Nodes]]
     ) -> Swept | None:
-        """Takes nodes to the end, or until they are too many: then pushes both halves."""
+        """Carry nodes to the last step; push both halves onto the stack once they are too many."""
         while step < len(self.plan.steps):
             if len(nodes.z) > 2 * MIN_CHUNK:
                 middle = len(nodes.z) // 2
@@ -97,25 +237,25 @@ class Sweep(NamedTuple):
             if segment is not None:
                 z = {self.plan.z.number: nodes.z.astype(self.plan.z.dtype)}
                 new = apply(segment, self.compiled, statics, {**nodes.values, **z})
-                if not all(_is_known(value, nodes.closed) for value in new.values()):
-                    return self._unknown(nodes, statics)
+                if not all(_is_usable(value, nodes.closed) for value in new.values()):
+                    return self._nan_result(nodes, statics)
                 nodes = nodes._replace(values={**nodes.values, **new})
-            # What is not needed any more is forgotten before it would have to grow.
+            # Dead values are dropped before an insertion would copy them.
             gone = {slot.number for slot in dead}
             kept = {cut.slot.number} if cut is not None else set()
-            nodes = _without(nodes, gone - kept)
+            nodes = _drop(nodes, gone - kept)
             if cut is not None:
                 level = statics[cut.level.number] if isinstance(cut.level, Slot) else cut.level
                 nodes = insert_crossings(nodes, cut.slot.number, np.asarray(level))
                 if cut.test is not None and cut.out is not None:
                     nodes, out = split_jumps(nodes, cut.slot.number, np.asarray(level), cut.test)
                     nodes.values[cut.out.number] = out
-            nodes = _without(nodes, gone)
+            nodes = _drop(nodes, gone)
             step += 1
-        return self._swept(nodes, statics)
+        return self._result(nodes, statics)
 
-    def _unknown(self, nodes: Nodes, statics: dict[int, Any]) -> Swept:
-        """NaN for every output: where a value on the way is not known, no crossing can be told."""
+    def _nan_result(self, nodes: Nodes, statics: dict[int, Any]) -> Swept:
+        """Return NaN for every output: no crossing can be located past a non-finite value."""
         missing = {
             out.number: np.full(
                 (len(nodes.z), *out.shape),
@@ -125,9 +265,9 @@ class Sweep(NamedTuple):
             for out in self.plan.outputs
             if isinstance(out, Slot) and out.number not in statics
         }
-        return self._swept(nodes._replace(values=missing), statics)
+        return self._result(nodes._replace(values=missing), statics)
 
-    def _swept(self, nodes: Nodes, statics: dict[int, Any]) -> Swept:
+    def _result(self, nodes: Nodes, statics: dict[int, Any]) -> Swept:
         outputs = []
         for out in self.plan.outputs:
             if isinstance(out, Slot) and out.number in nodes.values:
@@ -139,18 +279,18 @@ class Sweep(NamedTuple):
 
 
 def sweep(f: Any, operands: Any, z: Any) -> Sweep:
-    """Prepares a function for sweeping.
+    """Prepare a function for sweeping.
 
     Args:
         f: (operands, z) -> tree of arrays; piecewise affine in the scalar z.
-        operands: pytree of arrays; only their shapes and dtypes are used.
-        z: a scalar of the dtype to compute in.
+        operands: Pytree of arrays; only their shapes and dtypes are used.
+        z: A scalar of the dtype to compute in.
 
     Returns:
         The sweep; nothing is compiled yet.
 
     Raises:
-        NotPiecewiseAffineError: f is not piecewise affine in z.
+        NotPiecewiseAffineError: `f` is not piecewise affine in z.
 
     Example:
         >>> made = sweep(lambda a, z: a * abs(z), np.ones(5, np.float32), np.float32(0.0))
@@ -162,13 +302,13 @@ def sweep(f: Any, operands: Any, z: Any) -> Sweep:
     return Sweep(program, make_plan(program), {})
 
 
-def _is_known(array: np.ndarray, closed: np.ndarray) -> bool:
-    """Whether no entry is NaN, and none changes between nodes from or to infinity.
+def _is_usable(array: np.ndarray, closed: np.ndarray) -> bool:
+    """Return whether no entry is NaN, and none changes between nodes from or to infinity.
 
     Infinite entries that stay are masks and padding.
     """
     with np.errstate(invalid="ignore", over="ignore"):
-        # A sum is not finite where an entry is not, and is cheaper than a test of each.
+        # A sum is not finite if an entry is not, and is cheaper than a test of each.
         if array.dtype.kind in "biu" or np.isfinite(array.sum()):
             return True
     finite = np.isfinite(array)
@@ -177,5 +317,5 @@ def _is_known(array: np.ndarray, closed: np.ndarray) -> bool:
     return not np.isnan(array).any() and bool(np.all(stays | (finite[1:] & finite[:-1])))
 
 
-def _without(nodes: Nodes, gone: set[int]) -> Nodes:
+def _drop(nodes: Nodes, gone: set[int]) -> Nodes:
     return nodes._replace(values={k: v for k, v in nodes.values.items() if k not in gone})

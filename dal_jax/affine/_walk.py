@@ -1,8 +1,8 @@
-"""The walk over a jaxpr that both the affine piece and the sweep are made of.
+"""The walk over a jaxpr that the affine piece and the sweep share.
 
-A walk interprets the equations one by one. What a *moving* value is, and what happens at a linear
-operation or at a choice, is decided by an `Algebra`; how a primitive splits into linear operations
-and choices is decided by the table in `_rules`.
+A walk interprets the equations one by one. An `Algebra` defines what a *moving* value is and what
+happens at a linear operation or at a choice; the table in `_rules` defines how a primitive splits
+into linear operations and choices.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,14 +20,14 @@ CALLS = frozenset(
 
 
 class Algebra(Protocol):
-    """What a walk carries along: values that move with z, and what is done with them.
+    """Operations of a walk on values that move with z.
 
-    Values are either plain arrays (they do not move, or only by jumps) or the algebra's own moving
-    values. `fn` arguments are JAX functions of arrays that return a list of arrays.
+    Values are either plain arrays, which do not move or move only by jumps, or the algebra's own
+    moving values. The `fn` arguments are JAX functions of arrays that return a list of arrays.
     """
 
     def moves(self, value: Any) -> bool:
-        """Whether a value varies continuously with z."""
+        """Return whether a value varies continuously with z."""
         ...
 
     def shape(self, value: Any) -> tuple[int, ...]:
@@ -35,30 +35,30 @@ class Algebra(Protocol):
         ...
 
     def begin(self, eqn: Any, ins: Sequence[Any]) -> None:
-        """Told before each equation is interpreted."""
+        """Prepare for an equation; called before each one is interpreted."""
         ...
 
     def constant(self, fn: Callable[..., list[Any]], ins: Sequence[Any]) -> list[Any]:
-        """Any operation on values none of which moves continuously."""
+        """Apply any operation to values none of which moves continuously."""
         ...
 
     def linear(self, fn: Callable[..., list[Any]], ins: Sequence[Any]) -> list[Any]:
-        """An operation that is jointly affine in the moving ones of `ins`."""
+        """Apply an operation that is jointly affine in the moving values of `ins`."""
         ...
 
     def switch(self, fn: Callable[..., list[Any]], a: Any, b: Any, pick: Callable[..., Any]) -> Any:
-        """A continuous choice by the sign of a - b: value `fn(a, b)`.
+        """Apply a continuous choice by the sign of a - b, with the value `fn(a, b)`.
 
-        `select_region(side, a, b)` is linear and equals `fn(a, b)` when `side` says where a > b.
+        `pick(side, a, b)` is linear and equals `fn(a, b)` when `side` marks where a > b.
         """
         ...
 
     def compare(self, test: str, a: Any, b: Any) -> Any:
-        """`a test b` for a test of "gt", "ge", "lt", "le", "eq", "ne": a value that jumps."""
+        """Return `a test b`, which jumps; the test is "gt", "ge", "lt", "le", "eq" or "ne"."""
         ...
 
     def at_value(self, fn: Callable[..., list[Any]], ins: Sequence[Any]) -> list[Any]:
-        """Evaluates `fn` at the values alone: only for functions that are constant everywhere."""
+        """Evaluate `fn` at the values alone: only for functions that are constant everywhere."""
         ...
 
     def largest(self, x: Any) -> Any:
@@ -74,15 +74,15 @@ class Algebra(Protocol):
         ...
 
     def sort(self, key: Any, carried: Sequence[Any]) -> tuple[Any, list[Any]]:
-        """`key` in ascending order along axis 0 and `carried` in the same order; stable."""
+        """Return `key` in ascending order along axis 0, and `carried` in the same order; stable."""
         ...
 
     def scan(self, eqn: Any, ins: Sequence[Any]) -> list[Any]:
-        """A `lax.scan` in which something moves."""
+        """Interpret a `lax.scan` in which a value moves."""
         ...
 
     def cond(self, eqn: Any, ins: Sequence[Any]) -> list[Any]:
-        """A `lax.cond` in which something moves."""
+        """Interpret a `lax.cond` in which a value moves."""
         ...
 
 
@@ -90,19 +90,19 @@ Rule = Callable[[Algebra, Any, Sequence[Any]], list[Any]]
 
 
 def walk(algebra: Algebra, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
-    """Interprets a jaxpr in an algebra.
+    """Interpret a jaxpr in an algebra.
 
     Args:
-        algebra: what moving values are and how they are handled.
-        jaxpr: an open jaxpr.
-        consts: values of its constant variables.
-        args: values of its input variables.
+        algebra: Algebra that defines moving values and the operations on them.
+        jaxpr: An open jaxpr.
+        consts: Values of its constant variables.
+        args: Values of its input variables.
 
     Returns:
         The values of its output variables.
 
     Raises:
-        NotPiecewiseAffineError: a primitive is not piecewise affine in a moving value.
+        NotPiecewiseAffineError: A primitive is not piecewise affine in a moving value.
     """
     env: dict[Any, Any] = {}
 
@@ -129,7 +129,7 @@ def _interpret(algebra: Algebra, eqn: Any, ins: list[Any]) -> list[Any]:
         try:
             return _enter(algebra, eqn, ins)
         except NotPiecewiseAffineError as error:
-            # Inside a library's own function no line is known: the line that called it is.
+            # A library's own function has no line of user code: report the line that called it.
             error.line = error.line or _compat.source_line(eqn)
             raise
     if name not in RULES:
@@ -148,5 +148,5 @@ def _enter(algebra: Algebra, eqn: Any, ins: list[Any]) -> list[Any]:
 
 
 def refusal(eqn: Any, why: str) -> NotPiecewiseAffineError:
-    """The error that names a primitive and the line of the user's code it came from."""
+    """Return the error that names a primitive and the line of user code that it came from."""
     return NotPiecewiseAffineError(eqn.primitive.name, _compat.source_line(eqn), why)

@@ -7,8 +7,7 @@ import typer
 
 from dal_jax.cli import _options as options
 from dal_jax.cli._output import dumps
-from dal_jax.report import Page, page
-from dal_jax.report._page import NUM_PICTURES
+from dal_jax.inspection import NUM_PICTURES, Page, page
 
 Directory = Annotated[
     Path,

@@ -17,7 +17,7 @@ from dal_jax.cli import _train_options as words
 from dal_jax.cli._output import dumps
 from dal_jax.diffusion import TrainConfig
 from dal_jax.diffusion import train as run_training
-from dal_jax.diffusion._train import Progress
+from dal_jax.diffusion._training import Progress
 from dal_jax.images import Preparation, image_files, read_images
 from dal_jax.inspection import Learned, LearnedViews, LearnOptions, learn, learn_views
 from dal_jax.localizers import ExtractorFile, PerceptualConfig, localizer_preset

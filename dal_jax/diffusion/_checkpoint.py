@@ -1,13 +1,22 @@
 """Checkpoints of a trained localizer: its variables and all of its configuration."""
 
+import json
+import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
 from dal_jax._errors import CheckpointError, InputError
+from dal_jax._files import file_digest, write_text
 from dal_jax._typing import PyTree
 from dal_jax.diffusion._config import DalConfig
-from dal_jax.diffusion._store import fetch, named_shapes, read_record, store
+
+FORMAT = 1  # of the JSON files; raised when an older program could not read a newer checkpoint
 
 _RECORD = "config.json"
 
@@ -23,23 +32,23 @@ class Config(Protocol):
         ...
 
     def to_dict(self) -> dict[str, Any]:
-        """Gives plain values, ready for JSON."""
+        """Return plain values, ready for JSON."""
         ...
 
 
 def save_checkpoint(directory: str | Path, variables: PyTree, config: Config) -> None:
-    """Writes variables and configuration, replacing a checkpoint that is already there.
+    """Write variables and configuration, replacing a checkpoint that is already there.
 
     The directory holds `config.json` and an Orbax checkpoint that it names with the digest of each
     file; at no moment is there less than a whole checkpoint.
 
     Args:
-        directory: made if it is not there.
-        variables: of the network, {"params": ..., "batch_stats": ...}, on any devices.
-        config: what to carry with them.
+        directory: Folder, created if it does not exist.
+        variables: Variables of the network, {"params": ..., "batch_stats": ...}, on any devices.
+        config: Configuration to store with the variables.
 
     Raises:
-        InputError: the variables are not those of the network, or the directory cannot be written.
+        InputError: The variables are not those of the network, or the directory cannot be written.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -58,17 +67,17 @@ def save_checkpoint(directory: str | Path, variables: PyTree, config: Config) ->
 def load_checkpoint(
     directory: str | Path, kinds: Sequence[Any] = (DalConfig,)
 ) -> tuple[PyTree, Any]:
-    """Reads what `save_checkpoint`, `train` or `import-weights` wrote, on any number of devices.
+    """Read what `save_checkpoint`, `train` or `import-weights` wrote, on any number of devices.
 
     Args:
-        directory: of the checkpoint.
-        kinds: classes of configurations that will do.
+        directory: Folder of the checkpoint.
+        kinds: Classes of configurations that will do.
 
     Returns:
         Variables {"params": ..., "batch_stats": ...}, numpy float32, and the configuration.
 
     Raises:
-        CheckpointError: missing, truncated, changed, of another format, or training unfinished.
+        CheckpointError: Missing, truncated, changed, of another format, or training unfinished.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -107,3 +116,140 @@ def _check_variables(variables: PyTree, config: Config) -> None:
             raise InputError(
                 f"variables: {name} has shape {found.get(name)}, expected {expected.get(name)}"
             )
+
+
+def store(directory: Path, record: str, stem: str, tree: PyTree, facts: dict[str, Any]) -> None:
+    """Write a pytree and then the JSON record that points at it.
+
+    The record is replaced in one move once the arrays are on disk, so that a reader finds either
+    the former pytree or the new one, wherever the writer is stopped.
+
+    Args:
+        directory: Folder, created if it does not exist.
+        record: Name of the JSON file.
+        stem: The pytree goes to a directory of the name `stem-N`.
+        tree: Pytree of arrays with any sharding.
+        facts: Further entries of the record, in plain JSON values.
+
+    Raises:
+        InputError: The directory cannot be made or written to.
+    """
+    directory = directory.absolute()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        former = _numbered(directory, stem)
+        target = directory / f"{stem}-{1 + max(former.values(), default=0):06d}"
+        with _checkpointer() as checkpointer:
+            checkpointer.save(target, jax.tree.map(np.asarray, tree))
+        entries = {
+            "format": FORMAT,
+            **facts,
+            "arrays": target.name,
+            "shapes": named_shapes(tree),
+            "files": _digests(target),
+        }
+        write_text(directory / record, json.dumps(entries, indent=1) + "\n")
+    except OSError as error:
+        raise InputError(f"directory: cannot write to {directory}: {error}") from error
+    for path in former:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def read_record(directory: Path, record: str) -> dict[str, Any]:
+    """Read the JSON record that `store` wrote.
+
+    Args:
+        directory: Folder, as in `store`.
+        record: Name of the JSON file.
+
+    Returns:
+        Its entries.
+
+    Raises:
+        CheckpointError: Missing, damaged, or of another format.
+    """
+    path = directory / record
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint: {directory} holds none (no {record})")
+    try:
+        entries = json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint: {path} is damaged: {error}") from error
+    if not isinstance(entries, dict) or entries.get("format") != FORMAT:
+        raise CheckpointError(f"checkpoint: {path} is not of format {FORMAT} of dal-jax")
+    return entries
+
+
+def fetch(directory: Path, entries: dict[str, Any], like: PyTree) -> PyTree:
+    """Read the pytree that a record points at, onto the host, whatever devices wrote it.
+
+    Args:
+        directory: Folder, as in `store`.
+        entries: The record.
+        like: Pytree of the same structure whose leaves have the shapes and dtypes expected.
+
+    Returns:
+        A pytree of numpy arrays.
+
+    Raises:
+        CheckpointError: Files missing or changed, or arrays other than expected.
+    """
+    source = directory.absolute() / str(entries.get("arrays"))
+    # Checked here since Orbax reads a lost chunk of an array as zeros.
+    if not source.is_dir():
+        raise CheckpointError(f"checkpoint: {source} is missing")
+    found = _digests(source)
+    for name, digest in dict(entries.get("files", {})).items():
+        if name not in found:
+            raise CheckpointError(f"checkpoint: {source / name} is missing")
+        if found[name] != digest:
+            raise CheckpointError(f"checkpoint: {source / name} is truncated or changed")
+    # Orbax pads or cuts an array of another shape without a word, so shapes are compared here.
+    expected, held = named_shapes(like), dict(entries.get("shapes", {}))
+    for name in sorted(expected.keys() | held.keys()):
+        if expected.get(name) != held.get(name):
+            raise CheckpointError(
+                f"checkpoint: {source}: {name} has shape {held.get(name)}, "
+                f"expected {expected.get(name)}"
+            )
+    like = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), like)
+    try:
+        with _checkpointer() as checkpointer:
+            return checkpointer.restore(source, like)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise CheckpointError(f"checkpoint: cannot read {source}: {reason}") from error
+
+
+def _checkpointer() -> ocp.StandardCheckpointer:
+    """One that works for this process alone: the others of a run may be elsewhere, or waiting."""
+    own = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=alone)
+
+
+def named_shapes(tree: PyTree) -> dict[str, list[int]]:
+    """List the shapes of a pytree by the names of its leaves.
+
+    Args:
+        tree: Pytree of arrays or of `jax.ShapeDtypeStruct`.
+
+    Returns:
+        Shapes by name, ready for JSON.
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path): list(np.shape(leaf)) for path, leaf in leaves}
+
+
+def _numbered(directory: Path, stem: str) -> dict[Path, int]:
+    """What was stored there, also what a stopped writer left, with its numbers; nothing else."""
+    form = re.compile(rf"{stem}-(\d{{6,}})(\..*)?")  # Orbax marks with a suffix what is not whole
+    found = {path: form.fullmatch(path.name) for path in directory.iterdir() if path.is_dir()}
+    return {path: int(match[1]) for path, match in found.items() if match}
+
+
+def _digests(directory: Path) -> dict[str, str]:
+    files = sorted(p for p in directory.rglob("*") if p.is_file())
+    return {p.relative_to(directory).as_posix(): file_digest(p) for p in files}

@@ -5,8 +5,8 @@ from typing import Any, ClassVar, Self
 
 from dal_jax._errors import InputError
 from dal_jax._typing import PyTree
+from dal_jax.diffusion._objective import NoisePrediction
 from dal_jax.diffusion._schedule import ReverseConfig, Schedule
-from dal_jax.diffusion._update import NoisePrediction
 from dal_jax.models import UNetConfig, unet_shapes
 
 
@@ -56,14 +56,14 @@ class LocalizerConfig:
             The configuration.
 
         Raises:
-            InputError: the network cannot take such images.
+            InputError: The network cannot take such images.
         """
         network = replace(self._network, in_channels=shape[2])
         this: Any = self
         return replace(this, **{self.network_field: network}, image_size=tuple(shape[:2]))
 
     def to_dict(self) -> dict[str, Any]:
-        """Gives the configuration as plain values, ready for JSON.
+        """Return the configuration as plain values, ready for JSON.
 
         Returns:
             Fields and their values, those of the parts in dictionaries of their own.
@@ -76,16 +76,16 @@ class LocalizerConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Reads what `to_dict` gave, also after a passage through JSON.
+        """Read what `to_dict` gave, also after a passage through JSON.
 
         Args:
-            values: fields by name; those left out take their defaults.
+            values: Fields by name; those left out take their defaults.
 
         Returns:
             The configuration.
 
         Raises:
-            InputError: a field is unknown or a value does not fit.
+            InputError: A field is unknown or a value does not fit.
         """
         given = dict(values)
         for name, kind in cls.parts.items():
@@ -99,7 +99,7 @@ class DalConfig(LocalizerConfig):
     """Network, diffusion and filter of a localizer; `image_size` is (H, W), or one side of both.
 
     Raises:
-        InputError: parts that do not fit each other, or a filter that is not odd.
+        InputError: Parts that do not fit each other, or a filter that is not odd.
 
     Example:
         >>> DalConfig(UNetConfig(channels=(8, 16)), image_size=16).draws_shape
@@ -140,7 +140,7 @@ def sides_of(image_size: int | tuple[int, ...]) -> tuple[int, int]:
         (H, W).
 
     Raises:
-        InputError: it is neither.
+        InputError: The argument is neither.
     """
     pair = (image_size, image_size) if isinstance(image_size, int) else image_size
     if len(pair) != 2:
@@ -149,17 +149,17 @@ def sides_of(image_size: int | tuple[int, ...]) -> tuple[int, int]:
 
 
 def build_config(kind: type, values: Any) -> Any:
-    """Makes a configuration of plain values, as JSON has them.
+    """Make a configuration of plain values, as JSON has them.
 
     Args:
-        kind: the dataclass.
-        values: its fields by name; those left out take their defaults.
+        kind: The dataclass.
+        values: Fields by name; fields that are left out take their defaults.
 
     Returns:
         The configuration.
 
     Raises:
-        InputError: a field is unknown or a value does not fit.
+        InputError: A field is unknown or a value does not fit.
     """
     known = {f.name for f in fields(kind)}
     strange = sorted(set(values) - known) if isinstance(values, dict) else [values]

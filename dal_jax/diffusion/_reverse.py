@@ -20,7 +20,7 @@ def reverse_process(
     reverse: ReverseConfig,
     conditions: PyTree = None,
 ) -> Float[Array, "*B H W C"]:
-    """Noises an image to level `start` and denoises it step by step.
+    """Noise an image to level `start` and denoises it step by step.
 
     `x <- keep x + denoise eps(x, level) + draw e_k`, coefficients as in `ReverseConfig`.
 
@@ -28,16 +28,16 @@ def reverse_process(
         denoise: (x, level) -> predicted noise, of the shape and dtype of x.
         x: (H, W, C) or (B, H, W, C), real.
         draws: (1 + steps, H, W, C) standard normal; row 0 noises the input, row k feeds step k.
-        schedule: the noise schedule.
-        reverse: start, steps and eta.
-        conditions: arrays (steps, ...) a row of which `denoise` takes in place of the level, so
+        schedule: The noise schedule.
+        reverse: Start, steps and eta.
+        conditions: Arrays (steps, ...) a row of which `denoise` takes in place of the level, so
             that what depends on the level alone is not computed in every step; None: the levels.
 
     Returns:
         The reconstruction, of the shape and dtype of x.
 
     Raises:
-        InputError: the draws do not fit the image and the steps.
+        InputError: The draws do not fit the image and the steps.
 
     Example:
         >>> x, reverse = jnp.ones((4, 4, 1)), ReverseConfig(start=20, steps=2, eta=0.0)

@@ -14,7 +14,7 @@ class Schedule:
     """Linear noise schedule: `beta_t` from `beta_start` to `beta_end` over `num_levels` levels.
 
     Raises:
-        InputError: the betas do not satisfy 0 < beta_start <= beta_end < 1, or no levels.
+        InputError: The betas do not satisfy 0 < beta_start <= beta_end < 1, or no levels.
 
     Example:
         >>> Schedule(num_levels=2, beta_start=0.5, beta_end=0.5).alpha_bar.tolist()
@@ -69,7 +69,7 @@ class ReverseConfig:
     `eta` is the share of fresh noise: 0 is deterministic without draws, 1 that of DDPM.
 
     Raises:
-        InputError: start, steps or eta out of range.
+        InputError: Start, steps or eta out of range.
 
     Example:
         >>> ReverseConfig(start=460, steps=5).levels
@@ -96,13 +96,13 @@ class ReverseConfig:
         return tuple(int(t) for t in np.rint(np.linspace(self.start, 0, self.steps)))
 
     def coefficients(self, schedule: Schedule) -> Coefficients:
-        """Works out the affine coefficients of the steps.
+        """Work out the affine coefficients of the steps.
 
         From level with share a to the next with share n: `c1 = eta sqrt((1-a/n)(1-n)/(1-a))`,
         `c2 = sqrt(1-n-c1^2)`, `x <- sqrt(n/a) x + (c2 - sqrt(n (1-a)/a)) eps + c1 e`.
 
         Args:
-            schedule: with more than `start` levels.
+            schedule: With more than `start` levels.
 
         Returns:
             Coefficients, numpy float64.

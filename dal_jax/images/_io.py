@@ -1,10 +1,10 @@
-"""Reading one image from a file into an array (H, W, C)."""
+"""Reading image files into arrays (H, W, C), stacks (N, H, W, C) and masks (H, W)."""
 
 import importlib
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tokenize import TokenError  # numpy lets it out of a spoiled header
 from types import ModuleType
@@ -193,3 +193,119 @@ _READERS: dict[str, Callable[[Path], np.ndarray]] = {
     ".nii": _read_nifti,
     ".nii.gz": _read_nifti,
 }
+
+
+def read_images(sources: Sequence[str | Path]) -> np.ndarray:
+    """Reads many images of one size into a stack.
+
+    Args:
+        sources: at least one of: a folder (its images in order of name, not its subfolders), an
+            image file, or a .npy stack (N, H, W, C).
+
+    Returns:
+        The images, float64 (N, H, W, C), in the order given.
+
+    Raises:
+        InputError: a source is missing or damaged, a folder holds no image, sizes differ, or a
+            pixel is NaN or infinite.
+
+    Example:
+        >>> read_images(["normal/"]).shape  # doctest: +SKIP
+        (500, 32, 32, 1)
+    """
+    stacks: list[np.ndarray] = []
+    for source in map(Path, sources):
+        for path in image_files(source):
+            stack = _read_stack(path)
+            if stacks and stack.shape[1:] != stacks[0].shape[1:]:
+                found, first = stack.shape[1:], stacks[0].shape[1:]
+                raise InputError(f"image {str(path)!r}: shape {found}, the others have {first}")
+            if not np.isfinite(stack).all():
+                raise InputError(f"image {str(path)!r}: holds NaN or infinite pixels")
+            stacks.append(stack)
+    if not stacks:
+        raise InputError("images: none given, expected a folder, image files or a .npy stack")
+    return np.concatenate(stacks)
+
+
+def image_files(source: Path, name: str = "images", deep: bool = False) -> list[Path]:
+    """Lists the images of a folder by name.
+
+    Args:
+        source: the folder, without its hidden files; a path that is none stands for itself.
+        name: of the argument that it was given as.
+        deep: with those of its subfolders.
+
+    Returns:
+        Paths.
+
+    Raises:
+        InputError: a folder without images.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("b.png", "a.png", "notes.txt"):
+        ...         _ = Path(folder, name).write_bytes(b"")
+        ...     print([path.name for path in image_files(Path(folder))])
+        ['a.png', 'b.png']
+    """
+    if not source.is_dir():
+        return [source]
+    entries = source.rglob("*") if deep else source.iterdir()
+    shown = (path for path in entries if not path.name.startswith("."))
+    found = sorted(path for path in shown if path.is_file() and is_image(path))
+    if not found:
+        raise InputError(f"{name} {str(source)!r}: no image in this folder")
+    return found
+
+
+def _read_stack(path: Path) -> np.ndarray:
+    if path.is_file() and path.suffix.lower() == ".npy":
+        pixels = load_npy(path)
+        if pixels.ndim == 4:
+            return scale_integers(pixels, path)
+    return read_image(path)[None]
+
+
+def read_mask(path: str | Path, labels: bool = False) -> np.ndarray:
+    """Reads a mask: true where a picture is above 127/255 of its range, or where a label is set.
+
+    A picture whose largest value is 1 is taken as labels; of a colour picture the largest channel
+    counts.
+
+    Args:
+        path: an image file of one channel or of colours.
+        labels: take every value but zero as marked, whatever the range.
+
+    Returns:
+        The mask, bool (H, W).
+
+    Raises:
+        InputError: the file is missing, damaged or holds no single image, or its largest value is
+            neither 1 nor bright, so that nobody can tell what it means.
+
+    Example:
+        >>> read_mask("ground_truth/bent/000_mask.png").any()  # doctest: +SKIP
+        True
+
+    Source: MVTec AD (anti-aliased masks of 0 and 255) and VisA (labels from 1), as published.
+    """
+    pixels = read_pixels(path)
+    flat = pixels.max(-1) if pixels.ndim == 3 else pixels
+    if flat.ndim != 2 or flat.size == 0:
+        raise InputError(f"mask {str(path)!r}: shape {pixels.shape}, expected (H, W)")
+    return to_mask(flat, path, labels)
+
+
+def to_mask(values: np.ndarray, path: str | Path, labels: bool = False) -> np.ndarray:
+    """The same for stored values of any shape; the path is for the error's sake."""
+    whole, top = values.dtype.kind in "biu", float(values.max(initial=0))
+    if labels or (whole and top <= 1):
+        return values != 0
+    full = float(np.iinfo(values.dtype).max) if whole else (1.0 if top <= 1 else 255.0)
+    marked = values > full * (127 / 255)
+    if top != 0 and not marked.any():  # a NaN is not 0 either
+        expected = f"0 and 1, or up to {full:g}"
+        raise InputError(f"mask {str(path)!r}: largest value {top:g}, expected {expected}")
+    return marked

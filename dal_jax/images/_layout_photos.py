@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dal_jax._errors import InputError
-from dal_jax.images._masks import read_mask
+from dal_jax.images._io import read_mask
 from dal_jax.images._samples import (
     NORMAL,
     UNKNOWN,

@@ -6,20 +6,29 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dal_jax._errors import InputError
-from dal_jax.images._cache import cached_stack, cached_volume
-from dal_jax.images._dicom import Plane, dicom_files, in_order, plane
-from dal_jax.images._masks import to_mask
+from dal_jax.images._io import to_mask
 from dal_jax.images._samples import (
     NORMAL,
     UNKNOWN,
     DataSelection,
     Sample,
+    cached_stack,
+    cached_volume,
     entries,
     folders,
     inside,
     name_of,
 )
-from dal_jax.images._volumes import Volume, axial_slice, is_volume, num_slices
+from dal_jax.images._volumes import (
+    Plane,
+    Volume,
+    axial_slice,
+    dicom_files,
+    in_order,
+    is_volume,
+    num_slices,
+    plane,
+)
 
 # Share of the patients whose slices without tumour are for training.
 TRAIN_SHARE = 0.7

@@ -6,7 +6,6 @@ from pathlib import Path
 from dal_jax._errors import InputError
 from dal_jax.images import _layout_photos as photos
 from dal_jax.images import _layout_volumes as volumes
-from dal_jax.images._dicom import dicom_files
 from dal_jax.images._groups import group_of
 from dal_jax.images._samples import (
     OF_SLICES,
@@ -17,7 +16,7 @@ from dal_jax.images._samples import (
     name_of,
     walk,
 )
-from dal_jax.images._volumes import is_volume
+from dal_jax.images._volumes import dicom_files, is_volume
 
 _LAYOUTS: dict[str, Callable[[Path, DataSelection], list[Sample]]] = {
     "mvtec": photos.mvtec,

@@ -6,7 +6,7 @@ import numpy as np
 
 from dal_jax._errors import InputError
 from dal_jax.images import _metrics_curves as curves
-from dal_jax.images._metrics_bins import Histogram
+from dal_jax.images._metrics_curves import Histogram
 
 
 class ImageMetrics(NamedTuple):

@@ -7,22 +7,20 @@ from dataclasses import replace
 import numpy as np
 
 from dal_jax._errors import InputError
-from dal_jax.images._geometry import (
-    cut,
-    enlarge,
-    interior,
-    shrink_mask,
-    tile_weights,
-    windows,
-)
 from dal_jax.images._preparation import Fitted, Preparation
 from dal_jax.images._views import (
     FOREGROUND,
     Views,
     as_channels,
+    cut,
     cut_views,
+    enlarge,
     flat_views,
+    interior,
     own_foregrounds,
+    shrink_mask,
+    tile_weights,
+    windows,
 )
 
 # Pixels that an image contributes to the quantiles.

@@ -14,12 +14,12 @@ from dal_jax.inference._intervals import as_intervals as as_intervals
 from dal_jax.inference._intervals import complement as complement
 from dal_jax.inference._intervals import contains as contains
 from dal_jax.inference._intervals import intersect as intersect
+from dal_jax.inference._intervals import log_mass as log_mass
+from dal_jax.inference._intervals import log_total_mass as log_total_mass
 from dal_jax.inference._intervals import measure as measure
 from dal_jax.inference._intervals import merge as merge
 from dal_jax.inference._intervals import subtract as subtract
 from dal_jax.inference._intervals import union as union
-from dal_jax.inference._normal import log_mass as log_mass
-from dal_jax.inference._normal import log_total_mass as log_total_mass
 from dal_jax.inference._p_value import ALTERNATIVES as ALTERNATIVES
 from dal_jax.inference._p_value import SelectiveP as SelectiveP
 from dal_jax.inference._p_value import decision as decision

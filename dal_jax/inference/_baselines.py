@@ -1,4 +1,4 @@
-"""P-values to compare with: naive, Bonferroni over all regions, over-conditioned, permutation."""
+"""Baseline p-values: naive, Bonferroni over all regions, over-conditioned, permutation."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,20 +13,20 @@ _TIE = 100 * np.finfo(np.float64).eps
 
 
 def naive_p(z_obs: float, alternative: str = "two-sided") -> float:
-    """Returns the p-value that forgets that the region was chosen from the data: not valid.
+    """Return the p-value that ignores the selection of the region, which is not valid.
 
     `2 Phi(-|z_obs|)` for "two-sided" and "equal-tailed", `Phi(-z_obs)` for "greater",
     `Phi(z_obs)` for "less".
 
     Args:
-        z_obs: observed statistic in units of its standard deviation.
+        z_obs: Observed statistic in units of its standard deviation.
         alternative: "two-sided", "equal-tailed", "greater" or "less".
 
     Returns:
         p in [0, 1]; NaN for NaN.
 
     Raises:
-        InputError: unknown alternative.
+        InputError: Unknown alternative.
 
     Example:
         >>> round(naive_p(2.0), 4)
@@ -38,20 +38,20 @@ def naive_p(z_obs: float, alternative: str = "two-sided") -> float:
 
 
 def bonferroni_log10_p(z_obs: float, num_pixels: int, alternative: str = "two-sided") -> float:
-    """Returns log10 of the naive p-value corrected for all 2^n regions: valid, hardly any power.
+    """Return log10 of the naive p-value corrected for all 2^n regions: valid, with little power.
 
     `min(0, log10 naive + n log10 2)`, in log space as 2^n overflows.
 
     Args:
-        z_obs: observed statistic in units of its standard deviation.
-        num_pixels: n, the number of pixels that may or may not be flagged, >= 1.
+        z_obs: Observed statistic in units of its standard deviation.
+        num_pixels: Number n of pixels that may be flagged, >= 1.
         alternative: "two-sided", "equal-tailed", "greater" or "less".
 
     Returns:
         log10 p <= 0; NaN for NaN.
 
     Raises:
-        InputError: unknown alternative or num_pixels < 1.
+        InputError: Unknown alternative or num_pixels < 1.
 
     Example:
         >>> round(bonferroni_log10_p(10.0, num_pixels=64), 2)
@@ -71,19 +71,20 @@ def over_conditioned_p(
     alternative: str = "two-sided",
     perturbation: Perturbation = NONE,
 ) -> float:
-    """Returns the selective p-value given also the window of z_obs: valid, less power.
+    """Return the selective p-value given the window of z_obs, too: valid, with less power.
 
     Args:
-        z_obs: observed statistic in units of its standard deviation.
-        window: (2,) standardized ends of the window in which z_obs lies, or what selection saw.
+        z_obs: Observed statistic in units of its standard deviation.
+        window: (2,) standardized ends of the window that holds z_obs or, where selection was
+            randomized, the value that it saw.
         alternative: "two-sided", "equal-tailed", "greater" or "less".
-        perturbation: of what selection saw.
+        perturbation: Noise that was added to the statistic for the selection.
 
     Returns:
         p in [0, 1]; NaN when z_obs is not in the window.
 
     Raises:
-        InputError: unknown alternative, or a window that is no interval.
+        InputError: Unknown alternative, or a window that is no interval.
 
     Example:
         >>> round(over_conditioned_p(2.0, [1.9, 2.5]), 3)
@@ -95,14 +96,14 @@ def over_conditioned_p(
 
 
 def permutation_p(observed: float, permuted: ArrayLike, alternative: str = "two-sided") -> float:
-    """Returns the p-value of a statistic among its values for B permuted images.
+    """Return the p-value of a statistic among its values for B permuted images.
 
     `p = (1 + #{b : T_b at least as extreme as T_obs}) / (1 + B)`: `|T_b| >= |T_obs|` for
     "two-sided", `T_b >= T_obs` for "greater", `T_b <= T_obs` for "less"; "equal-tailed" is
-    `min(1, 2 min(greater, less))`. Exact if what was permuted is exchangeable under the null.
+    `min(1, 2 min(greater, less))`. Exact if the permuted parts are exchangeable under the null.
 
     Args:
-        observed: T_obs.
+        observed: Observed statistic T_obs.
         permuted: (B,) the same statistic of the permuted images; a NaN counts as extreme.
         alternative: "two-sided", "equal-tailed", "greater" or "less".
 
@@ -110,7 +111,7 @@ def permutation_p(observed: float, permuted: ArrayLike, alternative: str = "two-
         p in [1 / (1 + B), 1]; NaN when T_obs is NaN.
 
     Raises:
-        InputError: unknown alternative, or values that are not a vector.
+        InputError: Unknown alternative, or values that are not a vector.
 
     Example:
         >>> permutation_p(2.0, [0.5, -3.0, 1.0])

@@ -9,21 +9,21 @@ from scipy import optimize
 from scipy.special import ndtri
 
 from dal_jax._errors import InputError
-from dal_jax.inference._intervals import as_intervals, complement, intersect, subtract
-from dal_jax.inference._normal import log_mass
+from dal_jax.inference._intervals import as_intervals, complement, intersect, log_mass, subtract
 from dal_jax.inference._p_value import SelectiveP, of_masses, selective_p
 from dal_jax.inference._randomized import LEAST_SPREAD, log_tails
 from dal_jax.inference._recalibration import Observed
 
-# No end of an interval is looked for further from the observed statistic than this, in standard
-# deviations: it counts as infinite.
+# An end of an interval further from the observed statistic than this, in standard deviations,
+# counts as infinite.
 _FARTHEST = 1e4
-# Less than this share of an interval is integrated, not what the rest leaves of it.
+# A share of an interval below this is integrated rather than computed as a difference.
 _LITTLE = 1e-4
 
 
 class Effect(NamedTuple):
-    """What a selected statistic says of its mean, in its standard deviations.
+    """Estimate and confidence interval of the mean of a selected statistic, in standard
+    deviations.
 
     Example:
         >>> Effect(2.0, 0.04, 3.96).low > 0
@@ -36,23 +36,24 @@ class Effect(NamedTuple):
 
 
 def effect(observed: Observed, confidence: float = 0.95) -> Effect:
-    """Returns the median-unbiased estimate and the equal-tailed interval of the statistic's mean.
+    """Return the median-unbiased estimate and the equal-tailed interval of the statistic's mean.
 
-    Where `T ~ N(delta, 1)` was selected, `P_delta(T >= T_obs | selected)` rises with delta. The
-    interval holds every delta at which it is between `(1 - confidence) / 2` and one minus that, and
-    at the estimate it is one half. The ends are those of the widest interval that what was not
-    searched allows. Where selection was randomized the interval is bounded once enough was
-    searched; where it was not it may be infinite.
+    Given that `T ~ N(delta, 1)` was selected, `P_delta(T >= T_obs | selected)` rises with delta.
+    The interval holds every delta at which this probability lies between `(1 - confidence) / 2` and
+    one minus that; the estimate is the delta at which it is one half. The unsearched part of the
+    line counts in the least favourable way, so that the interval is the widest one possible. With a
+    randomized selection the interval is bounded once enough of the line was searched; without one
+    it may be infinite.
 
     Args:
-        observed: of a finished search.
-        confidence: in (0, 1).
+        observed: Result of a finished search.
+        confidence: Confidence level, in (0, 1).
 
     Returns:
-        Effect(estimate, low, high); NaN where there is no p-value.
+        Effect(estimate, low, high); NaN without a p-value.
 
     Raises:
-        InputError: confidence out of range.
+        InputError: `confidence` is out of range.
 
     Example:
         >>> from dal_jax.inference import as_intervals
@@ -63,7 +64,7 @@ def effect(observed: Observed, confidence: float = 0.95) -> Effect:
         [0.93, -5.49, 3.81]
 
     Source: Lee, Sun, Sun and Taylor, Annals of Statistics 44, 2016 (interval); Kivaranovic and
-    Leeb, arXiv 2007.12448 (length with randomization); this project (bounds).
+    Leeb, arXiv 2007.12448 (length with randomization).
     """
     if not 0 < confidence < 1:
         raise InputError(f"confidence is {confidence!r}, expected a level between 0 and 1")
@@ -78,12 +79,12 @@ def effect(observed: Observed, confidence: float = 0.95) -> Effect:
 
 
 def _score(p: float) -> float:
-    """The normal quantile, finite: of the mean it is nearly a straight line, whose root is near."""
+    """Return the normal quantile, kept finite; it is nearly linear in the mean."""
     return float(ndtri(min(max(p, 1e-300), 1 - 1e-16)))
 
 
 def _above(observed: Observed) -> Callable[[float], SelectiveP]:
-    """`selective_p` for "greater" as a function of the mean, all of its sets made once."""
+    """Return `selective_p` for "greater" as a function of the mean, with all sets computed once."""
     z, spread = observed.z_obs, observed.perturbation.spread
     inside = as_intervals(observed.searched)
     known, unknown = intersect(as_intervals(observed.truncation), inside), complement(inside)
@@ -107,8 +108,8 @@ def _above(observed: Observed) -> Callable[[float], SelectiveP]:
             inner = np.minimum(log_tails(ends, z, spread, mean), whole)
             with np.errstate(divide="ignore", invalid="ignore"):
                 outer = np.where(inner > -np.inf, whole + np.log1p(-np.exp(inner - whole)), whole)
-            # Where next to nothing remains the difference has no digits: far from z, and a mean
-            # that is far out may make it count all the same.
+            # Where almost nothing remains, far from z, the difference has no digits; for a mean far
+            # out it may matter all the same.
             little = inner > whole - _LITTLE
             outer[little] = log_tails(-ends[little, ::-1], -z, spread, -mean)
             return [
@@ -124,7 +125,7 @@ def _above(observed: Observed) -> Callable[[float], SelectiveP]:
 
 
 def _crossing(rising: Callable[[float], float], start: float) -> float:
-    """Where a function that rises from below to above 0 does so; infinite where it does not."""
+    """Return the root of a rising function; infinite if there is none."""
     here, step = rising(start), 1.0
     if here == 0:
         return start

@@ -16,7 +16,7 @@ FARTHEST = 1e6
 
 @runtime_checkable
 class Noise(Protocol):
-    """What a line needs of a covariance operator; those of `dal_jax.noise` fit.
+    """Covariance operator as a line needs it; the operators of `dal_jax.noise` implement it.
 
     Example:
         >>> class Unit:
@@ -29,7 +29,7 @@ class Noise(Protocol):
     """
 
     def apply(self, v: Float[np.ndarray, "H W C"]) -> Float[np.ndarray, "H W C"]:
-        """Returns Sigma v.
+        """Return Sigma v.
 
         Args:
             v: (H, W, C).
@@ -40,13 +40,13 @@ class Noise(Protocol):
         ...
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """Refuses a shape of images.
+        """Refuse a shape of images.
 
         Args:
             shape: (H, W, C).
 
         Raises:
-            InputError: images of this shape do not fit.
+            InputError: Images of this shape do not fit.
         """
         ...
 
@@ -76,7 +76,9 @@ class Line(NamedTuple):
 
     @property
     def unit(self) -> float:
-        """Of z, in units of the image: the standard deviation of what selection saw."""
+        """Unit of z in units of the image: the standard deviation of the statistic that
+        selection saw.
+        """
         return self.sd * self.perturbation.scale
 
 
@@ -88,7 +90,7 @@ def region_line(
     omega: ArrayLike | None = None,
     gamma: float = 0.0,
 ) -> Line:
-    """Returns the line along which the mean difference inside a region varies, all else fixed.
+    """Return the line along which the mean difference inside a region varies, all else fixed.
 
     `T = nu . (x - mean_k x_ref_k)` with `nu = 1_M / (|M| C)` (channels pooled),
     `sd^2 = nu' Sigma nu (1 + 1/K)`, `direction = Sigma nu / sd`, `z_obs = T / sd` and
@@ -99,21 +101,21 @@ def region_line(
     `V = T + nu . omega / c`, `c = K / (K + 1)`, through y: `z_obs = V / sd_V` with
     `sd_V^2 = sd^2 + gamma^2 nu' Sigma nu / c^2`, and `direction = Sigma nu sd_V / sd^2`. Given
     `y - (Sigma nu / nu' Sigma nu) nu . y` and the images' common mean, T and `nu . omega` are
-    independent normal variables, and the choice says where V lies.
+    independent normal variables, and the choice restricts V.
 
     Args:
         x: (H, W, C) test image.
         x_ref: (H, W, C) reference image, or (K, H, W, C) references to be averaged.
         region: (H, W) bool, the flagged region M; not empty.
-        noise: covariance Sigma of one image; the images are independent.
-        omega: (H, W, C) what was added to x for the choice of the region; None: nothing.
-        gamma: standard deviation of omega, in those of the noise; 0 without one.
+        noise: Covariance Sigma of one image; the images are independent.
+        omega: (H, W, C) noise that was added to x for the choice of the region, or None.
+        gamma: Standard deviation of omega relative to that of the noise; 0 without omega.
 
     Returns:
         Line(base, direction, z_obs, statistic, sd, perturbation) in float64.
 
     Raises:
-        InputError: shapes that do not fit, an omega without gamma, an empty region, a variance
+        InputError: Shapes that do not fit, an omega without gamma, an empty region, a variance
             that is not positive, or a statistic of more than a million standard deviations.
 
     Example:
@@ -124,7 +126,7 @@ def region_line(
         (3.0, 1.4142, 2.1213)
 
     Source: Katsuoka et al., arXiv 2402.11789; randomization: Tian and Taylor, Annals of Statistics
-    46, 2018; this project (several references and channels, randomization with references).
+    46, 2018.
     """
     image, references = _images(x, x_ref)
     mask = np.asarray(region, dtype=bool)

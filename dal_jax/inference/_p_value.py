@@ -9,8 +9,13 @@ from scipy import stats
 from scipy.special import expit
 
 from dal_jax._errors import InputError
-from dal_jax.inference._intervals import Intervals, as_intervals, complement, intersect
-from dal_jax.inference._normal import log_total_mass
+from dal_jax.inference._intervals import (
+    Intervals,
+    as_intervals,
+    complement,
+    intersect,
+    log_total_mass,
+)
 from dal_jax.inference._randomized import LEAST_SPREAD, NONE, Perturbation, normal_split
 
 ALTERNATIVES = ("two-sided", "equal-tailed", "greater", "less")
@@ -21,7 +26,7 @@ _EDGE = 1e-9
 
 
 class SelectiveP(NamedTuple):
-    """A selective p-value and what it can become when the search is completed.
+    """A selective p-value with bounds on its value after a complete search.
 
     Example:
         >>> bounds = selective_p(2.0, [1.0, 2.5], searched=[-1.5, 2.5])
@@ -29,7 +34,7 @@ class SelectiveP(NamedTuple):
         True
     """
 
-    p: float  # from the truncation found so far; NaN when it is not valid
+    p: float  # from the part of the truncation set known so far; NaN when it is not valid
     low: float  # p if the unsearched rest lies in the truncation in the least favourable way
     high: float  # ... and in the most favourable way; low <= p <= high
 
@@ -42,31 +47,32 @@ def selective_p(
     perturbation: Perturbation = NONE,
     mean: float = 0.0,
 ) -> SelectiveP:
-    """Returns the p-value of z_obs under N(0, 1) given that selection saw a set Z, and its bounds.
+    """Return the p-value of z_obs under N(0, 1) given that selection saw a value in Z, with
+    bounds.
 
-    What selection saw is `V = T + e`: the statistic itself, or a noisier one with
-    `e ~ N(0, spread^2)` where selection was randomized. With A the values at least as extreme as
-    z_obs, `p = P(T in A | V in Z)`: A is `|t| >= |z_obs|` for "two-sided", `t >= z_obs` for
-    "greater", `t <= z_obs` for "less"; "equal-tailed" is `2 min(F, 1 - F)` with F the p-value of
-    "less". Only the part of Z inside `searched` is known. p falls when unsearched values join Z of
-    which T is not in A and rises with those of which it is, so all of the former give `low`, all of
-    the latter `high`. F can take every value between its bounds, so for "equal-tailed" the same
-    rule holds for `min(1, 2 min(less, greater))`.
+    Selection saw `V = T + e`: the statistic itself, or a noisier one with `e ~ N(0, spread^2)`
+    where selection was randomized. With A the values at least as extreme as z_obs, `p = P(T in A |
+    V in Z)`: A is `|t| >= |z_obs|` for "two-sided", `t >= z_obs` for "greater", `t <= z_obs` for
+    "less"; "equal-tailed" is `2 min(F, 1 - F)` with F the p-value of "less". Only the part of Z
+    inside `searched` is known. p falls when unsearched values with T outside A join Z, and rises
+    when values with T in A join it: all of the former give `low`, all of the latter `high`. F can
+    take every value between its bounds, so that for "equal-tailed" the same rule holds for `min(1,
+    2 min(less, greater))`.
 
     Args:
-        z_obs: observed statistic in units of its standard deviation.
-        truncation: (k, 2) the set Z found, in the same units; taken inside `searched`.
-        searched: (m, 2) where membership in Z is known; the rest of the line is not.
+        z_obs: Observed statistic in units of its standard deviation.
+        truncation: (k, 2) set Z in the same units; only its part inside `searched` counts.
+        searched: (m, 2) part of the line where membership in Z is known.
         alternative: "two-sided", "equal-tailed", "greater" or "less".
-        perturbation: what was added to the statistic for the selection; none by default.
-        mean: of T in its standard deviations, 0 under the null; one-sided alternatives only.
+        perturbation: Noise that was added to the statistic for the selection; none by default.
+        mean: Mean of T in its standard deviations, 0 under the null; one-sided alternatives only.
 
     Returns:
-        SelectiveP(p, low, high), all in [0, 1]; all NaN when z_obs is not finite or what selection
-        saw, `z_obs + shift`, is not in the part of Z that was searched.
+        SelectiveP(p, low, high), all in [0, 1]; all NaN when z_obs is not finite, or when `z_obs +
+        shift`, which selection saw, is not in the searched part of Z.
 
     Raises:
-        InputError: unknown alternative, or intervals that are none.
+        InputError: Unknown alternative, or invalid intervals.
 
     Example:
         >>> [round(v, 4) for v in selective_p(2.0, [[1.0, 3.0]], [[-4.0, 4.0]])]
@@ -77,7 +83,7 @@ def selective_p(
         [0.1059, 0.1059, 0.1076]
 
     Source: Katsuoka et al., arXiv 2402.11789 (p); Tian and Taylor, Annals of Statistics 46, 2018
-    (randomized selection); this project (bounds).
+    (randomized selection).
     """
     seen, spread = z_obs + perturbation.shift, perturbation.spread
 
@@ -98,22 +104,22 @@ def p_of_split(
     searched: ArrayLike,
     alternative: str,
 ) -> SelectiveP:
-    """The p-value and its bounds under any law.
+    """Return the p-value and its bounds under any law.
 
     Args:
-        split: (part, tails) -> log probabilities that what selection saw lies in a part, and the
-            statistic in the tails or not.
-        z_obs: observed statistic.
-        seen: what selection saw of it.
-        truncation: as in `selective_p`.
-        searched: as in `selective_p`.
-        alternative: as in `selective_p`.
+        split: Function (part, tails) -> log probabilities that selection saw a value in the part
+            with the statistic in the tails, and with the statistic outside of them.
+        z_obs: Observed statistic.
+        seen: Value of the statistic that selection saw.
+        truncation: Truncation set, as in `selective_p`.
+        searched: Searched part of the line, as in `selective_p`.
+        alternative: Alternative hypothesis, as in `selective_p`.
 
     Returns:
-        As `selective_p`.
+        The p-value with its bounds.
 
     Raises:
-        InputError: as `selective_p`.
+        InputError: The same conditions as in `selective_p`.
     """
     check_alternative(alternative)
     if alternative == "equal-tailed":
@@ -131,13 +137,13 @@ def p_of_split(
 
 
 def of_masses(extreme: float, rest: float, more_extreme: float, more_rest: float) -> SelectiveP:
-    """The p-value and its bounds from log probabilities.
+    """Return the p-value and its bounds from log probabilities.
 
     Args:
-        extreme: of what was found, with the statistic at least as extreme.
-        rest: of what was found otherwise.
-        more_extreme: of what was not searched, with the statistic at least as extreme.
-        more_rest: of what was not searched otherwise.
+        extreme: Log probability of the known truncation set, with a statistic at least as extreme.
+        rest: Log probability of the known truncation set, with any other statistic.
+        more_extreme: Log probability of the unsearched part, with a statistic at least as extreme.
+        more_rest: Log probability of the unsearched part, with any other statistic.
 
     Returns:
         SelectiveP(p, low, high).
@@ -150,17 +156,17 @@ def of_masses(extreme: float, rest: float, more_extreme: float, more_rest: float
 
 
 def decision(bounds: SelectiveP, alpha: float) -> Literal["reject", "accept", "undecided"]:
-    """Returns what the bounds on p already say about the test at level alpha.
+    """Return the decision of the test at level alpha, as far as the bounds on p determine it.
 
     Args:
-        bounds: of a p-value; the test rejects when p <= alpha.
-        alpha: level in (0, 1).
+        bounds: Bounds on a p-value; the test rejects when p <= alpha.
+        alpha: Level in (0, 1).
 
     Returns:
         "reject" when high <= alpha, "accept" when low > alpha, "undecided" otherwise (and for NaN).
 
     Raises:
-        InputError: alpha not in (0, 1).
+        InputError: `alpha` is not in (0, 1).
 
     Example:
         >>> decision(SelectiveP(p=0.02, low=0.01, high=0.03), alpha=0.05)
@@ -174,23 +180,23 @@ def decision(bounds: SelectiveP, alpha: float) -> Literal["reject", "accept", "u
 
 
 def holm(p_values: Sequence[SelectiveP]) -> list[SelectiveP]:
-    """Adjusts p-values of several hypotheses: at most alpha where Holm's procedure rejects.
+    """Adjust p-values of several hypotheses, to be compared with the level of Holm's procedure.
 
-    `max_{j <= i} min(1, (m - j + 1) p_(j))` of the i-th smallest of m. The chance that any true
-    hypothesis is rejected is alpha at most, whatever the dependence. Each adjusted p-value grows
-    with every p-value, so that bounds give bounds.
+    The i-th smallest of m becomes `max_{j <= i} min(1, (m - j + 1) p_(j))`. The chance that any
+    true hypothesis is rejected is at most alpha, whatever the dependence. Each adjusted p-value
+    grows with every p-value, so that bounds give bounds.
 
     Args:
-        p_values: of m hypotheses, with bounds; one that is NaN counts as 1 for the others.
+        p_values: P-values of m hypotheses, with bounds; a NaN counts as 1 for the others.
 
     Returns:
-        The adjusted ones, in the same order; NaN where they were.
+        The adjusted p-values, in the same order; NaN stays NaN.
 
     Example:
         >>> [round(p.p, 3) for p in holm([SelectiveP(p, p, p) for p in (0.03, 0.01, 0.04)])]
         [0.06, 0.03, 0.06]
 
-    Source: Holm, Scandinavian Journal of Statistics 6, 1979; bounds: this project.
+    Source: Holm, Scandinavian Journal of Statistics 6, 1979.
     """
     values = np.array(p_values, np.float64).reshape(-1, 3)
     known = np.where(np.isnan(values), 1.0, values)
@@ -204,21 +210,21 @@ def holm(p_values: Sequence[SelectiveP]) -> list[SelectiveP]:
 
 
 def discovery_q(p_values: ArrayLike, method: str = "by") -> list[float]:
-    """The false discovery rate at which each of many hypotheses would be rejected.
+    """Return the false discovery rate at which each of many hypotheses would be rejected.
 
-    Among those with `q <= rate` the expected share of false rejections is the rate at most: by
-    Benjamini and Yekutieli's procedure whatever the dependence of the tests, by Benjamini and
-    Hochberg's if they are independent, as tests are that share neither references nor an image.
+    Among the hypotheses with `q <= rate` the expected share of false rejections is at most the
+    rate: by Benjamini and Yekutieli's procedure for any dependence of the tests, by Benjamini and
+    Hochberg's for independent tests, such as those that share neither references nor an image.
 
     Args:
         p_values: (m,) upper bounds on p, in [0, 1]; NaN where nothing was tested. m may be 0.
         method: "by" or "bh".
 
     Returns:
-        q of each, NaN where p is.
+        q of each hypothesis; NaN where p is NaN.
 
     Raises:
-        InputError: unknown method, another shape, or what is no p-value.
+        InputError: Unknown method, another shape, or a value that is no p-value.
 
     Example:
         >>> [round(q, 3) for q in discovery_q([0.01, float("nan"), 0.02], "bh")]
@@ -244,13 +250,13 @@ def discovery_q(p_values: ArrayLike, method: str = "by") -> list[float]:
 
 
 def check_procedure(name: str, procedure: str) -> None:
-    """Refuses a procedure that is not known by an `InputError`."""
+    """Raise an `InputError` for an unknown procedure."""
     if procedure not in PROCEDURES:
         raise InputError(f"{name} is {procedure!r}, expected one of {', '.join(PROCEDURES)}")
 
 
 def check_alternative(alternative: str) -> None:
-    """Refuses an alternative that is not known by an `InputError`."""
+    """Raise an `InputError` for an unknown alternative."""
     if alternative not in ALTERNATIVES:
         raise InputError(
             f"alternative is {alternative!r}, expected one of {', '.join(ALTERNATIVES)}"
@@ -265,13 +271,13 @@ def _holds(known: Intervals, z_obs: float) -> bool:
 
 
 def _tails(z_obs: float, alternative: str) -> Intervals:
-    """Values at least as extreme as z_obs."""
+    """Return the values at least as extreme as z_obs."""
     if alternative == "two-sided":
         return as_intervals([[-np.inf, -abs(z_obs)], [abs(z_obs), np.inf]])
     return as_intervals([z_obs, np.inf] if alternative == "greater" else [-np.inf, z_obs])
 
 
 def _share(log_part: float, log_rest: float) -> float:
-    """Returns part / (part + rest): small shares keep their digits, part and rest swap to 1 - p."""
-    with np.errstate(invalid="ignore"):  # nothing of nothing is NaN
+    """Return part / (part + rest) from logarithms; small shares keep their digits."""
+    with np.errstate(invalid="ignore"):  # two empty parts give NaN
         return float(expit(np.float64(log_part) - log_rest))

@@ -1,8 +1,9 @@
-"""Probabilities when selection looked at a noisier statistic than the one that is tested.
+"""Probabilities for a selection that saw a noisier statistic than the tested one.
 
-`T ~ N(0, 1)` is tested, `V = T + e` with `e ~ N(0, spread^2)` was looked at. All in log space,
-right to 1e-8 relative 20 standard deviations out and further. Ends are scaled, and so rounded: an
-interval far narrower than the 1e-6 to which a search knows its ends has fewer digits.
+The test is about `T ~ N(0, 1)`; selection saw `V = T + e` with `e ~ N(0, spread^2)`. All
+probabilities are in log space, with a relative error of 1e-8 even 20 standard deviations out. Ends
+are scaled, and so rounded: an interval much narrower than 1e-6, the accuracy of the ends of a
+search, has fewer digits.
 """
 
 from collections.abc import Callable
@@ -13,8 +14,17 @@ from scipy import optimize
 from scipy.special import log_ndtr
 
 from dal_jax._typing import Float
-from dal_jax.inference._intervals import Intervals, complement, intersect
-from dal_jax.inference._normal import gauss_legendre, log_mass, log_total_mass
+from dal_jax.inference._intervals import (
+    Intervals,
+    complement,
+    gauss_legendre,
+    intersect,
+    log_mass,
+    log_total_mass,
+)
+
+# A smaller spread changes no p-value noticeably, and quadrature cannot resolve it.
+LEAST_SPREAD = 1e-6
 
 # Pieces end where the integrand has dropped by this much, in units of its logarithm.
 _DROP = 45.0
@@ -25,15 +35,16 @@ _POSITIVE = np.concatenate([np.arange(0.5, 12, 0.5), np.geomspace(12, 1e6, 40)])
 _WIDE = np.concatenate([-_POSITIVE[::-1], [0.0], _POSITIVE])
 # More pieces around the value of V at which T passes its limit, in conditional deviations of T.
 _STEP = np.array([-6.0, -3.0, -1.0, 1.0, 3.0, 6.0])
-# Where nothing counts any more is looked for from this distance on, to a part in a hundred of it.
+# The search for the end of the integrand starts at this distance from the mode; this number of
+# halvings locates the end to one percent.
 _NEAREST, _HALVINGS = 1e-7, 11
-# Even parts between the mode and where the integrand has dropped, and nodes in a part: it holds a
-# drop of 8 in the logarithm, or a step of three deviations.
+# Even parts between the mode and the end of the integrand, and nodes in a part, which spans a drop
+# of 8 in the logarithm or a step of three deviations.
 _PARTS, _NODES = 6, 16
 
 
 class Perturbation(NamedTuple):
-    """What was added to the statistic that selection looked at, in its standard deviations.
+    """Noise that was added to the statistic for the selection, in standard deviations.
 
     Example:
         >>> Perturbation(spread=0.5, shift=-0.2).scale > 1
@@ -42,34 +53,32 @@ class Perturbation(NamedTuple):
     Source: Tian and Taylor, Annals of Statistics 46, 2018.
     """
 
-    spread: float = 0.0  # standard deviation of what was added; 0: selection looked at T itself
-    shift: float = 0.0  # what was added: selection looked at T_obs + shift
+    spread: float = 0.0  # standard deviation of the noise; 0: selection saw T itself
+    shift: float = 0.0  # value of the noise: selection saw T_obs + shift
 
     @property
     def scale(self) -> float:
-        """The standard deviation of the statistic that selection looked at."""
+        """Standard deviation of the statistic that selection saw."""
         return float(np.hypot(1.0, self.spread))
 
     def over(self, factor: float) -> "Perturbation":
-        """The same in units that are larger by a factor."""
+        """Return the same perturbation in units that are larger by a factor."""
         return Perturbation(self.spread / factor, self.shift / factor)
 
 
 NONE = Perturbation()
-# A smaller spread changes no p-value that anyone reads, and quadrature cannot see it.
-LEAST_SPREAD = 1e-6
 
 
 def normal_split(
     part: Intervals, tails: Intervals, spread: float, mean: float = 0.0
 ) -> tuple[float, float]:
-    """Returns how the probability of `V in R` is split by whether T lies in its tails.
+    """Split the probability of `V in R` by whether T lies in its tails.
 
     Args:
         part: (k, 2) the set R of V, disjoint, in standard deviations of T.
-        tails: of T: one or two half-lines, disjoint.
-        spread: of V about T, above 0, in standard deviations of T.
-        mean: of T, in its standard deviations.
+        tails: Tails of T, one or two disjoint half-lines.
+        spread: Standard deviation of V about T, above 0, in standard deviations of T.
+        mean: Mean of T, in its standard deviations.
 
     Returns:
         `log P(V in R and T in tails)` to full relative accuracy, and `log P(V in R and T not in
@@ -95,16 +104,16 @@ def student_split(
     spread: float,
     log_density: Callable[[np.ndarray], np.ndarray],
 ) -> tuple[float, float]:
-    """The same where T follows Student's law: integrated over T.
+    """Split the probability of `V in R` where T follows Student's law, by integration over T.
 
     Args:
         part: (k, 2) the set R of V, disjoint.
-        tails: of T: one or two half-lines, disjoint.
-        spread: of V about T, above 0.
-        log_density: the logarithm of the density of T.
+        tails: Tails of T, one or two disjoint half-lines.
+        spread: Standard deviation of V about T, above 0.
+        log_density: The logarithm of the density of T.
 
     Returns:
-        The two log probabilities, to 1e-8 relative; not one that is below e^-40 of the other.
+        The two log probabilities, to 1e-8 relative; one below e^-40 of the other is less accurate.
     """
     inner, outer = intersect(_TO, tails), intersect(_TO, complement(tails))
     if not len(part):
@@ -132,15 +141,15 @@ def student_split(
 
 
 def student_total(selected: Intervals, spread: float, degrees: float) -> float:
-    """Returns `log P(V in R)` where T follows Student's law, as a mixture of normal ones.
+    """Return `log P(V in R)` where T follows Student's law, as a mixture of normal ones.
 
-    `T = Z / sqrt(W)` with W of the gamma law of mean 1: given W, V is normal. The trapezoidal rule
-    in `log W`.
+    `T = Z / sqrt(W)` with W of a gamma law of mean 1, and V is normal given W. The integral over
+    `log W` uses the trapezoidal rule.
 
     Args:
         selected: (k, 2) the set R of V, disjoint.
-        spread: of V about T, 0 or above.
-        degrees: of freedom, 2 or above.
+        spread: Standard deviation of V about T, 0 or above.
+        degrees: Degrees of freedom, 2 or above.
 
     Returns:
         The log probability; -inf for the empty set.
@@ -158,12 +167,12 @@ def student_total(selected: Intervals, spread: float, degrees: float) -> float:
 
 
 def log_total(selected: Intervals, spread: float, mean: float = 0.0) -> float:
-    """Returns `log P(V in R)`, where T has the given mean.
+    """Return `log P(V in R)`, where T has the given mean.
 
     Args:
         selected: (k, 2) the set R of V, disjoint, in standard deviations of T.
-        spread: of V about T, in standard deviations of T.
-        mean: of T, in its standard deviations.
+        spread: Standard deviation of V about T, in standard deviations of T.
+        mean: Mean of T, in its standard deviations.
 
     Returns:
         The log probability; -inf for the empty set.
@@ -176,17 +185,16 @@ def log_total(selected: Intervals, spread: float, mean: float = 0.0) -> float:
 
 
 def log_tail(selected: Intervals, limit: float, spread: float, mean: float = 0.0) -> float:
-    """Returns `log P(V in R and T >= limit)`, where T has the given mean.
+    """Return `log P(V in R and T >= limit)`, where T has the given mean.
 
-    The integral over V of its density times `P(T >= limit | V)`: on every interval a log-concave
-    function, integrated by Gauss and Legendre's rule on both sides of its mode out to where nothing
-    is left of it.
+    The density of V times `P(T >= limit | V)` is log-concave on every interval. It is integrated by
+    Gauss and Legendre's rule on both sides of its mode, out to where it is negligible.
 
     Args:
         selected: (k, 2) the set R of V, disjoint, in standard deviations of T.
-        limit: of T, finite, in its standard deviations.
-        spread: of V about T, above 0, in standard deviations of T.
-        mean: of T, in its standard deviations.
+        limit: Limit of T, finite, in standard deviations of T.
+        spread: Standard deviation of V about T, above 0, in standard deviations of T.
+        mean: Mean of T, in its standard deviations.
 
     Returns:
         The log probability; -inf for the empty set.
@@ -203,13 +211,13 @@ def log_tail(selected: Intervals, limit: float, spread: float, mean: float = 0.0
 def log_tails(
     selected: Intervals, limit: float, spread: float, mean: float = 0.0
 ) -> Float[np.ndarray, " k"]:
-    """Returns the same for each interval of R.
+    """Return `log P(V in I and T >= limit)` for each interval I of R.
 
     Args:
-        selected: as in `log_tail`.
-        limit: as in `log_tail`.
-        spread: as in `log_tail`.
-        mean: as in `log_tail`.
+        selected: Set R of V, as in `log_tail`.
+        limit: Limit of T, as in `log_tail`.
+        spread: Standard deviation of V about T, as in `log_tail`.
+        mean: Mean of T, as in `log_tail`.
 
     Returns:
         (k,) log probabilities.
@@ -222,7 +230,7 @@ def log_tails(
 
 
 class _Part(NamedTuple):
-    """The part of V's density that lies above a limit of T: `phi(v) P(T >= limit | V = v)`."""
+    """Density of V restricted to T above a limit: `phi(v) P(T >= limit | V = v)`."""
 
     r: float  # mean of T per unit of V, in deviations of each
     s: float  # deviation of T given V
@@ -234,7 +242,7 @@ class _Part(NamedTuple):
     def log_integrals(self, ends: np.ndarray) -> np.ndarray:
         low, high = ends.T
         mode = np.clip(self.mode(), low, high)
-        low, high = self._ends_of_what_counts(mode, low, high)
+        low, high = self._support(mode, low, high)
         even = np.linspace(0, 1, _PARTS + 1)
         step = (self.limit + self.s * _STEP) / self.r
         cuts = np.concatenate(
@@ -255,7 +263,7 @@ class _Part(NamedTuple):
             return top + np.log(sums) - np.log(2 * np.pi) / 2
 
     def mode(self) -> float:
-        """Where the density is highest: its logarithm is concave."""
+        """Return the place where the density is highest; its logarithm is concave."""
 
         def slope(v: float) -> float:
             x = (self.r * v - self.limit) / self.s
@@ -264,13 +272,13 @@ class _Part(NamedTuple):
         high = max(self.limit / self.r, 0.0) + self.r / self.s + 1.0
         return float(optimize.brentq(slope, 0.0, high, xtol=1e-9 * self.s))  # type: ignore[arg-type]
 
-    def _ends_of_what_counts(
+    def _support(
         self, mode: np.ndarray, low: np.ndarray, high: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """From each mode down and up, where the density is negligible, or the interval's ends."""
+        """Return the ends on both sides of each mode beyond which the density is negligible."""
         floor = np.tile(self.log_density(mode) - _DROP, 2)
         start, way = np.tile(mode, 2), np.repeat([-1.0, 1.0], len(mode))
-        # The second derivative of the logarithm is at most -1: nothing counts further away.
+        # The second derivative of the logarithm is at most -1: the density is negligible beyond.
         reach = np.minimum(np.concatenate([mode - low, high - mode]), np.sqrt(2 * _DROP))
         near, far = np.minimum(_NEAREST, reach), reach
         whole = self.log_density(start + way * reach) >= floor
@@ -283,5 +291,5 @@ class _Part(NamedTuple):
 
 
 def _log_hazard(x: float) -> float:
-    """`log(phi(x) / Phi(x))`."""
+    """Return `log(phi(x) / Phi(x))`."""
     return float(-(x**2) / 2 - np.log(2 * np.pi) / 2 - log_ndtr(x))

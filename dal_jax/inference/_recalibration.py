@@ -10,8 +10,7 @@ from scipy import optimize, special
 
 from dal_jax._errors import InputError
 from dal_jax._typing import Float, Int
-from dal_jax.inference._intervals import Intervals
-from dal_jax.inference._normal import log_mass, log_total_mass
+from dal_jax.inference._intervals import Intervals, log_mass, log_total_mass
 from dal_jax.inference._p_value import SelectiveP, p_of_split, selective_p
 from dal_jax.inference._randomized import (
     LEAST_SPREAD,
@@ -33,7 +32,7 @@ Fitted = TypeVar("Fitted")
 
 
 class Observed(NamedTuple):
-    """What a finished search says of one image; enough to test it again under another law.
+    """Result of a finished search for one image, enough to repeat the test under another law.
 
     Example:
         >>> from dal_jax.inference import as_intervals
@@ -45,23 +44,24 @@ class Observed(NamedTuple):
     z_obs: float  # statistic over its standard deviation
     truncation: Intervals  # (k, 2) standardized
     searched: Intervals  # (m, 2) standardized
-    perturbation: Perturbation = NONE  # of the statistic that selection looked at, standardized
+    perturbation: Perturbation = NONE  # of the statistic that selection saw, standardized
 
 
 def on_line(
     z_obs: float, truncation: Intervals, searched: Intervals, perturbation: Perturbation
 ) -> Observed:
-    """What a search along a line says of the statistic.
+    """Convert the result of a search along a line to standard deviations of the tested
+    statistic.
 
     Args:
-        z_obs: place of the observed image on the line: what selection saw, in its own standard
-            deviations.
-        truncation: (k, 2) in the same units.
-        searched: (m, 2) in the same units.
-        perturbation: in standard deviations of the tested statistic.
+        z_obs: Place of the observed image on the line, in standard deviations of the statistic that
+            selection saw.
+        truncation: (k, 2) truncation set in the same units.
+        searched: (m, 2) searched part of the line in the same units.
+        perturbation: Noise of the selection, in standard deviations of the tested statistic.
 
     Returns:
-        The same in standard deviations of the tested statistic.
+        The result in standard deviations of the tested statistic.
 
     Example:
         >>> from dal_jax.inference import as_intervals
@@ -78,14 +78,15 @@ def on_line(
 
 @dataclass(frozen=True)
 class NullLaw:
-    """The law of the statistic before selection: `factor` times Student's t, or N(0, factor^2).
+    """Law of the statistic before selection: `factor` times Student's t, or N(0, factor^2).
 
-    With `Sigma -> factor^2 Sigma` the line does not change, only its scale: no image is searched
-    again. Heavier tails are taken account of in the statistic alone, not along the line: exact for
-    an elliptical law of many pixels only, otherwise judged by held-out images.
+    With `Sigma -> factor^2 Sigma` only the scale of the line changes, so that no image is searched
+    again. Heavier tails are taken into account for the statistic alone, not along the line: this is
+    exact only for an elliptical law of many pixels, and must be judged by held-out images
+    otherwise.
 
     Raises:
-        InputError: factor or degrees not positive.
+        InputError: `factor` or `degrees` is not positive.
 
     Example:
         >>> from dal_jax.inference import as_intervals
@@ -104,10 +105,10 @@ class NullLaw:
                 raise InputError(f"{name} is {getattr(self, name)}, expected above 0")
 
     def normal_scores(self, z: ArrayLike) -> Float[np.ndarray, "..."]:
-        """Maps values to those of N(0, 1) with the same probability below them.
+        """Map values to those of N(0, 1) with the same probability below them.
 
         Args:
-            z: standardized, any shape, possibly infinite.
+            z: Standardized values of any shape, possibly infinite.
 
         Returns:
             `Phi^-1(F(z / factor))`, increasing in z.
@@ -115,23 +116,23 @@ class NullLaw:
         scaled = np.asarray(z, np.float64) / self.factor
         if np.isinf(self.degrees):
             return scaled
-        # From the tail that is small: full relative accuracy on both sides.
+        # The smaller tail gives full relative accuracy on both sides.
         with np.errstate(divide="ignore"):
             log_tail = np.log(special.stdtr(self.degrees, -np.abs(scaled)))
         return np.sign(scaled) * -special.ndtri_exp(log_tail)
 
     def p_value(self, observed: Observed, alternative: str = "two-sided") -> SelectiveP:
-        """The selective p-value and its bounds under this law.
+        """Return the selective p-value and its bounds under this law.
 
         Args:
-            observed: of one image.
-            alternative: as in `selective_p`.
+            observed: Result of the search for one image.
+            alternative: Alternative hypothesis, as in `selective_p`.
 
         Returns:
             SelectiveP(p, low, high).
 
         Raises:
-            InputError: unknown alternative.
+            InputError: Unknown alternative.
         """
         if observed.perturbation.spread >= LEAST_SPREAD:
             return self._randomized_p(observed, alternative)
@@ -152,14 +153,15 @@ class NullLaw:
         return p_of_split(split, float(z), float(z) + seen.shift, truncation, searched, alternative)
 
     def log_likelihoods(self, observed: Sequence[Observed]) -> Float[np.ndarray, " m"]:
-        """Log densities of observed statistics given that each lies in its truncation set.
+        """Return log densities of observed statistics given that each lies in its truncation
+        set.
 
         Args:
-            observed: of m images, one or more.
+            observed: Results of m images, one or more.
 
         Returns:
-            (m,) `log f(z_obs) - log P(Z)`; where selection was randomized, with the probability
-            that it sees Z given z_obs beside f.
+            (m,) `log f(z_obs) - log P(Z)`; for a randomized selection f is multiplied by the
+            probability that selection sees Z given z_obs.
         """
         scaled = np.array([one.z_obs for one in observed]) / self.factor
         logs = self._log_density(scaled) - np.log(self.factor)
@@ -171,7 +173,7 @@ class NullLaw:
         return logs - np.logaddexp.reduceat(masses, starts)
 
     def _log_selected(self, observed: Observed) -> float:
-        """Log probability of the truncation set, less that of it given the observed statistic."""
+        """Return `log P(V in Z)`, less the same given the observed statistic."""
         truncation, seen = observed.truncation, observed.perturbation.over(self.factor)
         if observed.perturbation.spread < LEAST_SPREAD:
             return log_total_mass(self.normal_scores(truncation))
@@ -192,29 +194,29 @@ class NullLaw:
 
 
 def inflation(observed: Sequence[Observed], alternative: str = "two-sided") -> NullLaw:
-    """The normal law whose p-values of normal images average one half, never a narrower one.
+    """Return the normal law under which p-values of normal images average one half.
 
-    Where the p-values of the noise model itself average more than one half, the factor is 1: what
-    is called a remedy must not make p-values smaller.
+    The law is never narrower than the noise model: where its own p-values average more than one
+    half, the factor is 1, so that recalibration makes no p-value smaller.
 
     Args:
-        observed: of images known to be normal, one or more.
-        alternative: as in `selective_p`.
+        observed: Results of images known to be normal, one or more.
+        alternative: Alternative hypothesis, as in `selective_p`.
 
     Returns:
         NullLaw(factor); the factor is within [1, 20].
 
     Raises:
-        InputError: no images.
+        InputError: No images.
 
     Example:
         >>> from dal_jax.inference import as_intervals
-        >>> line = as_intervals([-np.inf, np.inf])  # where nothing was selected
+        >>> line = as_intervals([-np.inf, np.inf])  # without selection
         >>> z = 2 * special.ndtri(np.arange(0.05, 1, 0.1))  # twice what the noise model says
         >>> round(inflation([Observed(float(one), line, line) for one in z]).factor, 1)
         2.0
     """
-    _some(observed)
+    _check_not_empty(observed)
 
     def excess(log_factor: float) -> float:
         law = NullLaw(float(np.exp(log_factor)))
@@ -230,7 +232,7 @@ def inflation(observed: Sequence[Observed], alternative: str = "two-sided") -> N
 
 
 def heavy_tails(observed: Sequence[Observed], groups: ArrayLike | None = None) -> NullLaw:
-    """The Student law under which the statistics of normal images are most likely.
+    """Return the Student law under which the statistics of normal images are most likely.
 
     Each image's likelihood is conditional on its own truncation set, so selection does not bias
     the fit: `max sum_i w_i log f(z_i) / P(Z_i)` over factor and degrees of freedom. A Student law
@@ -238,25 +240,26 @@ def heavy_tails(observed: Sequence[Observed], groups: ArrayLike | None = None) -
     takes the larger of them and those of the noise model.
 
     Args:
-        observed: of images known to be normal, one or more.
-        groups: (m,) the physical object of each; each image has the weight 1 / size of its group,
-            so that all images of one object together count as one. None: all are independent.
+        observed: Results of images known to be normal, one or more.
+        groups: (m,) physical object of each image; an image has the weight 1 / size of its group,
+            so that all images of one object together count as one. None: All images are
+            independent.
 
     Returns:
         The law.
 
     Raises:
-        InputError: no images, or groups of another length.
+        InputError: No images, or groups of another length.
 
     Example:
         >>> from dal_jax.inference import as_intervals
-        >>> line = as_intervals([-np.inf, np.inf])  # where nothing was selected
+        >>> line = as_intervals([-np.inf, np.inf])  # without selection
         >>> z = 2 * special.stdtrit(3.0, np.arange(0.005, 1, 0.01))
         >>> law = heavy_tails([Observed(float(one), line, line) for one in z])
         >>> round(law.factor), law.degrees < 10
         (2, True)
     """
-    _some(observed)
+    _check_not_empty(observed)
     weights = np.ones(len(observed))
     if groups is not None:
         _, index, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
@@ -283,10 +286,10 @@ def heavy_tails(observed: Sequence[Observed], groups: ArrayLike | None = None) -
 
 @dataclass(frozen=True)
 class Ranks:
-    """P-values of normal images, each with its bounds, among which further ones are ranked.
+    """P-values of normal images with their bounds, among which further p-values are ranked.
 
     Raises:
-        InputError: fields of different lengths.
+        InputError: Fields of different lengths.
 
     Example:
         >>> ranks = Ranks((0.1, 0.2, 0.9), (0.1, 0.2, 0.8), (0.1, 0.3, 1.0), (0.5, 0.5, 1.0))
@@ -306,17 +309,18 @@ class Ranks:
 
     @property
     def least(self) -> float:
-        """The smallest conformal p-value that there can be."""
+        """Smallest possible conformal p-value."""
         return 1 / (1 + sum(self.weights))
 
     def rank(self, bounds: SelectiveP) -> SelectiveP:
-        """The conformal p-value of an image whose selective p-value is known within bounds.
+        """Return the conformal p-value of an image whose selective p-value is known within
+        bounds.
 
         Args:
-            bounds: of the image.
+            bounds: P-value of the image, with its bounds.
 
         Returns:
-            Its rank, and the ranks between which that lies whatever the searches left open.
+            The rank, and the ranks between which it lies whatever the searches left open.
         """
         return SelectiveP(
             conformal_p(self.p, bounds.p, self.weights),
@@ -331,23 +335,24 @@ def recalibrate(
     alternative: str = "two-sided",
     raw: SelectiveP | None = None,
 ) -> SelectiveP:
-    """A recalibrated p-value with its bounds: the one way from a finished search to a decision.
+    """Return the recalibrated p-value of a finished search, with its bounds.
 
-    Under a law it is the larger of the p-value under that law and the raw one, so that no fit
-    makes a p-value smaller; among ranks it is the rank of the raw one.
+    Under a law it is the larger of the p-value under that law and the raw one, so that no fit makes
+    a p-value smaller; among ranks it is the rank of the raw one. Every decision with a
+    recalibration comes from this function.
 
     Args:
-        by: the law, or the p-values of normal images.
-        observed: of one image.
-        alternative: as in `selective_p`.
-        raw: its raw p-value with bounds, where that is there already.
+        by: Law, or p-values of normal images.
+        observed: Result of the search for one image.
+        alternative: Alternative hypothesis, as in `selective_p`.
+        raw: Raw p-value of the image with bounds, if it is computed already.
 
     Returns:
-        SelectiveP(p, low, high); low <= p <= high, whatever the part of the line holds that was
-        not searched.
+        SelectiveP(p, low, high) with low <= p <= high, whatever the unsearched part of the line
+        holds.
 
     Raises:
-        InputError: unknown alternative.
+        InputError: Unknown alternative.
 
     Example:
         >>> from dal_jax.inference import as_intervals
@@ -364,26 +369,28 @@ def recalibrate(
 
 
 def conformal_p(calibration: ArrayLike, value: float, weights: ArrayLike | None = None) -> float:
-    """The rank of a p-value among those of normal images, whose objects each count as one.
+    """Return the rank of a p-value among those of normal images, where each object counts as
+    one.
 
     `(1 + sum_i w_i [p_i <= p]) / (1 + sum_i w_i)`, with `w_i` one over the number of images of the
-    object of image i. If the image is any one of an object that is exchangeable with those of
-    calibration, whatever the images of one object have in common, then given that it has a
-    p-value at all, P(p <= alpha) <= alpha. (Drawn from all objects, an image with a p-value is
-    image i with probability proportional to w_i. What the other images of its own object are is
-    not known: they count as 1 - w with a p that is no larger.)
+    object of image i. Let the image be any one of an object that is exchangeable with those of the
+    calibration, whatever the images of one object have in common. Then P(p <= alpha) <= alpha,
+    given that the image has a p-value. (Drawn from all objects, an image with a p-value is image i
+    with probability proportional to w_i. The other images of its own object are unknown: they count
+    as 1 - w with a p that is no larger.)
 
     Args:
-        calibration: (m,) p-values, or any score small for anomalous images; NaN is left out.
-        value: that of the image.
-        weights: (m,) above 0; one over the number of images of its object, those without a p-value
-            counted too. None: each is the one image of its object.
+        calibration: (m,) p-values, or any score that is small for anomalous images; NaN is left
+            out.
+        value: Value of the image.
+        weights: (m,) above 0; one over the number of images of the object, with those that have no
+            p-value. None: Each image is the only one of its object.
 
     Returns:
-        In (0, 1]; NaN for NaN.
+        The rank in (0, 1]; NaN for NaN.
 
     Raises:
-        InputError: weights of another length.
+        InputError: Weights of another length.
 
     Example:
         >>> conformal_p([0.1, 0.5, 0.9], 0.3)
@@ -392,7 +399,7 @@ def conformal_p(calibration: ArrayLike, value: float, weights: ArrayLike | None 
         0.6666666666666666
 
     Source: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005; objects: Lee,
-    Barber and Willett, arXiv 2306.06342; that not every image has a p-value: this project.
+    Barber and Willett, arXiv 2306.06342.
     """
     known = np.asarray(calibration, np.float64)
     counted = np.ones(len(known)) if weights is None else np.asarray(weights, np.float64)
@@ -409,18 +416,18 @@ def cross_fit(
     fit: Callable[[np.ndarray], Fitted],
     apply: Callable[[Fitted, int], Any],
 ) -> list[Any]:
-    """Treats each image by what was fitted to the images of the other folds.
+    """Apply to each image the fit to the images of the other folds.
 
     Args:
         folds: (m,) the fold of each image; images of one physical object share it.
-        fit: (indices of the other folds' images) -> what is fitted.
-        apply: (what was fitted, index of an image) -> anything.
+        fit: Function (indices of the images of the other folds) -> fit.
+        apply: Function (fit, index of an image) -> any result.
 
     Returns:
-        What `apply` gave, in order.
+        The results of `apply`, in the order of the images.
 
     Raises:
-        InputError: fewer than two folds.
+        InputError: Fewer than two folds.
 
     Example:
         >>> values = np.array([1.0, 3.0, 10.0])
@@ -439,6 +446,6 @@ def cross_fit(
     return [treated[index] for index in range(len(folds))]
 
 
-def _some(observed: Sequence[Observed]) -> None:
+def _check_not_empty(observed: Sequence[Observed]) -> None:
     if not len(observed):
         raise InputError("observed is empty, expected images known to be normal")

@@ -17,6 +17,9 @@ from dal_jax.inspection._learn import LearnOptions as LearnOptions
 from dal_jax.inspection._learn import learn_constants as learn_constants
 from dal_jax.inspection._learn import threshold_of as threshold_of
 from dal_jax.inspection._measures import Measures as Measures
+from dal_jax.inspection._page import NUM_PICTURES as NUM_PICTURES
+from dal_jax.inspection._page import Page as Page
+from dal_jax.inspection._page import page as page
 from dal_jax.inspection._profile import Profile as Profile
 from dal_jax.inspection._profile import Source as Source
 from dal_jax.inspection._profile import load_profile as load_profile

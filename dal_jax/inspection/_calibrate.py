@@ -65,11 +65,12 @@ class Calibrated(NamedTuple):
     """What calibration found.
 
     Example:
-        >>> from dal_jax.inference import Law, Ranks
+        >>> from dal_jax.inference import NullLaw, Ranks
         >>> from dal_jax.noise import iid
         >>> fit = fit_report(iid(1.0), np.random.default_rng(0).normal(size=(20, 4, 4, 1)))
         >>> p, one = (0.3,), (1.0,)
-        >>> held = Calibration(Law(1.2), Law(1.1, 5.0), Ranks(p, p, p, one), p, p, one, 1, 1)
+        >>> laws, ranks = (NullLaw(1.2), NullLaw(1.1, 5.0)), Ranks(p, p, p, one)
+        >>> held = Calibration(*laws, ranks, p, p, one, 1, 1)
         >>> found = Calibrated(held, [], [], {}, [], [], [], fit, [], [], ["Good."], [])
         >>> found.calibration.inflated.factor, found.fit.num_images
         (1.2, 20)

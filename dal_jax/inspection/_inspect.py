@@ -15,8 +15,8 @@ from dal_jax._result import TestResult
 from dal_jax._test_run import QueuedImage, run_tests
 from dal_jax._typing import Bool
 from dal_jax.images import Sample, Views, atomic_path, mask_views, stitch
-from dal_jax.images._geometry import cut, enlarge
 from dal_jax.images._prepare import foreign
+from dal_jax.images._views import cut, enlarge
 from dal_jax.inspection._items import Reader, ViewRef, as_items, view_items
 from dal_jax.inspection._learn import picture_of
 from dal_jax.inspection._profile import Profile, check_options

@@ -16,7 +16,7 @@ class AutoencoderLocalizerConfig(LocalizerConfig):
     """Network and filter of a localizer; `image_size` is (H, W), or one side of both.
 
     Raises:
-        InputError: parts that do not fit each other, or a filter that is not odd.
+        InputError: Parts that do not fit each other, or a filter that is not odd.
 
     Example:
         >>> network = AutoencoderConfig(channels=(8, 16))
@@ -72,18 +72,18 @@ class AutoencoderReconstruct:
     config: AutoencoderLocalizerConfig  # network and image size
 
     def __call__(self, params: PyTree, draws: Any, x: Array) -> Array:
-        """Reconstructs one image in its dtype.
+        """Reconstruct one image in its dtype.
 
         Args:
-            params: variables of the network.
-            draws: not used.
+            params: Variables of the network.
+            draws: Unused.
             x: (H, W, C), the image.
 
         Returns:
             (H, W, C), in the dtype of x.
 
         Raises:
-            InputError: the image does not fit the network.
+            InputError: The image does not fit the network.
         """
         return autoencode(params, self.config.network, x[None])[0]
 
@@ -110,15 +110,15 @@ class AutoencoderScore:
         """Scores one image in its dtype.
 
         Args:
-            params: variables of the network.
-            draws: not used.
+            params: Variables of the network.
+            draws: Unused.
             x: (H, W, C), the image.
 
         Returns:
             (H, W), in the dtype of x and the units of the image.
 
         Raises:
-            InputError: the image does not fit the network.
+            InputError: The image does not fit the network.
         """
         normal = AutoencoderReconstruct(self.config)(params, draws, x)
         return filtered_difference(normal, x, self.config.filter_size)
@@ -130,19 +130,19 @@ def autoencoder_localizer(
     threshold: float = 0.8,
     draws: Any = None,
 ) -> Localizer:
-    """Makes the localizer of a trained autoencoder, which takes no draws.
+    """Make the localizer of a trained autoencoder, which takes no draws.
 
     Args:
         variables: {"params": ...} of `Autoencoder(config.network)`.
-        config: network, filter and image size.
-        threshold: positive, in units of the image.
+        config: Network, filter and image size.
+        threshold: Positive, in units of the image.
         draws: None, a seed, which changes nothing, or an array (0, H, W, C).
 
     Returns:
         The localizer; two of equal configuration share their compiled programs.
 
     Raises:
-        InputError: draws of another shape, or the threshold is not positive.
+        InputError: Draws of another shape, or the threshold is not positive.
 
     Example:
         >>> from dal_jax.models import init_autoencoder

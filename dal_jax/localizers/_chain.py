@@ -24,13 +24,13 @@ class ReverseStep(NamedTuple):
 def reverse_steps(
     denoiser: Any, schedule: Schedule, reverse: ReverseConfig, dtype: Any
 ) -> ReverseStep:
-    """Works out the steps of a reverse process.
+    """Work out the steps of a reverse process.
 
     Args:
-        denoiser: with `conditions(levels)`, from `dal_jax.models.denoiser`.
-        schedule: the noise schedule.
-        reverse: start, steps and eta.
-        dtype: to compute in.
+        denoiser: With `conditions(levels)`, from `dal_jax.models.denoiser`.
+        schedule: The noise schedule.
+        reverse: Start, steps and eta.
+        dtype: Type of the computation.
 
     Returns:
         The steps, each array with a leading axis, the highest level first; ready for `lax.scan`.
@@ -45,7 +45,7 @@ def reverse_steps(
 
 
 def add_noise(step: ReverseStep, x: Array, noise: Array) -> Array:
-    """Noises an image to a level: `sqrt(ab) x + sqrt(1 - ab) noise`."""
+    """Noise an image to a level: `sqrt(ab) x + sqrt(1 - ab) noise`."""
     return step.signal * x + step.noise * noise
 
 
@@ -55,7 +55,7 @@ def clean_image(step: ReverseStep, x: Array, eps: Array) -> Array:
 
 
 def next_image(step: ReverseStep, x: Array, eps: Array, draw: Array | None = None) -> Array:
-    """Goes to the next level: `keep x + denoise eps + draw e`; without draws the last is left out.
+    """Go to the next level: `keep x + denoise eps + draw e`; without draws the last is left out.
 
     It equals `sqrt(ab_s) x0 + c2 eps + c1 e` with x0 of `clean_image`.
     """

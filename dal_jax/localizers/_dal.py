@@ -29,10 +29,10 @@ class DalReconstruct:
     config: DalConfig  # network, diffusion and image size
 
     def __call__(self, params: PyTree, draws: Any, x: Array) -> Array:
-        """Reconstructs one image in its dtype.
+        """Reconstruct one image in its dtype.
 
         Args:
-            params: variables of the network.
+            params: Variables of the network.
             draws: (1 + steps, H, W, C) standard normal.
             x: (H, W, C), the image.
 
@@ -40,7 +40,7 @@ class DalReconstruct:
             (H, W, C), in the dtype of x.
 
         Raises:
-            InputError: image or draws do not fit the configuration.
+            InputError: Image or draws do not fit the configuration.
         """
         config = self.config
         denoise = denoiser(params, config.unet, config.sides, x.dtype)
@@ -71,7 +71,7 @@ class DalScore:
         """Scores one image in its dtype.
 
         Args:
-            params: variables of the network.
+            params: Variables of the network.
             draws: (1 + steps, H, W, C) standard normal.
             x: (H, W, C), the image.
 
@@ -79,7 +79,7 @@ class DalScore:
             (H, W), in the dtype of x and the units of the image.
 
         Raises:
-            InputError: image or draws do not fit the configuration.
+            InputError: Image or draws do not fit the configuration.
         """
         normal = DalReconstruct(self.config)(params, draws, x)
         return filtered_difference(normal, x, self.config.filter_size)
@@ -88,12 +88,12 @@ class DalScore:
 def dal_localizer(
     variables: PyTree, config: DalConfig, threshold: float = 0.8, draws: Any = None
 ) -> Localizer:
-    """Makes the diffusion localizer from variables and their configuration.
+    """Make the diffusion localizer from variables and their configuration.
 
     Args:
         variables: {"params": ..., "batch_stats": ...} of `UNet(config.unet)`.
-        config: network, diffusion, filter and image size.
-        threshold: positive, in units of the image.
+        config: Network, diffusion, filter and image size.
+        threshold: Positive, in units of the image.
         draws: (1 + steps, H, W, C) standard normal, fixed before the image is seen; or a seed;
             None is seed 0. A seed means `numpy.random.default_rng(seed).standard_normal(...)`.
 
@@ -101,7 +101,7 @@ def dal_localizer(
         The localizer; two of equal configuration share their compiled programs.
 
     Raises:
-        InputError: draws of another shape, or the threshold is not positive.
+        InputError: Draws of another shape, or the threshold is not positive.
 
     Example:
         >>> from dal_jax.models import UNetConfig, init_unet

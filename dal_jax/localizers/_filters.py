@@ -12,19 +12,19 @@ from dal_jax._typing import Array, Float
 
 
 def average_filter(x: Float[Array, "H W C"], size: int = 3) -> Float[Array, "H W C"]:
-    """Averages over a square around each pixel, zero outside of the image, per channel.
+    """Average over a square around each pixel, zero outside of the image, per channel.
 
     `y_i = sum_{j in square of i} x_j / size^2`.
 
     Args:
         x: (H, W, C).
-        size: side of the square in pixels, odd.
+        size: Side of the square in pixels, odd.
 
     Returns:
         (H, W, C), in the dtype of x.
 
     Raises:
-        InputError: the size is not odd.
+        InputError: The size is not odd.
 
     Example:
         >>> import jax
@@ -48,7 +48,7 @@ def filtered_difference(
     Args:
         normal: (H, W, C), the counterpart.
         x: (H, W, C), the image.
-        size: side of the averaging filter F, pixels, odd.
+        size: Side of the averaging filter F, pixels, odd.
 
     Returns:
         (H, W), in the dtype of x.
@@ -69,19 +69,19 @@ def _running_sum(x: Array, size: int, axis: int) -> Array:
 
 
 def gaussian_filter(x: Float[Array, "*B H W"], sigma: float) -> Float[Array, "*B H W"]:
-    """Blurs maps by a Gaussian, mirrored at the borders, cut at four deviations.
+    """Blur maps by a Gaussian, mirrored at the borders, cut at four deviations.
 
     `y = G_H x G_W^T`, a fixed linear map of each side.
 
     Args:
         x: (..., H, W).
-        sigma: standard deviation in pixels; 0 leaves the maps as they are.
+        sigma: Standard deviation in pixels; 0 leaves the maps as they are.
 
     Returns:
         (..., H, W), in the dtype of x; a constant map stays what it is.
 
     Raises:
-        InputError: sigma is negative or not finite.
+        InputError: Sigma is negative or not finite.
 
     Example:
         >>> point = np.zeros((9, 9))
@@ -101,7 +101,7 @@ def gaussian_filter(x: Float[Array, "*B H W"], sigma: float) -> Float[Array, "*B
 
 
 def resize(x: Float[Array, "*B h w"], sides: tuple[int, int]) -> Float[Array, "*B H W"]:
-    """Brings maps to other sides by bilinear interpolation, half-pixel centres, edges clamped.
+    """Bring maps to other sides by bilinear interpolation, half-pixel centres, edges clamped.
 
     Args:
         x: (..., h, w).

@@ -15,11 +15,13 @@ from dal_jax.diffusion import AnomalyRemoval
 from dal_jax.localizers._chain import ReverseStep, add_noise, clean_image, next_image, reverse_steps
 from dal_jax.localizers._filters import gaussian_filter, resize
 from dal_jax.localizers._localizer import Localizer, check_threshold, make_draws
-from dal_jax.localizers._perceptual import difference_from, distance, features
-from dal_jax.localizers._perceptual_config import (
+from dal_jax.localizers._perceptual import (
     PerceptualConfig,
     check_constants,
     check_extractor,
+    difference_from,
+    distance,
+    features,
     make_params,
 )
 from dal_jax.models import denoiser
@@ -30,7 +32,7 @@ class GladConfig(PerceptualConfig):
     """When the reverse process stops and what is compared; the rest as in `PerceptualConfig`.
 
     Raises:
-        InputError: a value out of range, or parts that do not fit each other.
+        InputError: A value out of range, or parts that do not fit each other.
 
     Example:
         >>> config = GladConfig(image_size=8, start=120, stop_distance=0.5)
@@ -110,7 +112,7 @@ class GladConfig(PerceptualConfig):
 
 
 def fuse(mu: Array, chain: Array, given: Array) -> Array:
-    """Mixes what the reverse process made with what the input gives: `mu a + (1 - mu) b`."""
+    """Mix what the reverse process made with what the input gives: `mu a + (1 - mu) b`."""
     return mu * chain + (mu.dtype.type(1) - mu) * given
 
 
@@ -129,7 +131,7 @@ def adaptive_chain(
     noise: Float[Array, "B H W C"],
     steps: ReverseStep,
 ) -> Chain:
-    """Reconstructs images by a reverse process without draws that is fused once with its input.
+    """Reconstruct images by a reverse process without draws that is fused once with its input.
 
     At each level after the first, where both are still the same, the network's noise gives two
     clean images, `x0` of the process and `y0` of the noised input; from each place's distance
@@ -139,12 +141,12 @@ def adaptive_chain(
     happens: the same work for every image.
 
     Args:
-        config: of GLAD.
+        config: Configuration of GLAD.
         predict: (x, condition) -> noise.
-        look: images -> features of several depths.
+        look: Images -> features of several depths.
         y: (B, H, W, C).
         noise: (B, H, W, C), of the input at every level.
-        steps: from `reverse_steps`.
+        steps: Steps from `reverse_steps`.
 
     Returns:
         The reconstructions, and where each was fused.
@@ -173,12 +175,12 @@ def adaptive_chain(
 def departures(
     config: GladConfig, extractor: Any, params: PyTree, draws: Array, x: Float[Array, "H W C"]
 ) -> Float[Array, " levels"]:
-    """Tells how far the reverse process of one image departs from it, where it is never stopped.
+    """Tell how far the reverse process of one image departs from it, where it is never stopped.
 
     Args:
-        config: of GLAD; what it says of stopping is not looked at.
-        extractor: of features.
-        params: of the localizer.
+        config: Of GLAD; what it says of stopping is not looked at.
+        extractor: Extractor of features.
+        params: Parameters of the localizer.
         draws: (1, H, W, C).
         x: (H, W, C).
 
@@ -231,12 +233,12 @@ def _mean_of_largest(far: Array, count: int) -> Array:
 def glad_chain(
     config: GladConfig, extractor: Any, params: PyTree, draws: Array, x: Float[Array, "H W C"]
 ) -> Chain:
-    """Reconstructs one image by `adaptive_chain` with a network and an extractor.
+    """Reconstruct one image by `adaptive_chain` with a network and an extractor.
 
     Args:
-        config: of GLAD.
-        extractor: of features.
-        params: of the localizer.
+        config: Configuration of GLAD.
+        extractor: Extractor of features.
+        params: Parameters of the localizer.
         draws: (1, H, W, C).
         x: (H, W, C).
 
@@ -280,10 +282,10 @@ class GladReconstruct:
     extractor: Any  # of features, frozen and hashable
 
     def __call__(self, params: PyTree, draws: Any, x: Array) -> Array:
-        """Reconstructs one image in its dtype.
+        """Reconstruct one image in its dtype.
 
         Args:
-            params: of the localizer, as `Localizer.params` has them.
+            params: Parameters of the localizer, as in `Localizer.params`.
             draws: (1, H, W, C) standard normal.
             x: (H, W, C), the image.
 
@@ -316,7 +318,7 @@ class GladScore:
         """Scores one image in its dtype.
 
         Args:
-            params: of the localizer, as `Localizer.params` has them.
+            params: Parameters of the localizer, as in `Localizer.params`.
             draws: (1, H, W, C) standard normal.
             x: (H, W, C), the image.
 
@@ -339,20 +341,20 @@ def glad_localizer(
     features: PyTree = None,
     foreground: Any = None,
 ) -> Localizer:
-    """Makes the localizer of global and local adaptive diffusion, in the space of pixels.
+    """Make the localizer of global and local adaptive diffusion, in the space of pixels.
 
     Everything is a function of the one image: what the published program takes over a batch is per
     image here, or a constant (of the configuration, see `calibrate_scales`; `foreground`).
 
     Args:
         variables: {"params": ..., "batch_stats": ...} of `UNet(config.unet)`.
-        config: network, levels, stopping, fusion, comparison.
-        threshold: positive, in units of the score.
+        config: Network, levels, stopping, fusion, comparison.
+        threshold: Positive, in units of the score.
         draws: (1, H, W, C) standard normal, fixed before the image is seen; or a seed; None is
             seed 0.
-        extractor: frozen, hashable, (params, images) -> features of several depths, with
+        extractor: Frozen, hashable, (params, images) -> features of several depths, with
             `piecewise_linear` and `input_range`; None: the network's own encoder.
-        features: parameters of the extractor; None: the variables.
+        features: Parameters of the extractor; None: the variables.
         foreground: (H, W), factors of the score, 0 and above, that do not depend on the noise in
             the image; None: ones.
 
@@ -360,7 +362,7 @@ def glad_localizer(
         The localizer; two of equal configuration share their compiled programs.
 
     Raises:
-        InputError: draws, foreground, extractor or threshold do not fit.
+        InputError: Draws, foreground, extractor or threshold do not fit.
 
     Example:
         >>> from dal_jax.models import UNetConfig, init_unet

@@ -15,7 +15,7 @@ from dal_jax.localizers._dal import dal_localizer
 from dal_jax.localizers._glad import glad_localizer
 from dal_jax.localizers._localizer import Localizer
 from dal_jax.localizers._mdps import mdps_localizer
-from dal_jax.localizers._perceptual_config import PerceptualConfig
+from dal_jax.localizers._perceptual import PerceptualConfig
 from dal_jax.localizers._presets import CONFIGS, as_kind
 from dal_jax.models import load_extractor
 
@@ -32,20 +32,20 @@ _EXTRACTOR = "extractor.json"
 def make_localizer(
     variables: PyTree, config: Any, threshold: float = 0.8, draws: Any = None, **parts: Any
 ) -> Localizer:
-    """Makes a localizer of the kind of its configuration.
+    """Make a localizer of the kind of its configuration.
 
     Args:
-        variables: of the network.
+        variables: Variables of the network.
         config: `DalConfig`, `MdpsConfig`, `GladConfig` or `AutoencoderLocalizerConfig`.
-        threshold: positive, in units of the score.
-        draws: an array of the localizer's shape, or a seed; None is seed 0.
-        **parts: further arguments of `mdps_localizer` or `glad_localizer`.
+        threshold: Positive, in units of the score.
+        draws: An array of the localizer's shape, or a seed; None is seed 0.
+        **parts: Further arguments of `mdps_localizer` or `glad_localizer`.
 
     Returns:
         The localizer.
 
     Raises:
-        InputError: something does not fit.
+        InputError: Something does not fit.
 
     Example:
         >>> from dal_jax.localizers import AutoencoderLocalizerConfig
@@ -61,22 +61,22 @@ def make_localizer(
 def load_localizer(
     directory: str | Path, threshold: float = 0.8, draws: Any = None, localizer: str | None = None
 ) -> Localizer:
-    """Makes a localizer from a checkpoint.
+    """Make a localizer from a checkpoint.
 
     Args:
-        directory: that `train`, `save_checkpoint` or `import-weights` wrote.
-        threshold: positive, in units of the score.
-        draws: fixed before the image is seen: an array of the localizer's shape, or a seed; None
+        directory: Folder that `train`, `save_checkpoint` or `import-weights` wrote.
+        threshold: Positive, in units of the score.
+        draws: Fixed before the image is seen: an array of the localizer's shape, or a seed; None
             is seed 0.
-        localizer: another use of the same network, as `localizer_preset` takes it, such as
+        localizer: Another use of the same network, as `localizer_preset` takes it, such as
             "mdps:pl"; None: the one that it was trained for.
 
     Returns:
         The localizer, with the extractor that `save_extractor` put there.
 
     Raises:
-        CheckpointError: missing or damaged checkpoint.
-        InputError: draws of another shape, the threshold is not positive, or the network cannot be
+        CheckpointError: Missing or damaged checkpoint.
+        InputError: Draws of another shape, the threshold is not positive, or the network cannot be
             used so.
 
     Example:
@@ -96,7 +96,7 @@ def load_localizer(
 
 
 def read_checkpoint(directory: str | Path) -> tuple[PyTree, Any]:
-    """Reads variables and configuration, of whatever kind; errors as of `load_checkpoint`."""
+    """Read variables and configuration, of whatever kind; errors as of `load_checkpoint`."""
     return load_checkpoint(directory, list(CONFIGS.values()))
 
 
@@ -114,28 +114,28 @@ class ExtractorFile(NamedTuple):
     settings: Mapping[str, Any]  # fields of the extractor
 
     def load(self) -> dict[str, Any]:
-        """Reads the weights.
+        """Read the weights.
 
         Returns:
             {"extractor": ..., "features": ...}, arguments of `make_localizer`.
 
         Raises:
-            InputError: unknown kind or settings.
-            CheckpointError: the weights do not fit.
+            InputError: Unknown kind or settings.
+            CheckpointError: The weights do not fit.
         """
         extractor, features = load_extractor(self.path, self.kind, **self.settings)
         return {"extractor": extractor, "features": features}
 
 
 def save_extractor(directory: str | Path, extractor: ExtractorFile | None) -> None:
-    """Copies an extractor's weights beside a checkpoint, for `load_localizer`.
+    """Copy an extractor's weights beside a checkpoint, for `load_localizer`.
 
     Args:
-        directory: of the model, made if missing.
-        extractor: whose weights fit; None: the one that is there no longer counts.
+        directory: Folder of the model, created if it does not exist.
+        extractor: Whose weights fit; None: the one that is there no longer counts.
 
     Raises:
-        InputError, CheckpointError: they do not; nothing is written then.
+        InputError, CheckpointError: They do not; nothing is written then.
 
     Example:
         >>> file = ExtractorFile(Path("resnet18.npz"), "resnet", {"depths": (1, 2)})

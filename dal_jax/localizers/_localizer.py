@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ MapFunction = Callable[[PyTree, Any, Any], Array]
 
 
 class Localizer(NamedTuple):
-    """Turns an image into a score map and a region `score > threshold`.
+    """Turn an image into a score map and a region `score > threshold`.
 
     The functions are pure and hashable and capture no arrays; equal functions share one compiled
     program. `score` and `reconstruct` compute in the dtype of the image (float64 without touching
@@ -40,7 +41,7 @@ class Localizer(NamedTuple):
     image_shape: tuple[int, int, int]  # (H, W, C)
 
     def score(self, x: np.ndarray | Array) -> Float[np.ndarray, "H W"]:
-        """Computes the score map of an image.
+        """Compute the score map of an image.
 
         Args:
             x: (H, W, C), finite; float32 or float64, other types are taken as float64.
@@ -49,12 +50,12 @@ class Localizer(NamedTuple):
             (H, W), in the dtype of x.
 
         Raises:
-            InputError: x has another shape than `image_shape`, or values that are not finite.
+            InputError: `x` has another shape than `image_shape`, or values that are not finite.
         """
         return self._run(self.score_fn, x=x)[0]
 
     def reconstruct(self, x: np.ndarray | Array) -> Float[np.ndarray, "H W C"]:
-        """Computes the normal-looking counterpart of an image.
+        """Compute the normal-looking counterpart of an image.
 
         Args:
             x: (H, W, C), finite; float32 or float64, other types are taken as float64.
@@ -63,29 +64,29 @@ class Localizer(NamedTuple):
             (H, W, C), in the dtype of x.
 
         Raises:
-            InputError: x has another shape than `image_shape`, or values that are not finite.
+            InputError: `x` has another shape than `image_shape`, or values that are not finite.
         """
         return self._run(self.reconstruct_fn, x=x)[0]
 
     def evaluate(
         self, x: Float[np.ndarray, "H W C"]
     ) -> tuple[Float[np.ndarray, "H W"], Float[np.ndarray, "H W C"]]:
-        """Computes the score map and the reconstruction together, for the price of one.
+        """Compute the score map and the reconstruction together, for the price of one.
 
         Args:
-            x: as in `score`.
+            x: Image, as in `score`.
 
         Returns:
             (score, reconstruction), in the dtype of x.
 
         Raises:
-            InputError: x has another shape than `image_shape`, or values that are not finite.
+            InputError: `x` has another shape than `image_shape`, or values that are not finite.
         """
         score, reconstruction = self._run(self.score_fn, self.reconstruct_fn, x=x)
         return score, reconstruction
 
     def region(self, x: np.ndarray | Array) -> Bool[np.ndarray, "H W"]:
-        """Flags the pixels whose score is above the threshold.
+        """Flag the pixels whose score is above the threshold.
 
         Args:
             x: (H, W, C), finite.
@@ -94,35 +95,35 @@ class Localizer(NamedTuple):
             (H, W) bool.
 
         Raises:
-            InputError: x does not fit.
+            InputError: `x` does not fit.
         """
         return self.score(x).astype(np.float64) > self.threshold
 
     def with_draws(self, draws: Any) -> "Localizer":
-        """Gives the same localizer with other draws.
+        """Return the same localizer with other draws.
 
         Args:
-            draws: an array of the shape of the present draws, finite.
+            draws: An array of the shape of the present draws, finite.
 
         Returns:
             A new localizer.
 
         Raises:
-            InputError: another shape, or values that are not finite.
+            InputError: Another shape, or values that are not finite.
         """
         return self._replace(draws=check_draws(draws, np.shape(self.draws)))
 
     def with_threshold(self, threshold: float) -> "Localizer":
-        """Gives the same localizer with another threshold.
+        """Return the same localizer with another threshold.
 
         Args:
-            threshold: positive, finite, in units of the score.
+            threshold: Positive, finite, in units of the score.
 
         Returns:
             A new localizer.
 
         Raises:
-            InputError: the threshold is not positive and finite.
+            InputError: The threshold is not positive and finite.
         """
         return self._replace(threshold=check_threshold(threshold))
 
@@ -149,17 +150,17 @@ def _call(
 
 
 def check_draws(draws: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Refuses draws of another shape or with values that are not finite.
+    """Refuse draws of another shape or with values that are not finite.
 
     Args:
-        draws: to be checked.
-        shape: what they should be.
+        draws: Draws to be checked.
+        shape: Expected shape.
 
     Returns:
         The draws, as a numpy array of float32 or float64.
 
     Raises:
-        InputError: they do not fit.
+        InputError: The values do not fit.
     """
     array = np.asarray(draws)
     if array.shape != tuple(shape):
@@ -172,17 +173,17 @@ def check_draws(draws: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def make_draws(draws: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Checks draws, or draws standard normal ones from a seed.
+    """Check draws, or draws standard normal ones from a seed.
 
     Args:
-        draws: array, seed, or None for seed 0.
-        shape: of the draws.
+        draws: Array, seed, or None for seed 0.
+        shape: Shape of the draws.
 
     Returns:
         The draws.
 
     Raises:
-        InputError: they do not fit.
+        InputError: The values do not fit.
     """
     if draws is None or isinstance(draws, int | np.integer):
         if draws is not None and draws < 0:
@@ -192,16 +193,16 @@ def make_draws(draws: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def check_threshold(threshold: float) -> float:
-    """Refuses a threshold that is not positive and finite.
+    """Refuse a threshold that is not positive and finite.
 
     Args:
-        threshold: in units of the score.
+        threshold: Threshold, in units of the score.
 
     Returns:
         It as a float.
 
     Raises:
-        InputError: it is not positive and finite.
+        InputError: The threshold is not positive and finite.
     """
     if np.ndim(threshold) != 0 or not 0.0 < threshold < np.inf:
         raise InputError(f"threshold: got {threshold}, expected a positive finite number")
@@ -216,21 +217,21 @@ def from_score(
     draws: Any = None,
     reconstruct_fn: MapFunction | None = None,
 ) -> Localizer:
-    """Wraps any score function as a localizer.
+    """Wrap any score function as a localizer.
 
     Args:
         score_fn: (params, draws, x (H, W, C)) -> score (H, W); pure, hashable, no captured arrays.
         image_shape: (H, W, C).
-        threshold: positive, in units of the score.
-        params: pytree of arrays handed to the functions.
-        draws: array handed to the functions; None gives an empty one.
+        threshold: Positive, in units of the score.
+        params: Pytree of arrays handed to the functions.
+        draws: Array handed to the functions; None gives an empty one.
         reconstruct_fn: (params, draws, x) -> (H, W, C); None gives NaN as the reconstruction.
 
     Returns:
         The localizer.
 
     Raises:
-        InputError: the image shape or the threshold does not fit.
+        InputError: The image shape or the threshold does not fit.
 
     Example:
         >>> def brightness(params, draws, x):
@@ -250,3 +251,35 @@ def from_score(
 
 def _unknown(params: PyTree, draws: PyTree, x: Array) -> Array:
     return jnp.full_like(x, jnp.nan)
+
+
+@dataclass(frozen=True)
+class _Rescaled:
+    function: MapFunction
+
+    def __call__(self, params: PyTree, draws: PyTree, x: Array) -> Array:
+        return self.function(params, draws, x / jnp.sqrt(jnp.mean(x**2)))
+
+
+def with_rescaling(localizer: Localizer) -> Localizer:
+    """Make the division by an image's own deviation a part of the localizer.
+
+    `score'(x) = score(x / sqrt(mean x^2))`, the mean over pixels and channels. An image that was
+    divided by its own deviation has the same score as before. Along the line of a test its
+    deviation changes; the new localizer divides anew at each point, as it would for an image that
+    came like that. The score is no longer piecewise affine: adaptive engine only.
+
+    Args:
+        localizer: Localizer of images (H, W, C) of mean 0 and deviation 1.
+
+    Returns:
+        One whose score does not depend on an image's scale; NaN for an image of zeros.
+
+    Example:
+        >>> from dal_jax.localizers import from_score
+        >>> localizer = from_score(lambda params, draws, x: abs(x[..., 0]), (1, 2, 1), 1.0)
+        >>> with_rescaling(localizer).score([[[3.0], [-3.0]]]).tolist()
+        [[1.0, 1.0]]
+    """
+    score, reconstruct = _Rescaled(localizer.score_fn), _Rescaled(localizer.reconstruct_fn)
+    return localizer._replace(score_fn=score, reconstruct_fn=reconstruct)

@@ -13,10 +13,10 @@ from dal_jax.diffusion import ReverseConfig
 from dal_jax.localizers._chain import ReverseStep, add_noise, clean_image, next_image, reverse_steps
 from dal_jax.localizers._filters import gaussian_filter
 from dal_jax.localizers._localizer import Localizer, check_threshold, make_draws
-from dal_jax.localizers._perceptual import difference_from
-from dal_jax.localizers._perceptual_config import (
+from dal_jax.localizers._perceptual import (
     PerceptualConfig,
     check_extractor,
+    difference_from,
     make_params,
 )
 from dal_jax.models import denoiser
@@ -33,7 +33,7 @@ class MdpsConfig(PerceptualConfig):
     batch of N values, is `w / sqrt(N)` here.
 
     Raises:
-        InputError: a value out of range, or parts that do not fit each other.
+        InputError: A value out of range, or parts that do not fit each other.
 
     Example:
         >>> config = MdpsConfig(image_size=8, start=60, samples=2)
@@ -98,17 +98,17 @@ def guidance(
     y: Float[Array, "*B H W C"],
     squared: bool,
 ) -> tuple[Array, Array]:
-    """Predicts the noise, and tells where x must go for its clean image to leave y.
+    """Predict the noise, and tells where x must go for its clean image to leave y.
 
     `g = sqrt(n) grad_x ||x0(x) - y||`, n the values of an image; squared,
     `g = grad_x ||x0(x) - y||^2 / 2`, which is piecewise linear with such a network.
 
     Args:
-        predict: x -> predicted noise, of the shape and dtype of x.
-        step: with the level.
+        predict: X -> predicted noise, of the shape and dtype of x.
+        step: With the level.
         x: (B, H, W, C), noised images.
-        y: the observed images.
-        squared: the second formula in place of the first.
+        y: The observed images.
+        squared: The second formula in place of the first.
 
     Returns:
         The predicted noise and g, of the shape of x.
@@ -133,7 +133,7 @@ def posterior_sample(
     mask: Float[Array, "B H W 1"] | None = None,
     squared: bool = True,
 ) -> Float[Array, "B H W C"]:
-    """Draws normal counterparts of images by a guided reverse process.
+    """Draw normal counterparts of images by a guided reverse process.
 
     Each step: `x <- m x + (1 - m) (sqrt(ab) y + sqrt(1 - ab) zeta)`, with a mask;
     `eps' = eps + w sqrt(1 - ab) g`; then the plain step with eps'.
@@ -142,10 +142,10 @@ def posterior_sample(
         predict: (x, condition) -> noise.
         y: (B, H, W, C) or (H, W, C), the observed images.
         draws: (B, 1 + steps, H, W, C); zeta, then one draw a step.
-        steps: from `reverse_steps`.
-        weight: of the guidance, w.
+        steps: Steps from `reverse_steps`.
+        weight: Weight w of the guidance.
         mask: (B, H, W, 1), 1 where the image is taken to be wrong, 0 where it is kept; None: ones.
-        squared: as in `guidance`.
+        squared: Choice of the formula, as in `guidance`.
 
     Returns:
         (B, H, W, C).
@@ -183,7 +183,7 @@ class MdpsSamples(NamedTuple):
 def mdps_samples(
     config: MdpsConfig, extractor: Any, params: PyTree, draws: Array, x: Float[Array, "H W C"]
 ) -> MdpsSamples:
-    """Draws normal counterparts of an image, twice each: to find a mask, and with the mask.
+    """Draw normal counterparts of an image, twice each: to find a mask, and with the mask.
 
     Or once, without a mask, if the configuration says so.
 
@@ -191,9 +191,9 @@ def mdps_samples(
     program takes these from all test images, which no test of one image could allow for.)
 
     Args:
-        config: of MDPS.
-        extractor: of features.
-        params: of the localizer.
+        config: Configuration of MDPS.
+        extractor: Extractor of features.
+        params: Parameters of the localizer.
         draws: (samples, passes, 1 + steps, H, W, C).
         x: (H, W, C).
 
@@ -250,10 +250,10 @@ class MdpsReconstruct:
     extractor: Any  # of features, frozen and hashable
 
     def __call__(self, params: PyTree, draws: Any, x: Array) -> Array:
-        """Reconstructs one image in its dtype.
+        """Reconstruct one image in its dtype.
 
         Args:
-            params: of the localizer, as `Localizer.params` has them.
+            params: Parameters of the localizer, as in `Localizer.params`.
             draws: (samples, passes, 1 + steps, H, W, C) standard normal.
             x: (H, W, C), the image.
 
@@ -287,7 +287,7 @@ class MdpsScore:
         """Scores one image in its dtype.
 
         Args:
-            params: of the localizer, as `Localizer.params` has them.
+            params: Parameters of the localizer, as in `Localizer.params`.
             draws: (samples, passes, 1 + steps, H, W, C) standard normal.
             x: (H, W, C), the image.
 
@@ -307,7 +307,7 @@ def mdps_localizer(
     extractor: Any = None,
     features: PyTree = None,
 ) -> Localizer:
-    """Makes the localizer of masked diffusion posterior sampling.
+    """Make the localizer of masked diffusion posterior sampling.
 
     Everything is a function of the one image: thresholds and maxima that the published program
     takes over a batch or the test set are per image here, or constants of the configuration, see
@@ -315,19 +315,19 @@ def mdps_localizer(
 
     Args:
         variables: {"params": ..., "batch_stats": ...} of `UNet(config.unet)`.
-        config: network, levels, guidance, comparison.
-        threshold: positive, in units of the score.
+        config: Network, levels, guidance, comparison.
+        threshold: Positive, in units of the score.
         draws: (samples, passes, 1 + steps, H, W, C) standard normal, fixed before the image is
             seen; or a seed; None is seed 0.
-        extractor: frozen, hashable, (params, images) -> features of several depths, with
+        extractor: Frozen, hashable, (params, images) -> features of several depths, with
             `piecewise_linear` and `input_range`; None: the network's own encoder.
-        features: parameters of the extractor; None: the variables.
+        features: Parameters of the extractor; None: the variables.
 
     Returns:
         The localizer; two of equal configuration share their compiled programs.
 
     Raises:
-        InputError: draws, extractor or threshold do not fit.
+        InputError: Draws, extractor or threshold do not fit.
 
     Example:
         >>> from dal_jax.models import UNetConfig, init_unet

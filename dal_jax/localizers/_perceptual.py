@@ -1,29 +1,257 @@
 """How far two images are in the features of a frozen network, place by place."""
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar, Self
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dal_jax._errors import InputError
 from dal_jax._typing import Array, Float, PyTree
+from dal_jax.diffusion import DalConfig, ReverseConfig, Schedule
+from dal_jax.diffusion._config import LocalizerConfig
 from dal_jax.localizers._filters import average_filter, resize
+from dal_jax.models import UNetConfig, UNetEncoder
 
 # Added to squared lengths of feature vectors: a place without features is like another such place.
 TINY = 1e-12
+
+PRESETS = ("pl", "faithful")
+
+
+@dataclass(frozen=True)
+class PerceptualConfig(LocalizerConfig):
+    """Network, levels and comparison of a localizer; `image_size` is (H, W), or one side of both.
+
+    "pl" is piecewise linear in the image, so that the exact engines apply; "faithful" is as
+    published. Levels are the multiples of `spacing` below `start`.
+
+    Raises:
+        InputError: A value out of range, parts that do not fit each other, or a network with the
+            preset "pl" that is not piecewise linear.
+
+    Example:
+        >>> config = PerceptualConfig(image_size=8, start=60, spacing=20)
+        >>> config.reverse.levels, config.piecewise_linear
+        ((40, 20, 0), True)
+    """
+
+    kind: ClassVar[str] = ""
+
+    unet: UNetConfig = field(default_factory=UNetConfig)  # the network
+    schedule: Schedule = field(default_factory=Schedule)  # of the noise
+    image_size: int | tuple[int, ...] = (32, 32)  # pixels; kept as (H, W)
+    preset: str = "pl"  # or "faithful"
+    start: int = 200  # the levels visited are below it
+    spacing: int = 20  # of the levels
+    feature_level: float = 10.0  # that the encoder of the features is told
+    depths: tuple[int, ...] = (1, 2)  # of the features, 1 is the finest
+    image_range: tuple[float, float] = (-1.0, 1.0)  # what is mapped to an extractor's input range
+    pixel_weight: float = 1.0  # of the difference of pixels beside that of features
+    # What `calibrate_scales` learns: factors of the depths, and of the pixels besides the weight.
+    feature_scales: tuple[float, ...] | None = None  # None: ones
+    pixel_scale: float = 1.0
+    blur: float = 1.0  # standard deviation of the Gaussian filter, pixels; 0 for none
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise InputError(f"preset: got {self.preset!r}, expected one of {', '.join(PRESETS)}")
+        for name in ("start", "spacing"):
+            self.check_number(name, 1, whole=True)
+        for name in ("pixel_weight", "pixel_scale", "blur", "feature_level"):
+            self.check_number(name, 0)
+        for name in ("depths", "image_range"):
+            object.__setattr__(self, name, _as_tuple(name, getattr(self, name)))
+        if self.feature_scales is not None:
+            scales = _as_tuple("feature_scales", self.feature_scales)
+            check_constants("feature_scales", scales, (len(scales),))
+            object.__setattr__(self, "feature_scales", scales)
+        ends = (-math.inf, *self.image_range, math.inf)
+        if len(ends) != 4 or not ends[0] < ends[1] < ends[2] < ends[3]:
+            raise InputError(
+                f"image_range: got {self.image_range}, expected (low, high), low < high"
+            )
+        rest = DalConfig(self.unet, self.schedule, self.reverse, image_size=self.image_size)
+        object.__setattr__(self, "image_size", rest.image_size)
+        if self.piecewise_linear and not self.unet.piecewise_linear:
+            got = f"activation {self.unet.activation!r}, norm {self.unet.norm!r}"
+            raise InputError(
+                f"unet: got {got}, attention {self.unet.attention}, "
+                "expected a piecewise-linear network with preset 'pl'"
+            )
+        _ = self.encoder
+
+    @property
+    def piecewise_linear(self) -> bool:
+        """Return whether the preset is piecewise linear."""
+        return self.preset == "pl"
+
+    @property
+    def reverse(self) -> ReverseConfig:
+        """The reverse process, without draws."""
+        return self.reverse_with(0.0)
+
+    def reverse_with(self, eta: float, start: int | None = None) -> ReverseConfig:
+        """The reverse process with a share of fresh noise.
+
+        Args:
+            eta: The share, 0 to 1.
+            start: The levels are below it; None: that of the configuration.
+
+        Returns:
+            The process at multiples of the spacing.
+        """
+        steps = math.ceil((start or self.start) / self.spacing)
+        return ReverseConfig((steps - 1) * self.spacing, steps, eta)
+
+    @property
+    def unscaled(self) -> Self:
+        """Without the scales, which are parameters: equal ones share their compiled programs."""
+        return replace(self, feature_scales=None, pixel_scale=1.0)
+
+    @property
+    def encoder(self) -> UNetEncoder:
+        """The network's own encoder as an extractor of features."""
+        return UNetEncoder(self.unet, self.sides, self.feature_level, self.depths)
+
+    def check_number(
+        self,
+        name: str,
+        low: float,
+        high: float = math.inf,
+        *,
+        whole: bool = False,
+        positive: bool = False,
+    ) -> None:
+        """Refuse a field that is no number of a range.
+
+        Args:
+            name: Name of the field.
+            low: Smallest value.
+            high: Largest value; infinity itself is refused.
+            whole: True for integers only.
+            positive: True refuses `low` itself, which is 0 then.
+
+        Raises:
+            InputError: The value does not fit.
+        """
+        value = getattr(self, name)
+        kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
+        fits = isinstance(value, kinds) and not isinstance(value, bool)
+        if not fits or not low <= value <= high or value == math.inf or (positive and value == low):
+            most = " or above" if high == math.inf else f" to {high:g}"
+            kind = "a whole number" if whole else "a number"
+            expected = "a positive number" if positive else f"{kind} of {low:g}{most}"
+            raise InputError(f"{name}: got {value!r}, expected {expected}")
+
+
+def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
+    numbers = (int, float, np.integer, np.floating)
+    if not isinstance(value, tuple | list) or not all(isinstance(v, numbers) for v in value):
+        raise InputError(f"{name}: got {value!r}, expected a tuple of numbers")
+    return tuple(value)
+
+
+def check_extractor(extractor: Any, config: PerceptualConfig) -> Any:
+    """Refuse an extractor that does not fit a configuration.
+
+    Args:
+        extractor: (params, images) -> features; None is the network's own encoder.
+        config: Configuration of the localizer.
+
+    Returns:
+        The extractor.
+
+    Raises:
+        InputError: It cannot be called, lacks an attribute, or is not piecewise linear where the
+            preset is.
+
+    Example:
+        >>> config = PerceptualConfig(image_size=8, depths=(1, 3))
+        >>> check_extractor(None, config) == config.encoder
+        True
+    """
+    extractor = config.encoder if extractor is None else extractor
+    for name in ("piecewise_linear", "input_range"):
+        if not callable(extractor) or not hasattr(extractor, name):
+            raise InputError(
+                f"extractor: got {type(extractor).__name__}, expected a callable with {name}"
+            )
+    if config.piecewise_linear and not extractor.piecewise_linear:
+        raise InputError(
+            f"extractor: got {type(extractor).__name__}, which is not piecewise linear, "
+            "expected one that is with preset 'pl'"
+        )
+    return extractor
+
+
+def make_params(
+    variables: PyTree, config: PerceptualConfig, extractor: Any, features: PyTree
+) -> dict[str, Any]:
+    """Put together the parameters of a localizer.
+
+    Args:
+        variables: Variables of the network.
+        config: Configuration of the localizer, with the scales.
+        extractor: Extractor of features.
+        features: Parameters of the extractor; None: the variables.
+
+    Returns:
+        {"network": ..., "features": ..., "scales": {"features": (depths,), "pixel": ()}}.
+
+    Raises:
+        InputError: Not a scale for each depth of the extractor.
+    """
+    features = variables if features is None else features
+    image = jax.ShapeDtypeStruct((1, *config.image_shape), np.float32)
+    depths = len(jax.eval_shape(extractor, features, image))
+    scales = np.ones(depths) if config.feature_scales is None else config.feature_scales
+    found = {
+        "features": check_constants("feature_scales", scales, (depths,)),
+        "pixel": np.asarray(config.pixel_scale, np.float64),
+    }
+    return {"network": variables, "features": features, "scales": found}
+
+
+def check_constants(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Refuse constants of another shape, negative or not finite.
+
+    Args:
+        name: Name of the argument.
+        value: Value to be checked.
+        shape: Expected.
+
+    Returns:
+        A float64 array.
+
+    Raises:
+        InputError: The values do not fit.
+    """
+    array = np.asarray(value, np.float64)
+    if array.shape != shape:
+        raise InputError(f"{name}: got shape {array.shape}, expected shape {shape}")
+    fits = np.isfinite(array) & (array >= 0)
+    if not fits.all():
+        raise InputError(
+            f"{name}: got {array[~fits].flat[0]}, expected finite numbers of 0 or above"
+        )
+    return array
 
 
 def features(
     extractor: Any, params: PyTree, x: Float[Array, "B H W C"], image_range: tuple[float, float]
 ) -> list[Float[Array, "B h w D"]]:
-    """Extracts the features of images, each averaged over the 3 x 3 places around it.
+    """Extract the features of images, each averaged over the 3 x 3 places around it.
 
     Args:
         extractor: (params, images) -> features (B, h, w, D) of several depths; its `input_range`
             (low, high) is that of the images it takes, or None for images as they are.
-        params: of the extractor.
+        params: Parameters of the extractor.
         x: (B, H, W, C).
         image_range: (low, high), of x; what is outside is mapped by the same line.
 
@@ -52,15 +280,15 @@ def distance(
     radius: int | None = 0,
     piecewise_linear: bool = False,
 ) -> Float[Array, "B h w"]:
-    """Measures at each place how far the features u are from the most similar of v around it.
+    """Measure at each place how far the features u are from the most similar of v around it.
 
     `d_p = min_q (1 - cos(u_p, v_q))`, or, piecewise linear, `d_p = min_q mean |u_p - v_q|`.
 
     Args:
         u: (B, h, w, D).
         v: (B, h, w, D).
-        radius: places p and q differ by at most this in row and column; None: any two places.
-        piecewise_linear: the second formula in place of the first.
+        radius: Places p and q differ by at most this in row and column; None: any two places.
+        piecewise_linear: The second formula in place of the first.
 
     Returns:
         (B, h, w), 0 or above; 0 where the features are the same.
@@ -126,12 +354,12 @@ def perceptual_map(
     """Sums the distances at several depths, resized to the image: `sum_d scale_d resize(d_d)`.
 
     Args:
-        u: features of one image, of each depth; of one for all or of each of the batch.
-        v: features of the other, or others.
-        scales: factor of each depth.
+        u: Features of one image, of each depth; of one for all or of each of the batch.
+        v: Features of the other, or others.
+        scales: Factor of each depth.
         sides: (H, W).
-        radius: as in `distance`.
-        piecewise_linear: as in `distance`.
+        radius: Radius of the matching, as in `distance`.
+        piecewise_linear: Choice of the formula, as in `distance`.
 
     Returns:
         (B, H, W).
@@ -148,14 +376,14 @@ def perceptual_map(
 def difference_from(
     config: Any, extractor: Any, params: PyTree, x: Float[Array, "H W C"]
 ) -> Callable[[Float[Array, "B H W C"]], Float[Array, "B H W"]]:
-    """Gives the comparison of an image with normal counterparts, by features and by pixels.
+    """Return the comparison of an image with normal counterparts, by features and by pixels.
 
     `sum_d scale_d resize(d_d) + w scale_pixel mean_c |normal - x|`.
 
     Args:
-        config: of MDPS or GLAD.
-        extractor: of features.
-        params: of the localizer, {"features": ..., "scales": ...}.
+        config: Configuration of MDPS or GLAD.
+        extractor: Extractor of features.
+        params: Parameters of the localizer, {"features": ..., "scales": ...}.
         x: (H, W, C), the image.
 
     Returns:

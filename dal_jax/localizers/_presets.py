@@ -37,19 +37,19 @@ class Preset(NamedTuple):
 
 
 def localizer_preset(text: str, changes: Mapping[str, Any] | None = None) -> Preset:
-    """Reads the settings of a localizer from its name.
+    """Read the settings of a localizer from its name.
 
     Args:
         text: "KIND[:PRESET][,FIELD=VALUE...]", KIND one of "dal", "mdps", "glad", "autoencoder";
             PRESET one of `preset_names`, or the kind's default; FIELD of the configuration,
             "unet.channels" for one of its parts; VALUE as in TOML, strings without quotes too.
-        changes: further fields and their values.
+        changes: Further fields and their values.
 
     Returns:
         The configuration, and what goes with it in training.
 
     Raises:
-        InputError: unknown kind, preset or field, or a value that does not fit.
+        InputError: Unknown kind, preset or field, or a value that does not fit.
 
     Example:
         >>> localizer_preset("mdps:pl,start=150,unet.channels=[8,16]").config.start
@@ -74,15 +74,15 @@ def as_kind(config: Any, text: str) -> Any:
     """What another kind of localizer makes of a trained network.
 
     Args:
-        config: of the localizer that the network was trained for.
-        text: as `localizer_preset` takes it; its network, schedule and image size are not looked
+        config: Configuration of the localizer that the network was trained for.
+        text: As `localizer_preset` takes it; its network, schedule and image size are not looked
             at, and constants that the kind learns are not learned.
 
     Returns:
         The configuration of that kind, with the network's.
 
     Raises:
-        InputError: the kind has another network, or the preset does not fit this one.
+        InputError: The kind has another network, or the preset does not fit this one.
 
     Example:
         >>> trained = localizer_preset("dal,image_size=16").config
@@ -99,7 +99,7 @@ def as_kind(config: Any, text: str) -> Any:
 
 
 def split_settings(text: str) -> tuple[str, dict[str, Any]]:
-    """Reads words with settings behind them, as in "name,start=150,channels=[8,16]".
+    """Read words with settings behind them, as in "name,start=150,channels=[8,16]".
 
     Args:
         text: HEAD[,FIELD=VALUE...].
@@ -122,7 +122,7 @@ def preset_names(kind: str) -> tuple[str, ...]:
         Names, those of published settings as "DATA/CATEGORY".
 
     Raises:
-        InputError: unknown kind.
+        InputError: Unknown kind.
 
     Example:
         >>> preset_names("dal")

@@ -14,15 +14,14 @@ from dal_jax._errors import InputError
 from dal_jax._typing import Array, Float, PyTree
 from dal_jax.localizers._glad import GladConfig, departures
 from dal_jax.localizers._localizer import Localizer
-from dal_jax.localizers._perceptual import distance, features, perceptual_map
-from dal_jax.localizers._perceptual_config import PerceptualConfig
+from dal_jax.localizers._perceptual import PerceptualConfig, distance, features, perceptual_map
 
 # Share of normal images whose reverse process stops, where the distance is learned.
 STOPPING = 0.05
 
 
 def learn_scales(localizer: Localizer, images: Float[np.ndarray, "K H W C"]) -> PerceptualConfig:
-    """Learns the constants of an MDPS or GLAD localizer from normal images.
+    """Learn the constants of an MDPS or GLAD localizer from normal images.
 
     GLAD with `stop_distance` None: the distance that 5% of the images exceed at some level. "pl":
     `scale_d = 1 / mean d_d`, over places and images; "faithful": 1, as published. Then
@@ -30,7 +29,7 @@ def learn_scales(localizer: Localizer, images: Float[np.ndarray, "K H W C"]) -> 
     take the maxima of the test images themselves.
 
     Args:
-        localizer: from `mdps_localizer` or `glad_localizer`.
+        localizer: Localizer made by `mdps_localizer` or `glad_localizer`.
         images: (K, H, W, C), normal, none of them to be tested.
 
     Returns:
@@ -38,7 +37,7 @@ def learn_scales(localizer: Localizer, images: Float[np.ndarray, "K H W C"]) -> 
         scores are others, so the threshold is to be set afterwards.
 
     Raises:
-        InputError: another localizer, no images, images of another shape, or differences that are
+        InputError: Another localizer, no images, images of another shape, or differences that are
             zero or not finite.
 
     Example:

@@ -11,9 +11,8 @@ import numpy as np
 from dal_jax._errors import InputError
 from dal_jax._typing import Array, PyTree
 from dal_jax.models._activations import activation, is_piecewise_linear
-from dal_jax.models._convolve import convolve, lay_out
-from dal_jax.models._resample import mean_pool, upsample
-from dal_jax.models._variables import check_image, draw_variables
+from dal_jax.models._blocks import check_image, draw_variables
+from dal_jax.models._convolve import convolve, lay_out, mean_pool, upsample
 
 
 @dataclass(frozen=True)

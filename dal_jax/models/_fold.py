@@ -19,11 +19,12 @@ from dal_jax.models._convolve import (
     convolve_one_gradient,
     lay_out,
     lay_out_doubled,
+    mean_pool,
     on_cpu,
     spread,
     transpose_kernel,
+    upsample,
 )
-from dal_jax.models._resample import mean_pool, upsample
 from dal_jax.models._unet import NORM_EPSILON, UNetConfig, level_code
 
 

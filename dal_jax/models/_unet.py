@@ -12,10 +12,8 @@ import numpy as np
 from dal_jax._errors import InputError
 from dal_jax._typing import Array, Float, PyTree
 from dal_jax.models._activations import activation, is_piecewise_linear
-from dal_jax.models._blocks import Affine, PixelAttention, group_norm
-from dal_jax.models._convolve import convolve, lay_out
-from dal_jax.models._resample import mean_pool, upsample
-from dal_jax.models._variables import check_image, draw_variables
+from dal_jax.models._blocks import Affine, PixelAttention, check_image, draw_variables, group_norm
+from dal_jax.models._convolve import convolve, lay_out, mean_pool, upsample
 
 NORM_EPSILON = 1e-5
 NORMS = ("batch", "group", "none")

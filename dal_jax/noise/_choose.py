@@ -11,9 +11,8 @@ from dal_jax._errors import InputError
 from dal_jax._typing import Int
 from dal_jax.noise._covariance import Covariance
 from dal_jax.noise._estimate import KINDS, estimate
-from dal_jax.noise._fit import Evidence, FitReport, collect, summarize
+from dal_jax.noise._fit import Evidence, FitReport, Scores, collect, summarize
 from dal_jax.noise._likelihood import DENSE_LIMIT
-from dal_jax.noise._regions import Scores
 from dal_jax.noise._sample import Groups, mean_image, sample_of
 
 

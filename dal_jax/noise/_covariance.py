@@ -112,16 +112,8 @@ class Whitening(Covariance, Protocol):
             shape: (H, W, C).
 
         Returns:
-            True, or False where they are those of an approximation.
+            True unless an operator says otherwise: False where they are of an approximation.
         """
-        ...
-
-
-class Exact:
-    """What the operators share whose whitening is exact for every size."""
-
-    def is_exact(self, shape: tuple[int, ...]) -> bool:
-        """Returns True."""
         return True
 
 
@@ -167,7 +159,7 @@ def diagonal(variance: ArrayLike) -> Covariance:
 
 
 @dataclass(frozen=True)
-class _Iid(Exact):
+class _Iid(Whitening):
     sigma: float
 
     def apply(self, v: Float[np.ndarray, "H W C"]) -> Float[np.ndarray, "H W C"]:
@@ -189,7 +181,7 @@ class _Iid(Exact):
 
 
 @dataclass(frozen=True, eq=False)
-class _Diagonal(Exact):
+class _Diagonal(Whitening):
     variance: Float[np.ndarray, "H W C"]
 
     def apply(self, v: Float[np.ndarray, "H W C"]) -> Float[np.ndarray, "H W C"]:

@@ -1,4 +1,4 @@
-"""Covariances in files: an .npz archive of arrays and the name of the operator."""
+"""Covariances in files, and the texts that name one on the command line."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,14 +11,12 @@ import numpy as np
 
 from dal_jax._errors import InputError
 from dal_jax._files import atomic_path
-from dal_jax.noise._ar1 import _Ar1, ar1
 from dal_jax.noise._covariance import Covariance, _Diagonal, _Iid, diagonal, iid
-from dal_jax.noise._dense import _Dense, dense
-from dal_jax.noise._kronecker import _Kronecker, kronecker
+from dal_jax.noise._flattened import _Ar1, _Toeplitz, ar1, toeplitz
 from dal_jax.noise._low_rank import _LowRank, low_rank
+from dal_jax.noise._matrices import _Dense, _Kronecker, dense, kronecker
 from dal_jax.noise._scaled import _Scaled, scaled
 from dal_jax.noise._stationary import _Circulant, _Stationary, circulant, stationary
-from dal_jax.noise._toeplitz import _Toeplitz, toeplitz
 
 # The name in files, the class, and the constructor whose arguments are fields of the class.
 _KINDS: tuple[tuple[str, type, Callable[..., Covariance], tuple[str, ...]], ...] = (
@@ -40,6 +38,7 @@ _DAMAGE = (
     RuntimeError,  # of zipfile: encrypted, or compressed in an unknown way
 )
 _DEEPEST = 8  # operators within operators in one file
+_FORMS = "iid:SIGMA, ar1:RHO:SIGMA or a file name ending in .npy or .npz"
 
 
 def save_noise(path: str | Path, covariance: Covariance) -> None:
@@ -84,7 +83,7 @@ def load_noise(path: str | Path) -> Covariance:
         >>> load_noise("noise.npz")  # doctest: +SKIP
     """
     try:
-        return _build(_read(path), "", 0)
+        return _operator(_read(path), "", 0)
     except InputError as error:
         raise InputError(f"{str(path)!r}: {error}") from None
 
@@ -120,7 +119,7 @@ def _read(path: str | Path) -> dict[str, np.ndarray]:
         raise InputError("the file is not a complete .npz archive of numbers") from None
 
 
-def _build(entries: dict[str, np.ndarray], prefix: str, depth: int) -> Covariance:
+def _operator(entries: dict[str, np.ndarray], prefix: str, depth: int) -> Covariance:
     if depth > _DEEPEST:
         raise InputError(f"the file holds more than {_DEEPEST} operators within each other")
     kind = entries.get(f"{prefix}kind")
@@ -132,7 +131,7 @@ def _build(entries: dict[str, np.ndarray], prefix: str, depth: int) -> Covarianc
     values: dict[str, Any] = {}
     for name in arguments:
         if name == _NESTED:
-            values[name] = _build(entries, f"{prefix}{name}.", depth + 1)
+            values[name] = _operator(entries, f"{prefix}{name}.", depth + 1)
         else:
             values[name] = _number(entries, prefix + name, name in _SCALARS)
     return build(**values)
@@ -148,3 +147,74 @@ def _number(entries: dict[str, np.ndarray], name: str, scalar: bool) -> Any:
     if scalar and array.ndim:
         raise InputError(f"the entry {name} has {array.ndim} axes, expected one number")
     return array.astype(np.float64) if array.ndim else float(array)
+
+
+def parse_noise(text: str, shape: tuple[int, ...] | None = None) -> Covariance:
+    """Returns the covariance that a text names.
+
+    "iid:SIGMA" is `iid(SIGMA)`, "ar1:RHO:SIGMA" is `ar1(RHO, SIGMA)`. Other texts name a file: .npz
+    as `save_noise` writes it for every operator, or .npy with variances (H, W, C) or (H, W), or
+    with a matrix (n, n). A square array is the matrix unless `shape` says that it has the size of
+    the image.
+
+    Args:
+        text: one of these forms.
+        shape: (H, W, C) of the images; the covariance is checked against it where given.
+
+    Returns:
+        Covariance.
+
+    Raises:
+        InputError: another form, a number out of range, an unreadable file, or a wrong size.
+
+    Example:
+        >>> parse_noise("iid:2").apply(np.ones((1, 1, 1))).item()
+        4.0
+    """
+    try:
+        noise = _named(text, shape)
+        if shape is not None:
+            noise.check(shape)
+    except InputError as error:
+        raise InputError(f"noise {text!r}: {error}") from None
+    return noise
+
+
+def _named(text: str, shape: tuple[int, ...] | None) -> Covariance:
+    kind, *fields = text.split(":")
+    if kind == "iid":
+        return iid(*_numbers(fields, 1))
+    if kind == "ar1":
+        return ar1(*_numbers(fields, 2))
+    if text.endswith(".npz"):
+        return load_noise(text)
+    if not text.endswith(".npy"):
+        raise InputError(f"expected {_FORMS}")
+    values = _load(text)
+    is_map = shape is not None and values.shape == tuple(shape[:2])
+    if values.ndim == 2 and (is_map or values.shape[0] != values.shape[1]):
+        values = values[:, :, None]
+    return dense(values) if values.ndim == 2 else diagonal(values)
+
+
+def _numbers(fields: list[str], count: int) -> list[float]:
+    try:
+        numbers = [float(field) for field in fields]
+    except ValueError:
+        numbers = []
+    if len(numbers) != count:
+        raise InputError(f"expected {_FORMS}")
+    return numbers
+
+
+def _load(path: str) -> np.ndarray:
+    try:
+        with open(path, "rb") as file:
+            values = np.lib.format.read_array(file, allow_pickle=False)
+    except OSError as error:
+        raise InputError(f"the file cannot be read ({error.strerror or error})") from None
+    except (ValueError, EOFError, SyntaxError, TokenError, MemoryError):
+        raise InputError("the file is not a complete .npy array of numbers") from None
+    if values.dtype.kind not in "fiu":
+        raise InputError(f"the file holds {values.dtype}, expected real numbers")
+    return values

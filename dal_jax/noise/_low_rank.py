@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 
 from dal_jax._errors import InputError
 from dal_jax._typing import Float
-from dal_jax.noise._covariance import Covariance, Exact, _batch, _check_map, _positive_map
+from dal_jax.noise._covariance import Covariance, Whitening, _batch, _check_map, _positive_map
 
 
 def low_rank(factors: ArrayLike, variance: ArrayLike) -> Covariance:
@@ -44,7 +44,7 @@ def low_rank(factors: ArrayLike, variance: ArrayLike) -> Covariance:
 
 
 @dataclass(frozen=True, eq=False)
-class _LowRank(Exact):
+class _LowRank(Whitening):
     factors: Float[np.ndarray, "r H W C"]
     variance: Float[np.ndarray, "H W C"]
 

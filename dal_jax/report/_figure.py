@@ -11,7 +11,7 @@ from dal_jax._errors import InputError
 from dal_jax.images import atomic_path
 from dal_jax.report import _outcome as words
 from dal_jax.report._outcome import Result, format_difference, format_p, outcome, parts
-from dal_jax.report._outline import outline
+from dal_jax.report._overlay import outline
 
 COLOURS = {
     words.SIGNIFICANT: "#d62728",
@@ -133,6 +133,10 @@ def blank_page(needed_by: str, **options: Any) -> Any:
 
     Raises:
         InputError: matplotlib is missing.
+
+    Example:
+        >>> blank_page("example", figsize=(4, 3)).get_size_inches().tolist()
+        [4.0, 3.0]
     """
     try:
         from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""An image with its flagged region, coloured by the decision."""
+"""Regions on images: as outlines, and as tints coloured by the decision."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from dal_jax._errors import InputError
+from dal_jax._typing import Bool, Float
 from dal_jax.images import atomic_path
 
 # Red: significant. Blue: flagged, not significant.
@@ -94,3 +95,26 @@ def _edge(mask: np.ndarray) -> np.ndarray:
     padded = np.pad(mask, 1)
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return mask & ~inner
+
+
+def outline(region: Bool[np.ndarray, "H W"]) -> Float[np.ndarray, "K 2 2"]:
+    """Lists the pixel edges that separate a region from the rest.
+
+    Args:
+        region: bool (H, W).
+
+    Returns:
+        K segments ((x0, y0), (x1, y1)) in the coordinates of `imshow`: pixel (i, j) covers
+        [j - 1/2, j + 1/2] x [i - 1/2, i + 1/2]. No segment for an empty region.
+
+    Example:
+        >>> import numpy as np
+        >>> outline(np.array([[True]])).shape
+        (4, 2, 2)
+    """
+    padded = np.pad(np.asarray(region, bool), 1)
+    i, j = np.nonzero(padded[1:, 1:-1] != padded[:-1, 1:-1])
+    level = np.stack([np.stack([j - 0.5, i - 0.5], -1), np.stack([j + 0.5, i - 0.5], -1)], 1)
+    i, j = np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1])
+    upright = np.stack([np.stack([j - 0.5, i - 0.5], -1), np.stack([j - 0.5, i + 0.5], -1)], 1)
+    return np.concatenate([level, upright])

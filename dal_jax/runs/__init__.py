@@ -12,6 +12,6 @@ from dal_jax.runs._hosts import join_hosts as join_hosts
 from dal_jax.runs._hosts import leave_hosts as leave_hosts
 from dal_jax.runs._hosts import share as share
 from dal_jax.runs._hosts import wait_for_hosts as wait_for_hosts
-from dal_jax.runs._lines import decode as decode
-from dal_jax.runs._lines import encode as encode
-from dal_jax.runs._shard import ShardWriter as ShardWriter
+from dal_jax.runs._records import ShardWriter as ShardWriter
+from dal_jax.runs._records import decode as decode
+from dal_jax.runs._records import encode as encode

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dal_jax._errors import InputError, RunError
-from dal_jax.runs._lines import canonical, decode, dumps, encode
-from dal_jax.runs._shard import (
+from dal_jax.runs._records import (
     SYNC_SECONDS,
     Entry,
     ShardWriter,
+    canonical,
     create_shard,
+    decode,
     disk_error,
+    dumps,
+    encode,
     read_shard,
 )
 
@@ -54,13 +57,13 @@ class RunDirectory(NamedTuple):
     contradiction: Contradiction = difference  # between two records of one task
 
     def finished(self) -> dict[int, dict[str, Any]]:
-        """Reads the records of all shards.
+        """Read the records of all shards.
 
         Returns:
             Records by task, ascending; of two of one task that in the shard first by name.
 
         Raises:
-            InputError: a shard is damaged or of another run, or two records of a task contradict
+            InputError: A shard is damaged or of another run, or two records of a task contradict
                 one another; the message names file and line.
         """
         found: dict[int, Entry] = {}
@@ -81,36 +84,36 @@ class RunDirectory(NamedTuple):
             )
 
     def writer(self, process: int, sync_seconds: float = SYNC_SECONDS) -> ShardWriter:
-        """Makes a new shard for this process; other files are never written to.
+        """Make a new shard for this process; other files are never written to.
 
         Args:
-            process: its index, 0 or more; two writers of one index do not disturb each other.
-            sync_seconds: the disk is asked to keep what was appended at most this often (fsync).
+            process: Its index, 0 or more; two writers of one index do not disturb each other.
+            sync_seconds: The disk is asked to keep what was appended at most this often (fsync).
 
         Returns:
             A context manager with `append`.
 
         Raises:
-            InputError: a negative index.
-            RunError: the file cannot be made.
+            InputError: A negative index.
+            RunError: The file cannot be made.
         """
         return create_shard(self.path, process, self.fingerprint, self.num_tasks, sync_seconds)
 
     def collect(self, path: str | Path | None = None, *, partial: bool = False) -> Path:
-        """Writes all records in the order of their tasks to one file, whole or not at all.
+        """Write all records in the order of their tasks to one file, whole or not at all.
 
         A line is the record with the key "task" put first, floats as `encode` writes them.
 
         Args:
-            path: by default results.jsonl in the directory.
-            partial: take what there is if tasks are missing.
+            path: Path of the file; None stands for results.jsonl in the directory.
+            partial: Take what there is if tasks are missing.
 
         Returns:
             The path.
 
         Raises:
-            InputError: as for `finished`, or a record with a key "task".
-            RunError: tasks are missing, or the file cannot be written.
+            InputError: As for `finished`, or a record with a key "task".
+            RunError: Tasks are missing, or the file cannot be written.
         """
         records = self.finished()
         missing = self.num_tasks - len(records)
@@ -137,23 +140,23 @@ def open_run(
     description: dict[str, Any],
     contradiction: Contradiction = difference,
 ) -> RunDirectory:
-    """Makes the directory of a run, or opens it if it is of the same run.
+    """Make the directory of a run, or opens it if it is of the same run.
 
     Several processes may do so at the same moment; the first one's description stays.
 
     Args:
-        path: an empty or a new directory, or one that this function made.
-        run_fingerprint: of everything that decides the records, see `fingerprint`.
-        num_tasks: 1 or more.
-        description: of the run, for readers; what `encode` takes.
-        contradiction: function of two records of one task that returns the key in which they
+        path: An empty or a new directory, or one that this function made.
+        run_fingerprint: Of everything that decides the records, see `fingerprint`.
+        num_tasks: Number of tasks, 1 or more.
+        description: Of the run, for readers; what `encode` takes.
+        contradiction: Function of two records of one task that returns the key in which they
             contradict one another, or None; by default they must be equal but for "seconds".
 
     Returns:
         The run.
 
     Raises:
-        InputError: the directory holds another run or other things, cannot be made or read; no
+        InputError: The directory holds another run or other things, cannot be made or read; no
             tasks.
 
     Example:
@@ -209,7 +212,7 @@ def _check_empty(path: Path) -> None:
 
 
 def _publish(path: Path, text: str) -> None:
-    """Puts a file in its place if there is none; of several processes the first wins."""
+    """Put a file in its place if there is none; of several processes the first wins."""
     with _temporary(path) as temporary:
         _write(temporary, [text])
         try:

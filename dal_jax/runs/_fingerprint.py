@@ -14,7 +14,7 @@ from dal_jax._errors import InputError
 
 
 def fingerprint(*parts: Any) -> str:
-    """Hashes nested values, equal in every process and on every machine.
+    """Hash nested values, equal in every process and on every machine.
 
     Every value is reduced to SHA-256(kind, hashes of its parts), so that neither the order of a
     dictionary nor a border between neighbours can hide a difference. A list and a tuple of the same
@@ -22,7 +22,7 @@ def fingerprint(*parts: Any) -> str:
     Code is told by its name alone: a caller who wants to tell versions adds them as parts.
 
     Args:
-        *parts: arrays of numpy or JAX, dataclasses, named tuples, dictionaries, lists, tuples, str,
+        *parts: Arrays of numpy or JAX, dataclasses, named tuples, dictionaries, lists, tuples, str,
             bytes, int, float, bool, None, and functions, classes and methods that are found by
             their name, or `functools.partial` of them.
 
@@ -30,7 +30,7 @@ def fingerprint(*parts: Any) -> str:
         64 hexadecimal digits.
 
     Raises:
-        InputError: a part of another kind; a function without a name of its own (a lambda, or one
+        InputError: A part of another kind; a function without a name of its own (a lambda, or one
             made inside another), since two of them could not be told apart.
 
     Example:

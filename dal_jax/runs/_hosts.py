@@ -42,7 +42,7 @@ def join_hosts(
     *,
     seconds: float = JOIN_SECONDS,
 ) -> Host:
-    """Finds the other processes of the run, if there are any; called before any computation.
+    """Find the other processes of the run, if there are any; called before any computation.
 
     What is not given is read from DAL_JAX_COORDINATOR, DAL_JAX_NUM_PROCESSES and
     DAL_JAX_PROCESS_ID. If these say nothing either, JAX looks for Slurm, Open MPI (4) and TPU
@@ -52,15 +52,15 @@ def join_hosts(
         coordinator: HOST:PORT of process 0, where a free port is opened.
         num_processes: 1 or more; 1 needs no coordinator.
         process_id: 0, ..., num_processes - 1, another in each process.
-        seconds: time within which all processes must come.
+        seconds: Time within which all processes must come.
 
     Returns:
         Index and number of processes.
 
     Raises:
-        InputError: arguments or variables that are incomplete or do not fit, or a launcher that
+        InputError: Arguments or variables that are incomplete or do not fit, or a launcher that
             started several processes of which JAX cannot tell how they find one another.
-        RunError: the processes did not find one another. (If one is missing when the time is up,
+        RunError: The processes did not find one another. (If one is missing when the time is up,
             JAX itself ends the others, with its own message.)
 
     Example:
@@ -91,14 +91,14 @@ def join_hosts(
 
 
 def share(tasks: Sequence[int], host: Host) -> list[int]:
-    """Takes every count-th task, beginning with the index-th.
+    """Take every count-th task, beginning with the index-th.
 
     Every process must see the same tasks: on resuming, all read what is finished, and a
     `wait_for_hosts` comes before the first of them writes.
 
     Args:
-        tasks: the same in all processes.
-        host: this process.
+        tasks: The same in all processes.
+        host: This process.
 
     Returns:
         Its tasks; those of all processes together are `tasks`, each once.
@@ -111,16 +111,16 @@ def share(tasks: Sequence[int], host: Host) -> list[int]:
 
 
 def wait_for_hosts(name: str, *, seconds: float = WAIT_SECONDS) -> None:
-    """Waits until all processes have come here; at once if there is one process.
+    """Wait until all processes have come here; at once if there is one process.
 
     Every process must call this equally often and with the same names.
 
     Args:
-        name: of the place, for the error.
-        seconds: longest wait.
+        name: Of the place, for the error.
+        seconds: Longest wait.
 
     Raises:
-        RunError: a process was lost, or did not come in time.
+        RunError: A process was lost, or did not come in time.
 
     Example:
         >>> wait_for_hosts("all have read what is finished")  # at once: there is one process
@@ -142,7 +142,7 @@ def leave_hosts() -> None:
     It waits for the others for some minutes only: `wait_for_hosts` comes before it.
 
     Raises:
-        RunError: another process was lost.
+        RunError: Another process was lost.
 
     Example:
         >>> leave_hosts()  # nothing to do: there is one process

@@ -4,8 +4,10 @@ from dal_jax.search._adaptive import AdaptiveOptions as AdaptiveOptions
 from dal_jax.search._adaptive import AdaptiveResult as AdaptiveResult
 from dal_jax.search._adaptive import adaptive_search as adaptive_search
 from dal_jax.search._adaptive import misjudged_length as misjudged_length
-from dal_jax.search._engine import Engine as Engine
-from dal_jax.search._engine import EngineResult as EngineResult
+from dal_jax.search._engines import Engine as Engine
+from dal_jax.search._engines import EngineResult as EngineResult
+from dal_jax.search._engines import ScanEngine as ScanEngine
+from dal_jax.search._engines import SweepEngine as SweepEngine
 from dal_jax.search._evaluator import Evaluator as Evaluator
 from dal_jax.search._evaluator import Functions as Functions
 from dal_jax.search._line_search import SearchOptions as SearchOptions
@@ -16,7 +18,6 @@ from dal_jax.search._line_search import search_line as search_line
 from dal_jax.search._problem import LineProblem as LineProblem
 from dal_jax.search._problem import Membership as Membership
 from dal_jax.search._problem import operands as operands
-from dal_jax.search._scan_engine import ScanEngine as ScanEngine
 from dal_jax.search._schedule import ScoreReply as ScoreReply
 from dal_jax.search._schedule import ScoreRequest as ScoreRequest
 from dal_jax.search._schedule import run_side_by_side as run_side_by_side
@@ -28,4 +29,3 @@ from dal_jax.search._selection import label_components as label_components
 from dal_jax.search._selection import margins as margins
 from dal_jax.search._selection import parts_of as parts_of
 from dal_jax.search._selection import select_region as select_region
-from dal_jax.search._sweep_engine import SweepEngine as SweepEngine

@@ -1,7 +1,7 @@
-"""The adaptive search of a line: looks where the p-value is decided, by evaluations alone.
+"""Adaptive search of a line, which evaluates the score where the p-value is decided.
 
-Serves any score function, smooth or piecewise linear, continuous or with jumps. Written as a
-generator that asks for evaluations, so that many lines can share the batches of one device.
+It works for any score function, smooth or piecewise linear, continuous or with jumps. The search is
+a generator that yields points to be evaluated, so that many lines share the batches of one device.
 """
 
 import math
@@ -41,42 +41,42 @@ from dal_jax.search._line_search import (
 )
 from dal_jax.search._selection import Margins
 
-# The first look: this far on both sides of 0 and around the observed value, standard deviations.
+# First grid: reach on both sides of 0 and around the observed value, in standard deviations.
 CORE, AROUND, NEAR = 3.5, 1.0, 0.2
-# Shares of the asked precision that undecided cells, and the tails, may use up.
+# Shares of the requested precision that undecided cells, and the tails, may use up.
 CELLS_SHARE, TAILS_SHARE = 0.2, 0.25
-# The ends of a randomized test's interval lie about this many deviations of the statistic from its
-# value. With either as the mean, what stays open may have the first share of what was found, with
-# the estimate as the mean the second. The tails of a 95% interval hold 0.025 and the estimate parts
-# halves, so that each moves by some 0.1 deviations at most.
+# The ends of a randomized test's interval lie about this many standard deviations from the
+# statistic. With either end as the mean, the open part may have the first share of the probability
+# of the set, with the estimate as the mean the second. The tails of a 95% interval hold 0.025 and
+# the estimate separates halves, so that each moves by at most about 0.1 standard deviations.
 INTERVAL_REACH, INTERVAL_SHARE, ESTIMATE_SHARE = 2.25, 4e-3, 2e-2
-# Ends are looked for in float64 once they are known this well (float32 cannot tell much more).
+# Ends are searched in float64 once they are known this well: float32 cannot resolve much more.
 WIDE_BELOW = 3e-4
 # A cell this narrow (relative to |z|, or 1) is not divided any more.
 NARROWEST = 1e-9
-# Points keep this share of a cell's width away from its nodes.
+# Distance of new points from the nodes of a cell, as a share of its width.
 BORDER = 1e-3
-# Further out by this many standard deviations at a time, or by this share of what was searched.
+# Steps outwards: this many standard deviations, or this share of the searched length.
 STRIDE, GROWTH = 1.0, 0.2
 # Cells that are not divided any more leave about this much of p open.
 FINEST = 1e-7
-# A score is taken to be right to this many roundings of the largest margin observed; in float32 to
-# as many times 2, 4, 8, ... as it takes to be SPREAD times the error at the observed point. Steps,
-# because that error is itself rounding: taken as it is, every machine would search elsewhere.
+# A score is assumed to be accurate to this many roundings of the largest observed margin; in
+# float32 to the first multiple by 2, 4, ... that reaches SPREAD times the error at the observed
+# point: powers of 2, as that error is itself rounding, and every machine would search elsewhere.
 ROUNDINGS, SPREAD = 16.0, 4.0
-# Where a decision is not certain yet the search goes on as if it had been asked for this share of
-# the precision, again and again, down to what leaves nothing of the default range of z.
+# While a decision is uncertain the search continues with this share of the precision, repeatedly,
+# down to a precision that exhausts the default range of z.
 DEEPER, DEEPEST = 1e-2, 1e-40
-# Each time that random checks disagree the error is taken to be this many times larger.
+# Factor on the assumed error after each disagreement of random checks.
 MORE_CAREFUL = 4.0
 
 
 @dataclass(frozen=True)
 class AdaptiveOptions:
-    """How carefully the adaptive search looks.
+    """Settings of the adaptive search.
 
     Raises:
-        InputError: a number is out of range.
+        InputError: A number is out of range.
 
     Example:
         >>> AdaptiveOptions(spacing=0.25).max_evaluations
@@ -107,11 +107,11 @@ class QueryPoints(NamedTuple):
     """Points of a line to be evaluated."""
 
     z: Float[np.ndarray, " k"]  # standardized
-    wide: Bool[np.ndarray, " k"]  # in float64 whatever the search computes in
+    wide: Bool[np.ndarray, " k"]  # in float64, whatever the precision of the search
 
 
 class AdaptiveResult(NamedTuple):
-    """A line searched adaptively.
+    """Result of an adaptive search.
 
     Example:
         >>> from dal_jax.inference import as_intervals
@@ -124,7 +124,7 @@ class AdaptiveResult(NamedTuple):
 
     searched: SearchResult  # sets, bounds, counts and status
     spacing: float  # the widest cell that was not divided, standardized
-    num_checks: int  # random points that all were as predicted in the end; 0 if some were not
+    num_checks: int  # random points, all as predicted in the end; 0 if some were not
     num_disagreements: int  # points of any check that were not as predicted, followed up or not
 
 
@@ -139,26 +139,26 @@ def adaptive_search(
     perturbation: Perturbation = NONE,
     progress: Progress | None = None,
 ) -> Generator[QueryPoints, Margins, AdaptiveResult]:
-    """Finds where along a line the region is the observed one.
+    """Find the part of a line on which the region is the observed one.
 
-    Evaluates a coarse grid, then divides the cells in which interpolation does not decide
-    membership, down to `how.tolerance` at the ends of the set; cells whose probability does not
-    matter to the precision asked for stay undecided and widen the bounds. In the end it looks at
-    `how.checks` random points; if one is not as predicted the search goes on with more safety,
-    until all are, or until `how.max_evaluations` leave it with NOT_CONVERGED.
+    The search evaluates a coarse grid, then divides the cells in which interpolation does not
+    decide membership, down to `how.tolerance` at the ends of the set. Cells whose probability does
+    not matter at the requested precision stay undecided and widen the bounds. Finally it evaluates
+    `how.checks` random points; if one is not as predicted, the search continues with more safety
+    until all are, or until `how.max_evaluations` are used up, with the status NOT_CONVERGED.
 
     Args:
-        z_obs: what selection saw of the statistic, in units of its standard deviation.
-        observed: the margins (1, n) there, in float64.
-        options: alternative, precision, alpha, z_max.
-        how: spacing, safety and so on.
-        seed: of the random points.
-        wide_only: True when every evaluation is in float64.
-        perturbation: what was added to the statistic for the selection.
-        progress: called after every round.
+        z_obs: Statistic that the selection saw, in units of its standard deviation.
+        observed: Margins (1, n) at z_obs, in float64.
+        options: Options of the search: alternative, precision, alpha, z_max.
+        how: Settings of the search, such as spacing and safety.
+        seed: Seed of the random points.
+        wide_only: True if every evaluation is in float64.
+        perturbation: Noise that was added to the statistic for the selection.
+        progress: Function that is called after every round.
 
     Yields:
-        Points to be evaluated; expects their `Margins`.
+        Points to be evaluated; the generator expects their `Margins`.
 
     Returns:
         The sets, bounds, counts and status. The bounds hold if the interpolation errors do.
@@ -187,23 +187,24 @@ def adaptive_search(
 
 
 def misjudged_length(num_checks: int, num_disagreements: int = 0, delta: float = 0.05) -> float:
-    """Returns an upper limit on the length misjudged, from random checks, as a share of the line.
+    """Return an upper limit on the misjudged share of the line's length, from random checks.
 
-    Clopper and Pearson's limit with k disagreements among N + k points drawn uniformly in z. Checks
-    are repeated until all of a round agree, and each disagreement is followed up: every one ever
-    seen counts, as if none had been mended. Where there were any, points that agreed afterwards
-    count as if they had been drawn before, so that the confidence is near the one stated, not it.
+    The limit is Clopper and Pearson's with k disagreements among N + k points drawn uniformly in z.
+    Checks are repeated until all points of a round agree, and each disagreement is followed up;
+    every disagreement counts as if it had not been corrected. If there were any, points that agreed
+    afterwards count as if they had been drawn before, so that the confidence is only approximately
+    the stated one.
 
-    A length in z, not a probability: where the density of the statistic is high a short misjudged
-    piece may change p by more than its share, where it is low by less.
+    The limit is about a length in z, not a probability: where the density of the statistic is high,
+    a short misjudged piece may change p by more than its share, where it is low by less.
 
     Args:
-        num_checks: N, points that agreed, of one line or of many.
-        num_disagreements: k, points of any round that did not.
+        num_checks: Number N of points that agreed, of one line or of many.
+        num_disagreements: Number k of points that disagreed, in any round.
         delta: 1 - confidence, in (0, 1).
 
     Returns:
-        With this confidence, the largest share of the searched length on which membership was
+        The largest share of the searched length, with this confidence, on which membership was
         misjudged before disagreements were followed up; 1 without checks.
 
     Example:
@@ -218,7 +219,7 @@ def misjudged_length(num_checks: int, num_disagreements: int = 0, delta: float =
 
 
 class _Search:
-    """One line: what is known of it, and what to ask next."""
+    """State of the search of one line, and the choice of the next points."""
 
     def __init__(
         self,
@@ -243,7 +244,9 @@ class _Search:
         self.finite, self.agreed = True, True
 
     def resolve(self) -> Generator[QueryPoints, Margins, None]:
-        """Asks until the bounds are tight and the ends are known, or nothing is left to ask."""
+        """Request points until the bounds are tight and the ends are known, or no points are
+        left.
+        """
         points = self._first() if len(self.nodes.z) == 1 else self._next()
         while len(points.z) and self.asked < self.how.max_evaluations:
             yield from self._evaluate(points)
@@ -252,7 +255,7 @@ class _Search:
             points = self._next()
 
     def check(self, rng: np.random.Generator) -> Generator[QueryPoints, Margins, bool]:
-        """Asks at random points of what was searched; whether all are as predicted."""
+        """Request random points of the searched part; return whether all are as predicted."""
         found, undecided = self.found, self.undecided
         z = rng.uniform(self.nodes.z[0], self.nodes.z[-1], self.how.checks)
         z = z[~contains(undecided, z)]
@@ -270,7 +273,7 @@ class _Search:
         return self.agreed
 
     def outcome(self) -> AdaptiveResult:
-        """What the search found."""
+        """Return the result of the search."""
         if self.finite:
             bounds, status = self._bounds()
             if status is Status.OK and not self.agreed:
@@ -304,14 +307,14 @@ class _Search:
         return answer
 
     def _narrow_noise(self, difference: np.ndarray) -> float:
-        """The rounding error of a float32 margin, from those at the observed point."""
+        """Return the rounding error of a float32 margin, from those at the observed point."""
         ratio = float(np.finfo(np.float32).eps / np.finfo(np.float64).eps)
         least = max(ratio * self.wide_noise, float(np.finfo(np.float32).tiny))
         steps = SPREAD * float(np.abs(difference).max()) / least
         return least * 2.0 ** max(0, math.ceil(math.log2(steps))) if steps > 0 else least
 
     def _assess(self) -> None:
-        """Draws from the nodes what is known."""
+        """Derive the cells and the known part of the set from the nodes."""
         nodes, cells = self.nodes, decide_cells(self.nodes, self.safety)
         self.cells = cells
         open_ = cells.start < cells.stop
@@ -323,7 +326,9 @@ class _Search:
         self.log_found = log_total_mass(self.found)
 
     def _bounds(self) -> tuple[SelectiveP, Status]:
-        """p from all that was found, with bounds for what is undecided or was not looked at."""
+        """Return p from the known part of the set, with bounds for undecided and unsearched
+        parts.
+        """
         searched = subtract(self._span(), self.undecided)
         bounds = self._p(searched)
         if math.isnan(bounds.p) and self.asked >= self.how.max_evaluations:
@@ -337,10 +342,12 @@ class _Search:
         return self.nodes.z[[0, -1]][None]
 
     def _first(self) -> QueryPoints:
-        """A grid through z_obs over what is likely to matter, and two points close to z_obs."""
+        """Return a grid through z_obs over the range that probably matters, and two points near
+        z_obs.
+        """
         reach = self.limit if self.options.precision == 0 else min(CORE, self.limit)
         spacing = self.how.spacing
-        room = max(2 * CORE, spacing * self.how.max_evaluations)  # from a z_obs that is far out
+        room = max(2 * CORE, spacing * self.how.max_evaluations)  # for a z_obs that is far out
         low = max(min(-reach, self.z_obs - AROUND), -self.limit, self.z_obs - room)
         high = min(max(reach, self.z_obs + AROUND), self.limit, self.z_obs + room)
         below = self.z_obs - spacing * np.arange(1, math.ceil((self.z_obs - low) / spacing))
@@ -348,16 +355,16 @@ class _Search:
         near = self.z_obs + NEAR * spacing * np.array([-1.0, 1.0])
         z = np.unique(np.concatenate([[low, high], below, above, near]))
         z = z[(z >= low) & (z <= high) & (z != self.z_obs)]
-        if not self.wide_only:  # the observed point once more, to see how float32 rounds
+        if not self.wide_only:  # the observed point again, to measure the rounding of float32
             z = np.concatenate([[self.z_obs], z])
         return self._points(z, np.zeros(len(z), bool))
 
     def _next(self) -> QueryPoints:
-        """Points in the undecided cells that matter; further out once there are none."""
+        """Return points in the undecided cells that matter, or further out if there are none."""
         if self.options.alpha is not None and self._bounds()[1] is Status.OK and self._decided():
             return self._points(np.zeros(0), np.zeros(0, bool))
         while True:
-            points = self._divided()
+            points = self._divide()
             points = points if len(points.z) else self._further()
             if len(points.z) or self.precision <= DEEPEST or self._decided():
                 return points
@@ -375,17 +382,17 @@ class _Search:
     def _p(self, searched: Intervals) -> SelectiveP:
         return NullLaw().p_value(self._observed(searched), self.options.alternative)
 
-    def _divided(self) -> QueryPoints:
+    def _divide(self) -> QueryPoints:
         cells, nodes = self.cells, self.nodes
         changes = nodes.inside[1:] != nodes.inside[:-1]
         scale = np.maximum(1.0, np.abs(cells.start))
         length = cells.stop - cells.start
         width = np.diff(nodes.z)
-        needed = (length > 0) & (~self._negligible(length) | self._beside())
+        needed = (length > 0) & (~self._negligible(length) | self._adjacent())
         needed |= changes & (length > self.how.tolerance * scale)
         needed &= width > NARROWEST * scale
         doubtful = (nodes.noise > self.wide_noise) & _doubtful(nodes.margin, nodes.noise)
-        # Interpolation errors below this are what rounding makes of the slopes.
+        # Interpolation errors below this are the effect of rounding on the slopes.
         rounding = 5 * self.safety * self.noise
         z, wide = [nodes.z[doubtful]], [np.ones(int(doubtful.sum()), bool)]
         for cell in np.flatnonzero(needed).tolist():
@@ -395,15 +402,15 @@ class _Search:
             wide.append(np.full(len(inner), exact))
         return self._points(np.concatenate(z), np.concatenate(wide))
 
-    def _beside(self) -> Bool[np.ndarray, " N-1"]:
-        """The two cells at the observed point, as long as nothing is decided on either side."""
+    def _adjacent(self) -> Bool[np.ndarray, " N-1"]:
+        """Mark the two cells at the observed point while nothing is decided on one of its sides."""
         hidden = ((self.undecided - self.z_obs) * [-1, 1] > 0).all(axis=1).any()
         at = np.searchsorted(self.nodes.z, self.z_obs)
         cells = np.arange(len(self.nodes.z) - 1)
         return hidden & ((cells == at - 1) | (cells == at))
 
     def _inner(self, cell: int, changes: bool, narrowed: bool) -> np.ndarray:
-        """Where to divide a cell: at both sides of the end in it, else evenly."""
+        """Return the points that divide a cell: around the end of the set in it, or evenly."""
         low, high = self.nodes.z[cell], self.nodes.z[cell + 1]
         start, stop = self.cells.start[cell], self.cells.stop[cell]
         if changes and narrowed:
@@ -415,7 +422,9 @@ class _Search:
         return np.clip(points, low + border, high - border)
 
     def _negligible(self, length: np.ndarray) -> Bool[np.ndarray, " N-1"]:
-        """The least probable undecided cells, as many as precision and interval leave room for."""
+        """Mark the least probable undecided cells that precision and interval allow to stay
+        open.
+        """
         zones = np.stack([self.cells.start, np.maximum(self.cells.start, self.cells.stop)], axis=1)
         limits = [(0.0, _log(CELLS_SHARE * self.precision) + self.log_found)]
         limits += [self._limit(way) for way in (-1, 1) if self.perturbation.spread]
@@ -427,9 +436,10 @@ class _Search:
         return negligible
 
     def _limit(self, way: int) -> tuple[float, float]:
-        """The mean of z at the estimate (way 0) or an end, and the log probability to leave open.
+        """Return the mean of z at the estimate (way 0) or an end, and the log probability to
+        leave open.
 
-        The estimate is about the value of the statistic.
+        The estimate is close to the value of the statistic.
         """
         scale, shift = self.perturbation.scale, self.perturbation.shift
         mean = self.z_obs + (way * INTERVAL_REACH - shift) / scale
@@ -437,7 +447,7 @@ class _Search:
         return mean, _log(share) + log_total_mass(self.found - mean)
 
     def _needed(self) -> tuple[float, float]:
-        """How far out p and the interval need the line to be searched."""
+        """Return the range of z that p and the interval need to be searched."""
         reach = _quantile(_log(TAILS_SHARE * self.precision) + self.log_found)
         first, last = -reach, reach
         if self.perturbation.spread:
@@ -445,15 +455,17 @@ class _Search:
             for way in (-1, 0, 1):
                 mean, allowed = self._limit(way)
                 reach = _quantile(allowed)
-                # At the upper end small values are the extreme ones: of those above the statistic
-                # only what the randomization moved there counts. So at the lower end, mirrored.
+                # At the upper end small values are extreme: of the values above the statistic only
+                # those that the randomization moved there count. The lower end is the mirror image.
                 moved = reach * self.perturbation.spread / self.perturbation.scale
                 first = min(first, max(mean - reach, middle - moved if way < 0 else -math.inf))
                 last = max(last, min(mean + reach, middle + moved if way > 0 else math.inf))
         return max(first, -self.limit), min(last, self.limit)
 
     def _further(self) -> QueryPoints:
-        """The tails that precision and interval still need, in steps of the grid."""
+        """Return points in the tails that precision and interval still need, in steps of the
+        grid.
+        """
         first, last = self._needed()
         low, high, spacing = self.nodes.z[0], self.nodes.z[-1], self.how.spacing
         stride = max(STRIDE, GROWTH * (high - low) / 2)
@@ -471,12 +483,12 @@ class _Search:
 def _doubtful(
     margin: Float[np.ndarray, "k n"], noise: float | Float[np.ndarray, " k"]
 ) -> Bool[np.ndarray, " k"]:
-    """Points whose membership rounding may have decided: the lowest pixel is that close."""
+    """Mark points whose membership rounding may decide: their lowest margin is within the noise."""
     return np.abs(margin.min(axis=1)) <= noise
 
 
 def _quantile(log_p: float) -> float:
-    """How far out the normal tail has this log probability."""
+    """Return the distance from 0 beyond which the normal tail has this log probability."""
     return float(-ndtri_exp(log_p)) if math.isfinite(log_p) else math.inf
 
 

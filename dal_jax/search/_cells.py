@@ -1,9 +1,10 @@
-"""Cells between evaluated points of a line: where interpolation decides membership, where not.
+"""Cells between evaluated points of a line, in which interpolation may decide membership.
 
-A pixel's margin is `score - threshold` inside the observed region and its negative outside; a
-point belongs to the truncation set when every margin is positive. Between two evaluated points a
-margin is taken to lie within an error E of its chord, E from how the chord's slope changes at the
-cell's ends: for a function with one kink in the cell, or none and little curvature, it is a bound.
+A pixel's margin is `score - threshold` inside the observed region and its negative outside; a point
+belongs to the truncation set when every margin is positive. Between two evaluated points a margin
+is assumed to lie within an error E of its chord. E follows from the change of the chord's slope at
+the cell's ends; it is a bound for a function with one kink in the cell, or with none and little
+curvature.
 """
 
 from typing import NamedTuple
@@ -12,7 +13,7 @@ import numpy as np
 
 from dal_jax._typing import Bool, Float
 
-# The errors of neighbouring nodes do not all conspire, and the noise is several times the largest.
+# Errors of neighbouring nodes partly cancel, and the noise is several times the largest error.
 ROUNDED = 1 / 8
 
 
@@ -33,24 +34,24 @@ class Cells(NamedTuple):
 
     start: Float[np.ndarray, " N-1"]  # standardized z
     stop: Float[np.ndarray, " N-1"]
-    root: Float[np.ndarray, " N-1"]  # where the chords place the end; NaN if the nodes are alike
-    error: Float[np.ndarray, " N-1"]  # E of the pixel that does it, or that is the lowest
+    root: Float[np.ndarray, " N-1"]  # end of the set by the chords; NaN if both nodes agree
+    error: Float[np.ndarray, " N-1"]  # E of the pixel that crosses there, or of the lowest one
 
 
 def with_points(
     nodes: EvaluatedPoints, z: np.ndarray, margin: np.ndarray, inside: np.ndarray, noise: np.ndarray
 ) -> EvaluatedPoints:
-    """Adds evaluated points; of two at one place the more exact one stays.
+    """Add evaluated points; of two at one place the more accurate one stays.
 
     Args:
-        nodes: so far.
-        z: (k,) standardized.
-        margin: (k, n).
-        inside: (k,) bool.
-        noise: (k,).
+        nodes: Points evaluated so far.
+        z: (k,) standardized points.
+        margin: (k, n) margins of the pixels.
+        inside: (k,) bool, whether the region is the observed one.
+        noise: (k,) largest rounding errors of the margins.
 
     Returns:
-        All, ascending.
+        All points, ascending.
     """
     every = EvaluatedPoints(
         *map(np.concatenate, zip(nodes, (z, margin, inside, noise), strict=True))
@@ -62,17 +63,17 @@ def with_points(
 
 
 def decide_cells(nodes: EvaluatedPoints, safety: float) -> Cells:
-    """Finds the part of every cell in which interpolation does not decide membership.
+    """Find the part of every cell in which interpolation does not decide membership.
 
-    `E = safety (h / 4) max(d, rms of d over the pixels, r) + noise`, d the sum of the changes of
-    slope at both ends of a cell of width h, r what rounding alone makes of d: a `ROUNDED` share of
-    the most that errors as large as the noise could. (Where d is all rounding, E is then the same
-    on every machine.) A part is inside when every chord - E is positive, and outside when some
-    chord + E is negative.
+    `E = safety (h / 4) max(d, rms of d over the pixels, r) + noise`, with d the sum of the changes
+    of slope at both ends of a cell of width h, and r the rounding error of d: a `ROUNDED` share of
+    the largest one that the noise allows. (Where d is pure rounding, E is then the same on every
+    machine.) A part is inside when every chord - E is positive, and outside when some chord + E is
+    negative.
 
     Args:
-        nodes: two or more.
-        safety: factor on the error, 1 or above.
+        nodes: Two or more evaluated points.
+        safety: Factor on the error, 1 or above.
 
     Returns:
         The cells.
@@ -103,16 +104,16 @@ def _interpolation_error(nodes: EvaluatedPoints, width: np.ndarray) -> np.ndarra
     change = np.abs(np.diff(slope, axis=0))
     if not len(change):
         return np.full_like(slope, np.inf)
-    # The line goes on beyond its last nodes: what is not seen there counts like what is.
+    # Beyond the last nodes the changes of slope are unknown and count like the outermost ones.
     total = np.concatenate([2 * change[:1], change[:-1] + change[1:], 2 * change[-1:]])
-    # No pixel is trusted to be smoother than the rest: its kinks may be where nobody looked.
+    # No pixel is trusted to be smoother than the others: its kinks may lie between the nodes.
     rest = np.sqrt(np.einsum("cp,cp->c", total, total) / total.shape[1])
     least = np.maximum(rest, _rounding_of_changes(nodes.noise, width))
     return width[:, None] / 4 * np.maximum(total, least[:, None])
 
 
 def _rounding_of_changes(noise: np.ndarray, width: np.ndarray) -> np.ndarray:
-    """What rounding at the nodes makes of the changes of slope at both ends of each cell."""
+    """Return the rounding errors of the changes of slope at both ends of each cell."""
     slope = ROUNDED * (noise[:-1] + noise[1:]) / width
     change = slope[:-1] + slope[1:]
     return np.concatenate([2 * change[:1], change[:-1] + change[1:], 2 * change[-1:]])
@@ -121,7 +122,7 @@ def _rounding_of_changes(noise: np.ndarray, width: np.ndarray) -> np.ndarray:
 def _decided_share(
     near: np.ndarray, far: np.ndarray, slack: np.ndarray, inside: np.ndarray
 ) -> np.ndarray:
-    """Which share of each cell, from its near end on, is decided to be like that end."""
+    """Return the share of each cell, from its near end on, that is decided to be like that end."""
     share = np.empty(len(near))
     # From an inside end: until the first margin may be lost.
     share[inside] = _until(near[inside], far[inside], slack[inside]).min(axis=1)
@@ -131,7 +132,7 @@ def _decided_share(
 
 
 def _until(near: np.ndarray, far: np.ndarray, slack: np.ndarray) -> np.ndarray:
-    """Up to which share of each cell a chord stays above the slack."""
+    """Return the share of each cell up to which a chord stays above the slack."""
     until = np.ones_like(near)
     falls = (far <= slack) & (near > slack)
     np.divide(near - slack, near - far, out=until, where=falls)
@@ -140,7 +141,9 @@ def _until(near: np.ndarray, far: np.ndarray, slack: np.ndarray) -> np.ndarray:
 
 
 def _exit(left: np.ndarray, right: np.ndarray, from_inside: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Where the chords leave the set (or, from outside, enter it), as a share; by which pixel."""
+    """Return the share at which the chords leave the set (or enter it, from outside), and the
+    pixel.
+    """
     crosses = (left > 0) != (right > 0)
     crossing = np.divide(left, left - right, out=np.full_like(left, np.nan), where=crosses)
     leaves = np.where(crosses & (right <= 0), crossing, 1.0)

@@ -1,4 +1,4 @@
-"""Scores of many images at a time: one compiled program a precision, on all devices given."""
+"""Scores of many images at a time, by one compiled program per precision on all given devices."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -15,16 +15,16 @@ from dal_jax._errors import InputError
 from dal_jax._typing import Array, Float, PyTree
 from dal_jax.search._problem import tree_from_spec, tree_spec
 
-# On a CPU a call works on about this many pixels a device: more leave the cache, fewer waste time
-# between calls.
+# Pixels, and images at most, per device and call on a CPU: more pixels leave the cache, fewer waste
+# time between calls.
 CPU_PIXELS, CPU_LANES = 2048, 32
-# On other devices about this many pixels and at most this many images keep all of a device busy
-# (more would be filled with padding); a call may take this share of the memory.
+# On other devices: pixels that keep a device busy, images at most per call (more would be padding),
+# and the share of the memory that a call may take.
 DEVICE_PIXELS, DEVICE_LANES, MEMORY_SHARE = 2**20, 1024, 0.25
 
 
 class Functions(NamedTuple):
-    """What a localizer computes; hashable, equal ones share their programs.
+    """Functions of a localizer; hashable, and equal ones share their programs.
 
     Example:
         >>> def brightness(params, draws, x):
@@ -46,28 +46,29 @@ class Evaluated(NamedTuple):
 
 
 class _Program(NamedTuple):
-    prepare: Any  # parameters (and shared draws) -> what needs no image, once
+    prepare: Any  # parameters and shared draws -> values that need no image
     apply: Any  # (prepared, draws of each image or (), images) -> outputs
     lanes: int  # images a device takes at a time
     temporary_bytes: int  # of one device
 
 
 class Evaluator:
-    """Evaluates images, `capacity` at a time, in float32 or in float64.
+    """Evaluator of images, `capacity` at a time, in float32 or in float64.
 
-    Every device computes the same number of images with the same program whoever they belong to.
-    What is computed beside an image, and its place, change its scores by rounding alone: a matrix
-    product may treat the last rows of a block otherwise than the first.
+    Every device computes the same number of images with the same program, whichever tests they
+    belong to. The place of an image in a batch, and the other images, change its scores by rounding
+    alone: a matrix product may treat the last rows of a block differently from the first.
 
     Args:
-        functions: of the localizer.
-        params: of the functions.
-        draws: for all images, or those of any one image if `own_draws`.
-        own_draws: whether every image comes with its own draws.
-        devices: to be used; None is all of this process.
+        functions: Functions of the localizer.
+        params: Parameters of the functions.
+        draws: Draws shared by all images or, with `own_draws`, an example of the draws of one
+            image.
+        own_draws: Whether every image comes with its own draws.
+        devices: Devices to be used; None selects all devices of this process.
 
     Raises:
-        InputError: no devices; when it is used, scores of another shape than the images.
+        InputError: No devices; at the first use, scores whose shape is not that of the images.
 
     Example:
         >>> def brightness(params, draws, x):
@@ -96,7 +97,7 @@ class Evaluator:
         self._bound: dict[str, tuple[_Program, Any]] = {}
 
     def capacity(self, dtype: str) -> int:
-        """How many images one call takes.
+        """Return the number of images of one call.
 
         Args:
             dtype: "float32" or "float64".
@@ -104,26 +105,26 @@ class Evaluator:
         Returns:
             The number, for all devices together.
         """
-        return self._program(dtype)[0].lanes * len(_able(self._devices, dtype))
+        return self._program(dtype)[0].lanes * len(_devices_for(self._devices, dtype))
 
     @exact_arithmetic()
     def __call__(
         self, images: Float[np.ndarray, "k H W C"], draws: PyTree, dtype: str
     ) -> Evaluated:
-        """Starts the evaluation of up to `capacity` images.
+        """Start the evaluation of up to `capacity` images.
 
         Args:
             images: (k, H, W, C), k <= capacity.
-            draws: with a leading axis k where every image has its own, else not used.
+            draws: Draws with a leading axis k if every image has its own, else unused.
             dtype: "float32" or "float64".
 
         Returns:
-            The outputs, of which the first k rows count.
+            The outputs, of which the first k rows are valid.
         """
         program, prepared = self._program(dtype)
         capacity = self.capacity(dtype)
         own = cast_floats(draws, dtype) if self._own else ()
-        filled = jax.tree.map(lambda v: _padded(v, capacity), (own, images.astype(dtype)))
+        filled = jax.tree.map(lambda v: _pad(v, capacity), (own, images.astype(dtype)))
         outputs = program.apply(prepared, *filled)
         return Evaluated(outputs[0], outputs[1] if len(outputs) > 1 else None)
 
@@ -131,21 +132,21 @@ class Evaluator:
     def _program(self, dtype: str) -> tuple[_Program, Any]:
         if dtype not in self._bound:
             fixed = cast_floats(self._fixed, dtype)
-            devices = _able(self._devices, dtype)
+            devices = _devices_for(self._devices, dtype)
             draws = tree_spec(cast_floats(self._one_draws, dtype)) if self._own else None
-            program = _compiled(self._functions, tree_spec(fixed), draws, dtype, devices)
+            program = _program_for(self._functions, tree_spec(fixed), draws, dtype, devices)
             self._bound[dtype] = program, program.prepare(fixed)
         return self._bound[dtype]
 
 
-def _able(devices: tuple[Any, ...], dtype: str) -> tuple[Any, ...]:
-    """The devices, or the host's processor where they have no float64."""
+def _devices_for(devices: tuple[Any, ...], dtype: str) -> tuple[Any, ...]:
+    """Return the devices, or the host's processor if they have no float64."""
     if dtype == "float64" and devices[0].platform == "tpu":
         return tuple(jax.local_devices(backend="cpu")[:1])
     return devices
 
 
-def _padded(values: np.ndarray, count: int) -> np.ndarray:
+def _pad(values: np.ndarray, count: int) -> np.ndarray:
     if len(values) == count:
         return values
     return np.concatenate(
@@ -154,22 +155,22 @@ def _padded(values: np.ndarray, count: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=64)
-def _compiled(
+def _program_for(
     functions: Functions, fixed: Any, draws: Any, dtype: str, devices: tuple[Any, ...]
 ) -> _Program:
     pixels = int(np.prod(functions.image_shape[:2]))
     if devices[0].platform == "cpu":
         lanes = int(np.clip(CPU_PIXELS // pixels, 1, CPU_LANES))
-        return _compiled_for(functions, fixed, draws, dtype, devices, lanes)
-    trial = _compiled_for(functions, fixed, draws, dtype, devices, 8)
+        return _compile(functions, fixed, draws, dtype, devices, lanes)
+    trial = _compile(functions, fixed, draws, dtype, devices, 8)
     limit = (devices[0].memory_stats() or {}).get("bytes_limit", 2**33)
     fitting = MEMORY_SHARE * limit / max(1, trial.temporary_bytes / trial.lanes)
     wanted = min(DEVICE_PIXELS // pixels, DEVICE_LANES)
     lanes = 2 ** int(np.log2(np.clip(min(fitting, wanted), 1, DEVICE_LANES)))
-    return _compiled_for(functions, fixed, draws, dtype, devices, lanes)
+    return _compile(functions, fixed, draws, dtype, devices, lanes)
 
 
-def _compiled_for(
+def _compile(
     functions: Functions, fixed: Any, draws: Any, dtype: str, devices: tuple[Any, ...], lanes: int
 ) -> _Program:
     wanted = [functions.score]

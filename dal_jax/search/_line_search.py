@@ -1,4 +1,4 @@
-"""Searches a line outwards until the p-value is known well enough."""
+"""Exact search of a line, outwards until the p-value is precise enough."""
 
 import math
 from collections.abc import Callable
@@ -28,18 +28,18 @@ from dal_jax.inference import (
 )
 from dal_jax.inference._p_value import check_alternative
 from dal_jax.inference._randomized import NONE
-from dal_jax.search._engine import Engine, EngineResult
+from dal_jax.search._engines import Engine, EngineResult
 
 # The first round: this far on both sides of 0, and this far around the observed value.
 CORE, AROUND = 2.5, 0.5
-# Later rounds go no further out than this at a time: what they find shortens the rest.
+# Largest step outwards of a later round: its result may shorten the rest.
 STRIDE = 1.0
 # Beyond |z_obs| + this there is less than 1e-23 of the normal mass, counted as unsearched.
 MARGIN = 10.0
 
 
 class Status(StrEnum):
-    """What became of a test; only with OK and NOT_CONVERGED is the p-value a number.
+    """Status of a test; the p-value is a number only with OK and NOT_CONVERGED.
 
     Example:
         >>> Status("NO_REGION") is Status.NO_REGION
@@ -64,9 +64,9 @@ class SearchResult(NamedTuple):
     """
 
     truncation: Intervals  # (k, 2) where the region is the observed one
-    searched: Intervals  # (m, 2) where that is known
+    searched: Intervals  # (m, 2) where membership is known
     bounds: SelectiveP  # on p; NaN where the status has none
-    num_windows: int  # affine pieces met; exact engines only
+    num_windows: int  # affine pieces visited; exact engines only
     num_evaluations: int  # of the score function
     status: Status
 
@@ -79,7 +79,7 @@ class SearchOptions:
     """What is wanted of a search, as `search_line` takes it.
 
     Raises:
-        InputError: an option does not fit.
+        InputError: An option does not fit.
 
     Example:
         >>> SearchOptions(alpha=0.05).precision
@@ -114,34 +114,34 @@ def search_line(
     perturbation: Perturbation = NONE,
     progress: Progress | None = None,
 ) -> SearchResult:
-    """Searches outwards from 0 and from z_obs until the bounds on p are tight.
+    """Search outwards from 0 and from z_obs until the bounds on p are tight.
 
-    Stops when `high - low <= precision`, or when alpha is given and the decision at alpha is
-    certain; given a level not before the decisions at it are certain. Stops when |z| <= z_max is
-    exhausted in any case. What was not searched widens the bounds.
+    The search ends when `high - low <= precision` or, given alpha, when the decision at alpha is
+    certain. Given a level, it does not end before the decisions at that level are certain. It ends
+    in any case when |z| <= z_max is exhausted. The unsearched part widens the bounds.
 
     Args:
-        engine: finds the observed region's set on given parts of the line.
-        z_obs: what selection saw of the statistic, in units of its standard deviation.
-        alternative: as in `selective_p`.
-        precision: width of the bounds on p to be reached, in [0, 1); 0 searches all of the range.
-        alpha: level in (0, 1) of the decision that may end the search, or None.
-        z_max: half the width of the range, standard deviations; None is 10 + |z_obs|. A range
+        engine: Engine that finds the observed region's set on given parts of the line.
+        z_obs: Statistic that the selection saw, in units of its standard deviation.
+        alternative: Alternative hypothesis, as in `selective_p`.
+        precision: Width of the bounds on p to be reached, in [0, 1); 0 searches all of the range.
+        alpha: Level in (0, 1) of the decision that may end the search, or None.
+        z_max: Half the width of the range, standard deviations; None is 10 + |z_obs|. A range
             that would not hold z_obs is widened to |z_obs| + 0.5.
-        level: in (0, 1): the search goes on, however narrow the bounds are, until they tell the
-            decision at this level; or None.
-        recalibrations: whose p-values, too, must tell their decisions at the level.
-        shares: how many tests share alpha and level: the decisions that count are those at the
-            whole, 1/2, ..., 1/shares of them, between which Holm's procedure chooses.
-        perturbation: what was added to the statistic for the selection.
-        progress: called after every round.
+        level: Level in (0, 1) at which the decision must be certain, however narrow the bounds are;
+            or None.
+        recalibrations: Recalibrations whose p-values must decide at the level, too.
+        shares: Number of tests that share alpha and level. The decisions that count are those at
+            the whole, 1/2, ..., 1/shares of them, between which Holm's procedure chooses.
+        perturbation: Noise that was added to the statistic for the selection.
+        progress: Function that is called after every round.
 
     Returns:
         The sets, the bounds, the counts and the status.
 
     Raises:
-        InputError: z_obs not finite, alternative unknown; precision, alpha, z_max or level out of
-            range.
+        InputError: `z_obs` is not finite, the alternative is unknown, or precision, alpha, z_max or
+            level is out of range.
 
     Example:
         >>> def engine(parts):  # the region is the observed one where z > 1
@@ -150,8 +150,7 @@ def search_line(
         >>> round(search_line(engine, 2.0, precision=0).bounds.p, 4)
         0.1434
 
-    Source: the rounds and bounds: this project; early stopping on bounds as in Katsuoka et al.,
-    arXiv 2402.11789.
+    Source: Early stopping on bounds: Katsuoka et al., arXiv 2402.11789.
     """
     options = SearchOptions(alternative, precision, alpha, z_max, level, recalibrations, shares)
     reach_max = reach_limit(z_obs, z_max)
@@ -188,17 +187,17 @@ def check_options(
     z_max: float | None,
     level: float | None = None,
 ) -> None:
-    """Refuses options of a search that do not depend on the data.
+    """Check the options of a search that do not depend on the data.
 
     Args:
-        alternative: as in `search_line`.
-        precision: as in `search_line`.
-        alpha: as in `search_line`.
-        z_max: as in `search_line`.
-        level: as in `search_line`.
+        alternative: Alternative hypothesis, as in `search_line`.
+        precision: Width of the bounds on p, as in `search_line`.
+        alpha: Level whose decision may end the search, as in `search_line`.
+        z_max: Half the width of the range, as in `search_line`.
+        level: Level whose decision must be certain, as in `search_line`.
 
     Raises:
-        InputError: one of them does not fit.
+        InputError: An option is out of range.
 
     Example:
         >>> try:
@@ -218,17 +217,17 @@ def check_options(
 
 
 def reach_limit(z_obs: float, z_max: float | None) -> float:
-    """How far from 0 a search may go.
+    """Return the largest distance from 0 of a search.
 
     Args:
-        z_obs: observed statistic in units of its standard deviation.
-        z_max: half the width of the range, or None for 10 + |z_obs|.
+        z_obs: Observed statistic in units of its standard deviation.
+        z_max: Half the width of the range, or None for 10 + |z_obs|.
 
     Returns:
-        The limit, standard deviations; |z_obs| + 0.5 if z_max would not hold z_obs.
+        The limit in standard deviations; |z_obs| + 0.5 if z_max does not exceed |z_obs|.
 
     Raises:
-        InputError: z_obs is not finite.
+        InputError: `z_obs` is not finite.
     """
     if not math.isfinite(z_obs):
         raise InputError(f"z_obs is {z_obs!r}, expected a finite number")
@@ -238,18 +237,19 @@ def reach_limit(z_obs: float, z_max: float | None) -> float:
 
 
 def search_status(bounds: SelectiveP, options: SearchOptions) -> Status:
-    """Whether the bounds on p are as asked for.
+    """Return the status that the bounds on p imply.
 
     Args:
-        bounds: on p.
-        options: with the precision, and the level alpha whose decision is enough, or None.
+        bounds: Bounds on p.
+        options: Options with the precision, and with the level alpha whose decision suffices, or
+            None.
 
     Returns:
         OK, NOT_CONVERGED, or TIE where the bounds are NaN.
     """
     if math.isnan(bounds.p):
         return Status.TIE
-    # Exhausting the range leaves tails of less than 1e-20; do not ask for exactly nothing.
+    # Exhausting the range leaves tails of less than 1e-20: a width of exactly 0 is out of reach.
     if bounds.high - bounds.low <= max(options.precision, 1e-12):
         return Status.OK
     if options.alpha is not None and _certain(bounds, options.alpha, options.shares):
@@ -258,19 +258,19 @@ def search_status(bounds: SelectiveP, options: SearchOptions) -> Status:
 
 
 def _certain(bounds: SelectiveP, level: float, shares: int) -> bool:
-    """Whether bounds tell the decisions at a level, its half, its third and so on."""
+    """Return whether bounds determine the decisions at a level, its half, its third and so on."""
     return all(decision(bounds, level / k) != "undecided" for k in range(1, shares + 1))
 
 
 def is_decided(observed: Observed, options: SearchOptions) -> bool:
-    """Whether what was searched tells every decision at the level of the options.
+    """Return whether the search determines every decision at the level of the options.
 
     Args:
-        observed: the statistic and what was searched.
-        options: with the level and the recalibrations.
+        observed: Statistic, with the searched part of the line.
+        options: Options with the level and the recalibrations.
 
     Returns:
-        True without a level, and where there is no p-value that more searching could settle.
+        True also without a level, and where there is no p-value that more searching could settle.
     """
     if options.level is None:
         return True
@@ -285,7 +285,9 @@ def is_decided(observed: Observed, options: SearchOptions) -> bool:
 
 
 def _next_reach(reach: float, reach_max: float, precision: float, log_found: float) -> float:
-    """How far the bounds need the search to go if no more is found, at most a stride away."""
+    """Return the reach that the bounds need if nothing more is found, at most a stride further
+    out.
+    """
     log_unsearched = math.log(precision) + log_found - math.log(2)
     needed = float(-ndtri_exp(log_unsearched)) if math.isfinite(log_found) else math.inf
     return float(np.clip(needed, reach + STRIDE / 4, min(reach + STRIDE, reach_max)))

@@ -1,4 +1,4 @@
-"""One line to be searched: a localizer's score along it and the region that was observed."""
+"""A line to be searched: a localizer's score along it, and the observed region."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from dal_jax.search._selection import SelectedRegion
 
 
 class LineProblem(NamedTuple):
-    """Where along `base + direction z` is the region the observed one?
+    """Search for the part of `base + direction z` on which the region is the observed one.
 
     Example:
-        >>> from dal_jax.search import pick
+        >>> from dal_jax.search import select_region
         >>> bright, along = lambda params, draws, x: x[..., 0], np.array([[[1.0], [0.0]]])
         >>> selected = select_region(np.array([[2.0, 0.0]]), 1.0)  # at z = 2
         >>> problem = LineProblem(bright, (), (), 1.0, 0 * along, along, selected, 2.0)
@@ -36,16 +36,16 @@ class LineProblem(NamedTuple):
 
     @property
     def membership(self) -> "Membership":
-        """What tells whether the observed region is selected at a point of the line."""
+        """Function that decides whether the observed region is selected at a point of the line."""
         return Membership(self.score_fn, bool(self.selected.must_stay_lower.any()))
 
 
 @dataclass(frozen=True)
 class Membership:
-    """(operands, z) -> (whether the region is the observed one, the score map).
+    """Function (operands, z) -> (whether the region is the observed one, the score map).
 
     Example:
-        >>> from dal_jax.search import pick
+        >>> from dal_jax.search import select_region
         >>> bright, along = lambda params, draws, x: x[..., 0], np.array([[[1.0], [0.0]]])
         >>> selected = select_region(np.array([[2.0, 0.0]]), 1.0)  # at z = 2
         >>> problem = LineProblem(bright, (), (), 1.0, 0 * along, along, selected, 2.0)
@@ -56,14 +56,14 @@ class Membership:
     """
 
     score_fn: Callable[..., Any]  # (params, draws, x (H, W, C)) -> (H, W)
-    must_stay_lower: bool = False  # whether any pixel need only score below the region's highest
+    must_stay_lower: bool = False  # whether any pixel must only score below the region's highest
 
     def __call__(self, operands: Any, z: Array) -> tuple[Array, Array]:
-        """Evaluates at one point of the line.
+        """Evaluate at one point of the line.
 
         Args:
-            operands: what `operands` returned.
-            z: standardized, a scalar of the same dtype.
+            operands: Arrays from the function `operands`.
+            z: Standardized point, a scalar of the same dtype.
 
         Returns:
             (bool, (H, W)): whether the observed region is selected there, and the score.
@@ -82,17 +82,17 @@ class Membership:
 
 
 def operands(problem: LineProblem, dtype: Any) -> Any:
-    """The arrays of a problem, floating ones in one dtype.
+    """Return the arrays of a problem, with one floating dtype.
 
     Args:
-        problem: the line.
-        dtype: floating dtype to compute in.
+        problem: Problem of the line.
+        dtype: Floating dtype of the computation.
 
     Returns:
-        What `Membership` takes first.
+        The first argument of a `Membership`.
 
     Example:
-        >>> from dal_jax.search import pick
+        >>> from dal_jax.search import select_region
         >>> bright, along = lambda params, draws, x: x[..., 0], np.array([[[1.0], [0.0]]])
         >>> selected = select_region(np.array([[2.0, 0.0]]), 1.0)  # at z = 2
         >>> problem = LineProblem(bright, (), (), 1.0, 0 * along, along, selected, 2.0)
@@ -105,10 +105,10 @@ def operands(problem: LineProblem, dtype: Any) -> Any:
 
 
 def tree_spec(tree: Any) -> tuple[Any, tuple[Any, ...]]:
-    """A hashable description of a pytree of arrays: its structure, shapes and dtypes.
+    """Return a hashable description of a pytree of arrays: its structure, shapes and dtypes.
 
     Args:
-        tree: of arrays.
+        tree: Pytree of arrays.
 
     Returns:
         (structure, ((shape, dtype), ...)); `tree_from_spec` turns it into shapes to trace with.
@@ -118,10 +118,10 @@ def tree_spec(tree: Any) -> tuple[Any, tuple[Any, ...]]:
 
 
 def tree_from_spec(description: tuple[Any, tuple[Any, ...]]) -> Any:
-    """The pytree of `jax.ShapeDtypeStruct` that a description stands for.
+    """Return the pytree of `jax.ShapeDtypeStruct` that a description stands for.
 
     Args:
-        description: from `tree_spec`.
+        description: Description from `tree_spec`.
 
     Returns:
         A tree to trace functions with.

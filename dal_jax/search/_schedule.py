@@ -1,4 +1,4 @@
-"""Many tests side by side: the evaluations that they ask for share the batches of the devices."""
+"""Many tests side by side, whose evaluations share the batches of the devices."""
 
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -10,14 +10,14 @@ import numpy as np
 from dal_jax._typing import Bool, Float, PyTree
 from dal_jax.search._evaluator import Evaluated, Evaluator
 
-# Calls that are under way at a time: the host works on one while the device computes the other.
+# Calls in progress at a time: the host works on one while the device computes the other.
 CALLS = 2
 
 Result = TypeVar("Result")
 
 
 class ScoreRequest(NamedTuple):
-    """Images to be scored, one or more.
+    """Request for the scores of one or more images.
 
     Example:
         >>> ScoreRequest(np.zeros((2, 4, 4, 1)), np.array([False, True]), ()).reconstruct
@@ -26,12 +26,12 @@ class ScoreRequest(NamedTuple):
 
     images: Float[np.ndarray, "k H W C"]
     wide: Bool[np.ndarray, " k"]  # in float64; others in float32
-    draws: PyTree  # for all of these images, where every task has its own
-    reconstruct: bool = False  # of the last image, which must be wide
+    draws: PyTree  # of all of these images, where every task has its own
+    reconstruct: bool = False  # whether to reconstruct the last image, which must be wide
 
 
 class ScoreReply(NamedTuple):
-    """Their scores.
+    """Scores that answer a request.
 
     Example:
         >>> ScoreReply(np.zeros((2, 4, 4)), None).score.shape
@@ -42,13 +42,13 @@ class ScoreReply(NamedTuple):
     reconstruction: Float[np.ndarray, "H W C"] | None  # of the last image, if asked for
 
 
-# Yields a `ScoreRequest` and is sent its `ScoreReply`, or yields a list of tasks and is sent what
-# they returned.
+# Yields a `ScoreRequest` and is sent its `ScoreReply`, or yields a list of tasks and is sent their
+# results.
 Task = Generator[Any, Any, Result]
 
 
 class _Running:
-    """A task that waits for its turn, for scores, or for the tasks that it asked for."""
+    """A task that waits for its turn, for scores, or for its subtasks."""
 
     def __init__(self, key: Any, task: Any, whole: "_Running | None" = None):
         self.key, self.task, self.whole = key, task, whole
@@ -56,12 +56,12 @@ class _Running:
         self.missing = 0
 
     def parts(self, tasks: Sequence[Any]) -> list["_Running"]:
-        """The tasks that it asked for."""
+        """Return the subtasks."""
         self.results, self.missing = [None] * len(tasks), len(tasks)
         return [_Running(number, task, self) for number, task in enumerate(tasks)]
 
     def take(self, number: int, result: Any) -> bool:
-        """Takes the result of one of them; whether it was the last one."""
+        """Take the result of a subtask; return whether it was the last one."""
         self.results[number] = result
         self.missing -= 1
         return not self.missing
@@ -85,21 +85,21 @@ class _Call(NamedTuple):
 def run_side_by_side(
     tasks: Iterable[tuple[Any, Task[Result]]], evaluator: Evaluator, in_flight: int
 ) -> Iterator[tuple[Any, Result]]:
-    """Runs tasks that ask for evaluations, a number of them at a time, until all are done.
+    """Run tasks that request evaluations, a number of them at a time, until all are done.
 
-    A batch is started when it is full, or when nothing else is under way; a finished task makes
-    room for the next one, so that the devices never wait for the slowest. A task that waits for
-    tasks which it asked for takes no room; they come before those that were not started.
+    A batch starts when it is full, or when no other is in progress; a finished task makes room for
+    the next one, so that the devices never wait for the slowest. A task that waits for its subtasks
+    takes no room; subtasks come before tasks that have not started.
 
     Args:
-        tasks: (key, generator) each; a generator yields `ScoreRequest` and receives `ScoreReply`,
-            or yields a list of one or more such generators and receives what they returned, in
-            order.
-        evaluator: of the images.
-        in_flight: how many tasks at a time, 1 or more.
+        tasks: Pairs (key, generator). A generator yields a `ScoreRequest` and receives the
+            `ScoreReply`, or yields a list of one or more such generators and receives their
+            results, in order.
+        evaluator: Evaluator of the images.
+        in_flight: Number of tasks at a time, 1 or more.
 
     Yields:
-        (key, what the generator returned), in the order in which they finish.
+        (key, result of the generator), in the order in which the tasks finish.
 
     Example:
         >>> from dal_jax.search import Functions
@@ -112,8 +112,8 @@ def run_side_by_side(
         [(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)]
     """
     queue = (_Running(key, task) for key, task in tasks)
-    parts: deque[_Running] = deque()  # asked for by tasks, not started yet
-    ready: deque[tuple[_Running, Any]] = deque()  # and what each is sent
+    parts: deque[_Running] = deque()  # subtasks that have not started
+    ready: deque[tuple[_Running, Any]] = deque()  # tasks, each with the value to send
     waiting: dict[str, deque[tuple[_Ticket, int]]] = {"float32": deque(), "float64": deque()}
     calls: deque[_Call] = deque()
     active = 0
@@ -171,7 +171,7 @@ def _start_calls(waiting: Any, calls: deque[_Call], evaluator: Evaluator) -> Non
 
 
 def _collect(call: _Call) -> Iterator[_Ticket]:
-    """Waits for a call and hands its rows to their tickets; those that are complete."""
+    """Wait for a call, hand its rows to their tickets, and yield the complete tickets."""
     score = np.asarray(call.evaluated.score)
     for number, (ticket, row) in enumerate(call.rows):
         ticket.score[row] = score[number]

@@ -1,4 +1,4 @@
-"""Which flagged pixels are tested, and what of a score map decides that they are the same ones."""
+"""Selection of the tested pixels, and margins of score maps that select the same ones."""
 
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ TIE = 1e-12
 
 
 class Margins(NamedTuple):
-    """What was found at evaluated points of a line.
+    """Margins of the pixels at evaluated points of a line.
 
     Example:
         >>> score = np.array([[2.0, 0.0]])
@@ -25,12 +25,12 @@ class Margins(NamedTuple):
         ([[1.0, 1.0]], [True])
     """
 
-    margin: Float[np.ndarray, "k n"]  # of every pixel that counts, positive where as observed
+    margin: Float[np.ndarray, "k n"]  # of every pixel that counts, positive if it is as observed
     inside: Bool[np.ndarray, " k"]  # the region is the observed one
 
 
 class SelectedRegion(NamedTuple):
-    """A region, and which other pixels decide that it is the one selected; masks (H, W).
+    """A region, and the other pixels that decide whether it is selected, as masks (H, W).
 
     Example:
         >>> selected = select_region(np.array([[2.0, 0.0, 3.0, 0.5, 0.0]]), 1.0, "peak")
@@ -44,16 +44,16 @@ class SelectedRegion(NamedTuple):
 
 
 def check_region(kind: Any) -> str:
-    """Refuses what is no kind of region.
+    """Check that a kind of region is known.
 
     Args:
-        kind: as in `select_region`.
+        kind: Kind of region, as in `select_region`.
 
     Returns:
         The kind.
 
     Raises:
-        InputError: unknown kind.
+        InputError: Unknown kind.
 
     Example:
         >>> check_region("peak")
@@ -70,27 +70,27 @@ def select_region(
     kind: str = "all",
     where: Bool[np.ndarray, "H W"] | None = None,
 ) -> SelectedRegion:
-    """Selects the pixels to be tested.
+    """Select the pixels to be tested.
 
     Args:
-        score: (H, W).
-        threshold: flagged pixels have a higher score.
-        kind: "all", every flagged pixel; "peak", those connected with the highest score (of equal
-            ones the first in row-major order) through flagged ones, diagonal neighbours included;
-            "components", every flagged pixel, to be parted by `parts_of`.
-        where: pixels that may be flagged; None: all.
+        score: (H, W) score map.
+        threshold: Threshold of the score; flagged pixels have a higher score.
+        kind: "all", every flagged pixel; "peak", those connected with the highest score (the first
+            of equal ones in row-major order) through flagged pixels, diagonal neighbours included;
+            "components", every flagged pixel, to be split by `parts_of`.
+        where: (H, W) pixels that may be flagged; None stands for all.
 
     Returns:
-        The region, empty where nothing is flagged, and what decides on it.
+        The region, empty if nothing is flagged, with the pixels that decide on it.
 
     Raises:
-        InputError: unknown kind.
+        InputError: Unknown kind.
 
     Example:
         >>> select_region(np.array([[2.0, 0.0, 3.0, 2.5]]), 1.0, "peak").region.tolist()
         [[False, False, True, True]]
 
-    Source: "all" is that of Katsuoka et al., arXiv 2402.11789; "peak": this project.
+    Source: Katsuoka et al., arXiv 2402.11789 ("all").
     """
     check_region(kind)
     allowed = np.ones(score.shape, bool) if where is None else where
@@ -105,10 +105,10 @@ def select_region(
 
 
 def label_components(region: Bool[np.ndarray, "H W"]) -> Int[np.ndarray, "H W"]:
-    """Numbers the connected components of a region, diagonal neighbours included.
+    """Number the connected components of a region, diagonal neighbours included.
 
     Args:
-        region: (H, W).
+        region: (H, W) mask.
 
     Returns:
         (H, W), 1, 2, ... in the row-major order of each component's first pixel; 0 outside.
@@ -121,14 +121,14 @@ def label_components(region: Bool[np.ndarray, "H W"]) -> Int[np.ndarray, "H W"]:
 
 
 def parts_of(selected: SelectedRegion, kind: str) -> list[Bool[np.ndarray, "H W"]]:
-    """The regions to test among the selected pixels, each given that all of them were selected.
+    """Return the regions to test, each given that all selected pixels were selected.
 
     Args:
-        selected: not empty.
-        kind: as in `select_region`.
+        selected: Selected region, not empty.
+        kind: Kind of region, as in `select_region`.
 
     Returns:
-        Masks (H, W): of "components" each connected component, else the region itself.
+        Masks (H, W): each connected component for "components", else the region itself.
 
     Example:
         >>> selected = select_region(np.array([[2.0, 0.0, 3.0, 2.5]]), 1.0, "components")
@@ -144,19 +144,20 @@ def parts_of(selected: SelectedRegion, kind: str) -> list[Bool[np.ndarray, "H W"
 def margins(
     score: Float[np.ndarray, "k H W"], threshold: float, selected: SelectedRegion
 ) -> Margins:
-    """Judges score maps by whether the observed region is selected in them.
+    """Return the margins by which score maps select the observed region.
 
-    It is if and only if its pixels are flagged, those of the rim are not, and the highest score of
-    the region and the rest (of equal ones the first, as in `select_region`) is of the region.
+    The region is selected if and only if its pixels are flagged, those of the rim are not, and the
+    highest score of the region and the rest (the first of equal ones, as in `select_region`) lies
+    in the region.
 
     Args:
-        score: (k, H, W).
-        threshold: flagged pixels have a higher score.
-        selected: in the observed map; the region is not empty.
+        score: (k, H, W) score maps.
+        threshold: Threshold of the score; flagged pixels have a higher score.
+        selected: Region selected in the observed map, not empty.
 
     Returns:
-        For each pixel that counts by how far it is as observed, in units of the score; and whether
-        all are.
+        Margins of the pixels that count, positive if a pixel is as observed, in units of the score;
+        and whether all pixels are as observed.
 
     Example:
         >>> selected = select_region(np.array([[2.0, 0.0]]), 1.0)
@@ -181,17 +182,17 @@ def margins(
 def count_ties(
     score: Float[np.ndarray, "H W"], threshold: float, selected: SelectedRegion, scale: float
 ) -> int:
-    """Counts the pixels of a score map of which rounding decides whether they are selected.
+    """Count the pixels of a score map whose selection is decided by rounding.
 
     Args:
-        score: (H, W), finite, in float64.
-        threshold: flagged pixels have a higher score.
-        selected: in this map.
-        scale: of the values that the score is computed from, in units of the score.
+        score: (H, W) score map, finite, in float64.
+        threshold: Threshold of the score; flagged pixels have a higher score.
+        selected: Region that was selected in this map.
+        scale: Size of the values that the score is computed from, in units of the score.
 
     Returns:
-        How many of the `margins` are below 1e-12 times the largest of scale, threshold and scores:
-        another processor, or another batch, may select another region where this is not 0.
+        Number of `margins` below 1e-12 times the largest of scale, threshold and scores. If it is
+        not 0, another processor or another batch may select another region.
 
     Example:
         >>> score = np.array([[2.0, 1.0 + 1e-15, 0.0]])

@@ -1,32 +1,175 @@
-"""Training; a resumed run goes on from the exact state of the interrupted one."""
+"""Training of networks; a resumed run continues from the exact state of the interrupted one."""
 
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from dal_jax._errors import CheckpointError, DalJaxError, InputError
 from dal_jax._files import write_text
 from dal_jax._typing import PyTree
-from dal_jax.diffusion._checkpoint import Config, save_checkpoint
-from dal_jax.diffusion._store import fetch, read_record, store
-from dal_jax.diffusion._update import (
-    Batch,
-    Objective,
-    TrainConfig,
-    TrainState,
-    initial_state,
-    update_function,
-)
+from dal_jax.diffusion._checkpoint import Config, fetch, read_record, save_checkpoint, store
+from dal_jax.diffusion._objective import Batch, Objective
 
 _RECORD = "training.json"
 _LOG = "loss.jsonl"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train; `steps`, `checkpoint_every` and `log_every` count updates of the weights.
+
+    Raises:
+        InputError: A number out of range, or another dtype.
+
+    Example:
+        >>> TrainConfig(steps=100, ema_decay=0.999).batch_size
+        64
+
+    Source: Adam: Kingma and Ba, arXiv 1412.6980; settings: this project.
+    """
+
+    steps: int = 2000
+    batch_size: int = 64  # images a step
+    learning_rate: float = 1e-3  # of Adam
+    grad_clip: float = 1.0  # largest global norm of the gradient
+    ema_decay: float | None = None  # of the averaged weights, at most; None returns the last ones
+    dtype: str = "float32"  # or "bfloat16", of the activations; weights are float32
+    seed: int = 0  # of the first weights, batches and noise
+    checkpoint_every: int = 500  # steps from one stored state to the next
+    log_every: int = 50  # steps from one record of the loss to the next
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "checkpoint_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: got {getattr(self, name)}, expected a positive number")
+        for name in ("learning_rate", "grad_clip"):
+            if not 0.0 < getattr(self, name) < np.inf:
+                raise InputError(f"{name}: got {getattr(self, name)}, expected a positive number")
+        if self.ema_decay is not None and not 0.0 <= self.ema_decay < 1.0:
+            raise InputError(f"ema_decay: got {self.ema_decay}, expected 0 <= ema_decay < 1")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise InputError(f"dtype: got {self.dtype!r}, expected 'float32' or 'bfloat16'")
+        if self.seed < 0:
+            raise InputError(f"seed: got {self.seed}, expected 0 or above")
+
+
+class TrainState(NamedTuple):
+    """All that a run carries from step to step; the rest follows from (seed, step).
+
+    Example:
+        >>> from dal_jax.models import AutoencoderConfig, Reconstruction
+        >>> objective = Reconstruction(AutoencoderConfig(channels=(2,)))
+        >>> state = initial_state(TrainConfig(), objective)
+        >>> state.step.item(), state.averaged
+        (0, {})
+    """
+
+    step: Any  # int32, updates done
+    variables: PyTree  # {"params": ..., "batch_stats": ...}
+    averaged: PyTree  # the same, averaged over steps; empty without ema_decay
+    optimizer: PyTree  # what Adam keeps of former gradients
+    loss_sum: Any  # float32, since the last record of the log
+
+
+def initial_state(train_config: TrainConfig, objective: Objective) -> TrainState:
+    """Draw the state before the first step.
+
+    Args:
+        train_config: Settings of the training, with the seed.
+        objective: Objective that the training minimizes.
+
+    Returns:
+        The state.
+
+    Example:
+        >>> from dal_jax.models import AutoencoderConfig, Reconstruction
+        >>> objective = Reconstruction(AutoencoderConfig(channels=(2,)))
+        >>> state = initial_state(TrainConfig(seed=1), objective)
+        >>> state.variables["params"]["down1"]["kernel"].shape
+        (3, 3, 1, 2)
+    """
+    variables = objective.init(train_config.seed)
+    optimizer = jax.jit(_optimizer(train_config).init)(variables["params"])
+    averaged = {} if train_config.ema_decay is None else variables
+    return TrainState(np.int32(0), variables, averaged, optimizer, np.float32(0))
+
+
+def update_function(
+    train_config: TrainConfig, objective: Objective
+) -> Callable[[TrainState, Batch], TrainState]:
+    """Return the compiled update, the same one for runs that differ in their lengths only.
+
+    Args:
+        train_config: Settings of the training.
+        objective: Objective that the training minimizes.
+
+    Returns:
+        A function of the state and a batch, giving the next state.
+
+    Example:
+        >>> from dal_jax.models import AutoencoderConfig, Reconstruction
+        >>> objective = Reconstruction(AutoencoderConfig(channels=(2,)))
+        >>> config, batch = TrainConfig(), Batch(jnp.ones((1, 4, 4, 1)))
+        >>> update = update_function(config, objective)
+        >>> jax.eval_shape(update, initial_state(config, objective), batch).loss_sum.shape
+        ()
+        >>> update is update_function(TrainConfig(steps=5), objective)
+        True
+
+    Source: Kingma and Ba, arXiv 1412.6980; this project.
+    """
+    lengths = {"steps": 1, "batch_size": 1, "checkpoint_every": 1, "log_every": 1}
+    return _update_function(objective, replace(train_config, **lengths))
+
+
+@lru_cache(maxsize=8)
+def _update_function(
+    objective: Objective, train_config: TrainConfig
+) -> Callable[[TrainState, Batch], TrainState]:
+    optimizer = _optimizer(train_config)
+    dtype = jnp.dtype(train_config.dtype)
+
+    def loss_of(params: PyTree, stats: PyTree, prepared: PyTree) -> Any:
+        return objective.loss(params, stats, prepared, dtype)
+
+    @jax.jit
+    def update(state: TrainState, batch: Batch) -> TrainState:
+        key = jax.random.fold_in(jax.random.key(train_config.seed), state.step)
+        prepared = objective.prepare(key, batch)
+        params, stats = state.variables["params"], state.variables["batch_stats"]
+        (loss, stats), slope = jax.value_and_grad(loss_of, has_aux=True)(params, stats, prepared)
+        # Optax mixes integers and floats: allowed here, whatever is global.
+        with jax.numpy_dtype_promotion("standard"):
+            change, optimizer_state = optimizer.update(slope, state.optimizer, params)
+        variables = {"params": optax.apply_updates(params, change), "batch_stats": stats}
+        averaged = state.averaged
+        if train_config.ema_decay is not None:
+            # Early on the average forgets faster, or the first random weights would linger in it.
+            done = state.step.astype(jnp.float32)
+            early = (done + jnp.float32(1)) / (done + jnp.float32(10))
+            keep = jnp.minimum(early, jnp.float32(train_config.ema_decay))
+            averaged = jax.tree.map(
+                lambda old, new: keep * old + (jnp.float32(1) - keep) * new, averaged, variables
+            )
+        step = state.step + jnp.int32(1)
+        return TrainState(step, variables, averaged, optimizer_state, state.loss_sum + loss)
+
+    return update
+
+
+def _optimizer(train_config: TrainConfig) -> optax.GradientTransformation:
+    return optax.chain(
+        optax.clip_by_global_norm(train_config.grad_clip), optax.adam(train_config.learning_rate)
+    )
 
 
 Progress = Callable[[int, int, float], None]
@@ -58,7 +201,7 @@ def train(
     textures: np.ndarray | None = None,
     finish: Callable[[PyTree], Config] | None = None,
 ) -> PyTree:
-    """Trains the network of a localizer on normal images.
+    """Train the network of a localizer on normal images.
 
     `DalConfig`, `MdpsConfig`: least squares `mean |eps - UNet(sqrt(a) x + sqrt(1-a) eps, t)|^2`,
     `a = alpha_bar[t+1]`, t uniform over the levels; `GladConfig`: the same with synthetic
@@ -73,12 +216,12 @@ def train(
 
     Args:
         images: (N, H, W, C), finite, normal ones only; taken as float32.
-        config: network, schedule and image size.
-        train_config: how to train.
-        directory: where to keep log, state and checkpoint; None keeps nothing.
-        progress: called with (step, steps, mean loss) whenever the log is written and at the end.
+        config: Network, schedule and image size.
+        train_config: Settings of the training.
+        directory: Where to keep log, state and checkpoint; None keeps nothing.
+        progress: Called with (step, steps, mean loss) whenever the log is written and at the end.
         resume: False starts over, whatever is in the directory.
-        objective: what to minimize, a frozen dataclass of plain values; None: the above.
+        objective: What to minimize, a frozen dataclass of plain values; None: the above.
         where: (N, H, W) bool, pixels of the object, where anomalies may be put; None: all.
         textures: (T, H, W, C), finite, other things to take anomalies from, on the device all the
             time; None: anomalies are of the images' own parts.
@@ -88,9 +231,9 @@ def train(
         {"params": ..., "batch_stats": ...}, numpy float32; the averaged ones with `ema_decay`.
 
     Raises:
-        InputError: images that do not fit, or a directory of a run with other settings or images.
-        CheckpointError: the state in the directory is damaged.
-        DalJaxError: the loss is no longer finite.
+        InputError: Images that do not fit, or a directory of a run with other settings or images.
+        CheckpointError: The state in the directory is damaged.
+        DalJaxError: The loss is no longer finite.
 
     Example:
         >>> from dal_jax import DalConfig
@@ -122,13 +265,13 @@ def train(
 
 
 def batch_indices(seed: int, step: int, batch_size: int, count: int) -> np.ndarray:
-    """Selects the images of a step: each epoch is a permutation of its own.
+    """Select the images of a step: each epoch is a permutation of its own.
 
     Args:
-        seed: of the run.
-        step: counted from 0.
-        batch_size: images a step.
-        count: images in all.
+        seed: Of the run.
+        step: Counted from 0.
+        batch_size: Images a step.
+        count: Images in all.
 
     Returns:
         (batch_size,) indices below `count`.
@@ -238,7 +381,7 @@ def _restore(folder: Path, facts: dict[str, Any], like: TrainState, steps: int) 
 
 
 def _cut_log(path: Path, step: int) -> None:
-    """Drops the records after a step, which a resumed run writes again."""
+    """Drop the records after a step, which a resumed run writes again."""
     lines = path.read_text().splitlines() if path.is_file() else []
     kept = []
     for line in lines:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dal_jax import InputError
 from dal_jax.runs import decode, encode
-from dal_jax.runs._lines import canonical, from_line, to_line
+from dal_jax.runs._records import canonical, from_line, to_line
 
 KEYS = st.text(max_size=5).filter(lambda key: key != "$float")
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)

@@ -5,13 +5,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from dal_jax import report as words
 from dal_jax._errors import InputError
+from dal_jax.inspection._page_model import NAMES, interval, percent
+from dal_jax.inspection._page_pictures import by_p, difference_of
+from dal_jax.inspection._page_rows import METRICS, Tested
 from dal_jax.inspection._rows import COLUMNS, DECIDING, region_number, tally
-from dal_jax.report import _outcome as words
-from dal_jax.report._outcome import format_p
-from dal_jax.report._page_model import NAMES, interval, percent
-from dal_jax.report._page_pictures import by_p, difference_of
-from dal_jax.report._page_rows import METRICS, Tested
+from dal_jax.report import format_p
 
 DECISIONS = (
     words.SIGNIFICANT,

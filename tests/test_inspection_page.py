@@ -22,11 +22,12 @@ from PIL import Image
 
 from dal_jax import InputError
 from dal_jax.inference import NullLaw, Ranks, conformal_p
+from dal_jax.inspection import page
 from dal_jax.inspection._calibration import METHODS, Calibration, Rate, save_calibration
 from dal_jax.inspection._rows import COLUMNS, DECIDING, LOW, write_rows
 from dal_jax.noise import fit_report, iid
-from dal_jax.report import calibration_picture, page
-from dal_jax.report._calibration_figure import calibration_figure, uniform_band
+from dal_jax.report import calibration_figure, calibration_picture
+from dal_jax.report._calibration_figure import uniform_band
 
 NAN = math.nan
 HOSTILE = 'a/<script>alert("1")</script> & \'q\' "é日".png'
@@ -278,7 +279,7 @@ def test_other_calibration_and_other_decisions_are_noticed(folder: Path, model: 
 
 
 def test_limits_are_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dal_jax.report._page._LINES", 2)
+    monkeypatch.setattr("dal_jax.inspection._page._LINES", 2)
     made = page(folder, num_pictures=1)
     seen = parsed(folder)
     assert "Showing the 1 images with the smallest p of 5." in seen.text

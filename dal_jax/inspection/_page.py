@@ -13,11 +13,11 @@ import numpy as np
 from dal_jax._errors import InputError
 from dal_jax._version import __version__
 from dal_jax.images import write_text
-from dal_jax.report._calibration_figure import calibration_figure
-from dal_jax.report._page_model import Model, Trust, of_this_calibration, read_model
-from dal_jax.report._page_pictures import SIDE, Pictures, data_uri, pictures
-from dal_jax.report._page_rows import TABLE, Tested, read_results
-from dal_jax.report._page_sections import full_table, metrics, recalibrated, summary
+from dal_jax.inspection._page_model import Model, Trust, of_this_calibration, read_model
+from dal_jax.inspection._page_pictures import SIDE, Pictures, data_uri, pictures
+from dal_jax.inspection._page_rows import TABLE, Tested, read_results
+from dal_jax.inspection._page_sections import full_table, metrics, recalibrated, summary
+from dal_jax.report import calibration_figure
 
 NUM_PICTURES = 60
 _LINES = 2000  # of the full table, at most
@@ -128,7 +128,7 @@ def _template() -> Any:
         import markupsafe
     except ImportError as error:
         raise InputError('report: the page needs jinja2: pip install "dal-jax[report]"') from error
-    folder = importlib.resources.files("dal_jax.report") / _TEMPLATES
+    folder = importlib.resources.files("dal_jax.inspection") / _TEMPLATES
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
         autoescape=True,

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 from dal_jax._errors import CheckpointError, InputError
 from dal_jax.inference import SelectiveP
-from dal_jax.inspection import METHODS, Calibration, load_calibration
+from dal_jax.inspection._calibration import METHODS, Calibration, load_calibration
 from dal_jax.inspection._calibration import RECORD as CALIBRATION
+from dal_jax.inspection._page_rows import parse_object, read_bytes, sha256
 from dal_jax.inspection._profile import RECORD as PROFILE
-from dal_jax.report._outcome import format_p
-from dal_jax.report._page_rows import parse_object, read_bytes, sha256
+from dal_jax.report import format_p
 
 # A p-value of the rows is that of the calibration up to the rounding of a division.
 _SAME = 1e-9

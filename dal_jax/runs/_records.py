@@ -1,22 +1,138 @@
-"""Shards: files to which one process appends finished tasks, safe to lose power at any byte."""
+"""One record as one line of standard JSON with a checksum of itself."""
 
 import contextlib
 import errno
+import json
+import math
 import os
+import re
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
 from dal_jax._errors import InputError, RunError
-from dal_jax.runs._lines import from_line, to_line
 
 SYNC_SECONDS = 5.0
 
+FLOAT = "$float"  # key of the dictionary that stands for a float which JSON lacks
+_CHECKED = re.compile(rb'\{"crc32":"([0-9a-f]{8})",(.*)', re.DOTALL)
+
+
+def encode(value: Any) -> Any:
+    """Turn a value into what standard JSON holds without loss.
+
+    NaN and the infinities become `{"$float": "nan"}`, `"inf"` and `"-inf"`; every other float is
+    written with as many digits as give back the same bits.
+
+    Args:
+        value: None, bool, int, float, str, scalars of numpy or JAX of these kinds, lists, tuples
+            (which come back as lists) and dictionaries with str keys other than "$float".
+
+    Returns:
+        The same of plain Python types.
+
+    Raises:
+        InputError: Another type or key.
+
+    Example:
+        >>> encode({"p": float("nan"), "sides": (32, 32)})
+        {'p': {'$float': 'nan'}, 'sides': [32, 32]}
+    """
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, str):
+        return str.__str__(value)
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else {FLOAT: float.__repr__(value)}
+    if isinstance(value, list | tuple):
+        return [encode(item) for item in value]
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str) or key == FLOAT:
+                raise InputError(f"record: got the key {key!r}, expected str other than {FLOAT!r}")
+        return {str.__str__(key): encode(item) for key, item in value.items()}
+    raise InputError(
+        f"record: got a value of {type(value).__module__}.{type(value).__qualname__}, "
+        "expected None, bool, int, float, str, or lists and dictionaries of them"
+    )
+
+
+def decode(value: Any) -> Any:
+    """Return back what `encode` was given.
+
+    Args:
+        value: Result of `json.loads`.
+
+    Returns:
+        The value, with NaN and infinities as floats.
+
+    Example:
+        >>> decode(json.loads('{"p": {"$float": "inf"}, "k": 3}'))
+        {'p': inf, 'k': 3}
+    """
+    if isinstance(value, list):
+        return [decode(item) for item in value]
+    if isinstance(value, dict):
+        if list(value) == [FLOAT]:
+            return float(value[FLOAT])
+        return {key: decode(item) for key, item in value.items()}
+    return value
+
+
+def dumps(value: Any) -> str:
+    """Write a value on one line, dictionaries in the order of their keys' arrival."""
+    return json.dumps(encode(value), allow_nan=False, separators=(",", ":"))
+
+
+def canonical(value: Any) -> str:
+    """Write a value so that equal values, NaN too, give equal text."""
+    return json.dumps(encode(value), allow_nan=False, sort_keys=True)
+
+
+def to_line(fields: dict[str, Any]) -> bytes:
+    """Write fields as a line that can be checked.
+
+    Args:
+        fields: Fields to write, at least one.
+
+    Returns:
+        `{"crc32":"HHHHHHHH",...}` and a newline, all ASCII; the CRC-32 is that of the bytes behind
+        the comma that follows it, newline excluded.
+
+    Raises:
+        InputError: The value cannot be encoded; see `encode`.
+    """
+    rest = dumps(fields).encode("ascii")[1:]
+    return b'{"crc32":"%08x",%s\n' % (zlib.crc32(rest), rest)
+
+
+def from_line(line: bytes) -> dict[str, Any] | None:
+    """Read a line of `to_line`.
+
+    Args:
+        line: Line with its newline.
+
+    Returns:
+        The fields, or None if the line is not whole or its checksum does not fit.
+    """
+    found = _CHECKED.fullmatch(line.removesuffix(b"\n"))
+    if not line.endswith(b"\n") or found is None:
+        return None
+    checksum, rest = found.groups()
+    if int(checksum, 16) != zlib.crc32(rest):
+        return None
+    return decode(json.loads(b"{" + rest))
+
 
 class ShardWriter:
-    """Appends records to a file that belongs to this writer alone; a context manager.
+    """Append records to a file that belongs to this writer alone; a context manager.
 
     A line goes out in one `os.write`, so that a killed process leaves at most its last line torn,
     which the reader drops.
@@ -40,15 +156,15 @@ class ShardWriter:
         self._size, self._synced = 0, time.monotonic()
 
     def append(self, task: int, record: dict[str, Any]) -> None:
-        """Writes the record of a finished task.
+        """Write the record of a finished task.
 
         Args:
             task: 0, ..., num_tasks - 1.
-            record: what `encode` takes.
+            record: Record that `encode` accepts.
 
         Raises:
-            InputError: no such task, or a record that JSON cannot hold; nothing is written.
-            RunError: the disk is full or fails; the lines before this one are kept.
+            InputError: No such task, or a record that JSON cannot hold; nothing is written.
+            RunError: The disk is full or fails; the lines before this one are kept.
         """
         if not 0 <= task < self._num_tasks:
             raise InputError(f"task: got {task}, expected 0 to {self._num_tasks - 1}")
@@ -57,14 +173,14 @@ class ShardWriter:
         self.write({"task": int(task), "record": record})
 
     def write(self, fields: dict[str, Any]) -> None:
-        """Writes one line, and has the disk keep it if the last time is long enough ago.
+        """Write one line, and has the disk keep it if the last time is long enough ago.
 
         Args:
-            fields: what `encode` takes, at least one.
+            fields: Fields that `encode` accepts, at least one.
 
         Raises:
-            InputError: fields that JSON cannot hold; nothing is written.
-            RunError: closed, or the disk is full or fails; the lines before this one are kept.
+            InputError: Fields that JSON cannot hold; nothing is written.
+            RunError: Closed, or the disk is full or fails; the lines before this one are kept.
         """
         line = to_line(fields)
         if self._descriptor is None:
@@ -82,10 +198,10 @@ class ShardWriter:
             raise disk_error(self.path, error) from error
 
     def close(self) -> None:
-        """Has the disk keep everything and closes the file; a second call does nothing.
+        """Have the disk keep everything and closes the file; a second call does nothing.
 
         Raises:
-            RunError: the disk is full or fails.
+            RunError: The disk is full or fails.
         """
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is None:
@@ -110,7 +226,7 @@ class ShardWriter:
         self.close()
 
     def _abandon(self) -> None:
-        """Cuts off a torn line and closes: a further line behind it would read as damage."""
+        """Cut off a torn line and closes: a further line behind it would read as damage."""
         descriptor, self._descriptor = self._descriptor, None
         assert descriptor is not None
         with contextlib.suppress(OSError):
@@ -130,21 +246,21 @@ def disk_error(path: Path, error: OSError) -> RunError:
 def create_shard(
     directory: Path, process: int, run: str, num_tasks: int, sync_seconds: float
 ) -> ShardWriter:
-    """Makes a new shard `shard-PROCESS-ATTEMPT.jsonl`, whoever else is doing so.
+    """Make a new shard `shard-PROCESS-ATTEMPT.jsonl`, whoever else is doing so.
 
     Args:
-        directory: of the run.
-        process: index of this process, 0 or more.
-        run: fingerprint, written on the first line.
-        num_tasks: of the run.
-        sync_seconds: least time between two fsyncs.
+        directory: Folder of the run.
+        process: Index of this process, 0 or more.
+        run: Fingerprint, written on the first line.
+        num_tasks: Number of tasks of the run.
+        sync_seconds: Least time between two fsyncs.
 
     Returns:
         The writer.
 
     Raises:
-        InputError: a negative process.
-        RunError: the file cannot be made.
+        InputError: A negative process.
+        RunError: The file cannot be made.
     """
     if process < 0:
         raise InputError(f"process: got {process}, expected 0 or more")
@@ -172,21 +288,21 @@ class Entry(NamedTuple):
 
 
 def read_shard(path: Path, run: str, num_tasks: int) -> Iterator[Entry]:
-    """Reads the whole lines of a shard.
+    """Read the whole lines of a shard.
 
     The last line is dropped unless it is whole: its process was killed, or the machine lost power,
     while it was written.
 
     Args:
-        path: the file.
-        run: fingerprint that its first line must bear.
-        num_tasks: of the run.
+        path: The file.
+        run: Fingerprint that its first line must bear.
+        num_tasks: Number of tasks of the run.
 
     Yields:
         One entry for each line behind the first.
 
     Raises:
-        InputError: unreadable, of another run, damaged before its last line, or with a task that
+        InputError: Unreadable, of another run, damaged before its last line, or with a task that
             the run does not have; the message names file and line.
     """
     damaged = ""

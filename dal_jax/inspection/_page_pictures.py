@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dal_jax import report as words
 from dal_jax._errors import InputError
+from dal_jax.inspection._page_model import NAMES
+from dal_jax.inspection._page_rows import PICTURES
 from dal_jax.inspection._rows import COLUMNS, picture_name, region_number
-from dal_jax.report import _outcome as words
-from dal_jax.report._outcome import format_difference, format_p
-from dal_jax.report._page_model import NAMES
-from dal_jax.report._page_rows import PICTURES
+from dal_jax.report import format_difference, format_p
 
 SIDE = 320  # pixels, longer side of an embedded picture at most
 _LISTED = 8  # components of an image in words, at most
