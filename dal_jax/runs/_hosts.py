@@ -121,7 +121,7 @@ def wait_for_hosts(name: str, *, seconds: float = WAIT_SECONDS) -> None:
         RunError: A process was lost, or did not come in time.
 
     Example:
-        >>> wait_for_hosts("all have read what is finished")  # at once: there is one process
+        >>> wait_for_hosts("all have read the finished tasks")  # one process does not wait
     """
     if not jax.distributed.is_initialized():
         return
