@@ -9,7 +9,7 @@ from perceptual_cases import normal_draws
 
 from dal_jax import InputError
 from dal_jax.diffusion import AnomalyRemoval, Batch, Synthesis, TrainConfig, synthesize, train
-from dal_jax.diffusion._objective import _faded, _halvings, changed_look, perlin, shuffled_tiles
+from dal_jax.diffusion._objective import _blend, _halvings, changed_look, perlin, shuffled_tiles
 from dal_jax.localizers import GladConfig
 from dal_jax.models import UNetConfig
 
@@ -142,7 +142,7 @@ def test_noise_of_equal_slopes_in_closed_form():
     y, x = np.random.default_rng(0).uniform(0, 3, (2, 5, 4)).astype(np.float32)
     y[0], x[0] = 2, [0, 1, 2, 1]
     slopes = np.broadcast_to(np.float32([0.6, -0.8]), (4, 4, 2))
-    found = np.asarray(jax.jit(_faded)(slopes, y, x))
+    found = np.asarray(jax.jit(_blend)(slopes, y, x))
     y, x = y % 1, x % 1
     faded = [t - (6 * t**5 - 15 * t**4 + 10 * t**3) for t in (y, x)]
     # Terms of up to 15 are added in float32: each rounds by up to 1e-6, fused or not.

@@ -201,7 +201,7 @@ class PieceAlgebra:
             ]
             return (inner.lo, inner.hi, carried), ys
 
-        # What does not move at first may move after some turns: repeat until nothing changes.
+        # A constant may start to move after some turns: repeat until nothing changes.
         carry = [_strong(value) for value in carry]
         row = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape[1:], v.dtype), list(xs))
         while True:

@@ -1,4 +1,7 @@
-"""Checkpoints of a trained localizer: its variables and all of its configuration."""
+"""Checkpoints of a trained localizer: its variables and all of its configuration.
+
+A pytree of arrays is written whole or not at all, and is checked before it is read.
+"""
 
 import json
 import re
@@ -22,7 +25,7 @@ _RECORD = "config.json"
 
 
 class Config(Protocol):
-    """What a checkpoint asks of a localizer's configuration; `DalConfig` is one."""
+    """Configuration of a localizer as a checkpoint needs it, such as `DalConfig`."""
 
     kind: ClassVar[str]
 
@@ -37,10 +40,10 @@ class Config(Protocol):
 
 
 def save_checkpoint(directory: str | Path, variables: PyTree, config: Config) -> None:
-    """Write variables and configuration, replacing a checkpoint that is already there.
+    """Write variables and configuration; an existing checkpoint is replaced.
 
-    The directory holds `config.json` and an Orbax checkpoint that it names with the digest of each
-    file; at no moment is there less than a whole checkpoint.
+    The directory holds `config.json` and an Orbax checkpoint, which `config.json` names together
+    with the digest of each file. A complete checkpoint exists at every moment of a replacement.
 
     Args:
         directory: Folder, created if it does not exist.
@@ -67,17 +70,18 @@ def save_checkpoint(directory: str | Path, variables: PyTree, config: Config) ->
 def load_checkpoint(
     directory: str | Path, kinds: Sequence[Any] = (DalConfig,)
 ) -> tuple[PyTree, Any]:
-    """Read what `save_checkpoint`, `train` or `import-weights` wrote, on any number of devices.
+    """Read a checkpoint of `save_checkpoint`, `train` or `import-weights`, on any devices.
 
     Args:
         directory: Folder of the checkpoint.
-        kinds: Classes of configurations that will do.
+        kinds: Classes of configurations that are accepted.
 
     Returns:
         Variables {"params": ..., "batch_stats": ...}, numpy float32, and the configuration.
 
     Raises:
-        CheckpointError: Missing, truncated, changed, of another format, or training unfinished.
+        CheckpointError: The checkpoint is missing, truncated, changed or of another format, or its
+            training is unfinished.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -96,7 +100,7 @@ def load_checkpoint(
         raise CheckpointError(f"checkpoint: training in {folder} has not finished: resume it")
     entries = read_record(folder, _RECORD)
     known = {kind.kind: kind for kind in kinds}
-    found = entries.get("localizer", DalConfig.kind)  # not said before there were others
+    found = entries.get("localizer", DalConfig.kind)  # older checkpoints do not name it
     if found not in known:
         raise CheckpointError(
             f"checkpoint: {folder / _RECORD}: localizer {found!r}, expected {', '.join(known)}"
@@ -127,17 +131,17 @@ def store(directory: Path, record: str, stem: str, tree: PyTree, facts: dict[str
     Args:
         directory: Folder, created if it does not exist.
         record: Name of the JSON file.
-        stem: The pytree goes to a directory of the name `stem-N`.
+        stem: Stem of the pytree's directory, `stem-N`.
         tree: Pytree of arrays with any sharding.
         facts: Further entries of the record, in plain JSON values.
 
     Raises:
-        InputError: The directory cannot be made or written to.
+        InputError: The directory cannot be created or written to.
     """
     directory = directory.absolute()
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        former = _numbered(directory, stem)
+        former = _stored_trees(directory, stem)
         target = directory / f"{stem}-{1 + max(former.values(), default=0):06d}"
         with _checkpointer() as checkpointer:
             checkpointer.save(target, jax.tree.map(np.asarray, tree))
@@ -163,10 +167,10 @@ def read_record(directory: Path, record: str) -> dict[str, Any]:
         record: Name of the JSON file.
 
     Returns:
-        Its entries.
+        The entries of the record.
 
     Raises:
-        CheckpointError: Missing, damaged, or of another format.
+        CheckpointError: The record is missing, damaged or of another format.
     """
     path = directory / record
     if not path.is_file():
@@ -185,14 +189,14 @@ def fetch(directory: Path, entries: dict[str, Any], like: PyTree) -> PyTree:
 
     Args:
         directory: Folder, as in `store`.
-        entries: The record.
-        like: Pytree of the same structure whose leaves have the shapes and dtypes expected.
+        entries: Entries of the record.
+        like: Pytree of the same structure whose leaves have the expected shapes and dtypes.
 
     Returns:
         A pytree of numpy arrays.
 
     Raises:
-        CheckpointError: Files missing or changed, or arrays other than expected.
+        CheckpointError: Files are missing or changed, or the arrays are not the expected ones.
     """
     source = directory.absolute() / str(entries.get("arrays"))
     # Checked here since Orbax reads a lost chunk of an array as zeros.
@@ -204,7 +208,7 @@ def fetch(directory: Path, entries: dict[str, Any], like: PyTree) -> PyTree:
             raise CheckpointError(f"checkpoint: {source / name} is missing")
         if found[name] != digest:
             raise CheckpointError(f"checkpoint: {source / name} is truncated or changed")
-    # Orbax pads or cuts an array of another shape without a word, so shapes are compared here.
+    # Orbax pads or cuts an array of another shape silently, so shapes are compared here.
     expected, held = named_shapes(like), dict(entries.get("shapes", {}))
     for name in sorted(expected.keys() | held.keys()):
         if expected.get(name) != held.get(name):
@@ -222,7 +226,7 @@ def fetch(directory: Path, entries: dict[str, Any], like: PyTree) -> PyTree:
 
 
 def _checkpointer() -> ocp.StandardCheckpointer:
-    """One that works for this process alone: the others of a run may be elsewhere, or waiting."""
+    """Return a checkpointer of this process alone: others may be elsewhere, or waiting."""
     own = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
@@ -243,9 +247,9 @@ def named_shapes(tree: PyTree) -> dict[str, list[int]]:
     return {jax.tree_util.keystr(path): list(np.shape(leaf)) for path, leaf in leaves}
 
 
-def _numbered(directory: Path, stem: str) -> dict[Path, int]:
-    """What was stored there, also what a stopped writer left, with its numbers; nothing else."""
-    form = re.compile(rf"{stem}-(\d{{6,}})(\..*)?")  # Orbax marks with a suffix what is not whole
+def _stored_trees(directory: Path, stem: str) -> dict[Path, int]:
+    """Return the directories of stored pytrees, incomplete ones too, with their numbers."""
+    form = re.compile(rf"{stem}-(\d{{6,}})(\..*)?")  # Orbax marks incomplete ones with a suffix
     found = {path: form.fullmatch(path.name) for path in directory.iterdir() if path.is_dir()}
     return {path: int(match[1]) for path, match in found.items() if match}
 

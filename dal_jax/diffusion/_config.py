@@ -1,4 +1,4 @@
-"""Everything that a trained diffusion localizer must carry with its weights, as JSON."""
+"""Configurations of localizers, which a checkpoint stores as JSON with the weights."""
 
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
@@ -11,7 +11,7 @@ from dal_jax.models import UNetConfig, unet_shapes
 
 
 class LocalizerConfig:
-    """What configurations of localizers have in common; their fields are their own.
+    """Base class of the configurations of localizers, which define their own fields.
 
     The network is the U-Net in the field `unet`, unless a class says otherwise.
 
@@ -27,12 +27,12 @@ class LocalizerConfig:
 
     @property
     def sides(self) -> tuple[int, int]:
-        """(H, W)."""
+        """Height and width (H, W) of an image, pixels."""
         return sides_of(self.image_size)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C)."""
+        """Shape (H, W, C) of an image."""
         return (*self.sides, self._network.in_channels)
 
     @property
@@ -42,7 +42,7 @@ class LocalizerConfig:
 
     @property
     def objective(self) -> Any:
-        """What training minimizes."""
+        """Objective that training minimizes."""
         this: Any = self
         return NoisePrediction(this.unet, this.schedule)
 
@@ -51,10 +51,10 @@ class LocalizerConfig:
         return getattr(self, self.network_field)
 
     def for_images(self, shape: tuple[int, int, int]) -> Self:
-        """The same localizer of images of another shape.
+        """Return the configuration for images of another shape.
 
         Args:
-            shape: (H, W, C).
+            shape: Shape (H, W, C) of the images.
 
         Returns:
             The configuration.
@@ -70,7 +70,7 @@ class LocalizerConfig:
         """Return the configuration as plain values, ready for JSON.
 
         Returns:
-            Fields and their values, those of the parts in dictionaries of their own.
+            Values by field; the parts have dictionaries of their own.
         """
         this: Any = self
         values = asdict(this)
@@ -80,7 +80,7 @@ class LocalizerConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Read what `to_dict` gave, also after a passage through JSON.
+        """Read the result of `to_dict`, also after a passage through JSON.
 
         Args:
             values: Fields by name; those left out take their defaults.
@@ -103,7 +103,7 @@ class DalConfig(LocalizerConfig):
     """Network, diffusion and filter of a localizer; `image_size` is (H, W), or one side of both.
 
     Raises:
-        InputError: Parts that do not fit each other, or a filter that is not odd.
+        InputError: The parts do not fit each other, or the filter size is not odd.
 
     Example:
         >>> DalConfig(UNetConfig(channels=(8, 16)), image_size=16).draws_shape
@@ -130,12 +130,12 @@ class DalConfig(LocalizerConfig):
 
     @property
     def draws_shape(self) -> tuple[int, int, int, int]:
-        """(1 + steps, H, W, C)."""
+        """Shape (1 + steps, H, W, C) of the draws."""
         return (1 + self.reverse.steps, *self.image_shape)
 
 
 def sides_of(image_size: int | tuple[int, ...]) -> tuple[int, int]:
-    """The sides of an image.
+    """Return the sides of an image.
 
     Args:
         image_size: (H, W), or one side of both.
@@ -153,10 +153,10 @@ def sides_of(image_size: int | tuple[int, ...]) -> tuple[int, int]:
 
 
 def build_config(kind: type, values: Any) -> Any:
-    """Make a configuration of plain values, as JSON has them.
+    """Build a configuration from plain values, as in JSON.
 
     Args:
-        kind: The dataclass.
+        kind: Dataclass of the configuration.
         values: Fields by name; fields that are left out take their defaults.
 
     Returns:

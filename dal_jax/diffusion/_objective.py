@@ -16,7 +16,7 @@ from dal_jax.models import UNet, UNetConfig, init_unet
 
 
 class Batch(NamedTuple):
-    """What a step of training is given.
+    """Images of one training step.
 
     Example:
         >>> batch = Batch(np.zeros((2, 4, 4, 1), np.float32))
@@ -30,7 +30,7 @@ class Batch(NamedTuple):
 
 
 class Objective(Protocol):
-    """What training minimizes. Frozen and hashable: equal ones share a compiled update.
+    """Objective of training; frozen and hashable, and equal ones share a compiled update.
 
     A step is a function of the weights, of the batch and of a key that follows from (seed, step).
 
@@ -63,21 +63,22 @@ class Objective(Protocol):
         ...
 
     def prepare(self, key: Array, batch: Batch) -> PyTree:
-        """Make what the loss is of from a batch and random numbers.
+        """Prepare the input of the loss from a batch and random numbers.
 
         Args:
             key: Key of the random numbers.
-            batch: The images of the step.
+            batch: Images of the step.
 
         Returns:
-            What `loss` takes.
+            The input of `loss`.
         """
         ...
 
     def loss(
         self, params: PyTree, stats: PyTree, prepared: PyTree, dtype: Any
     ) -> tuple[Array, PyTree]:
-        """Return the loss, float32, with activations of a dtype, and the next batch statistics.
+        """Return the loss in float32, with activations of a dtype, and the next batch
+        statistics.
 
         Args:
             params: Parameters of the network.
@@ -95,8 +96,8 @@ class Objective(Protocol):
 class NoisePrediction:
     """Least squares `mean |eps - UNet(sqrt(a) x + sqrt(1-a) eps, t)|^2`, `a = alpha_bar[t+1]`.
 
-    `prepare` gives (noised images, levels, targets): an objective of other images or targets
-    needs another `prepare` only.
+    `prepare` returns noised images, levels and targets; an objective with other images or targets
+    only needs another `prepare`.
 
     Example:
         >>> objective = NoisePrediction(UNetConfig(channels=(2,)), Schedule())
@@ -123,7 +124,7 @@ class NoisePrediction:
         return init_unet(self.unet, seed)
 
     def prepare(self, key: Array, batch: Batch) -> tuple[Array, Array, Array]:
-        """Noise each image to a level of its own, uniform over the levels.
+        """Add noise to each image at a level of its own, uniform over the levels.
 
         Args:
             key: Key of the random numbers.
@@ -155,7 +156,7 @@ class NoisePrediction:
     def loss(
         self, params: PyTree, stats: PyTree, prepared: tuple[Array, Array, Array], dtype: Any
     ) -> tuple[Array, PyTree]:
-        """Return the mean square of what is between prediction and target.
+        """Return the mean square of the difference between prediction and target.
 
         Args:
             params: Parameters of the network.
@@ -180,10 +181,10 @@ class NoisePrediction:
 
 @dataclass(frozen=True)
 class Synthesis:
-    """How anomalies are made.
+    """Settings of synthetic anomalies.
 
     Raises:
-        InputError: A number out of range.
+        InputError: A number is out of range.
 
     Example:
         >>> Synthesis(probability=1, tiles=4).texture_share
@@ -193,12 +194,12 @@ class Synthesis:
     arXiv 2205.00908.
     """
 
-    probability: float = 0.5  # share of the images that are given an anomaly
+    probability: float = 0.5  # share of the images that get an anomaly
     most_kept: float = 0.8  # share of the image kept in the mask: uniform from 0 to this
     threshold: float = 0.3  # of the noise, -1 to 1: the mask is where the noise is above it
     finest: int = 5  # a side has 2**k cells of noise, k uniform from 0 to this
-    tiles: int = 8  # along a side, at most; the image's own parts that are shuffled
-    texture_share: float = 0.5  # of the anomalies, those of textures where there are textures
+    tiles: int = 8  # largest number of shuffled tiles along a side of an image
+    texture_share: float = 0.5  # share of the anomalies from textures, if there are textures
 
     def __post_init__(self) -> None:
         for name in ("probability", "most_kept", "texture_share"):
@@ -214,7 +215,7 @@ class Synthesis:
             end = " or above" if high == inf else f" to {high}"
             kind = "a whole number" if whole else "a number"
             raise InputError(f"{name}: got {value!r}, expected {kind} of {low}{end}")
-        # A run of training is known by how its objective is printed.
+        # A training run is identified by its printed objective.
         object.__setattr__(self, name, int(value) if whole else float(value))
 
 
@@ -223,19 +224,19 @@ def synthesize(
 ) -> tuple[Float[Array, "B H W C"], Bool[Array, "B H W"]]:
     """Put anomalies into images: `x_a = (1 - m) x + m ((1 - beta) source + beta x)`.
 
-    The mask m is where Perlin noise exceeds a threshold, beta is uniform from 0 to `most_kept`.
-    The source is the image with its tiles shuffled, or a texture, and is changed in its look by
-    `changed_look`. What an image is given depends on the key, its place in the batch and itself,
-    on no other image. The mask of a chosen image may be empty.
+    The mask m marks where Perlin noise exceeds a threshold; beta is uniform from 0 to `most_kept`.
+    The source is the image with shuffled tiles, or a texture, after a random change of its look by
+    `changed_look`. The anomaly of an image depends on the key, on the image and on its place in the
+    batch, not on other images. The mask of a chosen image may be empty.
 
     Args:
         key: Key of the random numbers.
-        batch: Images (B, H, W, C); `where` anomalies may be put; `textures`.
+        batch: Images (B, H, W, C), with the places `where` anomalies may be put, and `textures`.
         synthesis: Settings of the synthetic anomalies.
 
     Returns:
-        Images with anomalies, in the dtype of the images, and where the anomalies are. Images that
-        are not chosen are as they were, with an empty mask.
+        Images with anomalies, in the dtype of the images, and the masks of the anomalies. Images
+        that are not chosen stay as they are, with an empty mask.
 
     Example:
         >>> batch, key = Batch(jnp.ones((2, 8, 8, 1))), jax.random.key(0)
@@ -260,7 +261,7 @@ def _with_anomaly(
     chosen, kept = _uniform(draw_key, 2)
     height, width, _ = image.shape
     noise = perlin(noise_key, (height, width), synthesis.finest)
-    # Uniform numbers are below 1: neither 0 nor 1 is left to chance.
+    # Uniform numbers are below 1: probabilities of 0 and 1 are exact.
     mask = (noise > synthesis.threshold) & where & (chosen < synthesis.probability)
     kept = (kept * synthesis.most_kept).astype(image.dtype)
     source = _source(source_key, image, textures, synthesis)
@@ -284,12 +285,13 @@ def _uniform(key: Array, *shape: int) -> Array:
 
 
 def perlin(key: Array, sides: tuple[int, int], finest: int) -> Float[Array, "H W"]:
-    """Draw Perlin noise: random slopes at the corners of cells, faded into each other.
+    """Draw Perlin noise: random slopes at the corners of cells, blended into each other.
 
-    Each side has 2**k cells, k uniform from 0 to `finest`, or to where a cell has two pixels; then
-    the cells are turned by -90 to 90 degrees. In a cell `f(t) = 6 t^5 - 15 t^4 + 10 t^3` weights
-    the four planes through its corners. Unlike as published, the cells are also shifted by a part
-    of a cell: noise is zero at corners, which else would always fall on the image's centre.
+    Each side has 2**k cells, with k uniform from 0 to `finest` and at least two pixels in a cell;
+    the cells are rotated by -90 to 90 degrees. In a cell `f(t) = 6 t^5 - 15 t^4 + 10 t^3` weights
+    the four planes through its corners. Unlike in the publication, the cells are also shifted by a
+    fraction of a cell: noise is zero at corners, one of which would always fall on the image's
+    centre.
 
     Args:
         key: Key of the random numbers.
@@ -305,31 +307,31 @@ def perlin(key: Array, sides: tuple[int, int], finest: int) -> Float[Array, "H W
     draw_key, slope_key = jax.random.split(key)
     angle, *draws = _uniform(draw_key, 5)
     most = [_halvings(side, finest) for side in sides]
-    # Slopes for as many cells as there can be: their number is not known when this is compiled.
+    # Slopes for the largest number of cells: the actual one is unknown at compile time.
     reach = [ceil(hypot(*sides) / 2 / side * 2**k) for side, k in zip(sides, most, strict=True)]
     y, x = (
         along * (jnp.exp2(jnp.floor(draws[k] * (most[k] + 1))) / sides[k]) + reach[k] + draws[2 + k]
-        for k, along in enumerate(_turned(sides, np.pi * (angle - 0.5)))
+        for k, along in enumerate(_rotate(sides, np.pi * (angle - 0.5)))
     )
     turns = 2 * np.pi * _uniform(slope_key, 2 * reach[0] + 3, 2 * reach[1] + 3)
     slopes = jnp.stack([jnp.cos(turns), jnp.sin(turns)], axis=-1)
-    return np.float32(np.sqrt(2)) * _faded(slopes, y, x)
+    return np.float32(np.sqrt(2)) * _blend(slopes, y, x)
 
 
 def _halvings(side: int, most: int) -> int:
-    """How often a side can be halved with two pixels left, at most so often."""
+    """Return how often a side can be halved with two pixels left, up to a limit."""
     return min(int(most), max((side // 2).bit_length() - 1, 0))
 
 
-def _turned(sides: tuple[int, int], angle: Array) -> tuple[Array, Array]:
-    """Each pixel's place along both axes, turned about the centre, in pixels."""
+def _rotate(sides: tuple[int, int], angle: Array) -> tuple[Array, Array]:
+    """Return each pixel's place along both axes, rotated about the centre, in pixels."""
     y, x = (np.arange(side, dtype=np.float32) - np.float32((side - 1) / 2) for side in sides)
     sine, cosine = jnp.sin(angle), jnp.cos(angle)
     return cosine * y[:, None] - sine * x, sine * y[:, None] + cosine * x
 
 
-def _faded(slopes: Array, y: Array, x: Array) -> Array:
-    """Noise of unit amplitude at places, in cells, given slopes at the corners."""
+def _blend(slopes: Array, y: Array, x: Array) -> Array:
+    """Return noise of unit amplitude at places, in cells, from the slopes at the corners."""
     row, column = jnp.floor(y), jnp.floor(x)
     y, x = y - row, x - column
     row, column = row.astype(jnp.int32), column.astype(jnp.int32)
@@ -344,13 +346,13 @@ def _faded(slopes: Array, y: Array, x: Array) -> Array:
 
 
 def shuffled_tiles(key: Array, image: Float[Array, "H W C"], tiles: int) -> Float[Array, "H W C"]:
-    """Cut an image into equal tiles and puts them together in random order.
+    """Cut an image into equal tiles and put them together in random order.
 
     Args:
         key: Key of the random numbers.
         image: (H, W, C).
-        tiles: Along a side, at most: the largest number up to it that divides the side, so that a
-            side of a larger prime number is not cut.
+        tiles: Largest number of tiles along a side. The largest divisor of the side up to this
+            number counts, so that a side of a larger prime number is not cut.
 
     Returns:
         (H, W, C), the same pixels in other places.
@@ -367,9 +369,9 @@ def shuffled_tiles(key: Array, image: Float[Array, "H W C"], tiles: int) -> Floa
 
 
 def changed_look(key: Array, image: Float[Array, "H W C"]) -> Float[Array, "H W C"]:
-    """Change contrast, brightness, sign and direction of an image, whatever its units are.
+    """Change contrast, brightness, sign and direction of an image in any units.
 
-    The published augmentations are of 8-bit colours. Here the pixels become
+    The published augmentations are for 8-bit colours. Here the pixels become
     `mean + u sd + g (x - mean)`, with mean and standard deviation (sd) of each channel, u uniform
     from -1 to 1 for each channel, and g uniform from 0.5 to 1.5 with a random sign, one for all
     channels; then the image is mirrored along neither, one or both of its axes and, where it is
@@ -398,7 +400,7 @@ def changed_look(key: Array, image: Float[Array, "H W C"]) -> Float[Array, "H W 
 
 
 class GladPair(NamedTuple):
-    """What a network sees in anomaly-oriented training, and what it should predict."""
+    """Input and target of a network in anomaly-oriented training."""
 
     noised: Array  # (B, H, W, C), z_t
     target: Array  # (B, H, W, C), of the predicted noise
@@ -411,16 +413,17 @@ def glad_pair(
     noise: Float[Array, "B H W C"],
     schedule: Schedule,
 ) -> GladPair:
-    """Noise mixtures of images with and without an anomaly, and gives the noise to be predicted.
+    """Add noise to mixtures of images with and without an anomaly; return it with the target
+    noise.
 
     `z_s = (t/T) z_a + (1 - t/T) z_n`, `z_t = sqrt(ab) z_s + sqrt(1 - ab) n`, and the target
     `n + sqrt(ab / (1 - ab)) (z_s - z_n)`: with it `(z_t - sqrt(1 - ab) target) / sqrt(ab) = z_n`.
 
     Args:
-        normal: (B, H, W, C), z_n.
-        anomalous: (B, H, W, C), the same images with synthetic anomalies, z_a.
-        level: (B,), t, 0 and above.
-        noise: (B, H, W, C) standard normal, n.
+        normal: (B, H, W, C) normal images, z_n.
+        anomalous: (B, H, W, C) the same images with synthetic anomalies, z_a.
+        level: (B,) levels t, 0 or above.
+        noise: (B, H, W, C) standard normal noise, n.
         schedule: Schedule of T levels.
 
     Returns:
@@ -466,11 +469,12 @@ class AnomalyRemoval(NoisePrediction):
     synthesis: Synthesis = field(default_factory=Synthesis)  # how anomalies are made
 
     def prepare(self, key: Array, batch: Batch) -> tuple[Array, Array, Array]:
-        """Return images anomalies and noises each to a level of its own, uniform over the levels.
+        """Add anomalies to images, and noise to each at a level of its own, uniform over the
+        levels.
 
         Args:
             key: Key of the random numbers.
-            batch: Normal images, where anomalies may be put, textures.
+            batch: Normal images, with the places where anomalies may be put, and textures.
 
         Returns:
             Noised images (B, H, W, C), levels (B,), targets (B, H, W, C).

@@ -1,4 +1,4 @@
-"""The reverse process with all draws given: a deterministic function of the image."""
+"""The reverse process with fixed draws: a deterministic function of the image."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ def reverse_process(
     reverse: ReverseConfig,
     conditions: PyTree = None,
 ) -> Float[Array, "*B H W C"]:
-    """Noise an image to level `start` and denoises it step by step.
+    """Add noise to an image up to level `start` and denoise it step by step.
 
     `x <- keep x + denoise eps(x, level) + draw e_k`, coefficients as in `ReverseConfig`.
 
@@ -30,8 +30,9 @@ def reverse_process(
         draws: (1 + steps, H, W, C) standard normal; row 0 noises the input, row k feeds step k.
         schedule: The noise schedule.
         reverse: Start, steps and eta.
-        conditions: Arrays (steps, ...) a row of which `denoise` takes in place of the level, so
-            that what depends on the level alone is not computed in every step; None: the levels.
+        conditions: Arrays (steps, ...) whose rows `denoise` takes in place of the level, so that
+            values that depend on the level alone are not computed in every step; None stands for
+            the levels.
 
     Returns:
         The reconstruction, of the shape and dtype of x.
@@ -41,7 +42,7 @@ def reverse_process(
 
     Example:
         >>> x, reverse = jnp.ones((4, 4, 1)), ReverseConfig(start=20, steps=2, eta=0.0)
-        >>> draws = np.zeros((3, 4, 4, 1))  # neither noise put in nor noise found: the image itself
+        >>> draws = np.zeros((3, 4, 4, 1))  # no noise is added and none predicted: the image itself
         >>> made = reverse_process(lambda x, level: 0 * x, x, draws, Schedule(), reverse)
         >>> np.allclose(made, x, atol=1e-5)
         True

@@ -25,7 +25,7 @@ class Schedule:
 
     num_levels: int = 1000
     beta_start: float = 1e-4  # variance of the noise that the first level adds
-    beta_end: float = 0.02  # of that which the last one adds
+    beta_end: float = 0.02  # variance of the noise that the last level adds
 
     def __post_init__(self) -> None:
         if self.num_levels < 1:
@@ -66,7 +66,7 @@ class Coefficients(NamedTuple):
 class ReverseConfig:
     """Reverse process: from level `start` to 0 in `steps` evenly spaced steps.
 
-    `eta` is the share of fresh noise: 0 is deterministic without draws, 1 that of DDPM.
+    `eta` is the share of fresh noise: 0 is deterministic without draws, 1 is that of DDPM.
 
     Raises:
         InputError: Start, steps or eta out of range.
@@ -96,13 +96,13 @@ class ReverseConfig:
         return tuple(int(t) for t in np.rint(np.linspace(self.start, 0, self.steps)))
 
     def coefficients(self, schedule: Schedule) -> Coefficients:
-        """Work out the affine coefficients of the steps.
+        """Compute the affine coefficients of the steps.
 
         From level with share a to the next with share n: `c1 = eta sqrt((1-a/n)(1-n)/(1-a))`,
         `c2 = sqrt(1-n-c1^2)`, `x <- sqrt(n/a) x + (c2 - sqrt(n (1-a)/a)) eps + c1 e`.
 
         Args:
-            schedule: With more than `start` levels.
+            schedule: Schedule with more than `start` levels.
 
         Returns:
             Coefficients, numpy float64.

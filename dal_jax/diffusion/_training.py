@@ -22,19 +22,21 @@ from dal_jax.diffusion._objective import Batch, Objective
 _RECORD = "training.json"
 _LOG = "loss.jsonl"
 
+Progress = Callable[[int, int, float], None]  # step, steps, mean loss
+
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train; `steps`, `checkpoint_every` and `log_every` count updates of the weights.
+    """Settings of training; `steps`, `checkpoint_every` and `log_every` count updates.
 
     Raises:
-        InputError: A number out of range, or another dtype.
+        InputError: A number is out of range, or the dtype is unknown.
 
     Example:
         >>> TrainConfig(steps=100, ema_decay=0.999).batch_size
         64
 
-    Source: Adam: Kingma and Ba, arXiv 1412.6980; settings: this project.
+    Source: Kingma and Ba, arXiv 1412.6980 (Adam).
     """
 
     steps: int = 2000
@@ -63,7 +65,7 @@ class TrainConfig:
 
 
 class TrainState(NamedTuple):
-    """All that a run carries from step to step; the rest follows from (seed, step).
+    """State that a run carries from step to step; the rest follows from (seed, step).
 
     Example:
         >>> from dal_jax.models import AutoencoderConfig, Reconstruction
@@ -76,7 +78,7 @@ class TrainState(NamedTuple):
     step: Any  # int32, updates done
     variables: PyTree  # {"params": ..., "batch_stats": ...}
     averaged: PyTree  # the same, averaged over steps; empty without ema_decay
-    optimizer: PyTree  # what Adam keeps of former gradients
+    optimizer: PyTree  # Adam's averages of former gradients
     loss_sum: Any  # float32, since the last record of the log
 
 
@@ -106,14 +108,14 @@ def initial_state(train_config: TrainConfig, objective: Objective) -> TrainState
 def update_function(
     train_config: TrainConfig, objective: Objective
 ) -> Callable[[TrainState, Batch], TrainState]:
-    """Return the compiled update, the same one for runs that differ in their lengths only.
+    """Return the compiled update, the same one for runs that differ only in their lengths.
 
     Args:
         train_config: Settings of the training.
         objective: Objective that the training minimizes.
 
     Returns:
-        A function of the state and a batch, giving the next state.
+        Function of the state and a batch that returns the next state.
 
     Example:
         >>> from dal_jax.models import AutoencoderConfig, Reconstruction
@@ -125,7 +127,7 @@ def update_function(
         >>> update is update_function(TrainConfig(steps=5), objective)
         True
 
-    Source: Kingma and Ba, arXiv 1412.6980; this project.
+    Source: Kingma and Ba, arXiv 1412.6980.
     """
     lengths = {"steps": 1, "batch_size": 1, "checkpoint_every": 1, "log_every": 1}
     return _update_function(objective, replace(train_config, **lengths))
@@ -147,7 +149,7 @@ def _update_function(
         prepared = objective.prepare(key, batch)
         params, stats = state.variables["params"], state.variables["batch_stats"]
         (loss, stats), slope = jax.value_and_grad(loss_of, has_aux=True)(params, stats, prepared)
-        # Optax mixes integers and floats: allowed here, whatever is global.
+        # Optax mixes integers and floats: allowed here, whatever the global setting is.
         with jax.numpy_dtype_promotion("standard"):
             change, optimizer_state = optimizer.update(slope, state.optimizer, params)
         variables = {"params": optax.apply_updates(params, change), "batch_stats": stats}
@@ -172,20 +174,17 @@ def _optimizer(train_config: TrainConfig) -> optax.GradientTransformation:
     )
 
 
-Progress = Callable[[int, int, float], None]
-
-
 class Trainable(Config, Protocol):
-    """What training asks of a localizer's configuration; `DalConfig` is one."""
+    """Configuration of a localizer as training needs it, such as `DalConfig`."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C)."""
+        """Shape (H, W, C) of an image."""
         ...
 
     @property
     def objective(self) -> Objective:
-        """What training minimizes unless it is told."""
+        """Default objective of training."""
         ...
 
 
@@ -215,23 +214,28 @@ def train(
     XLA's flag `--xla_gpu_deterministic_ops=true`.)
 
     Args:
-        images: (N, H, W, C), finite, normal ones only; taken as float32.
+        images: (N, H, W, C) finite normal images; converted to float32.
         config: Network, schedule and image size.
         train_config: Settings of the training.
-        directory: Where to keep log, state and checkpoint; None keeps nothing.
-        progress: Called with (step, steps, mean loss) whenever the log is written and at the end.
-        resume: False starts over, whatever is in the directory.
-        objective: What to minimize, a frozen dataclass of plain values; None: the above.
-        where: (N, H, W) bool, pixels of the object, where anomalies may be put; None: all.
-        textures: (T, H, W, C), finite, other things to take anomalies from, on the device all the
-            time; None: anomalies are of the images' own parts.
-        finish: (variables) -> the configuration to be stored, with what is learned of them.
+        directory: Folder of log, state and checkpoint; None keeps nothing.
+        progress: Function (step, steps, mean loss) that is called whenever the log is written, and
+            at the end.
+        resume: False starts over, whatever the directory holds.
+        objective: Objective to minimize, a frozen dataclass of plain values; None stands for the
+            above.
+        where: (N, H, W) bool, pixels of the object, where anomalies may be put; None stands for
+            all.
+        textures: (T, H, W, C) finite images of other things, sources of anomalies, on the device
+            all the time. None: The images' own parts are the sources.
+        finish: Function (variables) -> configuration to be stored, with constants learned from
+            them.
 
     Returns:
         {"params": ..., "batch_stats": ...}, numpy float32; the averaged ones with `ema_decay`.
 
     Raises:
-        InputError: Images that do not fit, or a directory of a run with other settings or images.
+        InputError: The images do not fit, or the directory holds a run with other settings or
+            images.
         CheckpointError: The state in the directory is damaged.
         DalJaxError: The loss is no longer finite.
 
@@ -242,11 +246,11 @@ def train(
         >>> images = np.random.default_rng(0).normal(size=(64, 16, 16, 1))
         >>> variables = train(images, config, TrainConfig(steps=200), "model")  # doctest: +SKIP
 
-    Source: Ho et al., arXiv 2006.11239, algorithm 1; resuming: this project.
+    Source: Ho et al., arXiv 2006.11239, algorithm 1.
     """
-    given = _check_batch(images, where, textures, config)
+    data = _check_batch(images, where, textures, config)
     folder = None if directory is None else Path(directory)
-    facts = _facts(given, config, train_config, objective)
+    facts = _facts(data, config, train_config, objective)
     objective = config.objective if objective is None else objective
     state = initial_state(train_config, objective)
     if folder is not None:
@@ -256,7 +260,7 @@ def train(
             state = _restore(folder, facts, state, train_config.steps)
         _cut_log(folder / _LOG, int(state.step))
     update = update_function(train_config, objective)
-    state = _run(state, update, given, train_config, folder, facts, progress)
+    state = _run(state, update, data, train_config, folder, facts, progress)
     final = state.variables if train_config.ema_decay is None else state.averaged
     variables = jax.tree.map(np.asarray, final)
     if folder is not None:
@@ -268,10 +272,10 @@ def batch_indices(seed: int, step: int, batch_size: int, count: int) -> np.ndarr
     """Select the images of a step: each epoch is a permutation of its own.
 
     Args:
-        seed: Of the run.
-        step: Counted from 0.
-        batch_size: Images a step.
-        count: Images in all.
+        seed: Seed of the run.
+        step: Number of the step, from 0.
+        batch_size: Number of images of a step.
+        count: Number of all images.
 
     Returns:
         (batch_size,) indices below `count`.
@@ -294,18 +298,18 @@ def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
 def _run(
     state: TrainState,
     update: Callable[[TrainState, Batch], TrainState],
-    given: Batch,
+    data: Batch,
     train_config: TrainConfig,
     folder: Path | None,
     facts: dict[str, Any],
     progress: Progress | None,
 ) -> TrainState:
-    total, every, count = train_config.steps, train_config.log_every, len(given.images)
-    textures = None if given.textures is None else jax.device_put(given.textures)
+    total, every, count = train_config.steps, train_config.log_every, len(data.images)
+    textures = None if data.textures is None else jax.device_put(data.textures)
     for step in range(int(state.step) + 1, total + 1):
         chosen = batch_indices(train_config.seed, step - 1, train_config.batch_size, count)
-        where = None if given.where is None else given.where[chosen]
-        state = update(state, Batch(given.images[chosen], where, textures))
+        where = None if data.where is None else data.where[chosen]
+        state = update(state, Batch(data.images[chosen], where, textures))
         if step % every == 0 or step == total:
             loss = float(state.loss_sum) / ((step - 1) % every + 1)
             if not np.isfinite(loss):
@@ -323,7 +327,7 @@ def _run(
 
 
 def _check_batch(images: Any, where: Any, textures: Any, config: Trainable) -> Batch:
-    """All that there is to train on, in the dtypes that training takes."""
+    """Return the checked images, masks and textures, in the dtypes of training."""
     pixels = _check_images("images", images, config)
     if where is not None:
         where = np.asarray(where, bool)
@@ -348,14 +352,14 @@ def _check_images(name: str, images: Any, config: Trainable) -> np.ndarray:
 
 
 def _facts(
-    given: Batch, config: Trainable, train_config: TrainConfig, objective: Objective | None
+    data: Batch, config: Trainable, train_config: TrainConfig, objective: Objective | None
 ) -> dict[str, Any]:
-    """What must agree for a run to be continued: JSON values."""
+    """Return the settings and digests, as JSON values, that must agree for a run to be resumed."""
     settings = asdict(train_config)
     for name in ("steps", "checkpoint_every"):
         del settings[name]
     facts: dict[str, Any] = {"config": config.to_dict(), "train": settings}
-    for name, array in given._asdict().items():
+    for name, array in data._asdict().items():
         if array is not None:
             facts[name] = hashlib.sha256(array.tobytes()).hexdigest()
     if objective is not None and objective != config.objective:

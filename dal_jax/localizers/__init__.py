@@ -1,4 +1,4 @@
-"""What turns an image into a score map: the diffusion localizer, or any function of the user's."""
+"""Localizers, which turn an image into a score map: diffusion models, or any function."""
 
 from dal_jax._arrays import cast_floats as cast_floats
 from dal_jax.diffusion import DalConfig as DalConfig

@@ -1,4 +1,4 @@
-"""The autoencoder as a localizer: how far an image is from its reconstruction, smoothed."""
+"""The autoencoder as a localizer: the smoothed difference of an image and its reconstruction."""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ class AutoencoderLocalizerConfig(LocalizerConfig):
     """Network and filter of a localizer; `image_size` is (H, W), or one side of both.
 
     Raises:
-        InputError: Parts that do not fit each other, or a filter that is not odd.
+        InputError: The parts do not fit each other, or the filter size is not odd.
 
     Example:
         >>> network = AutoencoderConfig(channels=(8, 16))
@@ -40,7 +40,7 @@ class AutoencoderLocalizerConfig(LocalizerConfig):
 
     @property
     def draws_shape(self) -> tuple[int, int, int, int]:
-        """(0, H, W, C): the autoencoder takes no random numbers."""
+        """Shape (0, H, W, C) of the draws: the autoencoder takes no random numbers."""
         return (0, *self.image_shape)
 
     @property
@@ -50,7 +50,7 @@ class AutoencoderLocalizerConfig(LocalizerConfig):
 
     @property
     def objective(self) -> Reconstruction:
-        """What training minimizes."""
+        """Objective that training minimizes."""
         return Reconstruction(self.network)
 
 
@@ -135,14 +135,14 @@ def autoencoder_localizer(
     Args:
         variables: {"params": ...} of `Autoencoder(config.network)`.
         config: Network, filter and image size.
-        threshold: Positive, in units of the image.
+        threshold: Threshold of the score, positive, in units of the image.
         draws: None, a seed, which changes nothing, or an array (0, H, W, C).
 
     Returns:
         The localizer; two of equal configuration share their compiled programs.
 
     Raises:
-        InputError: Draws of another shape, or the threshold is not positive.
+        InputError: The draws have another shape, or the threshold is not positive.
 
     Example:
         >>> from dal_jax.models import init_autoencoder
@@ -152,8 +152,8 @@ def autoencoder_localizer(
         >>> localizer.image_shape, localizer.draws.size
         ((8, 8, 1), 0)
 
-    Source: Bergmann et al., arXiv 1807.02011, section 3.1; the averaging filter as in Katsuoka et
-    al., arXiv 2402.11789, section 5.
+    Source: Bergmann et al., arXiv 1807.02011, section 3.1; averaging filter: Katsuoka et al., arXiv
+    2402.11789, section 5.
     """
     return Localizer(
         score_fn=AutoencoderScore(config),

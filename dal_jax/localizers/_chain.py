@@ -1,4 +1,4 @@
-"""A reverse process taken level by level, for localizers that look at it or steer it on the way."""
+"""A reverse process level by level, for localizers that observe or steer its steps."""
 
 from typing import Any, NamedTuple
 
@@ -10,10 +10,10 @@ from dal_jax.diffusion import ReverseConfig, Schedule
 
 
 class ReverseStep(NamedTuple):
-    """What one step needs; with a leading axis, all steps of a reverse process."""
+    """Arrays of one step of a reverse process or, with a leading axis, of all steps."""
 
     level: Array  # t, at which the network is called
-    condition: PyTree  # what the level does to the network
+    condition: PyTree  # effect of the level on the network
     signal: Array  # sqrt(alpha_bar_t)
     noise: Array  # sqrt(1 - alpha_bar_t)
     keep: Array  # factors of the step, as in `Coefficients`
@@ -24,10 +24,10 @@ class ReverseStep(NamedTuple):
 def reverse_steps(
     denoiser: Any, schedule: Schedule, reverse: ReverseConfig, dtype: Any
 ) -> ReverseStep:
-    """Work out the steps of a reverse process.
+    """Compute the steps of a reverse process.
 
     Args:
-        denoiser: With `conditions(levels)`, from `dal_jax.models.denoiser`.
+        denoiser: Network with `conditions(levels)`, from `dal_jax.models.denoiser`.
         schedule: The noise schedule.
         reverse: Start, steps and eta.
         dtype: Type of the computation.
@@ -45,19 +45,20 @@ def reverse_steps(
 
 
 def add_noise(step: ReverseStep, x: Array, noise: Array) -> Array:
-    """Noise an image to a level: `sqrt(ab) x + sqrt(1 - ab) noise`."""
+    """Add noise to an image up to a level: `sqrt(ab) x + sqrt(1 - ab) noise`."""
     return step.signal * x + step.noise * noise
 
 
 def clean_image(step: ReverseStep, x: Array, eps: Array) -> Array:
-    """The image behind a noised one, given its noise: `(x - sqrt(1 - ab) eps) / sqrt(ab)`."""
+    """Return the clean image of x given its noise: `(x - sqrt(1 - ab) eps) / sqrt(ab)`."""
     return (x - step.noise * eps) / step.signal
 
 
 def next_image(step: ReverseStep, x: Array, eps: Array, draw: Array | None = None) -> Array:
-    """Go to the next level: `keep x + denoise eps + draw e`; without draws the last is left out.
+    """Return the image at the next level: `keep x + denoise eps + draw e`.
 
-    It equals `sqrt(ab_s) x0 + c2 eps + c1 e` with x0 of `clean_image`.
+    Without draws the last term is left out. The result equals `sqrt(ab_s) x0 + c2 eps + c1 e` with
+    x0 of `clean_image`.
     """
     following = step.keep * x + step.denoise * eps
     return following if draw is None else following + step.draw * draw

@@ -1,4 +1,4 @@
-"""The diffusion localizer: how far an image is from its reconstruction, smoothed."""
+"""The diffusion localizer: the smoothed difference of an image and its reconstruction."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -93,15 +93,16 @@ def dal_localizer(
     Args:
         variables: {"params": ..., "batch_stats": ...} of `UNet(config.unet)`.
         config: Network, diffusion, filter and image size.
-        threshold: Positive, in units of the image.
-        draws: (1 + steps, H, W, C) standard normal, fixed before the image is seen; or a seed;
-            None is seed 0. A seed means `numpy.random.default_rng(seed).standard_normal(...)`.
+        threshold: Threshold of the score, positive, in units of the image.
+        draws: (1 + steps, H, W, C) standard normal numbers, fixed before the image is seen; or a
+            seed, which stands for `numpy.random.default_rng(seed).standard_normal(...)`; None is
+            seed 0.
 
     Returns:
         The localizer; two of equal configuration share their compiled programs.
 
     Raises:
-        InputError: Draws of another shape, or the threshold is not positive.
+        InputError: The draws have another shape, or the threshold is not positive.
 
     Example:
         >>> from dal_jax.models import UNetConfig, init_unet

@@ -1,4 +1,4 @@
-"""Filters that smooth or resize a map of differences before it is scored: all linear."""
+"""Linear filters that smooth or resize a map of differences before it is scored."""
 
 from functools import lru_cache
 
@@ -43,7 +43,7 @@ def average_filter(x: Float[Array, "H W C"], size: int = 3) -> Float[Array, "H W
 def filtered_difference(
     normal: Float[Array, "H W C"], x: Float[Array, "H W C"], size: int
 ) -> Float[Array, "H W"]:
-    """How far an image is from its normal counterpart: `sum_c |F(normal - x)|`.
+    """Return the filtered difference of an image and its counterpart: `sum_c |F(normal - x)|`.
 
     Args:
         normal: (H, W, C), the counterpart.
@@ -69,19 +69,20 @@ def _running_sum(x: Array, size: int, axis: int) -> Array:
 
 
 def gaussian_filter(x: Float[Array, "*B H W"], sigma: float) -> Float[Array, "*B H W"]:
-    """Blur maps by a Gaussian, mirrored at the borders, cut at four deviations.
+    """Blur maps by a Gaussian that is mirrored at the borders and cut at four deviations.
 
-    `y = G_H x G_W^T`, a fixed linear map of each side.
+    `y = G_H x G_W^T`, a fixed linear map of each side, with the weights of
+    `scipy.ndimage.gaussian_filter`.
 
     Args:
         x: (..., H, W).
         sigma: Standard deviation in pixels; 0 leaves the maps as they are.
 
     Returns:
-        (..., H, W), in the dtype of x; a constant map stays what it is.
+        (..., H, W), in the dtype of x; a constant map does not change.
 
     Raises:
-        InputError: Sigma is negative or not finite.
+        InputError: `sigma` is negative or not finite.
 
     Example:
         >>> point = np.zeros((9, 9))
@@ -89,8 +90,6 @@ def gaussian_filter(x: Float[Array, "*B H W"], sigma: float) -> Float[Array, "*B
         >>> blurred = np.asarray(gaussian_filter(point, sigma=1.0))
         >>> round(blurred[4, 4].item(), 2), round(blurred.sum().item(), 4)
         (0.16, 1.0)
-
-    Source: the weights are those of `scipy.ndimage.gaussian_filter`.
     """
     if not 0.0 <= sigma < float("inf"):
         raise InputError(f"sigma: got {sigma}, expected a finite number of 0 or above")
@@ -101,7 +100,7 @@ def gaussian_filter(x: Float[Array, "*B H W"], sigma: float) -> Float[Array, "*B
 
 
 def resize(x: Float[Array, "*B h w"], sides: tuple[int, int]) -> Float[Array, "*B H W"]:
-    """Bring maps to other sides by bilinear interpolation, half-pixel centres, edges clamped.
+    """Resize maps by bilinear interpolation, with half-pixel centres and clamped edges.
 
     Args:
         x: (..., h, w).

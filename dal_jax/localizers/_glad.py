@@ -1,4 +1,4 @@
-"""GLAD: a reverse process that stops where it departs from the image, and keeps the rest of it."""
+"""GLAD: a reverse process that is fused with the image once it departs from it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,10 +29,10 @@ from dal_jax.models import denoiser
 
 @dataclass(frozen=True)
 class GladConfig(PerceptualConfig):
-    """When the reverse process stops and what is compared; the rest as in `PerceptualConfig`.
+    """Configuration of GLAD; the other fields are those of `PerceptualConfig`.
 
     Raises:
-        InputError: A value out of range, or parts that do not fit each other.
+        InputError: A value is out of range, or the parts do not fit each other.
 
     Example:
         >>> config = GladConfig(image_size=8, start=120, stop_distance=0.5)
@@ -46,8 +46,8 @@ class GladConfig(PerceptualConfig):
 
     start: int = 500  # the levels visited are below it
     spacing: int = 40  # of the levels
-    # tau: the process stops once it is this far; infinity: never; None: as `calibrate_scales`
-    # learns, and 0.3 until then.
+    # tau: the process stops once it is this far; infinity: never; None: as `learn_scales`
+    # learns it, and 0.3 until then.
     stop_distance: float | None = None
     stop_level: int = 0  # below it the process stops in any case; 0: never
     stop_count: int = 10  # largest distances whose mean is compared with tau
@@ -74,29 +74,29 @@ class GladConfig(PerceptualConfig):
 
     @property
     def draws_shape(self) -> tuple[int, int, int, int]:
-        """(1, H, W, C): the noise of the input; the reverse process has none."""
+        """Shape (1, H, W, C) of the draws: the noise of the input; the process itself has none."""
         return (1, *self.image_shape)
 
     @property
     def tau(self) -> float:
-        """The distance at which the process stops."""
+        """Distance at which the process stops."""
         return 0.3 if self.stop_distance is None else self.stop_distance
 
     @property
     def objective(self) -> AnomalyRemoval:
-        """What training minimizes."""
+        """Objective that training minimizes."""
         return AnomalyRemoval(self.unet, self.schedule)
 
     @property
     def reach(self) -> int | None:
-        """How far places that are matched may be apart; None: any distance."""
+        """Largest distance between matched places; None stands for any distance."""
         return 1 if self.radius is None and self.piecewise_linear else self.radius
 
     def mixing(self, far: Float[Array, "B H W"]) -> Float[Array, "B H W"]:
-        """The share of the reverse process in the fused image, from distances: mu, 0 to 1.
+        """Return the share mu of the reverse process in the fused image, 0 to 1, from distances.
 
         Args:
-            far: (B, H, W), distances of features.
+            far: (B, H, W) distances of features.
 
         Returns:
             (B, H, W), in the dtype of `far`; 0 or 1 with the preset "pl".
@@ -112,12 +112,12 @@ class GladConfig(PerceptualConfig):
 
 
 def fuse(mu: Array, chain: Array, given: Array) -> Array:
-    """Mix what the reverse process made with what the input gives: `mu a + (1 - mu) b`."""
+    """Mix the image of the reverse process with that of the input: `mu a + (1 - mu) b`."""
     return mu * chain + (mu.dtype.type(1) - mu) * given
 
 
 class Chain(NamedTuple):
-    """An image on its way down the levels, or at the end."""
+    """State of images in the reverse process, or at its end."""
 
     x: Array  # (B, H, W, C)
     stopped: Array  # (B,), the level at which it was fused; -1: not yet
@@ -133,23 +133,23 @@ def adaptive_chain(
 ) -> Chain:
     """Reconstruct images by a reverse process without draws that is fused once with its input.
 
-    At each level after the first, where both are still the same, the network's noise gives two
-    clean images, `x0` of the process and `y0` of the noised input; from each place's distance
-    between their features (of the last depth) follow the mean of the largest `stop_count` and the
-    mask mu. At the first level where that mean exceeds tau, `x0 <- mu x0 + (1 - mu) y0`; where it
-    has not, `x0 <- y0` at the first level below `stop_level`. All levels are visited, whatever
-    happens: the same work for every image.
+    At each level after the first, where both images are still the same, the network's noise gives
+    two clean images, `x0` of the process and `y0` of the noised input. The distances between their
+    features of the last depth, place by place, give the mean of the largest `stop_count` distances
+    and the mask mu. At the first level where that mean exceeds tau, `x0 <- mu x0 + (1 - mu) y0`; if
+    none did before, `x0 <- y0` at the first level below `stop_level`. All levels are visited in any
+    case, so that every image takes the same work.
 
     Args:
         config: Configuration of GLAD.
-        predict: (x, condition) -> noise.
-        look: Images -> features of several depths.
-        y: (B, H, W, C).
-        noise: (B, H, W, C), of the input at every level.
+        predict: Function (x, condition) -> noise.
+        look: Function of images -> features of several depths.
+        y: (B, H, W, C) observed images.
+        noise: (B, H, W, C) noise of the input at every level.
         steps: Steps from `reverse_steps`.
 
     Returns:
-        The reconstructions, and where each was fused.
+        The reconstructions, and the level at which each was fused.
 
     Source: Yao et al., arXiv 2406.07487, sections 3.2 and 3.3.
     """
@@ -175,18 +175,18 @@ def adaptive_chain(
 def departures(
     config: GladConfig, extractor: Any, params: PyTree, draws: Array, x: Float[Array, "H W C"]
 ) -> Float[Array, " levels"]:
-    """Tell how far the reverse process of one image departs from it, where it is never stopped.
+    """Return how far the reverse process of one image departs from it, if it never stops.
 
     Args:
-        config: Of GLAD; what it says of stopping is not looked at.
+        config: Configuration of GLAD, whose fields about stopping are ignored.
         extractor: Extractor of features.
         params: Parameters of the localizer.
-        draws: (1, H, W, C).
-        x: (H, W, C).
+        draws: (1, H, W, C) draws.
+        x: (H, W, C) image.
 
     Returns:
-        (levels,), the mean of the largest distances at each level but the first, which is compared
-        with tau.
+        (levels,) mean of the largest distances, to be compared with tau, at each level but the
+        first.
     """
     predict, look, steps = _parts(config, extractor, params, x)
     y, noise = x[None], jnp.asarray(draws, x.dtype)
@@ -202,7 +202,9 @@ def departures(
 def _second(
     predict: Callable[[Array, Any], Array], y: Array, noise: Array, steps: ReverseStep
 ) -> tuple[Array, ReverseStep]:
-    """The image after the first level, where nothing is compared yet, and the other levels."""
+    """Return the image after the first level, where nothing is compared yet, and the other
+    steps.
+    """
     first, rest = (jax.tree.map(lambda v, k=k: v[k], steps) for k in (0, slice(1, None)))
     start = add_noise(first, y, noise)
     return next_image(first, start, predict(start, first.condition)), rest
@@ -216,7 +218,7 @@ def _departure(
     given: Array,
     x: Array,
 ) -> Array:
-    """Distances (B, h, w) of the clean images that the same noise gives of the input and of x."""
+    """Return the distances (B, h, w) of the clean images of the input and of x for equal noise."""
     seen, made = (look(clean_image(step, image, eps))[-1] for image in (given, x))
     return distance(seen, made, config.reach, config.piecewise_linear)
 
@@ -239,8 +241,8 @@ def glad_chain(
         config: Configuration of GLAD.
         extractor: Extractor of features.
         params: Parameters of the localizer.
-        draws: (1, H, W, C).
-        x: (H, W, C).
+        draws: (1, H, W, C) draws.
+        x: (H, W, C) image.
 
     Returns:
         The chain of one image, with a leading axis.
@@ -252,7 +254,7 @@ def glad_chain(
 def _parts(
     config: GladConfig, extractor: Any, params: PyTree, x: Array
 ) -> tuple[Any, Any, ReverseStep]:
-    """Prediction of noise, features of images, and the steps."""
+    """Return the prediction of noise, the features of images, and the steps."""
     denoise = denoiser(params["network"], config.unet, config.sides, x.dtype)
 
     def look(images: Array) -> list[Array]:
@@ -343,26 +345,26 @@ def glad_localizer(
 ) -> Localizer:
     """Make the localizer of global and local adaptive diffusion, in the space of pixels.
 
-    Everything is a function of the one image: what the published program takes over a batch is per
-    image here, or a constant (of the configuration, see `calibrate_scales`; `foreground`).
+    Everything is a function of one image: quantities that the published program takes over a batch
+    are per image here, or constants (of the configuration, see `learn_scales`, or `foreground`).
 
     Args:
         variables: {"params": ..., "batch_stats": ...} of `UNet(config.unet)`.
         config: Network, levels, stopping, fusion, comparison.
-        threshold: Positive, in units of the score.
-        draws: (1, H, W, C) standard normal, fixed before the image is seen; or a seed; None is
-            seed 0.
-        extractor: Frozen, hashable, (params, images) -> features of several depths, with
-            `piecewise_linear` and `input_range`; None: the network's own encoder.
-        features: Parameters of the extractor; None: the variables.
-        foreground: (H, W), factors of the score, 0 and above, that do not depend on the noise in
-            the image; None: ones.
+        threshold: Threshold, positive, in units of the score.
+        draws: (1, H, W, C) standard normal numbers, fixed before the image is seen; or a seed; None
+            is seed 0.
+        extractor: Frozen, hashable function (params, images) -> features of several depths, with
+            `piecewise_linear` and `input_range`; None stands for the network's own encoder.
+        features: Parameters of the extractor; None stands for the variables.
+        foreground: (H, W) factors of the score, 0 or above, that do not depend on the noise in the
+            image; None stands for ones.
 
     Returns:
         The localizer; two of equal configuration share their compiled programs.
 
     Raises:
-        InputError: Draws, foreground, extractor or threshold do not fit.
+        InputError: The draws, the foreground, the extractor or the threshold do not fit.
 
     Example:
         >>> from dal_jax.models import UNetConfig, init_unet

@@ -19,7 +19,7 @@ from dal_jax.localizers._perceptual import PerceptualConfig
 from dal_jax.localizers._presets import CONFIGS, as_kind
 from dal_jax.models import load_extractor
 
-# What makes a localizer of variables, configuration, threshold and draws.
+# Functions (variables, configuration, threshold, draws) -> localizer.
 _MAKERS: dict[str, Any] = {
     "dal": dal_localizer,
     "mdps": mdps_localizer,
@@ -37,15 +37,15 @@ def make_localizer(
     Args:
         variables: Variables of the network.
         config: `DalConfig`, `MdpsConfig`, `GladConfig` or `AutoencoderLocalizerConfig`.
-        threshold: Positive, in units of the score.
-        draws: An array of the localizer's shape, or a seed; None is seed 0.
+        threshold: Threshold, positive, in units of the score.
+        draws: Array of the localizer's shape, or a seed; None is seed 0.
         **parts: Further arguments of `mdps_localizer` or `glad_localizer`.
 
     Returns:
         The localizer.
 
     Raises:
-        InputError: Something does not fit.
+        InputError: An argument does not fit.
 
     Example:
         >>> from dal_jax.localizers import AutoencoderLocalizerConfig
@@ -65,19 +65,19 @@ def load_localizer(
 
     Args:
         directory: Folder that `train`, `save_checkpoint` or `import-weights` wrote.
-        threshold: Positive, in units of the score.
-        draws: Fixed before the image is seen: an array of the localizer's shape, or a seed; None
-            is seed 0.
-        localizer: Another use of the same network, as `localizer_preset` takes it, such as
-            "mdps:pl"; None: the one that it was trained for.
+        threshold: Threshold, positive, in units of the score.
+        draws: Array of the localizer's shape, or a seed, fixed before the image is seen; None is
+            seed 0.
+        localizer: Another use of the same network, named as in `localizer_preset`, such as
+            "mdps:pl"; None stands for the one that it was trained for.
 
     Returns:
-        The localizer, with the extractor that `save_extractor` put there.
+        The localizer, with the extractor that `save_extractor` stored there.
 
     Raises:
-        CheckpointError: Missing or damaged checkpoint.
-        InputError: Draws of another shape, the threshold is not positive, or the network cannot be
-            used so.
+        CheckpointError: The checkpoint is missing or damaged.
+        InputError: The draws have another shape, the threshold is not positive, or the network
+            cannot be used in this way.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -114,7 +114,7 @@ def read_checkpoint(directory: str | Path) -> tuple[PyTree, Any]:
 
 
 class ExtractorFile(NamedTuple):
-    """Weights of an extractor of features in a file of the user's; see `load_extractor`.
+    """File of the user with the weights of a feature extractor; see `load_extractor`.
 
     Example:
         >>> file = ExtractorFile(Path("resnet18.npz"), "resnet", {"depths": (1, 2)})
@@ -145,10 +145,10 @@ def save_extractor(directory: str | Path, extractor: ExtractorFile | None) -> No
 
     Args:
         directory: Folder of the model, created if it does not exist.
-        extractor: Whose weights fit; None: the one that is there no longer counts.
+        extractor: Extractor whose weights fit; None discards the stored one.
 
     Raises:
-        InputError, CheckpointError: They do not; nothing is written then.
+        InputError, CheckpointError: The weights do not fit; nothing is written then.
 
     Example:
         >>> file = ExtractorFile(Path("resnet18.npz"), "resnet", {"depths": (1, 2)})

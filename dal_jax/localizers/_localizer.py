@@ -1,4 +1,4 @@
-"""What `dal_test` accepts: a pure score function with its parameters, draws and threshold."""
+"""Localizers: a pure score function with its parameters, draws and threshold."""
 
 import contextlib
 from collections.abc import Callable
@@ -19,7 +19,7 @@ MapFunction = Callable[[PyTree, Any, Any], Array]
 
 
 class Localizer(NamedTuple):
-    """Turn an image into a score map and a region `score > threshold`.
+    """A score function of images, with its arrays; the region is where `score > threshold`.
 
     The functions are pure and hashable and capture no arrays; equal functions share one compiled
     program. `score` and `reconstruct` compute in the dtype of the image (float64 without touching
@@ -44,7 +44,7 @@ class Localizer(NamedTuple):
         """Compute the score map of an image.
 
         Args:
-            x: (H, W, C), finite; float32 or float64, other types are taken as float64.
+            x: (H, W, C) finite image; float32 or float64, other types are converted to float64.
 
         Returns:
             (H, W), in the dtype of x.
@@ -58,7 +58,7 @@ class Localizer(NamedTuple):
         """Compute the normal-looking counterpart of an image.
 
         Args:
-            x: (H, W, C), finite; float32 or float64, other types are taken as float64.
+            x: (H, W, C) finite image; float32 or float64, other types are converted to float64.
 
         Returns:
             (H, W, C), in the dtype of x.
@@ -89,13 +89,13 @@ class Localizer(NamedTuple):
         """Flag the pixels whose score is above the threshold.
 
         Args:
-            x: (H, W, C), finite.
+            x: (H, W, C) finite image.
 
         Returns:
             (H, W) bool.
 
         Raises:
-            InputError: `x` does not fit.
+            InputError: The image does not fit.
         """
         return self.score(x).astype(np.float64) > self.threshold
 
@@ -109,7 +109,7 @@ class Localizer(NamedTuple):
             A new localizer.
 
         Raises:
-            InputError: Another shape, or values that are not finite.
+            InputError: The draws have another shape, or values that are not finite.
         """
         return self._replace(draws=check_draws(draws, np.shape(self.draws)))
 
@@ -117,7 +117,7 @@ class Localizer(NamedTuple):
         """Return the same localizer with another threshold.
 
         Args:
-            threshold: Positive, finite, in units of the score.
+            threshold: Threshold, positive and finite, in units of the score.
 
         Returns:
             A new localizer.
@@ -145,12 +145,12 @@ class Localizer(NamedTuple):
 def _call(
     functions: tuple[MapFunction, ...], params: PyTree, draws: PyTree, x: Array
 ) -> list[Array]:
-    # In one program the compiler does once what the functions have in common.
+    # In one program the compiler computes the common part of the functions once.
     return [function(params, draws, x) for function in functions]
 
 
 def check_draws(draws: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Refuse draws of another shape or with values that are not finite.
+    """Check the shape of draws, and that they are finite.
 
     Args:
         draws: Draws to be checked.
@@ -160,7 +160,7 @@ def check_draws(draws: Any, shape: tuple[int, ...]) -> np.ndarray:
         The draws, as a numpy array of float32 or float64.
 
     Raises:
-        InputError: they do not fit.
+        InputError: The draws do not fit.
 
     Example:
         >>> check_draws([[0.5], [-1.0]], (2, 1)).dtype
@@ -177,7 +177,7 @@ def check_draws(draws: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def make_draws(draws: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Check draws, or draws standard normal ones from a seed.
+    """Check an array of draws, or draw standard normal numbers from a seed.
 
     Args:
         draws: Array, seed, or None for seed 0.
@@ -187,7 +187,7 @@ def make_draws(draws: Any, shape: tuple[int, ...]) -> np.ndarray:
         The draws.
 
     Raises:
-        InputError: The values do not fit.
+        InputError: The draws do not fit.
     """
     if draws is None or isinstance(draws, int | np.integer):
         if draws is not None and draws < 0:
@@ -197,16 +197,16 @@ def make_draws(draws: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def check_threshold(threshold: float) -> float:
-    """Refuse a threshold that is not positive and finite.
+    """Check that a threshold is positive and finite.
 
     Args:
         threshold: Threshold, in units of the score.
 
     Returns:
-        It as a float.
+        The threshold as a float.
 
     Raises:
-        InputError: it is not positive and finite.
+        InputError: The threshold is not positive and finite.
 
     Example:
         >>> check_threshold(1)
@@ -229,8 +229,8 @@ def from_score(
 
     Args:
         score_fn: (params, draws, x (H, W, C)) -> score (H, W); pure, hashable, no captured arrays.
-        image_shape: (H, W, C).
-        threshold: Positive, in units of the score.
+        image_shape: Shape (H, W, C) of the images.
+        threshold: Threshold, positive, in units of the score.
         params: Pytree of arrays handed to the functions.
         draws: Array handed to the functions; None gives an empty one.
         reconstruct_fn: (params, draws, x) -> (H, W, C); None gives NaN as the reconstruction.
@@ -253,11 +253,16 @@ def from_score(
     if draws is None:
         draws = np.zeros((0, *shape))
     return Localizer(
-        score_fn, reconstruct_fn or _unknown, params, draws, check_threshold(threshold), shape
+        score_fn,
+        reconstruct_fn or _no_reconstruction,
+        params,
+        draws,
+        check_threshold(threshold),
+        shape,
     )
 
 
-def _unknown(params: PyTree, draws: PyTree, x: Array) -> Array:
+def _no_reconstruction(params: PyTree, draws: PyTree, x: Array) -> Array:
     return jnp.full_like(x, jnp.nan)
 
 
@@ -270,18 +275,18 @@ class _Rescaled:
 
 
 def with_rescaling(localizer: Localizer) -> Localizer:
-    """Make the division by an image's own deviation a part of the localizer.
+    """Make the division of an image by its own deviation a part of the localizer.
 
     `score'(x) = score(x / sqrt(mean x^2))`, the mean over pixels and channels. An image that was
-    divided by its own deviation has the same score as before. Along the line of a test its
-    deviation changes; the new localizer divides anew at each point, as it would for an image that
-    came like that. The score is no longer piecewise affine: adaptive engine only.
+    divided by its own deviation has the same score as before. Along the line of a test the
+    deviation changes; the new localizer divides again at each point. The score is no longer
+    piecewise affine, so that only the adaptive engine applies.
 
     Args:
         localizer: Localizer of images (H, W, C) of mean 0 and deviation 1.
 
     Returns:
-        One whose score does not depend on an image's scale; NaN for an image of zeros.
+        A localizer whose score does not depend on an image's scale; NaN for an image of zeros.
 
     Example:
         >>> from dal_jax.localizers import from_score

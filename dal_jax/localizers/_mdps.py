@@ -1,4 +1,4 @@
-"""MDPS: normal counterparts drawn from a posterior given the image, outside of a mask of it."""
+"""MDPS: normal counterparts drawn from a posterior given the image outside of a mask."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,19 +21,19 @@ from dal_jax.localizers._perceptual import (
 )
 from dal_jax.models import denoiser
 
-# Added to the mean square under the root: the norm has no derivative where an image is met exactly.
+# Added to the mean square under the root: the norm has no derivative at 0.
 TINY = 1e-12
 
 
 @dataclass(frozen=True)
 class MdpsConfig(PerceptualConfig):
-    """How normal counterparts are drawn and compared; the other fields as in `PerceptualConfig`.
+    """Configuration of MDPS; the other fields are those of `PerceptualConfig`.
 
     Weights of the guidance are per value of an image: a published weight w, for a norm over a
     batch of N values, is `w / sqrt(N)` here.
 
     Raises:
-        InputError: A value out of range, or parts that do not fit each other.
+        InputError: A value is out of range, or the parts do not fit each other.
 
     Example:
         >>> config = MdpsConfig(image_size=8, start=60, samples=2)
@@ -66,7 +66,7 @@ class MdpsConfig(PerceptualConfig):
 
     @property
     def reach(self) -> int:
-        """How far places that are matched may be apart: features are compared place by place."""
+        """Largest distance between matched places: 0, as features are compared place by place."""
         return 0
 
     @property
@@ -81,12 +81,12 @@ class MdpsConfig(PerceptualConfig):
 
     @property
     def passes(self) -> int:
-        """1 or 2."""
+        """Number of passes, 1 or 2."""
         return 1 if self.first_start == 0 else 2
 
     @property
     def draws_shape(self) -> tuple[int, int, int, int, int, int]:
-        """(samples, passes, 1 + steps, H, W, C), steps of the longer pass."""
+        """Shape (samples, passes, 1 + steps, H, W, C) of the draws; steps of the longer pass."""
         steps = max(self.reverse.steps, self.first_reverse.steps)
         return (self.samples, self.passes, 1 + steps, *self.image_shape)
 
@@ -98,23 +98,22 @@ def guidance(
     y: Float[Array, "*B H W C"],
     squared: bool,
 ) -> tuple[Array, Array]:
-    """Predict the noise, and tells where x must go for its clean image to leave y.
+    """Predict the noise, and the gradient along which the clean image of x departs from y.
 
-    `g = sqrt(n) grad_x ||x0(x) - y||`, n the values of an image; squared,
-    `g = grad_x ||x0(x) - y||^2 / 2`, which is piecewise linear with such a network.
+    `g = sqrt(n) grad_x ||x0(x) - y||`, with n values in an image; squared, `g = grad_x ||x0(x) -
+    y||^2 / 2`, which is piecewise linear with such a network.
 
     Args:
-        predict: X -> predicted noise, of the shape and dtype of x.
-        step: With the level.
-        x: (B, H, W, C), noised images.
-        y: The observed images.
-        squared: The second formula in place of the first.
+        predict: Function x -> predicted noise, of the shape and dtype of x.
+        step: Step of the reverse process, with the level.
+        x: (B, H, W, C) noised images.
+        y: (B, H, W, C) or (H, W, C) observed images.
+        squared: Whether to use the second formula.
 
     Returns:
         The predicted noise and g, of the shape of x.
 
-    Source: Wu et al., arXiv 2404.17900, equation 16, with a norm for each image; squared: this
-    project.
+    Source: Wu et al., arXiv 2404.17900, equation 16, with a norm for each image.
     """
     eps, pull = jax.vjp(predict, x)
     residual = clean_image(step, x, eps) - y
@@ -139,16 +138,17 @@ def posterior_sample(
     `eps' = eps + w sqrt(1 - ab) g`; then the plain step with eps'.
 
     Args:
-        predict: (x, condition) -> noise.
-        y: (B, H, W, C) or (H, W, C), the observed images.
-        draws: (B, 1 + steps, H, W, C); zeta, then one draw a step.
+        predict: Function (x, condition) -> noise.
+        y: (B, H, W, C) or (H, W, C) observed images.
+        draws: (B, 1 + steps, H, W, C) draws: zeta, then one per step.
         steps: Steps from `reverse_steps`.
         weight: Weight w of the guidance.
-        mask: (B, H, W, 1), 1 where the image is taken to be wrong, 0 where it is kept; None: ones.
+        mask: (B, H, W, 1) mask, 1 where the image is taken to be wrong, 0 where it is kept; None
+            stands for ones.
         squared: Choice of the formula, as in `guidance`.
 
     Returns:
-        (B, H, W, C).
+        (B, H, W, C) counterparts.
 
     Source: Wu et al., arXiv 2404.17900, algorithms 1 and 2.
     """
@@ -158,7 +158,7 @@ def posterior_sample(
     def advance(x: Array, row: tuple[ReverseStep, Array]) -> tuple[Array, None]:
         step, draw = row
         if mask is not None:
-            # A product rather than a choice: what is not finite stays to be seen.
+            # A product rather than a choice: non-finite values stay visible.
             x = mask * x + (y.dtype.type(1) - mask) * add_noise(step, y, zeta)
         if weight:
             eps, g = guidance(lambda v: predict(v, step.condition), step, x, y, squared)
@@ -172,7 +172,7 @@ def posterior_sample(
 
 
 class MdpsSamples(NamedTuple):
-    """What MDPS makes of one image."""
+    """Results of MDPS for one image."""
 
     first: Array | None  # (samples, H, W), difference maps of the passes without masks, if any
     mask: Array  # (samples, H, W), 0 or 1
@@ -183,19 +183,18 @@ class MdpsSamples(NamedTuple):
 def mdps_samples(
     config: MdpsConfig, extractor: Any, params: PyTree, draws: Array, x: Float[Array, "H W C"]
 ) -> MdpsSamples:
-    """Draw normal counterparts of an image, twice each: to find a mask, and with the mask.
+    """Draw normal counterparts of an image, first to find a mask, then with the mask.
 
-    Or once, without a mask, if the configuration says so.
-
-    The mask is where the first map exceeds `min + c (max - min)` of its own values. (The published
-    program takes these from all test images, which no test of one image could allow for.)
+    A configuration with one pass draws them once, without a mask. The mask is where the first map
+    exceeds `min + c (max - min)` of its own values. (The published program takes these from all
+    test images, for which a test of one image could not account.)
 
     Args:
         config: Configuration of MDPS.
         extractor: Extractor of features.
         params: Parameters of the localizer.
-        draws: (samples, passes, 1 + steps, H, W, C).
-        x: (H, W, C).
+        draws: (samples, passes, 1 + steps, H, W, C) draws.
+        x: (H, W, C) image.
 
     Returns:
         The samples.
@@ -207,27 +206,27 @@ def mdps_samples(
     draws, linear = jnp.asarray(draws, x.dtype), config.piecewise_linear
     difference = difference_from(config, extractor, params, x)
 
-    def drawn(number: int, reverse: ReverseConfig, weight: float, mask: Array | None) -> Array:
+    def draw(number: int, reverse: ReverseConfig, weight: float, mask: Array | None) -> Array:
         steps = reverse_steps(denoise, config.schedule, reverse, x.dtype)
         own = draws[:, number, : 1 + reverse.steps]
         predict = (pulling if weight else denoise).given
         return posterior_sample(predict, x, own, steps, weight, mask, linear)
 
-    def compared(normal: Array) -> Array:
+    def compare(normal: Array) -> Array:
         return gaussian_filter(x.dtype.type(0.5) * difference(normal), config.blur)
 
     if config.passes == 1:
-        normal = drawn(0, config.reverse, config.weight, None)
+        normal = draw(0, config.reverse, config.weight, None)
         mask = jnp.ones((config.samples, *config.sides), x.dtype)
-        return MdpsSamples(None, mask, normal, compared(normal))
-    first = compared(drawn(0, config.first_reverse, config.first_weight, None))
+        return MdpsSamples(None, mask, normal, compare(normal))
+    first = compare(draw(0, config.first_reverse, config.first_weight, None))
     low, high = (f(first, axis=(1, 2), keepdims=True) for f in (jnp.min, jnp.max))
     mask = (first > low + x.dtype.type(config.mask_fraction) * (high - low)).astype(x.dtype)
-    normal = drawn(1, config.reverse, config.weight, mask[..., None])
-    # A first pass that diverged would leave an empty mask, and a second one that looks well.
+    normal = draw(1, config.reverse, config.weight, mask[..., None])
+    # A first pass that diverged would leave an empty mask, and a plausible second pass.
     finite = jnp.all(jnp.isfinite(first), axis=(1, 2))[:, None, None, None]
     normal = jnp.where(finite, normal, x.dtype.type(jnp.nan))
-    return MdpsSamples(first, mask, normal, compared(normal))
+    return MdpsSamples(first, mask, normal, compare(normal))
 
 
 @dataclass(frozen=True)
@@ -309,25 +308,25 @@ def mdps_localizer(
 ) -> Localizer:
     """Make the localizer of masked diffusion posterior sampling.
 
-    Everything is a function of the one image: thresholds and maxima that the published program
-    takes over a batch or the test set are per image here, or constants of the configuration, see
-    `calibrate_scales`.
+    Everything is a function of one image: thresholds and maxima that the published program takes
+    over a batch or the test set are per image here, or constants of the configuration, see
+    `learn_scales`.
 
     Args:
         variables: {"params": ..., "batch_stats": ...} of `UNet(config.unet)`.
         config: Network, levels, guidance, comparison.
-        threshold: Positive, in units of the score.
-        draws: (samples, passes, 1 + steps, H, W, C) standard normal, fixed before the image is
-            seen; or a seed; None is seed 0.
-        extractor: Frozen, hashable, (params, images) -> features of several depths, with
-            `piecewise_linear` and `input_range`; None: the network's own encoder.
-        features: Parameters of the extractor; None: the variables.
+        threshold: Threshold, positive, in units of the score.
+        draws: (samples, passes, 1 + steps, H, W, C) standard normal numbers, fixed before the image
+            is seen; or a seed; None is seed 0.
+        extractor: Frozen, hashable function (params, images) -> features of several depths, with
+            `piecewise_linear` and `input_range`; None stands for the network's own encoder.
+        features: Parameters of the extractor; None stands for the variables.
 
     Returns:
         The localizer; two of equal configuration share their compiled programs.
 
     Raises:
-        InputError: Draws, extractor or threshold do not fit.
+        InputError: The draws, the extractor or the threshold do not fit.
 
     Example:
         >>> from dal_jax.models import UNetConfig, init_unet

@@ -1,4 +1,4 @@
-"""How far two images are in the features of a frozen network, place by place."""
+"""Comparison of an image with its counterpart by features: configuration, distances, maps."""
 
 import math
 from collections.abc import Callable
@@ -32,8 +32,8 @@ class PerceptualConfig(LocalizerConfig):
     published. Levels are the multiples of `spacing` below `start`.
 
     Raises:
-        InputError: A value out of range, parts that do not fit each other, or a network with the
-            preset "pl" that is not piecewise linear.
+        InputError: A value is out of range, the parts do not fit each other, or the network with
+            the preset "pl" is not piecewise linear.
 
     Example:
         >>> config = PerceptualConfig(image_size=8, start=60, spacing=20)
@@ -49,11 +49,11 @@ class PerceptualConfig(LocalizerConfig):
     preset: str = "pl"  # or "faithful"
     start: int = 200  # the levels visited are below it
     spacing: int = 20  # of the levels
-    feature_level: float = 10.0  # that the encoder of the features is told
+    feature_level: float = 10.0  # at which the encoder computes the features
     depths: tuple[int, ...] = (1, 2)  # of the features, 1 is the finest
-    image_range: tuple[float, float] = (-1.0, 1.0)  # what is mapped to an extractor's input range
+    image_range: tuple[float, float] = (-1.0, 1.0)  # mapped to an extractor's input range
     pixel_weight: float = 1.0  # of the difference of pixels beside that of features
-    # What `calibrate_scales` learns: factors of the depths, and of the pixels besides the weight.
+    # Constants from `learn_scales`: factors of the depths, and of the pixels beside the weight.
     feature_scales: tuple[float, ...] | None = None  # None: ones
     pixel_scale: float = 1.0
     blur: float = 1.0  # standard deviation of the Gaussian filter, pixels; 0 for none
@@ -97,11 +97,11 @@ class PerceptualConfig(LocalizerConfig):
         return self.reverse_with(0.0)
 
     def reverse_with(self, eta: float, start: int | None = None) -> ReverseConfig:
-        """The reverse process with a share of fresh noise.
+        """Return the reverse process with a share of fresh noise.
 
         Args:
-            eta: The share, 0 to 1.
-            start: The levels are below it; None: that of the configuration.
+            eta: Share of fresh noise, 0 to 1.
+            start: Upper limit of the levels; None stands for that of the configuration.
 
         Returns:
             The process at multiples of the spacing.
@@ -111,7 +111,7 @@ class PerceptualConfig(LocalizerConfig):
 
     @property
     def unscaled(self) -> Self:
-        """Without the scales, which are parameters: equal ones share their compiled programs."""
+        """Configuration without the scales, which are parameters: equal ones share programs."""
         return replace(self, feature_scales=None, pixel_scale=1.0)
 
     @property
@@ -128,14 +128,14 @@ class PerceptualConfig(LocalizerConfig):
         whole: bool = False,
         positive: bool = False,
     ) -> None:
-        """Refuse a field that is no number of a range.
+        """Check that a field is a number within a range.
 
         Args:
             name: Name of the field.
             low: Smallest value.
             high: Largest value; infinity itself is refused.
-            whole: True for integers only.
-            positive: True refuses `low` itself, which is 0 then.
+            whole: Whether only integers fit.
+            positive: Whether `low` itself, which is 0 then, does not fit.
 
         Raises:
             InputError: The value does not fit.
@@ -158,18 +158,18 @@ def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
 
 
 def check_extractor(extractor: Any, config: PerceptualConfig) -> Any:
-    """Refuse an extractor that does not fit a configuration.
+    """Check that an extractor fits a configuration.
 
     Args:
-        extractor: (params, images) -> features; None is the network's own encoder.
+        extractor: Function (params, images) -> features; None is the network's own encoder.
         config: Configuration of the localizer.
 
     Returns:
         The extractor.
 
     Raises:
-        InputError: It cannot be called, lacks an attribute, or is not piecewise linear where the
-            preset is.
+        InputError: The extractor cannot be called, lacks an attribute, or is not piecewise linear
+            where the preset is.
 
     Example:
         >>> config = PerceptualConfig(image_size=8, depths=(1, 3))
@@ -193,19 +193,19 @@ def check_extractor(extractor: Any, config: PerceptualConfig) -> Any:
 def make_params(
     variables: PyTree, config: PerceptualConfig, extractor: Any, features: PyTree
 ) -> dict[str, Any]:
-    """Put together the parameters of a localizer.
+    """Assemble the parameters of a localizer.
 
     Args:
         variables: Variables of the network.
         config: Configuration of the localizer, with the scales.
         extractor: Extractor of features.
-        features: Parameters of the extractor; None: the variables.
+        features: Parameters of the extractor; None stands for the variables.
 
     Returns:
         {"network": ..., "features": ..., "scales": {"features": (depths,), "pixel": ()}}.
 
     Raises:
-        InputError: Not a scale for each depth of the extractor.
+        InputError: The number of scales is not that of the depths of the extractor.
     """
     features = variables if features is None else features
     image = jax.ShapeDtypeStruct((1, *config.image_shape), np.float32)
@@ -219,18 +219,18 @@ def make_params(
 
 
 def check_constants(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Refuse constants of another shape, negative or not finite.
+    """Check the shape of constants, and that they are finite and not negative.
 
     Args:
         name: Name of the argument.
-        value: Value to be checked.
-        shape: Expected.
+        value: Constants to be checked.
+        shape: Expected shape.
 
     Returns:
         A float64 array.
 
     Raises:
-        InputError: The values do not fit.
+        InputError: The constants do not fit.
     """
     array = np.asarray(value, np.float64)
     if array.shape != shape:
@@ -249,11 +249,11 @@ def features(
     """Extract the features of images, each averaged over the 3 x 3 places around it.
 
     Args:
-        extractor: (params, images) -> features (B, h, w, D) of several depths; its `input_range`
-            (low, high) is that of the images it takes, or None for images as they are.
+        extractor: Function (params, images) -> features (B, h, w, D) of several depths; its
+            `input_range` (low, high) is the range of its images, or None for images as they are.
         params: Parameters of the extractor.
-        x: (B, H, W, C).
-        image_range: (low, high), of x; what is outside is mapped by the same line.
+        x: (B, H, W, C) images.
+        image_range: (low, high) of x; values outside are mapped by the same line.
 
     Returns:
         Features (B, h, w, D) of each depth, in the dtype of x.
@@ -265,10 +265,10 @@ def features(
         (low, high), (first, last) = image_range, wanted
         slope = (last - first) / (high - low)
         x = x.dtype.type(slope) * x + x.dtype.type(first - slope * low)
-    return [_locally_averaged(maps) for maps in extractor(params, x)]
+    return [_local_average(maps) for maps in extractor(params, x)]
 
 
-def _locally_averaged(x: Array) -> Array:
+def _local_average(x: Array) -> Array:
     batch, height, width, channels = x.shape
     side_by_side = jnp.moveaxis(x, 0, -1).reshape(height, width, channels * batch)
     return jnp.moveaxis(average_filter(side_by_side).reshape(*x.shape[1:], batch), -1, 0)
@@ -280,21 +280,21 @@ def distance(
     radius: int | None = 0,
     piecewise_linear: bool = False,
 ) -> Float[Array, "B h w"]:
-    """Measure at each place how far the features u are from the most similar of v around it.
+    """Return the distance at each place of the features u from the most similar of v around it.
 
     `d_p = min_q (1 - cos(u_p, v_q))`, or, piecewise linear, `d_p = min_q mean |u_p - v_q|`.
 
     Args:
-        u: (B, h, w, D).
-        v: (B, h, w, D).
-        radius: Places p and q differ by at most this in row and column; None: any two places.
-        piecewise_linear: The second formula in place of the first.
+        u: (B, h, w, D) features.
+        v: (B, h, w, D) features.
+        radius: Largest difference of p and q in row and column; None stands for any two places.
+        piecewise_linear: Whether to use the second formula.
 
     Returns:
         (B, h, w), 0 or above; 0 where the features are the same.
 
     Source: Yao et al., arXiv 2406.07487, section 3.2 (all places, cosine); Wu et al., arXiv
-    2404.17900, section 3.4 (radius 0, cosine); piecewise linear: this project.
+    2404.17900, section 3.4 (radius 0, cosine).
     """
     height, width, depth = u.shape[1:]
     u, v = (w.reshape(len(w), height * width, 1, depth) for w in (u, v))
@@ -321,7 +321,7 @@ def _unit(x: Array) -> Array:
 
 
 def _around(v: Array, height: int, width: int, radius: int | None) -> Array:
-    """(B, places, D) -> (B, places, K, D), the places around each."""
+    """Gather the features around each place: (B, places, D) -> (B, places, K, D)."""
     around = _neighbours(height, width, radius)
     found = jnp.take(v, around.reshape(-1), axis=1, mode="clip")
     return found.reshape(len(v), *around.shape, v.shape[-1])
@@ -329,7 +329,7 @@ def _around(v: Array, height: int, width: int, radius: int | None) -> Array:
 
 @lru_cache(maxsize=64)
 def _neighbours(height: int, width: int, radius: int | None) -> np.ndarray:
-    """Of each place those around it (places, K); itself once more where the border is near."""
+    """Return the places around each place, (places, K), filled up with itself at the border."""
     places = np.arange(height * width).reshape(height, width)
     reach = max(height, width) - 1 if radius is None else radius
     if reach >= max(height, width) - 1:
@@ -354,17 +354,17 @@ def perceptual_map(
     """Sums the distances at several depths, resized to the image: `sum_d scale_d resize(d_d)`.
 
     Args:
-        u: Features of one image, of each depth; of one for all or of each of the batch.
-        v: Features of the other, or others.
-        scales: Factor of each depth.
-        sides: (H, W).
+        u: Features of one image at each depth; of one for all or of each of the batch.
+        v: Features of the other image, or of other images.
+        scales: (depths,) factor of each depth.
+        sides: (H, W) of the image.
         radius: Radius of the matching, as in `distance`.
         piecewise_linear: Choice of the formula, as in `distance`.
 
     Returns:
         (B, H, W).
 
-    Source: as `distance`.
+    Source: Yao et al., arXiv 2406.07487, section 3.2; Wu et al., arXiv 2404.17900, section 3.4.
     """
     maps = [
         scales[depth] * resize(distance(one, other, radius, piecewise_linear), sides)
@@ -376,7 +376,7 @@ def perceptual_map(
 def difference_from(
     config: Any, extractor: Any, params: PyTree, x: Float[Array, "H W C"]
 ) -> Callable[[Float[Array, "B H W C"]], Float[Array, "B H W"]]:
-    """Return the comparison of an image with normal counterparts, by features and by pixels.
+    """Return a function that compares counterparts with an image, by features and by pixels.
 
     `sum_d scale_d resize(d_d) + w scale_pixel mean_c |normal - x|`.
 
@@ -387,7 +387,7 @@ def difference_from(
         x: (H, W, C), the image.
 
     Returns:
-        A function of counterparts (B, H, W, C), giving maps (B, H, W) that are not blurred.
+        Function of counterparts (B, H, W, C) that returns maps (B, H, W) without blur.
 
     Source: Wu et al., arXiv 2404.17900, section 3.4; Yao et al., arXiv 2406.07487, section 3.4.
     """

@@ -19,12 +19,12 @@ CONFIGS: dict[str, Any] = {
     for config in (DalConfig, MdpsConfig, GladConfig, AutoencoderLocalizerConfig)
 }
 FORM = "KIND[:PRESET][,FIELD=VALUE...]"
-# Commas that a new field follows: others are inside of lists.
+# Commas before a new field; others are inside of lists.
 _COMMA = re.compile(r",(?=\s*[A-Za-z_.]+\s*=)")
 
 
 class Preset(NamedTuple):
-    """What a name of settings stands for.
+    """Settings that a name stands for.
 
     Example:
         >>> localizer_preset("glad:pl,start=300").config.start
@@ -39,26 +39,25 @@ def localizer_preset(text: str, changes: Mapping[str, Any] | None = None) -> Pre
     """Read the settings of a localizer from its name.
 
     Args:
-        text: "KIND[:PRESET][,FIELD=VALUE...]", KIND one of "dal", "mdps", "glad", "autoencoder";
-            PRESET one of `preset_names`, or the kind's default; FIELD of the configuration,
-            "unet.channels" for one of its parts; VALUE as in TOML, strings without quotes too.
+        text: Name of the form "KIND[:PRESET][,FIELD=VALUE...]". KIND is "dal", "mdps", "glad" or
+            "autoencoder"; PRESET is one of `preset_names`, or the kind's default; FIELD is one of
+            the configuration, "unet.channels" for one of its parts; VALUE is as in TOML, with
+            strings also without quotes.
         changes: Further fields and their values.
 
     Returns:
-        The configuration, and what goes with it in training.
+        The configuration, and the training settings that go with it.
 
     Raises:
-        InputError: Unknown kind, preset or field, or a value that does not fit.
+        InputError: The kind, preset or field is unknown, or a value does not fit.
 
     Example:
         >>> localizer_preset("mdps:pl,start=150,unet.channels=[8,16]").config.start
         150
-
-    Source: the settings: see the data files.
     """
     head, given = split_settings(text)
     kind, _, name = head.partition(":")
-    fields = _resolved(kind, name or _file(kind)["default"])
+    fields = _resolve(kind, name or _file(kind)["default"])
     for key, value in {**given, **(changes or {})}.items():
         _put(fields, key, value)
     training = fields.pop("training", {})
@@ -70,12 +69,12 @@ def localizer_preset(text: str, changes: Mapping[str, Any] | None = None) -> Pre
 
 
 def as_kind(config: Any, text: str) -> Any:
-    """What another kind of localizer makes of a trained network.
+    """Return the configuration of another kind of localizer for the same trained network.
 
     Args:
         config: Configuration of the localizer that the network was trained for.
-        text: As `localizer_preset` takes it; its network, schedule and image size are not looked
-            at, and constants that the kind learns are not learned.
+        text: Name of the kind, as in `localizer_preset`; its network, schedule and image size are
+            ignored, and constants that the kind learns are not learned.
 
     Returns:
         The configuration of that kind, with the network's.
@@ -98,10 +97,10 @@ def as_kind(config: Any, text: str) -> Any:
 
 
 def split_settings(text: str) -> tuple[str, dict[str, Any]]:
-    """Read words with settings behind them, as in "name,start=150,channels=[8,16]".
+    """Split a name from the settings behind it, as in "name,start=150,channels=[8,16]".
 
     Args:
-        text: HEAD[,FIELD=VALUE...].
+        text: Text of the form HEAD[,FIELD=VALUE...].
 
     Returns:
         The head, and the values by field.
@@ -116,13 +115,13 @@ def split_settings(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def preset_names(kind: str) -> tuple[str, ...]:
-    """The presets of a kind of localizer.
+    """Return the names of the presets of a kind of localizer.
 
     Args:
-        kind: "dal", "mdps", "glad" or "autoencoder".
+        kind: Kind of localizer: "dal", "mdps", "glad" or "autoencoder".
 
     Returns:
-        Names, those of published settings as "DATA/CATEGORY".
+        Names; those of published settings have the form "DATA/CATEGORY".
 
     Raises:
         InputError: Unknown kind.
@@ -142,14 +141,14 @@ def _file(kind: str) -> dict[str, Any]:
     return tomllib.loads((folder / f"{kind}.toml").read_text(encoding="utf-8"))
 
 
-def _resolved(kind: str, name: str) -> dict[str, Any]:
-    """The fields of a preset, on top of those of the one it is based on."""
+def _resolve(kind: str, name: str) -> dict[str, Any]:
+    """Return the fields of a preset, on top of those of its base."""
     presets = _file(kind)["presets"]
     if name not in presets:
         known = ", ".join(presets)
         raise InputError(f"localizer: got preset {name!r} of {kind}, expected one of {known}")
     own = dict(presets[name])
-    fields = _resolved(kind, own.pop("base")) if "base" in own else {}
+    fields = _resolve(kind, own.pop("base")) if "base" in own else {}
     for key, value in own.items():
         both = isinstance(value, dict) and isinstance(fields.get(key), dict)
         fields[key] = {**fields[key], **value} if both else value

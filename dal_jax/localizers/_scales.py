@@ -1,4 +1,4 @@
-"""How features and pixels are weighed against each other, learned from normal images."""
+"""Weights of features and pixels in a comparison, learned from normal images."""
 
 from dataclasses import replace
 from functools import partial
@@ -16,7 +16,7 @@ from dal_jax.localizers._glad import GladConfig, departures
 from dal_jax.localizers._localizer import Localizer
 from dal_jax.localizers._perceptual import PerceptualConfig, distance, features, perceptual_map
 
-# Share of normal images whose reverse process stops, where the distance is learned.
+# Share of normal images whose reverse process stops, by which the distance is learned.
 STOPPING = 0.05
 
 
@@ -30,15 +30,15 @@ def learn_scales(localizer: Localizer, images: Float[np.ndarray, "K H W C"]) -> 
 
     Args:
         localizer: Localizer made by `mdps_localizer` or `glad_localizer`.
-        images: (K, H, W, C), normal, none of them to be tested.
+        images: (K, H, W, C) normal images, none of them to be tested.
 
     Returns:
-        The configuration with these constants, to make a localizer of the same variables; its
-        scores are others, so the threshold is to be set afterwards.
+        The configuration with these constants, to make a localizer of the same variables. Its
+        scores differ, so that the threshold is to be set afterwards.
 
     Raises:
-        InputError: Another localizer, no images, images of another shape, or differences that are
-            zero or not finite.
+        InputError: The localizer is of another kind, images are missing or of another shape, or
+            differences are zero or not finite.
 
     Example:
         >>> from dal_jax.localizers import load_localizer, make_localizer
@@ -46,7 +46,7 @@ def learn_scales(localizer: Localizer, images: Float[np.ndarray, "K H W C"]) -> 
         >>> config = learn_scales(localizer, normal_images)  # doctest: +SKIP
         >>> localizer = make_localizer(localizer.params["network"], config)  # doctest: +SKIP
 
-    Source: ratio of the maxima: Wu et al., arXiv 2404.17900; constants: this project.
+    Source: Wu et al., arXiv 2404.17900 (ratio of the maxima).
     """
     fn, images = localizer.score_fn, np.asarray(images, np.float64)
     if not hasattr(fn, "extractor"):

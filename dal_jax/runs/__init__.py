@@ -1,7 +1,7 @@
 """Long runs of independent tasks: resumable, and spread over processes and hosts.
 
-A task is a whole number 0, ..., N - 1 and its record a dictionary that JSON can hold; what a task
-does is not known here.
+A task is a whole number 0, ..., N - 1, and its record is a dictionary that JSON can hold. The room
+does not depend on what a task does.
 """
 
 from dal_jax.runs._directory import RunDirectory as RunDirectory

@@ -1,4 +1,4 @@
-"""The directory of a run: what was asked for, and what is finished."""
+"""The directory of a run: its description and the records of its finished tasks."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ RECORD, RESULTS = "run.json", "results.jsonl"
 
 
 def difference(one: dict[str, Any], other: dict[str, Any]) -> str | None:
-    """The first key, "seconds" aside, in which two records are not exactly equal; else None."""
+    """Return the first key except "seconds" in which two records differ, or None."""
     for key in sorted((one.keys() | other.keys()) - {"seconds"}):
         if canonical([one.get(key), key in one]) != canonical([other.get(key), key in other]):
             return key
@@ -38,7 +38,7 @@ def difference(one: dict[str, Any], other: dict[str, Any]) -> str | None:
 
 
 class RunDirectory(NamedTuple):
-    """A run on disk; made by `open_run`.
+    """A run on disk, opened by `open_run`.
 
     Example:
         >>> import tempfile
@@ -53,14 +53,15 @@ class RunDirectory(NamedTuple):
     path: Path
     fingerprint: str  # of everything that decides the records
     num_tasks: int  # 1 or more
-    description: dict[str, Any]  # of whoever made the directory
+    description: dict[str, Any]  # of the process that created the directory
     contradiction: Contradiction = difference  # between two records of one task
 
     def finished(self) -> dict[int, dict[str, Any]]:
         """Read the records of all shards.
 
         Returns:
-            Records by task, ascending; of two of one task that in the shard first by name.
+            Records by task, ascending; if a task has two, the one in the shard whose name comes
+            first.
 
         Raises:
             InputError: A shard is damaged or of another run, or two records of a task contradict
@@ -84,35 +85,38 @@ class RunDirectory(NamedTuple):
             )
 
     def writer(self, process: int, sync_seconds: float = SYNC_SECONDS) -> ShardWriter:
-        """Make a new shard for this process; other files are never written to.
+        """Create a new shard for this process; other files are never written.
 
         Args:
-            process: Its index, 0 or more; two writers of one index do not disturb each other.
-            sync_seconds: The disk is asked to keep what was appended at most this often (fsync).
+            process: Index of the process, 0 or more; two writers of one index do not disturb each
+                other.
+            sync_seconds: Shortest time in seconds between two syncs of the file to the disk
+                (fsync).
 
         Returns:
             A context manager with `append`.
 
         Raises:
             InputError: A negative index.
-            RunError: The file cannot be made.
+            RunError: The file cannot be created.
         """
         return create_shard(self.path, process, self.fingerprint, self.num_tasks, sync_seconds)
 
     def collect(self, path: str | Path | None = None, *, partial: bool = False) -> Path:
         """Write all records in the order of their tasks to one file, whole or not at all.
 
-        A line is the record with the key "task" put first, floats as `encode` writes them.
+        A line is the record with the key "task" in front, with floats as `encode` writes them.
 
         Args:
             path: Path of the file; None stands for results.jsonl in the directory.
-            partial: Take what there is if tasks are missing.
+            partial: Whether to write the finished tasks if others are missing.
 
         Returns:
-            The path.
+            The path of the file.
 
         Raises:
-            InputError: As for `finished`, or a record with a key "task".
+            InputError: A shard is damaged or contradictory, as in `finished`, or a record has a key
+                "task".
             RunError: Tasks are missing, or the file cannot be written.
         """
         records = self.finished()
@@ -140,24 +144,24 @@ def open_run(
     description: dict[str, Any],
     contradiction: Contradiction = difference,
 ) -> RunDirectory:
-    """Make the directory of a run, or opens it if it is of the same run.
+    """Create the directory of a run, or open it if it belongs to the same run.
 
-    Several processes may do so at the same moment; the first one's description stays.
+    Several processes may do so at the same moment; the description of the first one stays.
 
     Args:
-        path: An empty or a new directory, or one that this function made.
-        run_fingerprint: Of everything that decides the records, see `fingerprint`.
+        path: New or empty directory, or one that this function created.
+        run_fingerprint: Fingerprint of everything that decides the records; see `fingerprint`.
         num_tasks: Number of tasks, 1 or more.
-        description: Of the run, for readers; what `encode` takes.
+        description: Description of the run for readers, as `encode` accepts it.
         contradiction: Function of two records of one task that returns the key in which they
-            contradict one another, or None; by default they must be equal but for "seconds".
+            contradict one another, or None; by default records must be equal except for "seconds".
 
     Returns:
         The run.
 
     Raises:
-        InputError: The directory holds another run or other things, cannot be made or read; no
-            tasks.
+        InputError: The directory holds another run or other files, or cannot be created or read; or
+            there are no tasks.
 
     Example:
         >>> import tempfile
@@ -203,7 +207,7 @@ def open_run(
 def _check_empty(path: Path) -> None:
     # Hidden files may be another process's run.json in the making, or a file system's own.
     others = sorted(p.name for p in path.iterdir() if not p.name.startswith("."))
-    # That process may have finished between the two looks.
+    # That process may have finished between the two checks.
     if others and not (path / RECORD).exists():
         raise InputError(
             f"run directory {str(path)!r}: holds {others[0]!r} and no {RECORD}, expected an empty "
@@ -212,7 +216,7 @@ def _check_empty(path: Path) -> None:
 
 
 def _publish(path: Path, text: str) -> None:
-    """Put a file in its place if there is none; of several processes the first wins."""
+    """Publish a file unless it exists; of several processes the first one wins."""
     with _temporary(path) as temporary:
         _write(temporary, [text])
         try:
@@ -240,7 +244,7 @@ def _parse(path: Path, text: str) -> RunDirectory:
 
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    """A hidden name beside a file, which no process on any host shares."""
+    """Yield a hidden and unique path beside a file; remove it in the end."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
         yield temporary

@@ -1,4 +1,4 @@
-"""One number that tells whether two runs were asked for the same: a hash of nested values."""
+"""Fingerprints of nested values, by which equal requests of two runs are recognized."""
 
 import dataclasses
 import functools
@@ -14,24 +14,24 @@ from dal_jax._errors import InputError
 
 
 def fingerprint(*parts: Any) -> str:
-    """Hash nested values, equal in every process and on every machine.
+    """Return a hash of nested values, the same in every process and on every machine.
 
     Every value is reduced to SHA-256(kind, hashes of its parts), so that neither the order of a
     dictionary nor a border between neighbours can hide a difference. A list and a tuple of the same
     parts count as the same; 1, 1.0 and True do not, nor do numpy scalars, which count as arrays.
-    Code is told by its name alone: a caller who wants to tell versions adds them as parts.
+    Code counts by its name alone: a caller who wants to distinguish versions adds them as parts.
 
     Args:
         *parts: Arrays of numpy or JAX, dataclasses, named tuples, dictionaries, lists, tuples, str,
-            bytes, int, float, bool, None, and functions, classes and methods that are found by
-            their name, or `functools.partial` of them.
+            bytes, int, float, bool, None, and functions, classes and methods that can be found by
+            their names, or `functools.partial` of them.
 
     Returns:
         64 hexadecimal digits.
 
     Raises:
-        InputError: A part of another kind; a function without a name of its own (a lambda, or one
-            made inside another), since two of them could not be told apart.
+        InputError: A part is of another kind, or a function has no name of its own (a lambda, or
+            one made inside another), since two of them could not be distinguished.
 
     Example:
         >>> fingerprint({"a": 1, "b": 2.0}) == fingerprint({"b": 2.0, "a": 1})
@@ -82,9 +82,9 @@ def _array(part: Any) -> bytes:
     try:
         array = np.asarray(part)
     except (TypeError, RuntimeError) as error:  # random keys; arrays spread over several hosts
-        raise _refused(part) from error
+        raise _unsupported(part) from error
     if array.dtype.hasobject:
-        raise _refused(part)
+        raise _unsupported(part)
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
     # The name tells apart the small floats of JAX, which all say "<V1" or "<V2".
@@ -95,7 +95,7 @@ def _array(part: Any) -> bytes:
 def _name(part: Callable[..., Any] | type) -> bytes:
     module, name = getattr(part, "__module__", None), getattr(part, "__qualname__", None)
     if not callable(part) or not isinstance(module, str) or not isinstance(name, str):
-        raise _refused(part)
+        raise _unsupported(part)
     if "<lambda>" in name or ("<locals>" in name and not isinstance(part, type)):
         raise InputError(
             f"fingerprint: got the function {module}.{name}, "
@@ -104,7 +104,7 @@ def _name(part: Callable[..., Any] | type) -> bytes:
     return f"{module}.{name}".encode()
 
 
-def _refused(part: Any) -> InputError:
+def _unsupported(part: Any) -> InputError:
     return InputError(
         f"fingerprint: got {type(part).__module__}.{type(part).__qualname__}, "
         "expected arrays, numbers, text, named functions, or dataclasses and containers of them"

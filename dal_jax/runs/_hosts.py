@@ -1,4 +1,4 @@
-"""The processes of a run: finding one another, sharing tasks, waiting for the last one."""
+"""The processes of a run: connection, division of the tasks, and waiting."""
 
 import itertools
 import os
@@ -15,7 +15,7 @@ COORDINATOR, NUM_PROCESSES, PROCESS_ID = (
     "DAL_JAX_NUM_PROCESSES",
     "DAL_JAX_PROCESS_ID",
 )
-# How many processes other launchers started; with these alone processes cannot find one another.
+# Numbers of processes of other launchers, by which alone processes cannot find one another.
 OTHER_LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 JOIN_SECONDS = 300.0
 WAIT_SECONDS = 30 * 86400.0  # the slowest process may have hours to go
@@ -42,38 +42,36 @@ def join_hosts(
     *,
     seconds: float = JOIN_SECONDS,
 ) -> Host:
-    """Find the other processes of the run, if there are any; called before any computation.
+    """Connect to the other processes of the run, if there are any, before any computation.
 
-    What is not given is read from DAL_JAX_COORDINATOR, DAL_JAX_NUM_PROCESSES and
-    DAL_JAX_PROCESS_ID. If these say nothing either, JAX looks for Slurm, Open MPI (4) and TPU
-    pods. A run of one process starts nothing.
+    Missing arguments are read from DAL_JAX_COORDINATOR, DAL_JAX_NUM_PROCESSES and
+    DAL_JAX_PROCESS_ID. If these are not set either, `jax.distributed.initialize` looks for Slurm,
+    Open MPI (4) and TPU pods. A run of one process starts nothing.
 
     Args:
-        coordinator: HOST:PORT of process 0, where a free port is opened.
-        num_processes: 1 or more; 1 needs no coordinator.
-        process_id: 0, ..., num_processes - 1, another in each process.
-        seconds: Time within which all processes must come.
+        coordinator: HOST:PORT of process 0, with a free port.
+        num_processes: Number of processes, 1 or more; 1 needs no coordinator.
+        process_id: Index 0, ..., num_processes - 1, different in each process.
+        seconds: Time in seconds within which all processes must connect.
 
     Returns:
         Index and number of processes.
 
     Raises:
-        InputError: Arguments or variables that are incomplete or do not fit, or a launcher that
-            started several processes of which JAX cannot tell how they find one another.
+        InputError: Arguments or variables are incomplete or do not fit, or a launcher started
+            several processes that JAX cannot connect.
         RunError: The processes did not find one another. (If one is missing when the time is up,
             JAX itself ends the others, with its own message.)
 
     Example:
         >>> join_hosts(num_processes=1)  # alone: nothing is started
         Host(index=0, count=1)
-
-    Source: detection by `jax.distributed.initialize`.
     """
-    given = _given(coordinator, num_processes, process_id, os.environ)
+    given = _read_settings(coordinator, num_processes, process_id, os.environ)
     if jax.distributed.is_initialized():
         return Host(jax.process_index(), jax.process_count())
     if given is None:
-        if _launched(os.environ) == 1:
+        if _count_launched(os.environ) == 1:
             return Host(0, 1)
         return _start({}, seconds)
     address, host = given
@@ -91,17 +89,17 @@ def join_hosts(
 
 
 def share(tasks: Sequence[int], host: Host) -> list[int]:
-    """Take every count-th task, beginning with the index-th.
+    """Return every count-th task, beginning with the index-th.
 
-    Every process must see the same tasks: on resuming, all read what is finished, and a
-    `wait_for_hosts` comes before the first of them writes.
+    Every process must see the same tasks: on resuming, all processes read the finished tasks and
+    call `wait_for_hosts` before any of them writes.
 
     Args:
-        tasks: The same in all processes.
+        tasks: Numbers of the tasks, the same in all processes.
         host: This process.
 
     Returns:
-        Its tasks; those of all processes together are `tasks`, each once.
+        The tasks of this process; those of all processes together are `tasks`, each once.
 
     Example:
         >>> share([3, 4, 5, 6, 7], Host(1, 2))
@@ -111,19 +109,19 @@ def share(tasks: Sequence[int], host: Host) -> list[int]:
 
 
 def wait_for_hosts(name: str, *, seconds: float = WAIT_SECONDS) -> None:
-    """Wait until all processes have come here; at once if there is one process.
+    """Wait until all processes have reached this call; a single process does not wait.
 
-    Every process must call this equally often and with the same names.
+    Every process must make the same calls with the same names.
 
     Args:
-        name: Of the place, for the error.
-        seconds: Longest wait.
+        name: Name of the place, for the error message.
+        seconds: Longest wait, in seconds.
 
     Raises:
         RunError: A process was lost, or did not come in time.
 
     Example:
-        >>> wait_for_hosts("all have read what is finished")  # at once: there is one process
+        >>> wait_for_hosts("all have read the finished tasks")  # one process does not wait
     """
     if not jax.distributed.is_initialized():
         return
@@ -137,9 +135,9 @@ def wait_for_hosts(name: str, *, seconds: float = WAIT_SECONDS) -> None:
 
 
 def leave_hosts() -> None:
-    """Ends the connection to the other processes, if there is one.
+    """Close the connection to the other processes, if there is one.
 
-    It waits for the others for some minutes only: `wait_for_hosts` comes before it.
+    The call waits for the others for some minutes only, so that `wait_for_hosts` should come first.
 
     Raises:
         RunError: Another process was lost.
@@ -156,7 +154,7 @@ def leave_hosts() -> None:
 def _start(arguments: dict[str, Any], seconds: float) -> Host:
     try:
         _compat.start_distributed(**arguments, initialization_timeout=int(seconds))
-        # Devices of all processes are listed together: one that came here only later, since it has
+        # Devices of all processes are listed together: a process that does so later, since it has
         # no task left, would keep the others waiting until they give up.
         jax.local_devices()
     except (RuntimeError, ValueError, KeyError) as error:
@@ -164,13 +162,13 @@ def _start(arguments: dict[str, Any], seconds: float) -> Host:
     return Host(jax.process_index(), jax.process_count())
 
 
-def _given(
+def _read_settings(
     coordinator: str | None,
     num_processes: int | None,
     process_id: int | None,
     environ: Mapping[str, str],
 ) -> tuple[str, Host] | None:
-    """Arguments, else variables, checked; None if there are neither."""
+    """Return the checked settings from arguments or variables, or None if there are neither."""
     if coordinator is None:
         coordinator = environ.get(COORDINATOR)
     count = _whole("num_processes", num_processes, NUM_PROCESSES, environ)
@@ -212,7 +210,7 @@ def _check_address(coordinator: str) -> None:
         raise InputError(f"coordinator: got {coordinator!r}, expected HOST:PORT")
 
 
-def _launched(environ: Mapping[str, str]) -> int:
+def _count_launched(environ: Mapping[str, str]) -> int:
     try:
         count = _compat.launched_processes()
     except (RuntimeError, ImportError, KeyError, ValueError) as error:

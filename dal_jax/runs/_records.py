@@ -1,4 +1,8 @@
-"""One record as one line of standard JSON with a checksum of itself."""
+"""Records as lines of JSON with checksums, and the shards that hold them.
+
+A shard is a file to which one process appends finished tasks; it survives a loss of power at any
+byte.
+"""
 
 import contextlib
 import errno
@@ -22,17 +26,17 @@ _CHECKED = re.compile(rb'\{"crc32":"([0-9a-f]{8})",(.*)', re.DOTALL)
 
 
 def encode(value: Any) -> Any:
-    """Turn a value into what standard JSON holds without loss.
+    """Convert a value to plain types that standard JSON holds without loss.
 
     NaN and the infinities become `{"$float": "nan"}`, `"inf"` and `"-inf"`; every other float is
-    written with as many digits as give back the same bits.
+    written with enough digits to restore the same bits.
 
     Args:
         value: None, bool, int, float, str, scalars of numpy or JAX of these kinds, lists, tuples
             (which come back as lists) and dictionaries with str keys other than "$float".
 
     Returns:
-        The same of plain Python types.
+        The same value in plain Python types.
 
     Raises:
         InputError: Another type or key.
@@ -65,7 +69,7 @@ def encode(value: Any) -> Any:
 
 
 def decode(value: Any) -> Any:
-    """Return back what `encode` was given.
+    """Convert an encoded value back.
 
     Args:
         value: Result of `json.loads`.
@@ -87,17 +91,17 @@ def decode(value: Any) -> Any:
 
 
 def dumps(value: Any) -> str:
-    """Write a value on one line, dictionaries in the order of their keys' arrival."""
+    """Write a value on one line, with dictionaries in insertion order."""
     return json.dumps(encode(value), allow_nan=False, separators=(",", ":"))
 
 
 def canonical(value: Any) -> str:
-    """Write a value so that equal values, NaN too, give equal text."""
+    """Write a value so that equal values, including NaN, give equal text."""
     return json.dumps(encode(value), allow_nan=False, sort_keys=True)
 
 
 def to_line(fields: dict[str, Any]) -> bytes:
-    """Write fields as a line that can be checked.
+    """Write fields as a line with a checksum.
 
     Args:
         fields: Fields to write, at least one.
@@ -120,7 +124,7 @@ def from_line(line: bytes) -> dict[str, Any] | None:
         line: Line with its newline.
 
     Returns:
-        The fields, or None if the line is not whole or its checksum does not fit.
+        The fields, or None if the line is incomplete or its checksum is wrong.
     """
     found = _CHECKED.fullmatch(line.removesuffix(b"\n"))
     if not line.endswith(b"\n") or found is None:
@@ -132,10 +136,10 @@ def from_line(line: bytes) -> dict[str, Any] | None:
 
 
 class ShardWriter:
-    """Append records to a file that belongs to this writer alone; a context manager.
+    """Writer of records to a file that belongs to it alone; a context manager.
 
-    A line goes out in one `os.write`, so that a killed process leaves at most its last line torn,
-    which the reader drops.
+    Each line is written by one `os.write`, so that a killed process leaves at most one incomplete
+    last line, which the reader drops.
 
     Example:
         >>> import tempfile
@@ -159,7 +163,7 @@ class ShardWriter:
         """Write the record of a finished task.
 
         Args:
-            task: 0, ..., num_tasks - 1.
+            task: Number of the task, 0, ..., num_tasks - 1.
             record: Record that `encode` accepts.
 
         Raises:
@@ -173,21 +177,22 @@ class ShardWriter:
         self.write({"task": int(task), "record": record})
 
     def write(self, fields: dict[str, Any]) -> None:
-        """Write one line, and has the disk keep it if the last time is long enough ago.
+        """Write one line, and sync the file to disk if the last sync is long enough ago.
 
         Args:
             fields: Fields that `encode` accepts, at least one.
 
         Raises:
             InputError: Fields that JSON cannot hold; nothing is written.
-            RunError: Closed, or the disk is full or fails; the lines before this one are kept.
+            RunError: The writer is closed, or the disk is full or fails; the lines before this one
+                are kept.
         """
         line = to_line(fields)
         if self._descriptor is None:
             raise RunError(f"{self.path}: closed, cannot take another record")
         try:
             written = os.write(self._descriptor, line)
-            if written < len(line):  # what a disk does with its last free bytes
+            if written < len(line):  # a nearly full disk accepts a part of the line
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._size += written
             if time.monotonic() - self._synced >= self._sync_seconds:
@@ -198,7 +203,7 @@ class ShardWriter:
             raise disk_error(self.path, error) from error
 
     def close(self) -> None:
-        """Have the disk keep everything and closes the file; a second call does nothing.
+        """Sync the file to disk and close it; a second call does nothing.
 
         Raises:
             RunError: The disk is full or fails.
@@ -226,7 +231,7 @@ class ShardWriter:
         self.close()
 
     def _abandon(self) -> None:
-        """Cut off a torn line and closes: a further line behind it would read as damage."""
+        """Cut off an incomplete line and close the file: a line behind it would read as damage."""
         descriptor, self._descriptor = self._descriptor, None
         assert descriptor is not None
         with contextlib.suppress(OSError):
@@ -236,7 +241,7 @@ class ShardWriter:
 
 
 def disk_error(path: Path, error: OSError) -> RunError:
-    """The one line that a failing disk gives."""
+    """Return the error for a failing disk, in one line."""
     return RunError(
         f"cannot write {str(path)!r}: {error.strerror or error}; finished tasks are kept, "
         "the same command goes on from them"
@@ -246,21 +251,21 @@ def disk_error(path: Path, error: OSError) -> RunError:
 def create_shard(
     directory: Path, process: int, run: str, num_tasks: int, sync_seconds: float
 ) -> ShardWriter:
-    """Make a new shard `shard-PROCESS-ATTEMPT.jsonl`, whoever else is doing so.
+    """Create a new shard `shard-PROCESS-ATTEMPT.jsonl`, also while other processes do so.
 
     Args:
         directory: Folder of the run.
         process: Index of this process, 0 or more.
-        run: Fingerprint, written on the first line.
+        run: Fingerprint of the run, written on the first line.
         num_tasks: Number of tasks of the run.
-        sync_seconds: Least time between two fsyncs.
+        sync_seconds: Shortest time between two fsyncs, in seconds.
 
     Returns:
         The writer.
 
     Raises:
         InputError: A negative process.
-        RunError: The file cannot be made.
+        RunError: The file cannot be created.
     """
     if process < 0:
         raise InputError(f"process: got {process}, expected 0 or more")
@@ -280,7 +285,7 @@ def create_shard(
 
 
 class Entry(NamedTuple):
-    """A record and where it was found."""
+    """A record and its place in the shards."""
 
     task: int
     record: dict[str, Any]
@@ -288,22 +293,22 @@ class Entry(NamedTuple):
 
 
 def read_shard(path: Path, run: str, num_tasks: int) -> Iterator[Entry]:
-    """Read the whole lines of a shard.
+    """Read the complete lines of a shard.
 
-    The last line is dropped unless it is whole: its process was killed, or the machine lost power,
-    while it was written.
+    An incomplete last line is dropped: its process was killed, or the machine lost power, while it
+    was written.
 
     Args:
-        path: The file.
-        run: Fingerprint that its first line must bear.
+        path: Path of the shard.
+        run: Fingerprint of the run, which the first line must bear.
         num_tasks: Number of tasks of the run.
 
     Yields:
-        One entry for each line behind the first.
+        One entry for each line after the first.
 
     Raises:
-        InputError: Unreadable, of another run, damaged before its last line, or with a task that
-            the run does not have; the message names file and line.
+        InputError: The file is unreadable, of another run, damaged before its last line, or holds a
+            task that the run does not have; the message names file and line.
     """
     damaged = ""
     try:

@@ -237,7 +237,7 @@ class _Search:
         self.precision = options.precision  # that of the tails and cells; falls below the options'
         scale = float(np.abs(observed.margin).max())
         self.wide_noise = ROUNDINGS * float(np.finfo(np.float64).eps) * scale
-        self.noise = self.wide_noise if wide_only else math.nan  # of what is not wide
+        self.noise = self.wide_noise if wide_only else math.nan  # of points that are not wide
         self.nodes = EvaluatedPoints(np.array([z_obs]), *observed, np.array([self.wide_noise]))
         self.safety, self.asked = how.safety, 0
         self.checks, self.disagreements = 0, 0

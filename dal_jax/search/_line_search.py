@@ -48,7 +48,7 @@ class Status(StrEnum):
 
     OK = "OK"
     NO_REGION = "NO_REGION"  # nothing was flagged: there is nothing to test
-    NOT_CONVERGED = "NOT_CONVERGED"  # the bounds are valid but wider than asked for
+    NOT_CONVERGED = "NOT_CONVERGED"  # the bounds are valid but wider than requested
     TIE = "TIE"  # the observed image lies on the boundary of its own region's set, to rounding
     NON_FINITE = "NON_FINITE"  # the score is NaN or infinite somewhere on the line
     INVALID_INPUT = "INVALID_INPUT"  # one image of a batch was refused; the message says why

@@ -39,7 +39,7 @@ class ScoreReply(NamedTuple):
     """
 
     score: Float[np.ndarray, "k H W"]  # float64
-    reconstruction: Float[np.ndarray, "H W C"] | None  # of the last image, if asked for
+    reconstruction: Float[np.ndarray, "H W C"] | None  # of the last image, if requested
 
 
 # Yields a `ScoreRequest` and is sent its `ScoreReply`, or yields a list of tasks and is sent their
