@@ -27,7 +27,7 @@ from dal_jax.bench import (
     thread_limits,
     work,
 )
-from dal_jax.bench._machine import machine
+from dal_jax.bench._measure import machine
 from dal_jax.bench._plan import Beside
 from dal_jax.localizers._dal import DalScore
 from dal_jax.models._import_weights import _layout

@@ -1,14 +1,14 @@
 """Halving, doubling and convolving: as the library does, and linear where they must be."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dal_jax.models import mean_pool, upsample
-from dal_jax.models._convolve import double, undouble
-from functools import partial
 from jax import lax
-from dal_jax.models import _convolve, upsample
+
+from dal_jax.models import _convolve, mean_pool, upsample
 from dal_jax.models._convolve import (
     border_kernel,
     by_products,
@@ -16,13 +16,14 @@ from dal_jax.models._convolve import (
     convolve_doubled,
     convolve_doubled_one_gradient,
     convolve_one_gradient,
+    double,
     lay_out,
     lay_out_doubled,
     scheme,
     spread,
     transpose_kernel,
+    undouble,
 )
-
 
 LINEAR = {"add", "mul", "reshape", "slice", "concatenate", "reduce_sum", "broadcast_in_dim"}
 
