@@ -30,7 +30,7 @@ from dal_jax.bench import (
     thread_limits,
 )
 from dal_jax.bench import _plan as plan_module
-from dal_jax.bench._process import do
+from dal_jax.bench._plan import do
 from dal_jax.diffusion import ReverseConfig, save_checkpoint
 from dal_jax.models import UNetConfig, init_unet
 from dal_jax.search import Evaluator, Functions

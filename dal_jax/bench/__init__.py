@@ -1,18 +1,18 @@
 """What a search costs: measured beside its own floor, each measurement in a fresh process."""
 
-from dal_jax.bench._floor import bare_seconds as bare_seconds
-from dal_jax.bench._floor import counted_calls as counted_calls
-from dal_jax.bench._machine import machine as machine
 from dal_jax.bench._measure import NOISE as NOISE
 from dal_jax.bench._measure import adaptive_records as adaptive_records
+from dal_jax.bench._measure import bare_seconds as bare_seconds
+from dal_jax.bench._measure import counted_calls as counted_calls
 from dal_jax.bench._measure import exact_record as exact_record
+from dal_jax.bench._measure import machine as machine
 from dal_jax.bench._plan import Beside as Beside
 from dal_jax.bench._plan import Plan as Plan
 from dal_jax.bench._plan import Prepared as Prepared
+from dal_jax.bench._plan import in_process as in_process
 from dal_jax.bench._plan import measure as measure
-from dal_jax.bench._process import in_process as in_process
-from dal_jax.bench._process import thread_limits as thread_limits
-from dal_jax.bench._process import work as work
+from dal_jax.bench._plan import thread_limits as thread_limits
+from dal_jax.bench._plan import work as work
 from dal_jax.bench._subject import Inputs as Inputs
 from dal_jax.bench._subject import Subject as Subject
 from dal_jax.bench._subject import choose_inputs as choose_inputs

@@ -1,23 +1,152 @@
-"""Measurements in this process: whole searches, and how far above their floor they are."""
+"""Measurements in this process: whole searches, their floor, and the machine."""
 
+import contextlib
 import math
+import os
+import platform
 import statistics
+import sys
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from dal_jax._compat import exact_arithmetic
 from dal_jax._dal_test import dal_test, dal_test_batch, evaluator_of
 from dal_jax._errors import InputError
 from dal_jax._result import TestResult
-from dal_jax.bench._floor import bare_seconds, counted_calls
-from dal_jax.bench._machine import memory
+from dal_jax._version import __version__
 from dal_jax.bench._subject import Inputs
 from dal_jax.localizers import Localizer
-from dal_jax.search import Evaluator
+from dal_jax.search import CALLS, Evaluator
+
+
+def memory() -> dict[str, Any]:
+    """Peak memory of this process so far, and of its first device where that tells; MiB."""
+    try:
+        import resource
+    except ImportError:  # there is none on Windows
+        return {"peak_memory_mb": None}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    out: dict[str, Any] = {"peak_memory_mb": peak / (2**20 if sys.platform == "darwin" else 2**10)}
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        out["peak_device_memory_mb"] = stats["peak_bytes_in_use"] / 2**20
+    return out
+
+
+def machine() -> dict[str, Any]:
+    """Describe this machine: cores, memory, devices and versions, without any names.
+
+    Returns:
+        Numbers and words by name, ready for JSON.
+
+    Example:
+        >>> machine()["cores"] >= 1
+        True
+    """
+    devices = jax.local_devices()
+    allowed = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
+    return {
+        "cores": len(allowed),
+        "memory_gib": _memory_gib(),
+        "processor": platform.machine(),
+        "system": platform.system(),
+        "device_platform": devices[0].platform,
+        "device_kind": devices[0].device_kind,
+        "devices": len(devices),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "dal_jax": __version__,
+    }
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+# A measurement of the bare forward pass lasts about this long.
+FLOOR_SECONDS, FLOOR_CALLS = 0.5, 200
+
+
+def bare_seconds(evaluator: Evaluator, dtype: str, images: np.ndarray) -> float:
+    """Seconds of one full batch by the evaluator's own program, arrays lying on the devices.
+
+    As many calls are under way at a time as in a search, so that both overlap alike.
+
+    Args:
+        evaluator: whose program.
+        dtype: of the program.
+        images: (N, H, W, C), repeated to fill the batch.
+
+    Returns:
+        Wall time of many calls over their number.
+
+    Example:
+        >>> from dal_jax.search import Functions
+        >>> def brightness(params, draws, x):
+        ...     return x.sum(-1)
+        >>> functions = Functions(brightness, lambda params, draws, x: x, (4, 4, 1))
+        >>> bare_seconds(Evaluator(functions, (), ()), "float32", np.zeros((1, 4, 4, 1))) > 0
+        True
+    """
+    program, prepared = evaluator._program(dtype)
+    count = evaluator.capacity(dtype)
+    batch = np.resize(images, (count, *images.shape[1:])).astype(dtype)
+    with exact_arithmetic():
+        batch = jax.device_put(batch, program.apply.input_shardings[0][-1])
+        jax.block_until_ready(program.apply(prepared, (), batch))
+        started = time.perf_counter()
+        jax.block_until_ready(program.apply(prepared, (), batch))
+        once = time.perf_counter() - started
+        calls = int(np.clip(FLOOR_SECONDS / once, 2, FLOOR_CALLS))
+        under_way: deque[Any] = deque()
+        started = time.perf_counter()
+        for _ in range(calls):
+            under_way.append(program.apply(prepared, (), batch))
+            if len(under_way) >= CALLS:
+                jax.block_until_ready(under_way.popleft())
+        jax.block_until_ready(list(under_way))
+    return (time.perf_counter() - started) / calls
+
+
+@contextlib.contextmanager
+def counted_calls() -> Iterator[Counter[str]]:
+    """Counts calls and images of every evaluator, by dtype.
+
+    Yields:
+        The counts so far, by "calls DTYPE" and "images DTYPE".
+
+    Example:
+        >>> from dal_jax.search import Functions
+        >>> def brightness(params, draws, x):
+        ...     return x.sum(-1)
+        >>> functions = Functions(brightness, lambda params, draws, x: x, (4, 4, 1))
+        >>> with counted_calls() as counts:
+        ...     _ = Evaluator(functions, (), ())(np.zeros((3, 4, 4, 1)), (), "float32")
+        >>> counts["calls float32"], counts["images float32"]
+        (1, 3)
+    """
+    counts: Counter[str] = Counter()
+    original = Evaluator.__call__
+
+    def counting(self: Evaluator, images: np.ndarray, draws: Any, dtype: str) -> Any:
+        counts[f"calls {dtype}"] += 1
+        counts[f"images {dtype}"] += len(images)
+        return original(self, images, draws, dtype)
+
+    Evaluator.__call__ = counting  # type: ignore[method-assign]
+    try:
+        yield counts
+    finally:
+        Evaluator.__call__ = original  # type: ignore[method-assign]
+
 
 NOISE = "iid:1.0"
 
