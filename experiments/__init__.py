@@ -22,16 +22,16 @@ NAMES = (
 
 
 def find(name: str) -> Any:
-    """Finds an experiment by its name.
+    """Import an experiment by its name.
 
     Args:
-        name: one of `NAMES`.
+        name: Name of the experiment, one of `NAMES`.
 
     Returns:
         Its `Experiment`.
 
     Raises:
-        InputError: there is none of this name.
+        InputError: There is no experiment of this name.
     """
     if name not in NAMES:
         raise InputError(f"NAME: unknown experiment {name!r}, {nearest(name, NAMES)}")

@@ -2,11 +2,12 @@
 
 The template is the T1-weighted MNI ICBM152 (2009a, nonlinear, skull-stripped) of nilearn's wheel. A
 patient is the template with a smooth deformation, a smooth bias field and noise of its own. No real
-patient is among them: what varies between real brains (folds, ventricles, pathology, scanners) is
+patient is among them: the variation between real brains (folds, ventricles, pathology, scanners) is
 missing, so that the noise of these data is kinder than that of a hospital.
 """
 
 import csv
+import hashlib
 import importlib.util
 import shutil
 from dataclasses import dataclass
@@ -17,13 +18,14 @@ import numpy as np
 from scipy import ndimage
 
 from dal_jax import InputError
-from dal_jax.images import NORMAL, Sample, by_group, read_volume, write_text, write_volume
+from dal_jax.images import read_volume, write_text, write_volume
 from experiments._textures import draw_defect
 
 VOXEL = 2.5  # side of a voxel, mm
 PLANE = (64, 80)  # voxels from left to right and from back to front: 160 x 200 mm
 MIDDLE = 40  # side of the square in the middle of a slice that is all brain, voxels
 LESIONS = "lesions.csv"
+TRAIN_SHARE = 0.7  # of the patients, in the loader of BraTS
 _FILE = "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
 _CENTRE = (98.0, 117.0, 90.0)  # of the slab, voxels of the template, which are 1 mm
 _MARGIN = 16  # template slices kept above and below the slab, mm
@@ -34,18 +36,18 @@ _NODES = (5, 6, 3)
 
 @dataclass(frozen=True)
 class BrainPlan:
-    """Which patients are simulated.
+    """Settings of the simulated patients.
 
     Raises:
-        InputError: a value does not fit.
+        InputError: A value does not fit.
     """
 
     contrasts: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0)  # deviations of the template's brain
     patients: int = 300
     slices: int = 2
     shift: float = 2.0  # standard deviation of the deformation at its nodes, mm
-    bias: float = 0.1  # of the logarithm of the bias field, likewise
-    noise: float = 6.0  # of a voxel, units of the template, whose white matter is about 230
+    bias: float = 0.1  # standard deviation of the logarithm of the bias field at its nodes
+    noise: float = 6.0  # standard deviation; white matter of the template is about 230
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -66,10 +68,10 @@ class Slab(NamedTuple):
 
 
 def template() -> np.ndarray:
-    """Reads the template out of nilearn's wheel, without importing it and offline.
+    """Read the template from nilearn's wheel, without importing it and offline.
 
     Returns:
-        (X, Y, Z) grey values at 1 mm, X to the right, Y to the front, Z upwards.
+        Grey values (X, Y, Z) at 1 mm, X to the right, Y to the front, Z upwards.
 
     Raises:
         InputError: nilearn is not installed.
@@ -81,18 +83,18 @@ def template() -> np.ndarray:
 
 
 def write_patients(folder: Path, plan: BrainPlan, head: np.ndarray | None = None) -> None:
-    """Writes T1 volumes and masks of patients, whole or not at all; nothing if they are there.
+    """Write T1 volumes and masks of patients, whole or not at all; keep existing ones.
 
     Patients that the loader gives to the test have lesions of one contrast each, or none, in equal
-    parts; a lesion is in all slices of its patient. `lesions.csv` says who has which.
+    parts; a lesion is in all slices of its patient. `lesions.csv` lists patients and contrasts.
 
     Args:
-        folder: to be made.
-        plan: how many, and how.
-        head: in place of `template()`.
+        folder: Folder of the data set.
+        plan: Settings of the patients.
+        head: Grey values (X, Y, Z) in place of those of `template`.
 
     Raises:
-        InputError: the template cannot be read, or too few patients for all contrasts.
+        InputError: The template cannot be read, or there are too few patients for all contrasts.
     """
     if folder.is_dir():
         return
@@ -117,26 +119,29 @@ def write_patients(folder: Path, plan: BrainPlan, head: np.ndarray | None = None
 
 
 def cases_to_test(cases: list[str]) -> list[str]:
-    """The patients that the loader of BraTS gives to the test, in the order of their names.
+    """Return the patients that the loader of BraTS gives to the test, in the order of their names.
+
+    Those whose names have the smallest hashes are for training.
 
     Args:
-        cases: all patients.
+        cases: Names of all patients.
 
     Returns:
-        Some of them.
+        Names of the others.
     """
-    listed = [Sample(case, Path(case), "test", NORMAL, None, case) for case in cases]
-    return [sample.group for sample in by_group(listed) if sample.split == "test"]
+    hashed = sorted(cases, key=lambda case: hashlib.sha256(case.encode()).hexdigest())
+    train = set(hashed[: min(round(TRAIN_SHARE * len(cases)), len(cases) - 1)])
+    return [case for case in cases if case not in train]
 
 
 def lesions_of(folder: Path) -> dict[str, float]:
-    """The contrast of each patient with a lesion.
+    """Return the contrast of each patient with a lesion.
 
     Args:
-        folder: written by `write_patients`.
+        folder: Folder that `write_patients` wrote.
 
     Returns:
-        Standard deviations of the slab's brain, by patient.
+        Contrasts in standard deviations of the slab's brain, by patient.
     """
     with open(folder / LESIONS, encoding="utf-8", newline="") as file:
         return {row["name"]: float(row["contrast"]) for row in csv.DictReader(file)}
@@ -154,7 +159,7 @@ def _slab(head: np.ndarray, slices: int) -> Slab:
 def _patient(
     slab: Slab, plan: BrainPlan, number: int, contrast: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Volume and mask (64, 80, slices) of a patient."""
+    """Draw volume and mask (64, 80, slices) of a patient."""
     rng = np.random.default_rng((plan.seed, 2, number))
     shape = (*PLANE, plan.slices)
     index = np.indices(shape, dtype=np.float64)
@@ -176,14 +181,14 @@ def _patient(
 
 
 def _field(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """A smooth random field; standard deviation 1 at its nodes."""
+    """Draw a smooth random field; its standard deviation is 1 at its nodes."""
     nodes = rng.standard_normal(_NODES)
     axes = [np.linspace(0, n - 1, side) for n, side in zip(_NODES, shape, strict=True)]
     return ndimage.map_coordinates(nodes, np.meshgrid(*axes, indexing="ij"), order=3, mode="mirror")
 
 
 def _affine() -> np.ndarray:
-    """Millimetres of the template, about: X to the right, Y to the front, Z upwards."""
+    """Return approximate millimetres of the template: X right, Y to the front, Z upwards."""
     affine = np.diag([VOXEL, VOXEL, VOXEL, 1.0])
     affine[:3, 3] = -VOXEL * PLANE[0] / 2, -VOXEL * PLANE[1] / 2, 0.0
     return affine

@@ -1,4 +1,4 @@
-"""What an experiment is, and how one is run: tests in run directories, then tables and figures."""
+"""Experiments and their runs: tests in run directories, then tables and figures."""
 
 import json
 import platform
@@ -27,7 +27,7 @@ RECORD = "experiment.json"
 class Condition(NamedTuple):
     """One setting of an experiment, under which many images are tested."""
 
-    labels: dict[str, Any]  # its columns of the tables; together they tell it from all others
+    labels: dict[str, Any]  # its columns of the tables; together they differ from all others
     model: Model
     use: Use
     simulation: Simulation
@@ -37,65 +37,52 @@ class Condition(NamedTuple):
 
     @property
     def name(self) -> str:
-        """A folder's name."""
+        """Name of the condition's folder."""
         words = "-".join(f"{key}={value}" for key, value in self.labels.items())
         return re.sub(r"[^A-Za-z0-9_.=-]", "_", words)
 
     @property
     def effort(self) -> float:
-        """Rough time that it takes, for the progress bar."""
+        """Rough duration in arbitrary units, for the progress bar."""
         each = 1 if self.options.engine == "adaptive" else 20
         each += self.options.permutations / 40
         return self.images * each * self.simulation.size**2 * self.use.reverse.steps
 
 
-class Measured(NamedTuple):
-    """A condition and what its tests gave."""
+class ConditionResult(NamedTuple):
+    """A condition and the results of its tests."""
 
     condition: Condition
     records: list[dict[str, Any]]  # of the images, in order; see `dal_jax.as_record`
-    run: Row  # what the numbers are from: fingerprints, engine, dtype, seeds
+    run: Row  # origin of the numbers: fingerprints, engine, dtype, seeds
     draws_shape: tuple[int, ...]  # of an image's draws
 
     def square(self, number: int) -> np.ndarray:
-        """Says where the square of an image is: bool (H, W)."""
+        """Return the place of the square of an image, bool (H, W)."""
         return self.condition.simulation.square(number, self.draws_shape)
 
 
-def runs(measured: Sequence[Measured]) -> list[Row]:
-    """What the numbers of an experiment are from, as a table.
-
-    Args:
-        measured: conditions, tested.
-
-    Returns:
-        Rows with condition, run (fingerprint of everything that decides the records), model,
-        parameters (its fingerprint), engine, dtype, seed and images.
-    """
-    return [one.run for one in measured]
-
-
 def progress_bar(total: float, hidden: bool = False) -> Any:
-    """A bar of effort on the terminal, with the time that is left.
+    """Return a bar of effort on the terminal, with the time that is left.
 
     Args:
-        total: effort.
-        hidden: not to be shown; nor is it where nobody is looking.
+        total: Total effort.
+        hidden: Whether to hide the bar; without a terminal it is hidden anyway.
 
     Returns:
-        A context manager, of tqdm.
+        A context manager of tqdm.
     """
     return tqdm(
         total=total,
         bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}",
         file=sys.stderr,
-        disable=hidden or None,  # None: unless someone is looking
+        disable=hidden or None,  # None hides the bar where stderr is no terminal
     )
 
 
 @dataclass(frozen=True)
 class Context:
-    """Where an experiment runs: its directory, the models, the processes and devices."""
+    """Surroundings of an experiment: its directory, the models, the processes and devices."""
 
     directory: Path
     models: Path
@@ -103,18 +90,18 @@ class Context:
     devices: int | None = None
     batch_size: int | None = None
 
-    def tests(self, conditions: Sequence[Condition]) -> list[Measured]:
-        """Tests the images of conditions; what is there from an earlier run is not done again.
+    def tests(self, conditions: Sequence[Condition]) -> list[ConditionResult]:
+        """Test the images of conditions; results of an earlier run are kept.
 
         Args:
-            conditions: with different labels.
+            conditions: Conditions with different labels.
 
         Returns:
-            Each with its records, in order.
+            A result for each, in order.
 
         Raises:
-            InputError: the directory holds something else.
-            RunError: the disk is full, or another process was lost.
+            InputError: There is nothing to test, or the directory holds something else.
+            RunError: The disk is full, or another process was lost.
         """
         if not conditions:
             raise InputError("settings: nothing to be tested, expected 1 image or more")
@@ -124,25 +111,25 @@ class Context:
             raise InputError(f"conditions: {twice} is there twice, expected different labels")
         self.train([condition.model for condition in conditions])
         total = sum(condition.effort for condition in conditions)
-        measured: list[Measured] = []
+        results: list[ConditionResult] = []
         with progress_bar(total, hidden=self.host.index > 0) as bar:
             for condition in conditions:
                 bar.set_postfix_str(condition.name)
-                measured.append(self._tested(condition, bar))
-        return measured
+                results.append(self._test(condition, bar))
+        return results
 
     def train(self, models: Sequence[Model]) -> None:
-        """Trains those models that are not there yet; one process does, the others wait.
+        """Train missing models in the first process, while the others wait.
 
         Args:
-            models: which.
+            models: Models that are needed.
         """
         if self.host.index == 0:
             for model in dict.fromkeys(models):
                 variables_of(model, self.models)
         wait_for_hosts("models")
 
-    def _tested(self, condition: Condition, bar: Any) -> Measured:
+    def _test(self, condition: Condition, bar: Any) -> ConditionResult:
         localizer = localizer_of(condition.model, condition.use, self.models)
         shape = np.shape(localizer.draws)
         simulation, assumed = condition.simulation, condition.assumed
@@ -168,7 +155,7 @@ class Context:
             devices=self.devices,
             progress=follow,
         )
-        return Measured(
+        return ConditionResult(
             condition,
             list(run.finished().values()),
             {
@@ -186,7 +173,7 @@ class Context:
 
 
 class _Load(NamedTuple):
-    """Draws an image when its turn comes."""
+    """Drawing of an image when its turn comes."""
 
     simulation: Simulation
     number: int
@@ -198,7 +185,7 @@ class _Load(NamedTuple):
 
 
 class Experiment(NamedTuple):
-    """An experiment: what it asks, its presets, and what becomes of the answer."""
+    """An experiment: its question, its presets, and the tables and figures of the answer."""
 
     title: str
     presets: dict[str, Any]  # "quick", "paper", perhaps "standard": dataclasses with a `seed`
@@ -207,25 +194,47 @@ class Experiment(NamedTuple):
     draw: Callable[[Tables], dict[str, Any]]  # figures of matplotlib by name
 
 
+def check_lengths(settings: Any, name: str, *others: str) -> None:
+    """Raise an error if lists of settings are empty or differ in length.
+
+    Args:
+        settings: A dataclass.
+        name: Name of the list that sets the length.
+        *others: Names of lists with an entry for each of its entries.
+
+    Raises:
+        InputError: The list is empty, or another has a different length.
+    """
+    expected = len(getattr(settings, name))
+    if not expected:
+        raise InputError(f"{name} is empty, expected at least one entry")
+    for other in others:
+        length = len(getattr(settings, other))
+        if length != expected:
+            raise InputError(
+                f"{other} has {length} entries, expected {expected}, one for each of {name}"
+            )
+
+
 def run_experiment(name: str, experiment: Experiment, settings: Any, context: Context) -> str:
-    """Runs an experiment, or goes on with one, and writes its tables, figures and summary.
+    """Run or continue an experiment, and write its tables, figures and summary.
 
     The tables depend on the settings alone: not on interruptions, devices or processes. (On one
     kind of machine: another one rounds differently.) Columns of time are the exception; they are
     in tables whose name ends in "times".
 
     Args:
-        name: of the experiment.
-        experiment: itself.
-        settings: one of its presets, or one with changes.
-        context: where it runs.
+        name: Name of the experiment.
+        experiment: The experiment.
+        settings: One of its presets, changed or not.
+        context: Directory, models, processes and devices.
 
     Returns:
         The summary, Markdown; empty in processes other than the first.
 
     Raises:
-        InputError: the directory holds another experiment, or one with other settings.
-        RunError: the disk is full, or another process was lost.
+        InputError: The directory holds another experiment, or one with other settings.
+        RunError: The disk is full, or another process was lost.
     """
     fresh = claim(context.directory, name, settings)
     wait_for_hosts("claimed")
@@ -233,7 +242,7 @@ def run_experiment(name: str, experiment: Experiment, settings: Any, context: Co
         tables = experiment.measure(settings, context)
     except InputError:
         if fresh and [path.name for path in context.directory.iterdir()] == [RECORD]:
-            (context.directory / RECORD).unlink()  # or the settings could not be mended
+            (context.directory / RECORD).unlink()  # so that the settings can be corrected
         raise
     if context.host.index:
         return ""
@@ -245,18 +254,18 @@ def run_experiment(name: str, experiment: Experiment, settings: Any, context: Co
 
 
 def claim(directory: Path, name: str, settings: Any) -> bool:
-    """Marks a directory as that of an experiment, or checks that it is.
+    """Mark a directory as that of an experiment, or check that it is.
 
     Args:
-        directory: made if missing.
-        name: of the experiment.
-        settings: of the experiment.
+        directory: Directory of the experiment, made if missing.
+        name: Name of the experiment.
+        settings: Settings of the experiment.
 
     Returns:
-        Whether it was not marked before.
+        Whether the directory is newly marked.
 
     Raises:
-        InputError: it holds something else; nothing is written then.
+        InputError: It holds something else; nothing is written then.
     """
     path = directory / RECORD
     facts = {"experiment": name, "settings": json.loads(json.dumps(encode(asdict(settings))))}
@@ -286,19 +295,19 @@ def claim(directory: Path, name: str, settings: Any) -> bool:
 
 
 def _check_same(directory: Path, facts: dict[str, Any]) -> None:
-    """Refuses a directory of an experiment of another name or with other settings."""
+    """Raise an error if the directory has an experiment of another name or other settings."""
     try:
-        held = json.loads((directory / RECORD).read_text())
-        found = {key: held[key] for key in facts}
+        record = json.loads((directory / RECORD).read_text())
+        held = {key: record[key] for key in facts}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"--out {str(directory)!r}: {RECORD} is damaged") from error
-    if found["experiment"] != facts["experiment"]:
+    if held["experiment"] != facts["experiment"]:
         raise InputError(
-            f"--out {str(directory)!r}: holds experiment {found['experiment']!r}, expected "
+            f"--out {str(directory)!r}: holds experiment {held['experiment']!r}, expected "
             f"{facts['experiment']!r} or an empty directory"
         )
     for key, value in facts["settings"].items():
-        other = found["settings"].get(key)
+        other = held["settings"].get(key)
         if other != value:
             raise InputError(
                 f"--out {str(directory)!r}: holds a run with {key} = {other!r}, expected "

@@ -10,34 +10,49 @@ import jax
 import numpy as np
 
 from dal_jax import Localizer, dal_test
-from dal_jax._dal_test import covariance_of, evaluator_of
 from dal_jax.bench import NOISE, Prepared, bare_seconds, load_inputs, open_subject
 from dal_jax.inference import Intervals, as_intervals, merge, region_line, selective_p
-from dal_jax.search import CALLS, Evaluator, reach_limit
+from dal_jax.noise import parse_noise
+from dal_jax.search import CALLS, Evaluator, Functions, reach_limit
 from experiments._output import Row
 
 
 class Grid(NamedTuple):
-    """A line searched on a grid, in standardized z."""
+    """Result of a search on a grid, in standardized z."""
 
     points: int
     truncation: Intervals  # (k, 2): half a spacing around the points with the observed region
     p_value: float
 
 
-def grid_of(z_obs: float, spacing: float) -> np.ndarray:
-    """The points at which a grid search looks, of the range that other searches have.
+def grid_points(z_obs: float, spacing: float) -> np.ndarray:
+    """Return the points of a grid search, in the range that other searches have.
 
     Args:
-        z_obs: observed statistic in units of its standard deviation; a point of the grid.
-        spacing: of the points, standard deviations.
+        z_obs: Observed statistic in units of its standard deviation; a point of the grid.
+        spacing: Spacing of the points, standard deviations.
 
     Returns:
-        (k,) points, |z| <= 10 + |z_obs|.
+        Points (k,), |z| <= 10 + |z_obs|.
     """
     reach = reach_limit(z_obs, None)
     low, high = ((side * reach - z_obs) / spacing for side in (-1, 1))
     return z_obs + spacing * np.arange(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1)
+
+
+def local_evaluator(localizer: Localizer) -> Evaluator:
+    """Return an evaluator of a localizer's images on all devices of this process.
+
+    Args:
+        localizer: The localizer.
+
+    Returns:
+        The evaluator.
+    """
+    height, width, channels = localizer.image_shape
+    functions = Functions(localizer.score_fn, localizer.reconstruct_fn, (height, width, channels))
+    devices = jax.local_devices()
+    return Evaluator(functions, localizer.params, localizer.draws, devices=devices)
 
 
 def grid_search(
@@ -47,20 +62,20 @@ def grid_search(
     region: np.ndarray,
     spacing: float,
 ) -> Grid:
-    """Tests an image by a grid search in float32, full batches one after the other.
+    """Test an image by a grid search in float32, with full batches one after the other.
 
     Args:
-        localizer: to be tested.
-        evaluator: of the localizer.
-        images: (H, W, C) the image and its reference.
-        region: (H, W) that the localizer flags, not empty.
-        spacing: of the grid, standard deviations.
+        localizer: The localizer; the noise of its images is standard normal, independent.
+        evaluator: Evaluator of the localizer.
+        images: The image and its reference, (H, W, C) each.
+        region: The flagged region, bool (H, W), not empty.
+        spacing: Spacing of the grid, standard deviations.
 
     Returns:
-        What it found; noise is standard normal, independent.
+        The result.
     """
-    line = region_line(*images, region, covariance_of(NOISE, localizer))
-    z = grid_of(line.z_obs, spacing)
+    line = region_line(*images, region, parse_noise(NOISE, tuple(localizer.image_shape)))
+    z = grid_points(line.z_obs, spacing)
     scores = _scores(evaluator, (line.base, line.direction), z)
     same = [((s > localizer.threshold) == region).all(axis=(1, 2)) for s in scores]
     kept = z[np.concatenate(same)]
@@ -70,7 +85,7 @@ def grid_search(
 
 
 def _scores(evaluator: Evaluator, line: tuple[Any, Any], z: np.ndarray) -> Iterator[np.ndarray]:
-    """(k, H, W) of each batch, as many calls under way as in the adaptive search."""
+    """Yield the scores (k, H, W) of each batch, with `CALLS` batches under way."""
     base, direction = line
     room = evaluator.capacity("float32")
     under_way: deque[Any] = deque()
@@ -85,41 +100,41 @@ def _scores(evaluator: Evaluator, line: tuple[Any, Any], z: np.ndarray) -> Itera
         yield np.asarray(score)[:count]
 
 
-def measured_grid(prepared: Prepared, spacing: float, images: int) -> Iterator[Row]:
-    """Times grid searches, and tells how long they should take by the bare forward pass.
+def measure_grid(prepared: Prepared, spacing: float, images: int) -> Iterator[Row]:
+    """Time grid searches, and predict their time from the bare forward pass.
 
     Args:
-        prepared: localizer and images.
-        spacing: of the grid, standard deviations.
-        images: how many, the first ones.
+        prepared: Localizer and images.
+        spacing: Spacing of the grid, standard deviations.
+        images: Number of images to search, the first ones.
 
     Yields:
-        A record for each image: points, seconds, what was predicted; intervals and p-value beside
+        A record for each image: points, seconds and their prediction; intervals and p-value beside
         those of the adaptive engine.
     """
     inputs = load_inputs(prepared.inputs)
     localizer = open_subject(prepared.subject)[0].with_threshold(inputs.threshold)
-    evaluator = evaluator_of(localizer, devices=jax.local_devices())
+    evaluator = local_evaluator(localizer)
     for number in range(min(images, len(inputs.images))):
         pair = inputs.images[number], inputs.references[number]
         precision = prepared.plan.precision
         own = dal_test(localizer, *pair, NOISE, precision=precision, randomization=0.0)
         forward = bare_seconds(evaluator, "float32", inputs.images)
         started = time.perf_counter()
-        found = grid_search(localizer, evaluator, pair, own.region, spacing)
+        grid = grid_search(localizer, evaluator, pair, own.region, spacing)
         seconds = time.perf_counter() - started
-        calls = math.ceil(found.points / evaluator.capacity("float32"))
+        calls = math.ceil(grid.points / evaluator.capacity("float32"))
         yield {
             "kind": "grid",
             "size": prepared.subject.size,
             "spacing": spacing,
             "image": number,
-            "points": found.points,
+            "points": grid.points,
             "seconds_predicted": calls * forward,
             "seconds": seconds,
             "ratio": seconds / (calls * forward),
-            "intervals": len(found.truncation),
+            "intervals": len(grid.truncation),
             "intervals_adaptive": len(own.truncation),
-            "p_value": found.p_value,
+            "p_value": grid.p_value,
             "p_value_adaptive": own.p_value,
         }

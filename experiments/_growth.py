@@ -1,8 +1,8 @@
-"""How fast something grows: exponents fitted on log-log scales, and their lines."""
+"""Growth: exponents fitted on log-log scales, and their lines."""
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -10,75 +10,57 @@ from scipy import stats
 from experiments._output import Row
 
 
-class Growth(NamedTuple):
-    """y is about factor * x**exponent."""
-
-    exponent: float
-    se: float  # of the exponent; NaN with fewer than three points
-    factor: float
-    points: int
-    last: float  # exponent between the two largest x, of the geometric means of their y
-
-
-def growth(x: Sequence[float], y: Sequence[float]) -> Growth:
-    """Fits a power law: least squares of log(y) on log(x).
+def growth_row(labels: Row, x: Sequence[float], y: Sequence[float]) -> Row:
+    """Fit a power law, y about factor * x**exponent: least squares of log(y) on log(x).
 
     Args:
-        x: positive.
-        y: positive, as many.
+        labels: First columns of the row.
+        x: Positive numbers (n,).
+        y: Positive numbers (n,).
 
     Returns:
-        The fit; NaN where all x are equal, or there are none.
+        `labels`, exponent, its standard error se (NaN with fewer than three points), factor, points
+        (their number) and last (exponent between the two largest x, of the geometric means of their
+        y); NaN where all x are equal, or there are none.
     """
+    nan = math.nan
+    fit = {"exponent": nan, "se": nan, "factor": nan, "points": len(x), "last": nan}
     if len(set(x)) < 2:
-        return Growth(math.nan, math.nan, math.nan, len(x), math.nan)
+        return {**labels, **fit}
     a, b = np.log(np.array(x, float)), np.log(np.array(y, float))
-    fit: Any = stats.linregress(a, b)
-    se = float(fit.stderr) if len(x) > 2 else math.nan
+    line: Any = stats.linregress(a, b)
     before, end = np.unique(a)[-2:]
     last = (b[a == end].mean() - b[a == before].mean()) / (end - before)
-    return Growth(float(fit.slope), se, math.exp(float(fit.intercept)), len(x), float(last))
-
-
-def growth_row(labels: Row, x: Sequence[float], y: Sequence[float]) -> Row:
-    """A fit as a row of a table.
-
-    Args:
-        labels: its first columns.
-        x: as in `growth`.
-        y: as in `growth`.
-
-    Returns:
-        `labels` and the fields of `Growth`.
-    """
-    return {**labels, **growth(x, y)._asdict()}
+    fit |= {"exponent": float(line.slope), "factor": math.exp(float(line.intercept))}
+    fit |= {"se": float(line.stderr) if len(x) > 2 else nan, "last": float(last)}
+    return {**labels, **fit}
 
 
 def growth_cell(row: Row) -> str:
-    """An exponent with its standard error, for a Markdown table.
+    """Return an exponent with its standard error, for a Markdown table.
 
     Args:
-        row: of `growth_row`.
+        row: Row of `growth_row`.
 
     Returns:
-        "0.45 (0.02)"; "0.45" where the error is not known.
+        "0.45 (0.02)"; "0.45" where the error is NaN.
     """
-    known = not math.isnan(row["se"])
-    return f"{row['exponent']:.2f}" + (f" ({row['se']:.2f})" if known else "")
+    error = "" if math.isnan(row["se"]) else f" ({row['se']:.2f})"
+    return f"{row['exponent']:.2f}{error}"
 
 
 def fit_line(
     axis: Any, row: Row, x: Sequence[float], name: str, colour: str, dashed: bool = False
 ) -> None:
-    """Draws a fitted power law as a thin line, with its exponent in the legend.
+    """Draw a fitted power law as a thin line, with its exponent in the legend.
 
     Args:
-        axis: of matplotlib.
-        row: of `growth_row`.
-        x: where the points of the fit are.
-        name: in the legend, before the exponent.
-        colour: of the line.
-        dashed: whether it is dashed.
+        axis: Axis of matplotlib.
+        row: Row of `growth_row`.
+        x: Places of the fitted points.
+        name: Text of the legend before the exponent.
+        colour: Colour of the line.
+        dashed: Whether the line is dashed.
     """
     if math.isnan(row["exponent"]):
         return
@@ -94,12 +76,12 @@ def fit_line(
 
 
 def log_log(axis: Any, ticks: dict[float, str], label: str) -> None:
-    """Makes both axes logarithmic, and says in a legend what the lines are.
+    """Make both axes logarithmic, and add a legend of the lines.
 
     Args:
-        axis: of matplotlib, with everything drawn.
-        ticks: places on the horizontal axis, and their names.
-        label: of the horizontal axis.
+        axis: Axis of matplotlib, with everything drawn.
+        ticks: Names of places on the horizontal axis, by place.
+        label: Label of the horizontal axis.
     """
     axis.set_xscale("log")
     axis.set_yscale("log")
@@ -107,7 +89,7 @@ def log_log(axis: Any, ticks: dict[float, str], label: str) -> None:
     axis.set_xticks([], minor=True)
     axis.set_xlabel(label, fontsize=9)
     low, high = axis.get_ylim()
-    if high < 100 * low:  # or there are hardly any
+    if high < 100 * low:  # with powers of ten alone there would be hardly any ticks
         subs = (1.0, 2.0, 5.0) if high > 6 * low else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
         axis.yaxis.get_major_locator().set_params(subs=subs)
     axis.yaxis.set_major_formatter("{x:g}")

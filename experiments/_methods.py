@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
-from dal_jax import InputError, TestOptions
-from experiments._experiment import Condition, Measured
+from dal_jax import TestOptions
+from experiments._experiment import Condition, ConditionResult, check_lengths
 from experiments._models import DAL, Model, Use
 from experiments._output import Row
 from experiments._rates import rejections
@@ -23,10 +23,10 @@ _PART = "baselines"  # label that tells the two conditions of one setting apart
 
 @dataclass(frozen=True)
 class ComparisonSettings:
-    """What is simulated; entries of `images` and so on belong to the sizes in order.
+    """Simulated images and tests; entries of `images` and so on belong to the sizes in order.
 
     Raises:
-        InputError: lengths differ, or a value does not fit.
+        InputError: Lengths differ, or a value does not fit.
     """
 
     sizes: tuple[int, ...] = (8, 16, 32, 64)  # sides, pixels
@@ -42,7 +42,7 @@ class ComparisonSettings:
     precision: float = 1e-3
     over_conditioned: bool = True
     seed: int = 0
-    # As `localizer_preset` takes them; the threshold is of "dal", others learn theirs.
+    # As `localizer_preset` takes them; the threshold is that of "dal", others learn theirs.
     localizers: tuple[str, ...] = (DAL,)
     # Gammas of `dal_jax.TestOptions.randomization`; 0 is the test as published.
     randomizations: tuple[float, ...] = (0.0,)
@@ -51,49 +51,31 @@ class ComparisonSettings:
 
     def __post_init__(self) -> None:
         check_lengths(self, "sizes", "images", "permutation_images", "train_sizes")
-        check_lengths(self, "noises")
-        check_lengths(self, "levels")
-        check_lengths(self, "localizers")
-        for name, _ in OPTIONS.values():
+        for name in ("noises", "levels", "localizers", *(name for name, _ in OPTIONS.values())):
             check_lengths(self, name)
 
 
-class Counts(NamedTuple):
-    """How many images of one setting are tested."""
-
-    images: int
-    permutation_images: int  # the first of them, which the permutation baseline takes too
-    permutations: int
-
-
 def comparisons(settings: ComparisonSettings, signals: Sequence[float] = ()) -> list[Condition]:
-    """The conditions of all methods at every size, noise and signal.
+    """Return the conditions of all methods at every size, noise and signal.
+
+    The permutation baseline costs some 25 tests: it has conditions of its own, of fewer images.
 
     Args:
-        settings: of the experiment.
-        signals: heights of the square, a label of the conditions; without any, null images.
+        settings: Settings of the experiment.
+        signals: Heights of the square, a label of the conditions; without any, null images.
 
     Returns:
-        Conditions of `compared`.
+        One or two conditions for each setting.
     """
-    conditions = []
-    for localizer in settings.localizers:
-        for k, size in enumerate(settings.sizes):
-            for noise in settings.noises:
-                conditions += _signals(settings, signals, localizer, k, size, noise)
-    return conditions
+    places = product(settings.localizers, range(len(settings.sizes)), settings.noises)
+    return [condition for place in places for condition in _signals(settings, signals, *place)]
 
 
 def _signals(
-    settings: ComparisonSettings,
-    signals: Sequence[float],
-    localizer: str,
-    k: int,
-    size: int,
-    noise: str,
+    settings: ComparisonSettings, signals: Sequence[float], localizer: str, k: int, noise: str
 ) -> list[Condition]:
-    """The conditions of one localizer, size and noise."""
-    counts = Counts(settings.images[k], settings.permutation_images[k], settings.permutations)
+    """Return the conditions of one localizer, size and noise."""
+    size = settings.sizes[k]
     model = Model(
         settings.train_sizes[k],
         noise,
@@ -101,38 +83,47 @@ def _signals(
         seed=settings.seed,
         localizer=localizer,
     )
+    use = Use(size, settings.threshold if localizer == DAL else None)
     named = {} if settings.localizers == (DAL,) else {"localizer": localizer}
-    found = []
     varied = {label: getattr(settings, name) for label, (name, _) in OPTIONS.items()}
     shown = [label for label, (_, usual) in OPTIONS.items() if varied[label] != (usual,)]
     first = {label: values[0] for label, values in varied.items()} | {"randomization": 0.0}
+    conditions = []
     for *values, signal in product(*varied.values(), signals or (0.0,)):
         option = dict(zip(varied, values, strict=True))
         labels = {**named, "size": size, "noise": noise, **{key: option[key] for key in shown}}
-        condition = Condition(
-            {**labels, "signal": signal} if signals else labels,
-            model,
-            Use(size, settings.threshold if localizer == DAL else None),
-            Simulation(size, noise, signal, seed=settings.seed, references=option["references"]),
-            settings.images[k],
-            replace(
-                test_options(settings),
-                region=option["region"],
-                randomization=option["randomization"],
-            ),
+        labels |= {"signal": signal} if signals else {}
+        simulation = Simulation(
+            size, noise, signal, seed=settings.seed, references=option["references"]
         )
+        options = replace(
+            published_options(settings),
+            region=option["region"],
+            randomization=option["randomization"],
+        )
+        parts = [("window", settings.images[k], options)]
         # The permutation baseline flags on the image itself, whatever is compared: run it once.
-        own = counts if option == first else counts._replace(permutation_images=0)
-        found += compared(condition, own)
-    return found
+        if option == first:
+            parts.append(("permutation", settings.permutation_images[k], _shuffled(settings)))
+        conditions += [
+            Condition({**labels, _PART: part}, model, use, simulation, images, chosen)
+            for part, images, chosen in parts
+            if images
+        ]
+    return conditions
+
+
+def _shuffled(settings: ComparisonSettings) -> TestOptions:
+    """Return the options of the permutation baseline; its search, which nobody reads, is short."""
+    return TestOptions(precision=0.5, permutations=settings.permutations, randomization=0.0)
 
 
 def index_of(rows: Sequence[Row], *names: str) -> tuple[str, ...]:
-    """The columns that tell the settings of rows apart.
+    """Return the columns that tell the settings of rows apart.
 
     Args:
-        rows: of a table.
-        *names: columns that all tables have.
+        rows: Rows of a table.
+        *names: Columns that all tables have.
 
     Returns:
         The names, after that of the localizer and before `OPTIONS`, where there are such columns.
@@ -142,17 +133,17 @@ def index_of(rows: Sequence[Row], *names: str) -> tuple[str, ...]:
 
 
 def method_panels(rows: Sequence[Row], names: Sequence[str]) -> dict[str, list[Row]]:
-    """Sorts the rows of a table into the panels of a figure.
+    """Sort the rows of a table into the panels of a figure.
 
     Args:
-        rows: of a table.
-        names: columns that tell the panels apart, some of localizer, size, noise and `OPTIONS`;
+        rows: Rows of a table.
+        names: Columns that tell the panels apart, some of localizer, size, noise and `OPTIONS`;
             those that the table lacks do not count.
 
     Returns:
         Rows by the title of their panel, "8 x 8, noise iid:1, gamma 0.5" for instance.
     """
-    found: dict[str, list[Row]] = {}
+    groups: dict[str, list[Row]] = {}
     for row in rows:
         own = {name: row[name] for name in names if name in row}
         size = f"{own['size']} x {own['size']}," if "size" in own else ""
@@ -163,83 +154,53 @@ def method_panels(rows: Sequence[Row], names: Sequence[str]) -> dict[str, list[R
             words.append(own["region"])
         if "references" in own:
             words.append(f"{own['references']} references")
-        found.setdefault(" ".join(", ".join(words).split()), []).append(row)
-    return found
+        groups.setdefault(" ".join(", ".join(words).split()), []).append(row)
+    return groups
 
 
-def compared(condition: Condition, counts: Counts) -> list[Condition]:
-    """Makes of one setting the conditions that all methods together need.
-
-    The permutation baseline costs some 25 tests: it has a run of its own, of fewer images. The
-    rest of that run's tests is cut short, as nobody reads it.
+def method_rows(results: Sequence[ConditionResult], levels: Sequence[float]) -> list[Row]:
+    """Return the rejection rates of every method in every setting.
 
     Args:
-        condition: the setting; its number of images is not used.
-        counts: of images.
-
-    Returns:
-        One or two conditions, each with its share of the images.
-    """
-    shuffled = TestOptions(
-        precision=0.5,
-        permutations=counts.permutations,
-        seed=condition.options.seed,
-        randomization=0.0,
-    )
-    parts = (
-        ("window", counts.images, condition.options),
-        ("permutation", counts.permutation_images, shuffled),
-    )
-    return [
-        condition._replace(labels={**condition.labels, _PART: part}, images=images, options=options)
-        for part, images, options in parts
-        if images
-    ]
-
-
-def method_rows(measured: Sequence[Measured], levels: Sequence[float]) -> list[Row]:
-    """Rejection rates of every method in every setting.
-
-    Args:
-        measured: conditions of `compared`, tested.
-        levels: of significance.
+        results: Results of the conditions of `comparisons`.
+        levels: Significance levels, in (0, 1).
 
     Returns:
         Rows of `rejections`, with the labels of the settings.
     """
-    rows = []
-    for one in measured:
-        found = rejections(_labels_of(one), one.records, levels)
-        own = _is_permutation(one)
-        rows += [row for row in found if (row["method"] == "permutation") == own]
-    return rows
+    return [
+        row
+        for one in results
+        for row in rejections(_labels_of(one), one.records, levels)
+        if (row["method"] == "permutation") == _is_permutation(one)
+    ]
 
 
-def _labels_of(measured: Measured) -> Row:
-    return {key: value for key, value in measured.condition.labels.items() if key != _PART}
-
-
-def labelled(measured: Sequence[Measured]) -> list[tuple[Row, Measured]]:
-    """The conditions that all methods but the permutation baseline are read from.
+def main_results(results: Sequence[ConditionResult]) -> list[tuple[Row, ConditionResult]]:
+    """Select the results that all methods but the permutation baseline are read from.
 
     Args:
-        measured: conditions of `compared`, tested.
+        results: Results of the conditions of `comparisons`.
 
     Returns:
         Each with the labels of its setting.
     """
-    return [(_labels_of(one), one) for one in measured if not _is_permutation(one)]
+    return [(_labels_of(one), one) for one in results if not _is_permutation(one)]
 
 
-def _is_permutation(measured: Measured) -> bool:
-    return measured.condition.labels[_PART] == "permutation"
+def _labels_of(result: ConditionResult) -> Row:
+    return {key: value for key, value in result.condition.labels.items() if key != _PART}
 
 
-def test_options(settings: Any) -> TestOptions:
-    """The options of a selective test and its over-conditioned baseline.
+def _is_permutation(result: ConditionResult) -> bool:
+    return result.condition.labels[_PART] == "permutation"
+
+
+def published_options(settings: Any) -> TestOptions:
+    """Return the options of the test as published and its over-conditioned baseline.
 
     Args:
-        settings: with `engine`, `precision` and `over_conditioned`.
+        settings: Settings with `engine`, `precision` and `over_conditioned`.
 
     Returns:
         The options.
@@ -248,30 +209,5 @@ def test_options(settings: Any) -> TestOptions:
         engine=settings.engine,
         precision=settings.precision,
         first_window=settings.over_conditioned,
-        randomization=0.0,  # as published
+        randomization=0.0,
     )
-
-
-test_options.__test__ = False  # type: ignore[attr-defined]
-
-
-def check_lengths(settings: Any, name: str, *others: str) -> None:
-    """Refuses settings whose lists do not belong together.
-
-    Args:
-        settings: a dataclass.
-        name: the list that the others follow.
-        others: lists with an entry for each of its entries.
-
-    Raises:
-        InputError: a length differs.
-    """
-    wanted = getattr(settings, name)
-    if not wanted:
-        raise InputError(f"{name} is empty, expected at least one entry")
-    for other in others:
-        found = getattr(settings, other)
-        if len(found) != len(wanted):
-            raise InputError(
-                f"{other} has {len(found)} entries, expected {len(wanted)}, one for each of {name}"
-            )

@@ -1,4 +1,4 @@
-"""Models that the experiments train, each once, and keep."""
+"""Models of the experiments, each trained once and kept."""
 
 import re
 from collections.abc import Sequence
@@ -9,9 +9,9 @@ from typing import Any
 
 from dal_jax import DalConfig, InputError, Localizer
 from dal_jax.cli import train_with_bar
-from dal_jax.diffusion import ReverseConfig, TrainConfig
+from dal_jax.diffusion import ReverseConfig, TrainConfig, load_checkpoint
 from dal_jax.inspection import learn_constants, threshold_of
-from dal_jax.localizers import localizer_preset, make_localizer, read_checkpoint
+from dal_jax.localizers import CONFIGS, localizer_preset, make_localizer
 from dal_jax.models import UNetConfig
 from dal_jax.runs import fingerprint
 from experiments._simulation import Simulation
@@ -22,10 +22,10 @@ FLAG_SHARE = 0.02
 
 @dataclass(frozen=True)
 class Model:
-    """A diffusion model and how it is trained; on squares of images if these are larger.
+    """A diffusion model and its training; for larger images it is trained on squares of them.
 
     Raises:
-        InputError: a value does not fit.
+        InputError: A value does not fit.
     """
 
     size: int  # side of a training image, pixels
@@ -43,7 +43,7 @@ class Model:
 
     @property
     def config(self) -> Any:
-        """Network and localizer; of the DAL localizer with the paper's reverse process."""
+        """Network and localizer; the DAL localizer has the paper's reverse process."""
         if self.localizer != DAL:
             return localizer_preset(self.localizer).config.for_images((self.size, self.size, 1))
         unet = UNetConfig(1, tuple(self.channels), activation=self.activation)
@@ -51,7 +51,7 @@ class Model:
 
     @property
     def name(self) -> str:
-        """A folder's name, another for every model."""
+        """Name of the model's folder, different for every model."""
         kind = self.activation if self.localizer == DAL else self.config.kind
         words = f"{kind}-{self.size}-{self.noise}-{fingerprint(asdict(self))[:8]}"
         return re.sub(r"[^A-Za-z0-9.-]+", "_", words)
@@ -59,26 +59,26 @@ class Model:
 
 @dataclass(frozen=True)
 class Use:
-    """How a trained network localizes; settings other than those of training."""
+    """Use of a trained network as a localizer; settings other than those of training."""
 
     size: int  # side of the tested images, pixels
-    threshold: float | None = 0.8  # None: that flags `FLAG_SHARE` of the pixels of normal images
+    threshold: float | None = 0.8  # None: flags `FLAG_SHARE` of the pixels of normal images
     reverse: ReverseConfig = field(default_factory=ReverseConfig)
     activation: str = ""  # in place of the trained one
 
 
-def scaled(channels: Sequence[int], width: float) -> tuple[int, ...]:
-    """The channels of a network of another width.
+def scale_channels(channels: Sequence[int], width: float) -> tuple[int, ...]:
+    """Return the channels of a network of another width.
 
     Args:
-        channels: at width 1.
-        width: factor.
+        channels: Channels at width 1.
+        width: Factor.
 
     Returns:
         The channels.
 
     Raises:
-        InputError: they are not whole numbers.
+        InputError: They are not whole numbers.
     """
     out = [channel * width for channel in channels]
     if not all(channel >= 1 and channel == int(channel) for channel in out):
@@ -87,18 +87,18 @@ def scaled(channels: Sequence[int], width: float) -> tuple[int, ...]:
 
 
 def variables_of(model: Model, folder: Path) -> Any:
-    """Trains a model, goes on with training it, or loads it if it is trained.
+    """Train a model, continue its training, or load it if it is trained.
 
     Args:
-        model: what to train.
-        folder: of all models.
+        model: The model.
+        folder: Folder of all models.
 
     Returns:
         {"params": ..., "batch_stats": ...}.
 
     Raises:
-        InputError: the folder cannot be used.
-        CheckpointError: the checkpoint in it is damaged.
+        InputError: The folder cannot be used.
+        CheckpointError: The checkpoint in it is damaged.
     """
     home = folder / model.name
     if not (home / "config.json").is_file():  # written last
@@ -109,27 +109,27 @@ def variables_of(model: Model, folder: Path) -> Any:
             return learn_constants(variables, model.config, images, model.seed)
 
         train_with_bar(images, model.config, plan, home, resume=True, finish=finish)
-    return _loaded(home)[0]
+    return _checkpoint(home)[0]
 
 
 @lru_cache(maxsize=4)  # conditions of one network follow one another
-def _loaded(home: Path) -> Any:
-    return read_checkpoint(home)
+def _checkpoint(home: Path) -> Any:
+    return load_checkpoint(home, list(CONFIGS.values()))
 
 
 def localizer_of(model: Model, use: Use, folder: Path) -> Localizer:
-    """The localizer that uses a trained network in a certain way.
+    """Return the localizer of a trained network and its use.
 
     Args:
-        model: the network.
-        use: the way; reverse process and activation are of the DAL localizer alone.
-        folder: of all models.
+        model: The network.
+        use: Its use; only the DAL localizer takes reverse process and activation from it.
+        folder: Folder of all models.
 
     Returns:
         The localizer, with draws that each tested image replaces by its own.
     """
     variables = variables_of(model, folder)
-    config = _loaded(folder / model.name)[1].for_images((use.size, use.size, 1))
+    config = _checkpoint(folder / model.name)[1].for_images((use.size, use.size, 1))
     if model.localizer == DAL:
         unet = replace(config.unet, activation=use.activation or model.activation)
         config = replace(config, unet=unet, reverse=use.reverse)

@@ -1,9 +1,9 @@
-"""Photographs of textures as an inspection data set: blocks of one photograph, and defects in some.
+"""Photographs of textures as an inspection data set: blocks of a photograph, some with defects.
 
 The photographs are `brick.png`, `grass.png` and `gravel.png` in scikit-image's wheel (512 x 512,
 grey, CC0). A block of the photograph, some patches side by side, stands for one physical object; no
 two patches share a pixel. All blocks are of one photograph, however: light and material are the
-same, and what lies at the edges of neighbouring blocks is alike.
+same, and the edges of neighbouring blocks are alike.
 """
 
 import importlib.util
@@ -21,22 +21,22 @@ from dal_jax.images import read_image
 KINDS = ("brick", "grass", "gravel")
 GROUPS = r"regex:(block\d+)"  # see `dal_jax.images.group_of`
 SIDE = 36  # of an image, pixels
-PATCH = 32  # side of its middle, which is looked at and holds the defect
+PATCH = 32  # side of its middle, which is inspected and holds the defect
 RADII = (3.0, 6.0)  # half axes of a defect, pixels
-CONTRAST = "contrast_"  # folder of defects, with the number behind it
+CONTRAST = "contrast_"  # folder of defects, followed by the number
 
 
 @dataclass(frozen=True)
 class TexturePlan:
-    """What is cut out of a photograph, and what is put in.
+    """Blocks to cut out of a photograph, and defects to put in.
 
     Raises:
-        InputError: a value does not fit.
+        InputError: A value does not fit.
     """
 
     contrasts: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0)  # deviations of the photograph
     shots: int = 2  # images of a block, side by side
-    tested: int = 32  # blocks that are not for training
+    tested: int = 32  # number of blocks for the test, not for training
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -51,20 +51,20 @@ class Defect(NamedTuple):
     """A blob with a soft edge of about a pixel."""
 
     pattern: np.ndarray  # of an image's shape, from -1 or 0 to 0 or 1
-    inside: np.ndarray  # bool, where its height is over a half
+    inside: np.ndarray  # bool, true where its height is over a half
 
 
 def photograph(kind: str) -> np.ndarray:
-    """Reads a photograph out of scikit-image's wheel, without importing it and offline.
+    """Read a photograph from scikit-image's wheel, without importing it and offline.
 
     Args:
-        kind: one of `KINDS`.
+        kind: Kind of texture, one of `KINDS`.
 
     Returns:
-        (H, W) grey values, 0 to 255.
+        Grey values (H, W), 0 to 255.
 
     Raises:
-        InputError: another kind, or scikit-image is not installed.
+        InputError: The kind is unknown, or scikit-image is not installed.
     """
     if kind not in KINDS:
         raise InputError(f"kind {kind!r}, expected one of {', '.join(KINDS)}")
@@ -76,7 +76,7 @@ def photograph(kind: str) -> np.ndarray:
 
 
 def write_textures(folder: Path, kind: str, plan: TexturePlan) -> None:
-    """Writes a data set in the layout of MVTec AD, whole or not at all; nothing if it is there.
+    """Write a data set in the layout of MVTec AD, whole or not at all; keep an existing one.
 
     train/good holds the images of the training blocks, test/good those of the others, and
     test/contrast_C these again, each with a defect of C standard deviations of the photograph. An
@@ -84,12 +84,12 @@ def write_textures(folder: Path, kind: str, plan: TexturePlan) -> None:
     grey values it is clipped.
 
     Args:
-        folder: to be made.
-        kind: of texture, see `KINDS`.
-        plan: what is cut.
+        folder: Folder of the data set.
+        kind: Kind of texture, one of `KINDS`.
+        plan: Blocks and defects.
 
     Raises:
-        InputError: the photograph has too few blocks, or cannot be read.
+        InputError: The photograph has too few blocks, or cannot be read.
     """
     if folder.is_dir():
         return
@@ -114,14 +114,14 @@ def write_textures(folder: Path, kind: str, plan: TexturePlan) -> None:
 
 
 def block_corners(shape: Sequence[int], shots: int) -> list[tuple[int, int]]:
-    """The first pixels of the blocks of a photograph, row by row.
+    """Return the first pixels of the blocks of a photograph, row by row.
 
     Args:
-        shape: of the photograph.
-        shots: images of a block, side by side.
+        shape: Shape of the photograph.
+        shots: Number of images of a block, side by side.
 
     Returns:
-        Row and column of each.
+        Row and column of each block.
     """
     rows, columns = shape[0] // SIDE, shape[1] // (SIDE * shots)
     return [(SIDE * row, SIDE * shots * column) for row in range(rows) for column in range(columns)]
@@ -130,12 +130,12 @@ def block_corners(shape: Sequence[int], shots: int) -> list[tuple[int, int]]:
 def draw_defect(
     rng: np.random.Generator, centres: Sequence[tuple[float, float]], shape: Sequence[int]
 ) -> Defect:
-    """Draws an ellipse with a soft edge, dark or bright, whole within given limits.
+    """Draw an ellipse with a soft edge, dark or bright, whole within given limits.
 
     Args:
-        rng: what draws.
-        centres: for each axis the limits within which the ellipse must stay, pixels.
-        shape: of the image, as many axes.
+        rng: Source of random numbers.
+        centres: For each axis the limits within which the ellipse must stay, pixels.
+        shape: Shape of the image.
 
     Returns:
         The defect.
@@ -153,13 +153,13 @@ def draw_defect(
 
 
 def contrast_of(label: str) -> float:
-    """The contrast of a test image.
+    """Return the contrast of a test image.
 
     Args:
-        label: of the sample: the name of its folder, or "normal".
+        label: Label of the sample: the name of its folder, or "normal".
 
     Returns:
-        In standard deviations of the photograph; 0 for a normal image.
+        The contrast in standard deviations of the photograph; 0 for a normal image.
     """
     return float(label.removeprefix(CONTRAST)) if label.startswith(CONTRAST) else 0.0
 
@@ -187,7 +187,7 @@ def _image(photo: np.ndarray, corner: tuple[int, int], shot: int) -> np.ndarray:
 
 
 def _write(path: Path, pixels: np.ndarray) -> None:
-    from PIL import Image  # slow, and of an extra
+    from PIL import Image  # slow to import, and part of an extra
 
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8)).save(path)

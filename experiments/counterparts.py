@@ -1,10 +1,10 @@
-"""What guidance, mask, stopping and fusion do to the counterparts that MDPS and GLAD make.
+"""Effect of guidance, mask, stopping and fusion on the counterparts that MDPS and GLAD make.
 
 dal-jax experiment counterparts --out DIR
 
 A counterpart should be near the image where that is normal and far from it inside a defect. Nothing
 is tested: scores and reconstructions only. Images and networks are those of `localizers`, from
-higher levels than usual, where there is more for the parts to do.
+higher levels than usual, where these parts matter more.
 """
 
 import sys
@@ -19,10 +19,8 @@ from dal_jax.images import NORMAL, image_auroc, mask_views
 from dal_jax.inspection import Reader, load_profile, open_model, to_test
 from experiments import localizers
 from experiments._experiment import Context, Experiment
-from experiments._figures import finish, panels
-from experiments._main import run_module
-from experiments._output import Row, Tables, pivot
-from experiments.localizers import images_of, some_of, trained
+from experiments._output import Row, Tables, finish, panels, pivot
+from experiments.localizers import images_of, learn_localizer, select_images
 
 ARMS = (
     "mdps:pl,start=600",
@@ -36,59 +34,59 @@ ARMS = (
 
 @dataclass(frozen=True)
 class Settings(localizers.Settings):
-    """As of `localizers`; what is of tests is not looked at."""
+    """Settings as of `localizers`; those of tests are not used."""
 
     localizers: tuple[str, ...] = ARMS
 
 
-class Seen(NamedTuple):
-    """What one localizer makes of the views, in units of the views."""
+class ViewScores(NamedTuple):
+    """Scores and counterparts of one localizer, in units of the views."""
 
-    labels: list[bool]  # of each view: is its image anomalous?
+    labels: list[bool]  # of each view: whether its image is anomalous
     highest: list[float]  # of the score of each view
     normal: list[float]  # root mean square of the difference, views of good images
     defect: list[float]  # size of the mean difference inside the defect, views that show one
 
 
 def measure(settings: Settings, context: Context) -> Tables:
-    """Makes counterparts with each localizer, one after the other."""
+    """Make counterparts with each localizer, one after the other."""
     root = images_of(settings, context)
     names = tqdm(settings.localizers, file=sys.stderr, disable=context.host.index > 0 or None)
-    return {"counterparts": [_row(name, _seen(name, root, settings, context)) for name in names]}
+    return {"counterparts": [_row(name, _scores(name, root, settings, context)) for name in names]}
 
 
-def _seen(name: str, root: Path, settings: Settings, context: Context) -> Seen:
-    home = trained(name, root, settings, context)
+def _scores(name: str, root: Path, settings: Settings, context: Context) -> ViewScores:
+    home = learn_localizer(name, root, settings, context)
     profile = load_profile(home)
     localizer = open_model(home, profile)
-    data = some_of(profile.source.open(root), profile, settings)
-    reader, found = Reader(data, profile.fitted, profile.seen()), Seen([], [], [], [])
+    data = select_images(profile.source.open(root), profile, settings)
+    reader, scores = Reader(data, profile.fitted, profile.seen()), ViewScores([], [], [], [])
     for sample in to_test(data, profile):
         _, mask, views = reader.read(sample)
         inside = None if mask is None else mask_views(profile.fitted, mask, views)
         for number, view in enumerate(views.pixels.astype(np.float32)):
             score, counterpart = localizer.evaluate(view)
             difference = (counterpart - view).mean(axis=2)
-            found.labels.append(sample.label != NORMAL)
-            found.highest.append(float(score.max()))
+            scores.labels.append(sample.label != NORMAL)
+            scores.highest.append(float(score.max()))
             if sample.label == NORMAL:
-                found.normal.append(float(np.sqrt(np.mean(difference**2))))
+                scores.normal.append(float(np.sqrt(np.mean(difference**2))))
             elif inside is not None and inside[number].any():
-                found.defect.append(float(abs(difference[inside[number]].mean())))
-    return found
+                scores.defect.append(float(abs(difference[inside[number]].mean())))
+    return scores
 
 
-def _row(name: str, seen: Seen) -> Row:
-    row: Row = {"localizer": name, "auroc": image_auroc(*map(np.array, seen[:2]))}
+def _row(name: str, scores: ViewScores) -> Row:
+    row: Row = {"localizer": name, "auroc": image_auroc(*map(np.array, scores[:2]))}
     for part in ("normal", "defect"):
-        values = np.array(getattr(seen, part))
+        values = np.array(getattr(scores, part))
         row[part], row[f"{part}_views"] = values.mean(), len(values)
         row[f"{part}_se"] = values.std(ddof=1) / np.sqrt(len(values))
     return row
 
 
 def summary(tables: Tables) -> str:
-    """Distances from normal images and defects, Markdown."""
+    """Return distances from normal images and defects, Markdown."""
     cells = [
         {**row, "of": of, "cell": cell}
         for row in tables["counterparts"]
@@ -108,7 +106,7 @@ def summary(tables: Tables) -> str:
 
 
 def draw(tables: Tables) -> dict[str, Any]:
-    """Both distances, by localizer."""
+    """Draw both distances, by localizer."""
     rows = tables["counterparts"]
     place = np.arange(len(rows))
     figure, (axis,) = panels(["distance of counterparts, in units of the views"])
@@ -125,6 +123,3 @@ def draw(tables: Tables) -> dict[str, Any]:
 QUICK = Settings()
 PAPER = Settings(size=32, per_label=1000, steps=4000, batch_size=64)
 EXPERIMENT = Experiment("Counterparts", {"quick": QUICK, "paper": PAPER}, measure, summary, draw)
-
-if __name__ == "__main__":
-    run_module("counterparts")

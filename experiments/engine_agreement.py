@@ -1,4 +1,4 @@
-"""Do the engines agree? The adaptive search beside the exact sweep, float32 beside float64.
+"""Agreement of the engines: the adaptive search beside the exact sweep, float32 beside float64.
 
 dal-jax experiment engine_agreement --out DIR
 """
@@ -13,14 +13,10 @@ import numpy as np
 from dal_jax import ImageToTest, InputError, TestOptions
 from dal_jax._toml import nearest
 from dal_jax.inference import as_intervals, intersect, merge
-from experiments._experiment import Condition, Context, Experiment, Measured, runs
-from experiments._figures import finish, panels
-from experiments._main import run_module
-from experiments._methods import check_lengths
+from experiments._experiment import Condition, ConditionResult, Context, Experiment, check_lengths
 from experiments._models import Model, Use
-from experiments._output import Row, Tables, row_table
-from experiments._rates import TESTED, counts
-from experiments._records import bounds_apart, median
+from experiments._output import Row, Tables, finish, panels, row_table
+from experiments._records import TESTED, bounds_apart, counts, median
 from experiments._simulation import Simulation
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -33,10 +29,10 @@ _COLOURS = ("#c44e52", "#4c72b0", "#55a868", "#8172b3")
 
 @dataclass(frozen=True)
 class Settings:
-    """What is compared; entries of `images` and `train_sizes` belong to the sizes in order.
+    """Settings of the tests; entries of `images` and `train_sizes` belong to the sizes in order.
 
     Raises:
-        InputError: lengths differ, or a value does not fit.
+        InputError: Lengths differ, or a value does not fit.
     """
 
     sizes: tuple[int, ...] = (8,)  # sides, pixels
@@ -73,28 +69,28 @@ class Dealt(Simulation):
     signals: tuple[float, ...] = (0.0,)
 
     def case(self, number: int, draws_shape: tuple[int, ...], assumed: str = "") -> ImageToTest:
-        """As `Simulation.case`, with the height that is this image's turn."""
+        """Draw as `Simulation.case`, with the height whose turn it is."""
         own = replace(self, signal=self.signals[number % len(self.signals)])
         return Simulation.case(own, number, draws_shape, assumed)
 
 
 def measure(settings: Settings, context: Context) -> Tables:
-    """Tests the images of every size and noise in every way, and compares image by image."""
-    measured = context.tests(_conditions(settings))
-    found = {tuple(one.condition.labels.values()): one for one in measured}
+    """Test the images of every size and noise in every way, and compare image by image."""
+    results = context.tests(_conditions(settings))
+    by_labels = {tuple(one.condition.labels.values()): one for one in results}
     rows = []
     for size in settings.sizes:
         of_size = []
         for place, noise in enumerate(settings.noises):
-            ways = {way: found[size, noise, way] for way in settings.ways}
-            of_size += _compared(ways, place, settings)
+            ways = {way: by_labels[size, noise, way] for way in settings.ways}
+            of_size += _image_rows(ways, place, settings)
         rows += sorted(of_size, key=lambda row: row["image"])  # stable: the ways stay in order
     agreement = [
         _agreement([row for row in rows if row["size"] == size], way, settings.ways[0])
         for size in settings.sizes
         for way in settings.ways[1:]
     ]
-    return {"engine_agreement": agreement, "compared": rows, "runs": runs(measured)}
+    return {"engine_agreement": agreement, "compared": rows, "runs": [one.run for one in results]}
 
 
 def _conditions(settings: Settings) -> list[Condition]:
@@ -118,8 +114,8 @@ def _conditions(settings: Settings) -> list[Condition]:
     return conditions
 
 
-def _compared(ways: dict[str, Measured], place: int, settings: Settings) -> list[Row]:
-    """Each image of one size and noise in each way, beside the judge."""
+def _image_rows(ways: dict[str, ConditionResult], place: int, settings: Settings) -> list[Row]:
+    """Compare each image of one size and noise, tested in each way, with the judge."""
     rows = []
     judge = ways[settings.ways[0]]
     simulation = judge.condition.simulation
@@ -149,7 +145,7 @@ def _compared(ways: dict[str, Measured], place: int, settings: Settings) -> list
 
 
 def _differences(expected: dict[str, Any], record: dict[str, Any]) -> Row:
-    """How a record differs from the judge's; NaN where there is nothing to compare."""
+    """Return the differences of a record from the judge's; NaN where one of them was not tested."""
     both = expected["status"] == record["status"] == TESTED
     ends = _end_difference(expected, record) if both else math.nan
     p = abs(record["p_value"] - expected["p_value"]) if both else math.nan
@@ -165,14 +161,14 @@ def _differences(expected: dict[str, Any], record: dict[str, Any]) -> Row:
 
 
 def _end_difference(one: dict[str, Any], two: dict[str, Any]) -> float | None:
-    """Largest distance of ends in standard deviations, where both know; None: other intervals.
+    """Return the largest distance of ends in standard deviations; None for other intervals.
 
-    The adaptive search leaves cells undecided that cannot matter to the precision: it does not
-    know there, and its bounds say so. The last 1e-6 around an end is no such cell.
+    Only what both have searched is compared: the adaptive search leaves cells undecided that cannot
+    matter to the precision, and its bounds allow for them. The last 1e-6 around an end is no such
+    cell.
     """
     slack = 1e-5 * one["sd"]
-    known = [merge(as_intervals(record["searched"]), slack) for record in (one, two)]
-    both = intersect(*known)
+    both = intersect(*(merge(as_intervals(record["searched"]), slack) for record in (one, two)))
     ends = [intersect(as_intervals(record["truncation"]), both) for record in (one, two)]
     if len(ends[0]) != len(ends[1]):
         return None
@@ -180,7 +176,7 @@ def _end_difference(one: dict[str, Any], two: dict[str, Any]) -> float | None:
 
 
 def _agreement(rows: Sequence[Row], way: str, judge: str) -> Row:
-    """How far a way is from the judge over all images of one size."""
+    """Return the differences of a way from the judge over all images of one size."""
     own = [row for row in rows if row["way"] == way]
     both = [row for row in own if row["compared"]]
     ends = [row["end_difference"] for row in both if not row["other_intervals"]]
@@ -204,9 +200,9 @@ def _agreement(rows: Sequence[Row], way: str, judge: str) -> Row:
 
 
 def summary(tables: Tables) -> str:
-    """How far apart the engines are, Markdown."""
+    """Return the differences between the engines, Markdown."""
     rows = tables["engine_agreement"]
-    told: dict[str, Callable[[Row], str]] = {
+    columns: dict[str, Callable[[Row], str]] = {
         "images with a region": lambda r: f"{r['images'] - r['no_region']} of {r['images']}",
         "compared": lambda r: str(r["compared"]),
         "ends, largest (sd)": lambda r: f"{r['end_difference_max']:.1g}",
@@ -219,12 +215,14 @@ def summary(tables: Tables) -> str:
         "random checks failed": lambda r: str(r["disagreements"]),
         "evaluations, median": lambda r: f"{r['evaluations_median']:g}",
     }
-    table = row_table(rows, ("size", "way"), told)
-    return f"Beside {rows[0]['judge']}; ends are compared where both engines know:\n\n{table}"
+    table = row_table(rows, ("size", "way"), columns)
+    return (
+        f"Beside {rows[0]['judge']}; ends are compared where both engines have searched:\n\n{table}"
+    )
 
 
 def draw(tables: Tables) -> dict[str, Any]:
-    """p-values beside the judge's, and how far the ends are apart."""
+    """Draw p-values beside the judge's, and the differences of ends."""
     rows = tables["compared"]
     judge = rows[0]["way"]
     ways = [way for way in dict.fromkeys(row["way"] for row in rows) if way != judge]
@@ -246,7 +244,7 @@ def draw(tables: Tables) -> dict[str, Any]:
 
 
 def _histogram(axis: Any, rows: Sequence[Row], ways: Sequence[str]) -> None:
-    """Differences of ends, ways side by side; equal ends count as 3e-17."""
+    """Draw the differences of ends, ways side by side; equal ends count as 3e-17."""
     columns = []
     for way in ways:
         ends = np.array([row["end_difference"] for row in rows if row["way"] == way])
@@ -263,6 +261,3 @@ PAPER = Settings(sizes=(8, 16, 32), images=(256, 100, 24), train_sizes=(8, 16, 3
 EXPERIMENT = Experiment(
     "Agreement of the engines", {"quick": Settings(), "paper": PAPER}, measure, summary, draw
 )
-
-if __name__ == "__main__":
-    run_module("engine_agreement")

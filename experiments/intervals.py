@@ -11,19 +11,16 @@ from typing import Any
 import numpy as np
 
 from dal_jax import InputError, TestOptions
-from experiments._experiment import Condition, Context, Experiment, Measured, runs
-from experiments._figures import panels
+from experiments._experiment import Condition, ConditionResult, Context, Experiment, check_lengths
 from experiments._growth import fit_line, growth_cell, growth_row, log_log
-from experiments._main import run_module
-from experiments._methods import check_lengths
-from experiments._models import Model, Use, scaled
-from experiments._output import Row, Tables, pivot
-from experiments._rates import TESTED, counts, counts_cell
-from experiments._records import mean_and_se, median, timed_records
+from experiments._models import Model, Use, scale_channels
+from experiments._output import Row, Tables, panels, pivot
+from experiments._rates import counts_cell
+from experiments._records import TESTED, counts, mean_columns, median, timed_records
 from experiments._simulation import Simulation
 
 EXACT, ADAPTIVE = "exact", "adaptive"
-# What is counted, with the engine whose count it is.
+# Counts, with the engine that makes them.
 COUNTS = {"windows": EXACT, "intervals": EXACT, "evaluations": ADAPTIVE}
 COLOURS = ("#4c72b0", "#c44e52", "#55a868", "#8172b3")
 MARKERS = "osD^v"
@@ -32,10 +29,10 @@ LABELS = ("size", "width", "precision", "engine")
 
 @dataclass(frozen=True)
 class Settings:
-    """What is counted; entries of `images` and `train_sizes` belong to the sizes in order.
+    """Settings of the counts; entries of `images` and `train_sizes` belong to the sizes in order.
 
     Raises:
-        InputError: lengths differ, or a value does not fit.
+        InputError: Lengths differ, or a value does not fit.
     """
 
     sizes: tuple[int, ...] = (8, 16, 32)  # sides, pixels
@@ -57,31 +54,31 @@ class Settings:
         if other:
             raise InputError(f"width_sizes holds {other[0]}, expected only entries of sizes")
         for width in self.widths:
-            scaled(self.channels, width)
+            scale_channels(self.channels, width)
 
 
 def measure(settings: Settings, context: Context) -> Tables:
-    """Tests the same null images by both engines: at every size, at some with every width."""
-    measured = context.tests(list(_conditions(settings)))
-    images = [row for one in measured for row in _image_rows(one)]
-    exact = [one for one in measured if one.condition.labels["engine"] == EXACT]
+    """Test the same null images by both engines: at every size, at some with every width."""
+    results = context.tests(list(_conditions(settings)))
+    images = [row for one in results for row in _image_rows(one)]
+    exact = [one for one in results if one.condition.labels["engine"] == EXACT]
     return {
-        "intervals": [_count_row(one) for one in measured],
+        "intervals": [_count_row(one) for one in results],
         "intervals_exponents": exponents(images),
         "intervals_images": images,
         "intervals_times": [_time_row(one) for one in exact],
-        "runs": runs(measured),
+        "runs": [one.run for one in results],
     }
 
 
 def _conditions(settings: Settings) -> Iterator[Condition]:
-    """For each size its widths, 1 among them; for each of them the precisions as given."""
+    """Yield conditions: for each size its widths, 1 among them, and for each the precisions."""
     for k, size in enumerate(settings.sizes):
         widths = {*(settings.widths if size in settings.width_sizes else ()), 1.0}
         for width in sorted(widths):
             model = Model(
                 settings.train_sizes[k],
-                channels=scaled(settings.channels, width),
+                channels=scale_channels(settings.channels, width),
                 steps=settings.train_steps,
                 seed=settings.seed,
             )
@@ -98,46 +95,44 @@ def _conditions(settings: Settings) -> Iterator[Condition]:
                     )
 
 
-def _image_rows(measured: Measured) -> list[Row]:
-    """What was counted in each image; of the engine's counts alone."""
+def _image_rows(result: ConditionResult) -> list[Row]:
+    """Return the counts of each image."""
     return [
         {
-            **measured.condition.labels,
+            **result.condition.labels,
             "image": number,
             "status": record["status"],
             "windows": record["num_windows"],
             "intervals": len(record["truncation"]),
             "evaluations": record["num_evaluations"],
         }
-        for number, record in enumerate(measured.records)
+        for number, record in enumerate(result.records)
     ]
 
 
-def _count_row(measured: Measured) -> Row:
-    row = {**measured.condition.labels, **counts(measured.records)}
-    images = [image for image in _image_rows(measured) if image["status"] == TESTED]
+def _count_row(result: ConditionResult) -> Row:
+    row = {**result.condition.labels, **counts(result.records)}
+    images = [image for image in _image_rows(result) if image["status"] == TESTED]
     for name in COUNTS:
-        told = name != "windows" or measured.condition.labels["engine"] == EXACT
-        row |= _spread(name, [image[name] for image in images] if told else [])
+        known = name != "windows" or result.condition.labels["engine"] == EXACT
+        row |= _spread(name, [image[name] for image in images] if known else [])
     return row
 
 
 def _spread(name: str, values: Sequence[float]) -> Row:
-    """Median, mean with its standard error, least and most; NaN of nothing."""
-    mean, se = mean_and_se(values)
+    """Return median, mean with its standard error, least and most; NaN without values."""
     return {
         f"{name}_median": median(values),
-        f"{name}_mean": mean,
-        f"{name}_se": se,
+        **mean_columns(f"{name}_mean", f"{name}_se", values),
         f"{name}_min": float(min(values, default=math.nan)),
         f"{name}_max": float(max(values, default=math.nan)),
     }
 
 
-def _time_row(measured: Measured) -> Row:
-    own = timed_records(measured)
+def _time_row(result: ConditionResult) -> Row:
+    own = timed_records(result)
     return {
-        **measured.condition.labels,
+        **result.condition.labels,
         "timed": len(own),
         "seconds_median": median([record["seconds"] for record in own]),
         "ms_per_window_median": median([1e3 * r["seconds"] / r["num_windows"] for r in own]),
@@ -145,10 +140,10 @@ def _time_row(measured: Measured) -> Row:
 
 
 def exponents(images: Sequence[Row]) -> list[Row]:
-    """Fits how the counts grow, over all images that were tested.
+    """Fit the growth of the counts over all images that were tested.
 
     Args:
-        images: rows of the table "intervals_images".
+        images: Rows of the table "intervals_images".
 
     Returns:
         Rows with count, precision, against ("n", pixels, at width 1, or "width"), size (of the
@@ -169,7 +164,7 @@ def exponents(images: Sequence[Row]) -> list[Row]:
 
 
 def _points(images: Sequence[Row], fit: Row) -> tuple[list[float], list[float]]:
-    """The numbers behind a fit, of the images of its engine."""
+    """Return the points of a fit, of the images of its engine."""
     own = [row for row in images if row["precision"] == fit["precision"]]
     if fit["against"] == "width":
         own = [row for row in own if row["size"] == fit["size"]]
@@ -181,12 +176,12 @@ def _points(images: Sequence[Row], fit: Row) -> tuple[list[float], list[float]]:
 
 
 def search_name(precision: float) -> str:
-    """What is searched, in words."""
+    """Return the extent of a search in words."""
     return f"precision {precision:g}" if precision else "whole line"
 
 
 def summary(tables: Tables) -> str:
-    """Counts, times and exponents, Markdown."""
+    """Return counts, times and exponents, Markdown."""
 
     def named(rows: Sequence[Row]) -> list[Row]:
         return [{**row, "search": search_name(row["precision"])} for row in rows]
@@ -207,11 +202,11 @@ def summary(tables: Tables) -> str:
             )
         )
     parts.append("Exponents of growth (standard error), against pixels n or against width:\n")
-    told = [
+    fits = [
         {**row, "of": f"width, size {row['size']}" if row["size"] else "n"}
         for row in named(tables["intervals_exponents"])
     ]
-    parts.append(pivot(told, ("count", "search"), "of", growth_cell))
+    parts.append(pivot(fits, ("count", "search"), "of", growth_cell))
     parts.append("Exact engine, seconds a test; milliseconds a window (medians):\n")
     parts.append(
         pivot(
@@ -225,7 +220,7 @@ def summary(tables: Tables) -> str:
 
 
 def draw(tables: Tables) -> dict[str, Any]:
-    """Every count against n, above, and against the width: images as points, and the fits."""
+    """Draw every count against n, above, and against the width: images as points, and fits."""
     fits = tables["intervals_exponents"]
     places = [(against, count) for against in ("n", "width") for count in COUNTS]
     places = [(a, c) for a, c in places if any(row["against"] == a for row in fits)]
@@ -280,6 +275,3 @@ EXPERIMENT = Experiment(
     summary,
     draw,
 )
-
-if __name__ == "__main__":
-    run_module("intervals")

@@ -1,4 +1,4 @@
-"""Localizers on the same images: detection, false calls, power and cost, on one data set.
+"""Localizers compared on one data set: detection, false calls, power and cost.
 
 dal-jax experiment localizers --out DIR
 
@@ -27,13 +27,11 @@ from dal_jax.localizers import localizer_preset
 from dal_jax.runs import fingerprint, wait_for_hosts
 from experiments._chain import ALPHA, Chain, run_chain
 from experiments._experiment import Context, Experiment
-from experiments._figures import finish, panels
-from experiments._main import run_module
-from experiments._output import Row, Tables, pivot
+from experiments._output import Row, Tables, finish, panels, pivot
 from experiments._textures import GROUPS, PATCH, TexturePlan, write_textures
 
 MAIN = ("dal:small", "mdps:pl", "mdps:faithful", "glad:pl", "glad:faithful", "autoencoder:small")
-# What each part is for: the mask and the guidance of MDPS, stopping and fusion of GLAD.
+# Localizers without one part: mask or guidance of MDPS, stopping or fusion of GLAD.
 PARTS = (
     "mdps:pl,first_start=0",
     "mdps:pl,weight=0,first_weight=0",
@@ -46,30 +44,30 @@ _METRICS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro")
 
 @dataclass(frozen=True)
 class Settings:
-    """What is compared on which images.
+    """Localizers, images, training and tests.
 
     Raises:
-        InputError: a value does not fit.
+        InputError: A value does not fit.
     """
 
     localizers: tuple[str, ...] = (*MAIN, *PARTS)  # as `localizer_preset` takes them
     data: str = ""  # folder of images; "": a photograph of gravel with defects put in
     layout: str = "auto"
-    groups: str | None = None  # which images are of one object, as --groups takes it
+    groups: str | None = None  # images of one object, as --groups takes them
     view: str = "resize"
     size: int = 32  # side of a view, pixels
     reduce: int = 1
     labels: tuple[str, ...] = ()  # of the test images; (): all
-    per_label: int = 60  # at most so many test images of each label
-    held_out: int = 60  # at most so many normal images are kept for false calls
+    per_label: int = 60  # largest number of test images of each label
+    held_out: int = 60  # largest number of normal images kept for false calls
     steps: int = 600  # of training
     batch_size: int = 16
     noise: str = "auto"
     flag_share: float = 0.02
     region: str = "peak"
     randomization: float = LearnOptions.randomization  # 0: the test as published
-    # Widest bounds on p, for those that jump much (masks, stopping); with `decide`, a search ends
-    # as soon as the decision at 0.05 is certain. Decisions are what is compared.
+    # Widest bounds on p, for scores that jump much (masks, stopping); with `decide`, a search ends
+    # as soon as the decision at 0.05 is certain. Only decisions are compared.
     precision: float = 0.01
     decide: bool = True
     seed: int = 0
@@ -85,7 +83,7 @@ class Settings:
 
     @property
     def preparation(self) -> Preparation:
-        """What is done to each image."""
+        """Preparation of each image."""
         if self.data:
             return Preparation(self.size, self.view, reduce=self.reduce)  # type: ignore[arg-type]
         how: dict[str, Any] = {"view": "crop", "intensity": "raw", "scale": "train"}
@@ -93,38 +91,38 @@ class Settings:
 
     @property
     def source(self) -> Source:
-        """How the images are read."""
+        """Source of the images."""
         if self.data:
             return Source(self.layout, groups=self.groups)
         return Source("mvtec", groups=GROUPS)
 
 
-class Found(NamedTuple):
-    """What one localizer gave."""
+class LocalizerResult(NamedTuple):
+    """Results of one localizer."""
 
     name: str
     chain: Chain
     measures: dict[str, Any]  # of `Measures`
-    per_test: float  # seconds
-    evaluations: float  # of the score, of a test
+    seconds: float  # of a test
+    evaluations: float  # of the score in a test
 
 
 def measure(settings: Settings, context: Context) -> Tables:
-    """Trains, calibrates and tests with each localizer, one after the other."""
+    """Train, calibrate and test with each localizer, one after the other."""
     root = images_of(settings, context)
     with tqdm(unit="view", file=sys.stderr, disable=context.host.index > 0 or None) as bar:
-        found = [_found(name, root, settings, context, bar) for name in settings.localizers]
+        results = [_test(name, root, settings, context, bar) for name in settings.localizers]
     return {
-        "localizers": [_row(one) for one in found],
+        "localizers": [_row(one) for one in results],
         "localizers_times": [
-            {"localizer": one.name, "seconds": one.per_test, "evaluations": one.evaluations}
-            for one in found
+            {"localizer": one.name, "seconds": one.seconds, "evaluations": one.evaluations}
+            for one in results
         ],
     }
 
 
 def images_of(settings: Settings, context: Context) -> Path:
-    """The folder of the images, which the first process writes if they are not the user's."""
+    """Return the folder of the images; the first process writes them if they are not the user's."""
     root = Path(settings.data) if settings.data else context.directory / "data"
     if context.host.index == 0 and not settings.data:
         write_textures(root, "gravel", TexturePlan((2.0, 4.0), 2, 32, settings.seed))
@@ -132,29 +130,29 @@ def images_of(settings: Settings, context: Context) -> Path:
     return root
 
 
-def trained(name: str, root: Path, settings: Settings, context: Context) -> Path:
-    """The folder of a localizer, which the first process trains if there is none."""
+def learn_localizer(name: str, root: Path, settings: Settings, context: Context) -> Path:
+    """Return the folder of a localizer; the first process trains it if it is missing."""
     if context.host.index == 0:
-        _learnt(name, root, settings, context.models)
+        _learn(name, root, settings, context.models)
     wait_for_hosts(f"learnt {name}")
-    return _learnt(name, root, settings, context.models)
+    return _learn(name, root, settings, context.models)
 
 
-def _found(name: str, root: Path, settings: Settings, context: Context, bar: Any) -> Found:
-    home = trained(name, root, settings, context)
+def _test(name: str, root: Path, settings: Settings, context: Context, bar: Any) -> LocalizerResult:
+    home = learn_localizer(name, root, settings, context)
     directory = context.directory / "runs" / fingerprint(name)[:12]
     wanted = CalibrateOptions(control=0, lengths=False, seed=settings.seed)
-    keep = partial(some_of, settings=settings)
+    keep = partial(select_images, settings=settings)
     options = TestOptions(precision=settings.precision, alpha=ALPHA if settings.decide else None)
     chain = run_chain(root, home, directory, context, bar, name, wanted, options, keep)
     measures = Measures()
     for image in chain.images():
         measures.add(image)
-    return Found(name, chain, measures.result(ALPHA), *_cost(chain, options))
+    return LocalizerResult(name, chain, measures.result(ALPHA), *_cost(chain, options))
 
 
 def _cost(chain: Chain, options: TestOptions) -> tuple[float, float]:
-    """Seconds of a test among several side by side, without compiling, and its evaluations."""
+    """Return seconds of a test among several side by side, without compiling, and evaluations."""
     profile = chain.profile
     x = profile.references[:4]
     arguments = (chain.localizer, x, np.roll(x, 1, axis=0), profile.noise)
@@ -166,8 +164,8 @@ def _cost(chain: Chain, options: TestOptions) -> tuple[float, float]:
     return seconds, float(np.mean([result.num_evaluations for result in results]))
 
 
-def _learnt(name: str, root: Path, settings: Settings, models: Path) -> Path:
-    """Trains, or takes the network of another localizer that is trained alike."""
+def _learn(name: str, root: Path, settings: Settings, models: Path) -> Path:
+    """Train a localizer, or take the network of another one with the same training."""
     training = TrainConfig(steps=settings.steps, batch_size=settings.batch_size, seed=settings.seed)
     options = LearnOptions(
         noise=settings.noise,
@@ -188,12 +186,12 @@ def _learnt(name: str, root: Path, settings: Settings, models: Path) -> Path:
             training,
             options,
             home,
-            partial(_trained, models),
+            partial(_train, models),
         )
     return home
 
 
-def _trained(
+def _train(
     models: Path,
     views: np.ndarray,
     config: Any,
@@ -202,25 +200,25 @@ def _trained(
     finish: Callable[[Any], Any],
     **more: Any,
 ) -> None:
-    """Trains a network for its objective, once for all localizers that have it."""
+    """Train a network for its objective, once for all localizers that have it."""
     objective = config.objective
     plain = config
-    if config.kind != "autoencoder":  # how it is used is not of the network
+    if config.kind != "autoencoder":  # settings of the localizer are not the network's
         plain = DalConfig(config.unet, config.schedule, image_size=config.image_size)
     name = f"network-{fingerprint(repr(objective), training, views)[:8]}"
     variables: list[Any] = []
 
-    def caught(found: Any) -> Any:
-        variables.append(found)
+    def catch(learned: Any) -> Any:
+        variables.append(learned)
         return plain
 
-    more = {"objective": objective, "finish": caught, **more}
+    more = {"objective": objective, "finish": catch, **more}
     train_with_bar(views, plain, training, models / name, resume=True, **more)
     save_checkpoint(home, variables[0], finish(variables[0]))
 
 
-def some_of(data: DataSet, profile: Profile, settings: Settings) -> DataSet:
-    """The images that are looked at, chosen by seed, not by what they show."""
+def select_images(data: DataSet, profile: Profile, settings: Settings) -> DataSet:
+    """Select the images to test by the seed, without regard to their content."""
     rng = np.random.default_rng((settings.seed, 5))
     held = set(profile.roles["calibrate"])
     kept = [s for s in data.samples if s.split == "train" and s.group not in held]
@@ -234,7 +232,7 @@ def some_of(data: DataSet, profile: Profile, settings: Settings) -> DataSet:
     return data._replace(samples=tuple(kept))
 
 
-def _row(one: Found) -> Row:
+def _row(one: LocalizerResult) -> Row:
     image, pixel = one.measures["image"], one.measures.get("pixel", {})
     row: Row = {
         "localizer": one.name,
@@ -246,12 +244,12 @@ def _row(one: Found) -> Row:
     }
     rates = {(rate.method, rate.alpha): rate for rate in one.chain.calibrated.rates}
     for method in METHODS:
-        found = one.measures["significant"][method]
-        for part, share in (("normal", found["normal"]), ("defect", found["touching"])):
+        called = one.measures["significant"][method]
+        for part, share in (("normal", called["normal"]), ("defect", called["touching"])):
             row[f"{part}_{method}"] = share["share"]
             row[f"{part}_{method}_se"] = share["standard_error"]
-        row[f"{method}_regions"] = found["normal"]["num_decided"]
-        row[f"{method}_touching"] = found["touching"]["num_decided"]
+        row[f"{method}_regions"] = called["normal"]["num_decided"]
+        row[f"{method}_touching"] = called["touching"]["num_decided"]
         held = rates[method, ALPHA]
         row[f"held_{method}"] = held.rate
         row[f"held_{method}_low"], row[f"held_{method}_high"] = held.low, held.high
@@ -259,16 +257,11 @@ def _row(one: Found) -> Row:
 
 
 def summary(tables: Tables) -> str:
-    """Metrics, false calls, defects found and cost, Markdown."""
+    """Return metrics, false calls, detected defects and cost, Markdown."""
     rows = tables["localizers"]
     metrics = [{**row, "metric": name, "value": row[name]} for row in rows for name in _METRICS]
     calls = [
-        {
-            **row,
-            "what": what,
-            "cell": _call(row, key, method),
-            "method": method,
-        }
+        {**row, "what": what, "cell": _call(row, key, method), "method": method}
         for row in rows
         for what, key in (("held out", "held"), ("good", "normal"), ("defects", "defect"))
         for method in METHODS
@@ -301,7 +294,7 @@ def _call(row: Row, key: str, method: str) -> str:
 
 
 def draw(tables: Tables) -> dict[str, Any]:
-    """Detection, and what the tests call significant, by localizer."""
+    """Draw detection, and the shares called significant, by localizer."""
     rows = tables["localizers"]
     place = np.arange(len(rows))
     figure, axes = panels(["detection", "called significant, selective"])
@@ -327,6 +320,3 @@ PAPER = Settings(size=32, per_label=1000, held_out=1000, steps=4000, batch_size=
 EXPERIMENT = Experiment(
     "Localizers compared", {"quick": QUICK, "paper": PAPER}, measure, summary, draw
 )
-
-if __name__ == "__main__":
-    run_module("localizers")

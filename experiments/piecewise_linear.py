@@ -1,4 +1,4 @@
-"""Smooth networks: tested as they are, and with a piecewise-linear function in their place.
+"""Smooth networks, tested as they are and with piecewise-linear activations in their place.
 
 dal-jax experiment piecewise_linear --out DIR
 """
@@ -13,14 +13,18 @@ from scipy import special, stats
 
 from dal_jax import InputError, TestOptions
 from dal_jax.models import hinge_table
-from experiments._experiment import Condition, Context, Experiment, Measured, runs
-from experiments._figures import COLOURS, finish, panels
-from experiments._main import run_module
-from experiments._methods import check_lengths
+from experiments._experiment import Condition, ConditionResult, Context, Experiment, check_lengths
 from experiments._models import Model, Use, localizer_of
-from experiments._output import Row, Tables, pivot, row_table
-from experiments._rates import TESTED, null_rates, rejections
-from experiments._records import agreement, engine_difference, mean_and_se, time_row, work_row
+from experiments._output import BARS, COLOURS, Row, Tables, finish, panels, pivot, row_table
+from experiments._rates import null_rates, rejections
+from experiments._records import (
+    TESTED,
+    agreement,
+    engine_difference,
+    mean_columns,
+    time_row,
+    work_row,
+)
 from experiments._simulation import Simulation
 
 SMOOTH, EXACT, ADAPTIVE = "smooth", "sweep", "adaptive"
@@ -31,12 +35,12 @@ SHADES = ("#4c72b0", "#c44e52")  # of the families
 
 @dataclass(frozen=True)
 class Settings:
-    """What is tested: null images; entries of `exact_images` belong to the knots in order.
+    """Settings of the null images; entries of `exact_images` belong to the knots in order.
 
     The engines are compared, and so are the networks, on the same images: the first ones.
 
     Raises:
-        InputError: lengths differ, a value does not fit, or there is nothing to compare with.
+        InputError: Lengths differ, a value does not fit, or there is nothing to compare with.
     """
 
     size: int = 8  # side, pixels
@@ -46,7 +50,7 @@ class Settings:
     replaced_images: int = 150  # the first of them, with each replaced network: adaptive engine
     exact_images: tuple[int, ...] = (20, 12, 6, 4)  # the first of these: exact engine
     score_images: int = 50  # the first of all, whose score maps are compared
-    timed_images: int = 64  # the first of all, by which the adaptive engine is timed
+    timed_images: int = 64  # the first of all, whose tests by the adaptive engine are timed
     levels: tuple[float, ...] = (0.01, 0.05, 0.10)
     channels: tuple[int, ...] = (32, 64, 128, 256)
     train_size: int = 8  # side of the squares trained on
@@ -61,8 +65,8 @@ class Settings:
         check_lengths(self, "knots", "exact_images")
         for family in self.families:
             if family not in FAMILIES:
-                known = ", ".join(FAMILIES)
-                raise InputError(f"families holds {family!r}, expected only {known}")
+                names = ", ".join(FAMILIES)
+                raise InputError(f"families holds {family!r}, expected only {names}")
         for knots in self.knots:
             hinge_table(f"pl-silu:{knots}")
         if min(self.exact_images) < 1 or max(self.exact_images) > self.replaced_images:
@@ -79,15 +83,15 @@ class Settings:
 
 
 def measure(settings: Settings, context: Context) -> Tables:
-    """Tests null images with the smooth networks and, by both engines, with the replaced ones."""
-    measured = context.tests(list(_conditions(settings)))
-    found = {tuple(one.condition.labels.values()): one for one in measured}
+    """Test null images with the smooth networks and, by both engines, with the replaced ones."""
+    results = context.tests(list(_conditions(settings)))
+    by_labels = {tuple(one.condition.labels.values()): one for one in results}
     approximation, engines = [], []
     for family in settings.families:
-        smooth = found[family, SMOOTH, ADAPTIVE]
+        smooth = by_labels[family, SMOOTH, ADAPTIVE]
         for knots in settings.knots:
             network = f"pl:{knots}"
-            exact, adaptive = (found[family, network, engine] for engine in (EXACT, ADAPTIVE))
+            exact, adaptive = (by_labels[family, network, e] for e in (EXACT, ADAPTIVE))
             approximation.append(
                 {
                     "family": family,
@@ -102,24 +106,26 @@ def measure(settings: Settings, context: Context) -> Tables:
     return {
         "piecewise_linear": [
             row
-            for one in measured
+            for one in results
             for row in rejections(one.condition.labels, one.records, settings.levels)
         ],
         "approximation": approximation,
         "engines": engines,
-        "work": [work_row(one.condition.labels, one) for one in measured],
+        "work": [work_row(one.condition.labels, one) for one in results],
         "smooth_p_values": [
-            row for family in settings.families for row in _p_rows(found[family, SMOOTH, ADAPTIVE])
+            row
+            for family in settings.families
+            for row in _p_rows(by_labels[family, SMOOTH, ADAPTIVE])
         ],
         "piecewise_linear_times": [
-            time_row(one, context, settings.timed_images) for one in measured
+            time_row(one, context, settings.timed_images) for one in results
         ],
-        "runs": runs(measured),
+        "runs": [one.run for one in results],
     }
 
 
 def _conditions(settings: Settings) -> Iterator[Condition]:
-    """Of each family the smooth network, then every replaced one by both engines."""
+    """Yield for each family the smooth network, then every replaced one by both engines."""
     for family in settings.families:
         condition = Condition(
             {"family": family, "network": SMOOTH, "engine": ADAPTIVE},
@@ -153,15 +159,15 @@ def _conditions(settings: Settings) -> Iterator[Condition]:
 
 
 def activation_error(family: str, knots: int) -> Row:
-    """How far the piecewise-linear function is from the smooth one.
+    """Return the error of a piecewise-linear function beside the smooth one.
 
     Args:
-        family: one of `FAMILIES`.
-        knots: their number, 3 or more.
+        family: Name of the smooth function, one of `FAMILIES`.
+        knots: Number of knots, 3 or more.
 
     Returns:
-        activation_max and activation_mean: absolute error on [-8, 8]; activation_max_beyond: on
-        the rest of [-40, 40], where the function is 0 or x.
+        activation_max and activation_mean (absolute error on [-8, 8]) and activation_max_beyond (on
+        the rest of [-40, 40], where the function is 0 or x).
     """
     x = np.linspace(-BEYOND, BEYOND, 400_001)
     places, changes = hinge_table(f"pl-{family}:{knots}")
@@ -175,8 +181,10 @@ def activation_error(family: str, knots: int) -> Row:
     }
 
 
-def _score_error(smooth: Measured, replaced: Measured, settings: Settings, context: Context) -> Row:
-    """How far the score maps of the networks are apart, in units of the image."""
+def _score_error(
+    smooth: ConditionResult, replaced: ConditionResult, settings: Settings, context: Context
+) -> Row:
+    """Return the difference between the score maps of the networks, in units of the image."""
     first, second = (
         localizer_of(one.condition.model, one.condition.use, context.models)
         for one in (smooth, replaced)
@@ -187,28 +195,26 @@ def _score_error(smooth: Measured, replaced: Measured, settings: Settings, conte
         one, other = (at.with_draws(case.draws).score(case.image) for at in (first, second))
         absolute.append(np.abs(one - other).mean())
         square.append(np.square(one - other).mean())
-    mean, se = mean_and_se(absolute)
     return {
         "score_images": settings.score_images,
-        "score_mean": mean,
-        "score_mean_se": se,
+        **mean_columns("score_mean", "score_mean_se", absolute),
         "score_rms": math.sqrt(float(np.mean(square))),
     }
 
 
-def _p_rows(measured: Measured) -> list[Row]:
+def _p_rows(result: ConditionResult) -> list[Row]:
     return [
         {
-            "family": measured.condition.labels["family"],
+            "family": result.condition.labels["family"],
             "image": number,
             **{key: record[key] for key in ("status", "p_value", "naive_p", "num_evaluations")},
         }
-        for number, record in enumerate(measured.records)
+        for number, record in enumerate(result.records)
     ]
 
 
 def summary(tables: Tables) -> str:
-    """Rates, agreement of networks and engines, and cost; Markdown."""
+    """Return rates, agreement of networks and engines, and cost; Markdown."""
     parts = null_rates(tables["piecewise_linear"], ("family", "network", "engine"))
     parts.append(
         "Piecewise-linear beside smooth: activation on [-8, 8]; score map and regions of the same "
@@ -237,7 +243,7 @@ def _work_cell(row: Row) -> str:
     return f"{row['evaluations_median']:.0f} evaluations"
 
 
-# What a column of the summary is called, and what it says of a row.
+# Columns of the summary: heading and text of a row.
 _APPROXIMATION: dict[str, Callable[[Row], str]] = {
     "largest error": lambda r: f"{r['activation_max']:.2g}",
     "mean error": lambda r: f"{r['activation_mean']:.2g}",
@@ -261,7 +267,7 @@ _ENGINES: dict[str, Callable[[Row], str]] = {
 
 
 def draw(tables: Tables) -> dict[str, Any]:
-    """Distance from the smooth network against the knots; p-values of the smooth network."""
+    """Draw the distance from the smooth network against the knots, and its p-values."""
     return {
         "approximation": _draw_approximation(tables["approximation"]),
         "smooth_p_values": _draw_p_values(tables["smooth_p_values"]),
@@ -289,9 +295,7 @@ def _draw_approximation(rows: Sequence[Row]) -> Any:
                 color=colour,
                 linestyle=style,
                 marker="o",
-                markersize=4,
-                linewidth=1.2,
-                capsize=2,
+                **BARS,
             )
     names = {"largest": "-", "mean": ":", "same region": "-.", "intersection over union": "--"}
     for name, style in names.items():
@@ -342,6 +346,3 @@ EXPERIMENT = Experiment(
     summary,
     draw,
 )
-
-if __name__ == "__main__":
-    run_module("piecewise_linear")

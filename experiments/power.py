@@ -1,4 +1,4 @@
-"""Power: how often each method finds a raised square, against its height.
+"""Power: the rate at which each method detects a raised square, against its height.
 
 dal-jax experiment power --out DIR
 """
@@ -7,31 +7,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments._detections import detection_rows, effect_rows, effect_summary
-from experiments._experiment import Context, Experiment, runs
-from experiments._figures import finish, panels, rate_lines
-from experiments._main import run_module
+from experiments._experiment import Context, Experiment, check_lengths
 from experiments._methods import (
     OPTIONS,
     ComparisonSettings,
-    check_lengths,
     comparisons,
     index_of,
-    labelled,
+    main_results,
     method_panels,
     method_rows,
 )
-from experiments._output import Row, Tables, pivot, row_table
-from experiments._rates import counts_cell, rate_cell
+from experiments._output import Row, Tables, finish, panels, pivot, rate_lines, row_table
+from experiments._rates import (
+    counts_cell,
+    detection_rows,
+    effect_rows,
+    effect_summary,
+    rate_cell,
+)
 from experiments._records import regions_row, work_row
 
 
 @dataclass(frozen=True)
 class Settings(ComparisonSettings):
-    """What is simulated: images with a square, as many of each height.
+    """Settings of the simulated images with a square, the same number for each height.
 
     Raises:
-        InputError: lengths differ, or a value does not fit.
+        InputError: Lengths differ, or a value does not fit.
     """
 
     signals: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0)  # heights of the square, standard deviations
@@ -42,21 +44,21 @@ class Settings(ComparisonSettings):
 
 
 def measure(settings: Settings, context: Context) -> Tables:
-    """Tests images of every size, noise and signal; permutations with the first ones of each."""
-    measured = context.tests(comparisons(settings, settings.signals))
-    own, levels = labelled(measured), settings.levels
+    """Test images of every size, noise and signal; permutations with the first ones of each."""
+    results = context.tests(comparisons(settings, settings.signals))
+    own, levels = main_results(results), settings.levels
     return {
-        "power": method_rows(measured, levels),
+        "power": method_rows(results, levels),
         "regions": [{**labels, **regions_row(one)} for labels, one in own],
         "detections": [row for labels, one in own for row in detection_rows(labels, one, levels)],
         "effects": [row for labels, one in own for row in effect_rows(labels, one)],
         "work": [work_row(labels, one) for labels, one in own],
-        "runs": runs(measured),
+        "runs": [one.run for one in results],
     }
 
 
 def summary(tables: Tables) -> str:
-    """Power at the first level, Markdown."""
+    """Return power at the first level, Markdown."""
     rows = tables["power"]
     alpha = rows[0]["alpha"]
     own = [row for row in rows if row["alpha"] == alpha]
@@ -88,9 +90,9 @@ def _region_cell(row: Row) -> str:
 
 
 def draw(tables: Tables) -> dict[str, Any]:
-    """Rates at the first level against the signal, a panel for each size and noise.
+    """Draw rates at the first level against the signal, a panel for each size and noise.
 
-    Power has a panel for each gamma as well; detections have all gammas in one.
+    Power has a panel for each gamma as well; detections show all gammas in one panel.
     """
     alpha = tables["power"][0]["alpha"]
     names = ("localizer", "size", "noise", *OPTIONS)
@@ -128,6 +130,3 @@ QUICK = Settings(images=(200, 100, 30, 8), permutation_images=(8, 2, 0, 0))
 EXPERIMENT = Experiment(
     "Power", {"quick": QUICK, "standard": STANDARD, "paper": PAPER}, measure, summary, draw
 )
-
-if __name__ == "__main__":
-    run_module("power")

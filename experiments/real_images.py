@@ -4,8 +4,8 @@ dal-jax experiment real_images --out DIR
 
 Photographs of brick, grass and gravel, and patients simulated from a template of the head, are
 written as data sets, trained on, calibrated and tested as `dal-jax train --data`, `calibrate` and
-`test FOLDER` do. Defects are put in, so that their contrast is known. See `_textures` and `_brain`
-for what these data are, and are not.
+`test FOLDER` do. Defects of a given contrast are put in. `_textures` and `_brain` describe the data
+and their limits.
 """
 
 import sys
@@ -21,18 +21,26 @@ from tqdm import tqdm
 from dal_jax import DalConfig, InputError, TestOptions
 from dal_jax.cli import train_with_bar
 from dal_jax.diffusion import TrainConfig
-from dal_jax.images import DataSet, Preparation, RegionShare, region_counts
+from dal_jax.images import DataSet, Preparation, region_counts
 from dal_jax.inspection import CalibrateOptions, LearnOptions, Source, learn
 from dal_jax.inspection._rows import COLUMNS
 from dal_jax.models import UNetConfig
 from dal_jax.runs import fingerprint, wait_for_hosts
 from experiments._brain import MIDDLE, BrainPlan, lesions_of, write_patients
 from experiments._chain import ALPHA, Chain, run_chain
-from experiments._experiment import Context, Experiment
-from experiments._figures import COLOURS, MARKERS, finish, panels
-from experiments._main import run_module
-from experiments._methods import check_lengths
-from experiments._output import Row, Tables, pivot
+from experiments._experiment import Context, Experiment, check_lengths
+from experiments._output import (
+    BARS,
+    COLOURS,
+    MARKERS,
+    Row,
+    Tables,
+    finish,
+    level_line,
+    panels,
+    pivot,
+)
+from experiments._records import EMPTY, TESTED
 from experiments._textures import GROUPS, KINDS, PATCH, TexturePlan, contrast_of, write_textures
 
 BRAIN = "brain"
@@ -44,16 +52,16 @@ _MARKERS = {**MARKERS, "inflated": "s", "conformal": "v"}
 
 @dataclass(frozen=True)
 class Settings:
-    """What is written, learnt and tested.
+    """Data sets, training, calibration and tests.
 
     Raises:
-        InputError: a value does not fit.
+        InputError: A value does not fit.
     """
 
     data: tuple[str, ...] = (*KINDS, BRAIN)
     contrasts: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0)  # deviations of photograph or brain
     shots: int = 2  # images of a block of a photograph
-    test_blocks: int = 32  # of each photograph, not for training
+    test_blocks: int = 32  # of each photograph, for the test
     size: int = 16  # side of a view of a photograph, pixels; a divisor of 32
     patients: int = 300
     slices: int = 2  # of a patient
@@ -64,16 +72,16 @@ class Settings:
     flag_share: float = 0.02
     region: str = "peak"
     randomization: float = LearnOptions.randomization  # 0: the test as published
-    control: int = 0  # images drawn from the noise model, tested too
-    lengths: bool = False  # test under other correlation lengths, too
+    control: int = 0  # number of images drawn from the noise model and tested too
+    lengths: bool = False  # whether to test under other correlation lengths, too
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_lengths(self, "data")
         for name in self.data:
             if name not in (*KINDS, BRAIN):
-                known = ", ".join((*KINDS, BRAIN))
-                raise InputError(f"data holds {name!r}, expected some of {known}")
+                names = ", ".join((*KINDS, BRAIN))
+                raise InputError(f"data holds {name!r}, expected some of {names}")
         for name, whole in (("size", PATCH), ("brain_size", MIDDLE)):
             side = getattr(self, name)
             if side < 2 or whole % side:
@@ -82,18 +90,18 @@ class Settings:
 
     @property
     def textures(self) -> TexturePlan:
-        """What is cut out of the photographs."""
+        """Blocks and defects of the photographs."""
         return TexturePlan(tuple(self.contrasts), self.shots, self.test_blocks, self.seed)
 
     @property
     def brain(self) -> BrainPlan:
-        """Which patients are simulated."""
+        """Settings of the simulated patients."""
         contrasts = tuple(self.contrasts)
         return BrainPlan(contrasts, self.patients, self.slices, seed=self.seed)
 
 
 class Subject(NamedTuple):
-    """A data set of this experiment: how it is written and read."""
+    """A data set of this experiment, as it is written and read."""
 
     name: str
     plan: TexturePlan | BrainPlan
@@ -102,8 +110,8 @@ class Subject(NamedTuple):
     views_per_image: int  # random ones, to train on
 
 
-class Tested(NamedTuple):
-    """What the chain gave on one data set."""
+class DataSetResult(NamedTuple):
+    """Results of the chain on one data set."""
 
     subject: Subject
     chain: Chain
@@ -111,29 +119,29 @@ class Tested(NamedTuple):
 
 
 def measure(settings: Settings, context: Context) -> Tables:
-    """Takes every data set through the chain, one after the other."""
-    found = []
+    """Take every data set through the chain, one after the other."""
+    results = []
     with tqdm(unit="view", file=sys.stderr, disable=context.host.index > 0 or None) as bar:
         for name in settings.data:
-            found.append(_tested(subject_of(name, settings), settings, context, bar))
+            results.append(_test(subject_of(name, settings), settings, context, bar))
     return {
-        "real_images": [row for one in found for row in _rates(one)],
-        "data_sets": [_facts(one) for one in found],
+        "real_images": [row for one in results for row in _rates(one)],
+        "data_sets": [_facts(one) for one in results],
     }
 
 
 def subject_of(name: str, settings: Settings) -> Subject:
-    """How a data set is written and read.
+    """Return a data set of the experiment.
 
     Args:
-        name: of `Settings.data`.
-        settings: of the experiment.
+        name: Name of the data set, one of `Settings.data`.
+        settings: Settings of the experiment.
 
     Returns:
         The data set.
     """
-    # One camera and one light, so one scale for all. On the training blocks the whitened residuals
-    # have lighter tails so than with the logarithm and a scale of each view.
+    # One camera and one light, so one scale for all. With it the whitened residuals of the training
+    # blocks have lighter tails than with the logarithm and a scale of each view.
     how: dict[str, Any] = {"view": "crop", "intensity": "raw", "scale": "train"}
     if name == BRAIN:
         # Anatomy has its place: no crops from elsewhere to train on.
@@ -145,14 +153,14 @@ def subject_of(name: str, settings: Settings) -> Subject:
 
 
 def write_data(folder: Path, subject: Subject) -> None:
-    """Writes a data set unless it is there.
+    """Write a data set unless it exists.
 
     Args:
-        folder: of the data set.
-        subject: which.
+        folder: Folder of the data set.
+        subject: The data set.
 
     Raises:
-        InputError: an optional package is missing.
+        InputError: An optional package is missing.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(subject.plan, BrainPlan):
@@ -161,14 +169,14 @@ def write_data(folder: Path, subject: Subject) -> None:
         write_textures(folder, subject.name, subject.plan)
 
 
-def learnt(folder: Path, subject: Subject, settings: Settings, models: Path) -> Path:
-    """Trains on a data set, or goes on with training, unless it is done.
+def learn_subject(folder: Path, subject: Subject, settings: Settings, models: Path) -> Path:
+    """Train on a data set, or continue the training, unless it is finished.
 
     Args:
-        folder: of the data set.
-        subject: which.
-        settings: of the experiment.
-        models: folder of all models.
+        folder: Folder of the data set.
+        subject: The data set.
+        settings: Settings of the experiment.
+        models: Folder of all models.
 
     Returns:
         The folder of the model.
@@ -192,44 +200,41 @@ def learnt(folder: Path, subject: Subject, settings: Settings, models: Path) -> 
     return home
 
 
-def _tested(subject: Subject, settings: Settings, context: Context, bar: Any) -> Tested:
+def _test(subject: Subject, settings: Settings, context: Context, bar: Any) -> DataSetResult:
     root = context.directory / "data" / subject.name
     if context.host.index == 0:
         write_data(root, subject)
-        learnt(root, subject, settings, context.models)
+        learn_subject(root, subject, settings, context.models)
     wait_for_hosts(f"learnt {subject.name}")
-    home = learnt(root, subject, settings, context.models)
+    home = learn_subject(root, subject, settings, context.models)
     directory = context.directory / "runs" / subject.name
     wanted = CalibrateOptions(settings.control, settings.lengths, settings.seed)
     chain = run_chain(root, home, directory, context, bar, subject.name, wanted, TestOptions())
     contrast = _contrasts(subject, chain.data)
     rows = [{**row, "contrast": contrast(row)} for image in chain.images() for row in image.rows]
-    return Tested(subject, chain, rows)
+    return DataSetResult(subject, chain, rows)
 
 
 def _contrasts(subject: Subject, data: DataSet) -> Callable[[Row], float]:
-    """What tells the contrast of a tested view."""
+    """Return a function from the row of a tested view to its contrast."""
     if subject.name != BRAIN:
         return lambda row: contrast_of(row["label"])
     lesions = lesions_of(data.root)
     return lambda row: lesions.get(row["group"], 0.0)
 
 
-def _rates(tested: Tested) -> list[Row]:
-    """How often each method calls a view significant, by what is in it."""
-    found, rows = tested.chain.calibrated, []
+def _rates(result: DataSetResult) -> list[Row]:
+    """Return the rates at which each method calls views significant, by their contrast."""
+    subject, calibrated, rows = result.subject, result.chain.calibrated, []
     for method in METHODS:
-        held = found.p_values[method]
-        rows.append(_rate(tested.subject, HELD_OUT, 0.0, method, held, found.records, found.groups))
-        for contrast in (0.0, *tested.subject.plan.contrasts):
-            own = [row for row in tested.rows if row["contrast"] == contrast]
+        held, views = calibrated.p_values[method], calibrated.records
+        rows.append(_rate(subject, HELD_OUT, 0.0, method, held, views, calibrated.groups))
+        for contrast in (0.0, *subject.plan.contrasts):
+            own = [row for row in result.rows if row["contrast"] == contrast]
             p = np.array([row[COLUMNS[method]] for row in own], np.float64)
             groups = [row["group"] for row in own]
-            rows.append(
-                _rate(
-                    tested.subject, DEFECT if contrast else GOOD, contrast, method, p, own, groups
-                )
-            )
+            part = DEFECT if contrast else GOOD
+            rows.append(_rate(subject, part, contrast, method, p, own, groups))
     return rows
 
 
@@ -243,11 +248,13 @@ def _rate(
     groups: Sequence[str],
 ) -> Row:
     states = [view["status"] for view in views]
-    known = [k for k, state in enumerate(states) if state == "OK"]
+    known = [k for k, state in enumerate(states) if state == TESTED]
     kinds = ["anomalous" if part == DEFECT else "normal"] * len(known)
     touches = [views[k]["touches_mask"] if part == DEFECT else None for k in known]
-    share = _share(p[known], kinds, [groups[k] for k in known], touches)
-    empty = states.count("NO_REGION")
+    regions = region_counts(p[known], kinds, [groups[k] for k in known], touches, ALPHA)
+    # Of normal views all regions count, of others those that touch the defect.
+    share = regions.touching if "anomalous" in kinds else regions.normal
+    empty = states.count(EMPTY)
     return {
         "data": subject.name,
         "part": part,
@@ -269,36 +276,28 @@ def _rate(
     }
 
 
-def _share(
-    p: np.ndarray, kinds: list[str], groups: list[str], touches: list[bool | None]
-) -> RegionShare:
-    """Of normal views all regions count, of others those that touch the defect."""
-    counts = region_counts(p, kinds, groups, touches, ALPHA)
-    return counts.touching if "anomalous" in kinds else counts.normal
-
-
-def _facts(tested: Tested) -> Row:
-    """What was learnt, and what calibration said."""
-    profile, found = tested.chain.profile, tested.chain.calibrated
+def _facts(result: DataSetResult) -> Row:
+    """Return facts of the profile and the calibration."""
+    profile, calibrated = result.chain.profile, result.chain.calibrated
     roles = {f"{role}_objects": len(groups) for role, groups in profile.roles.items()}
-    control = next((rate for rate in found.control_rates if rate.alpha == ALPHA), None)
+    control = next((rate for rate in calibrated.control_rates if rate.alpha == ALPHA), None)
     return {
-        "data": tested.subject.name,
+        "data": result.subject.name,
         **roles,
-        "test_objects": len({row["group"] for row in tested.rows}),
+        "test_objects": len({row["group"] for row in result.rows}),
         "noise": profile.noise_kind,
         "threshold": profile.threshold,
-        "kurtosis": found.fit.residual_kurtosis,
-        "inflation": found.calibration.inflated.factor,
-        "least_conformal": found.calibration.selective.least,
+        "kurtosis": calibrated.fit.residual_kurtosis,
+        "inflation": calibrated.calibration.inflated.factor,
+        "least_conformal": calibrated.calibration.selective.least,
         "control": float("nan") if control is None else control.rate,
-        "verdict": found.verdict[0],
-        "parameters": fingerprint(tested.chain.localizer.params),
+        "verdict": calibrated.verdict[0],
+        "parameters": fingerprint(result.chain.localizer.params),
     }
 
 
 def summary(tables: Tables) -> str:
-    """False calls, power and what calibration said, Markdown."""
+    """Return false calls, power and the verdicts of the calibration, Markdown."""
     rows = [{**row, "": f"{row['part']}, {row['method']}"} for row in tables["real_images"]]
     normal = [row for row in rows if row["part"] != DEFECT]
     defect = [row for row in rows if row["part"] == DEFECT]
@@ -320,7 +319,7 @@ def summary(tables: Tables) -> str:
                 f"{r['views']}, {r['no_region']}, {r['failed']}, {r['elsewhere']}; {r['objects']}"
             ),
         ),
-        "What calibration said:\n",
+        "Verdicts of the calibration:\n",
         *(
             f"- {row['data']}: {row['verdict']} Least conformal p: {row['least_conformal']:.2g}."
             for row in tables["data_sets"]
@@ -340,13 +339,13 @@ def _interval_cell(row: Row) -> str:
 
 
 def draw(tables: Tables) -> dict[str, Any]:
-    """False calls by data set, and power against contrast, all with 95% intervals by object."""
+    """Draw false calls by data set and power against contrast, with 95% intervals by object."""
     rows = tables["real_images"]
     normal = [row for row in rows if row["part"] != DEFECT]
     figure, axes = panels(["held-out normal views", "normal test views"])
     for axis, part in zip(axes, (HELD_OUT, GOOD), strict=True):
         _points(axis, [row for row in normal if row["part"] == part], "data", lines=False)
-        axis.axhline(ALPHA, color="black", linewidth=0.8, linestyle=":")
+        level_line(axis, ALPHA)
         axis.set_ylim(0, 1.03 * float(np.nanmax([2 * ALPHA, *(row["high"] for row in normal)])))
     figures = {"real_images_false_calls": finish(figure, axes, f"called at {ALPHA:g}")}
     names = list(dict.fromkeys(row["data"] for row in rows))
@@ -354,7 +353,7 @@ def draw(tables: Tables) -> dict[str, Any]:
     for axis, name in zip(axes, names, strict=True):
         own = [row for row in rows if row["data"] == name and row["part"] == DEFECT]
         _points(axis, own, "contrast", lines=True)
-        axis.axhline(ALPHA, color="black", linewidth=0.8, linestyle=":")
+        level_line(axis, ALPHA)
         axis.set_ylim(-0.03, 1.03)
         axis.set_xlabel("contrast, standard deviations", fontsize=9)
     figures["real_images_power"] = finish(figure, axes, f"called at {ALPHA:g}")
@@ -362,11 +361,11 @@ def draw(tables: Tables) -> dict[str, Any]:
 
 
 def _points(axis: Any, rows: Sequence[Row], x: str, lines: bool) -> None:
-    """Rates with their intervals, a colour for each method."""
+    """Draw rates with their intervals, a colour for each method."""
     places = {value: k for k, value in enumerate(dict.fromkeys(row[x] for row in rows))}
     for k, method in enumerate(METHODS):
         own = [row for row in rows if row["method"] == method]
-        shift = 0.12 * (k - (len(METHODS) - 1) / 2)  # or the error bars hide each other
+        shift = 0.12 * (k - (len(METHODS) - 1) / 2)  # keeps the error bars apart
         rates = np.array([row["rate"] for row in own])
         ends = np.array([[row["low"] for row in own], [row["high"] for row in own]])
         axis.errorbar(
@@ -377,9 +376,7 @@ def _points(axis: Any, rows: Sequence[Row], x: str, lines: bool) -> None:
             color=_COLOURS[method],
             marker=_MARKERS[method],
             linestyle="-" if lines else "none",
-            markersize=4,
-            linewidth=1.2,
-            capsize=2,
+            **BARS,
         )
     axis.set_xticks(list(places.values()), [_tick(value) for value in places])
 
@@ -404,6 +401,3 @@ PAPER = Settings(
 EXPERIMENT = Experiment(
     "Real images", {"quick": Settings(), "paper": PAPER}, measure, summary, draw
 )
-
-if __name__ == "__main__":
-    run_module("real_images")

@@ -1,9 +1,9 @@
-"""Robustness: type I error where the noise is not what the test takes it for.
+"""Robustness: type I error where the noise differs from what the test assumes.
 
 dal-jax experiment robustness --out DIR
 
-Pixels of laws that are not Gaussian, at a known distance from N(0, 1); and a variance that is
-estimated instead of known, with a raised square too, for what that costs in power.
+One part has pixels of laws that are not Gaussian, at a given distance from N(0, 1). The other has a
+variance that is estimated instead of given, with a raised square too, for the loss of power.
 """
 
 from dataclasses import dataclass
@@ -12,15 +12,11 @@ from typing import Any
 import numpy as np
 
 from dal_jax import InputError, TestOptions
-from experiments._experiment import Condition, Context, Experiment, Measured, runs
-from experiments._families import FAMILIES, family_at
-from experiments._figures import finish, panels, rate_lines
-from experiments._main import run_module
-from experiments._methods import check_lengths
+from experiments._experiment import Condition, ConditionResult, Context, Experiment, check_lengths
 from experiments._models import Model, Use
-from experiments._output import Row, Tables, pivot
+from experiments._output import Row, Tables, finish, level_line, panels, pivot, rate_lines
 from experiments._rates import counts_cell, rate_cell, rejections
-from experiments._simulation import OTHERS, SAME, Simulation
+from experiments._simulation import FAMILIES, OTHERS, SAME, Simulation, family_at
 
 METHODS = ("selective", "naive")
 KNOWN = "known"
@@ -36,10 +32,10 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What is simulated; the lists of the part on variance belong to `variance_sizes` in order.
+    """Settings of both parts; the lists on variance belong to `variance_sizes` in order.
 
     Raises:
-        InputError: lengths differ, or a value does not fit.
+        InputError: Lengths differ, or a value does not fit.
     """
 
     size: int = 16  # of the part on families: side, pixels
@@ -78,13 +74,13 @@ def _check_variance(variance: str) -> None:
 
 
 def _families(settings: Settings) -> list[tuple[str, float]]:
-    """Family and distance of each condition; the Gaussian, at distance 0, comes first."""
+    """Return family and distance of each condition; the Gaussian, at distance 0, comes first."""
     pairs = [(family, d) for family in settings.families for d in settings.distances]
     return [(GAUSSIAN, 0.0), *pairs]
 
 
 def measure(settings: Settings, context: Context) -> Tables:
-    """Tests images of every family and distance, then of every way to know the variance."""
+    """Test images of every family and distance, then of every source of the variance."""
     for family, distance in _families(settings)[1:]:
         family_at(family, distance)  # refuses what is out of reach before anything is tested
     families = [
@@ -107,16 +103,16 @@ def measure(settings: Settings, context: Context) -> Tables:
         for signal in settings.signals
         for variance in settings.variances
     ]
-    measured = context.tests(families + variances)
+    results = context.tests(families + variances)
     return {
-        "robustness": _rows(measured[: len(families)], settings),
-        "estimated_variance": _rows(measured[len(families) :], settings),
-        "runs": runs(measured),
+        "robustness": _rows(results[: len(families)], settings),
+        "estimated_variance": _rows(results[len(families) :], settings),
+        "runs": [one.run for one in results],
     }
 
 
 def _condition(settings: Settings, labels: Row, simulation: Simulation, images: int) -> Condition:
-    """Images of some law, tested as if their noise were N(0, 1); so was the model trained."""
+    """Return a condition whose test and model take the noise as N(0, 1), whatever its law."""
     return Condition(
         labels,
         Model(simulation.size, steps=settings.train_steps, seed=settings.seed),
@@ -127,17 +123,17 @@ def _condition(settings: Settings, labels: Row, simulation: Simulation, images: 
     )
 
 
-def _rows(measured: list[Measured], settings: Settings) -> list[Row]:
+def _rows(results: list[ConditionResult], settings: Settings) -> list[Row]:
     return [
         row
-        for condition, records, *_ in measured
+        for condition, records, *_ in results
         for row in rejections(condition.labels, records, settings.levels)
         if row["method"] in METHODS
     ]
 
 
 def summary(tables: Tables) -> str:
-    """Rates at every level, Markdown."""
+    """Return rates at every level, Markdown."""
     parts = []
     for name, index in (
         ("robustness", ("family", "distance")),
@@ -155,13 +151,13 @@ def summary(tables: Tables) -> str:
 _TITLES = {
     "robustness": "Null images, rejected among those with a region (standard error), by the "
     "law of a pixel and its 1-Wasserstein distance from N(0, 1):\n",
-    "estimated_variance": "Rejected among the images with a region (standard error), by where the "
-    "test takes the variance from; signal 0 is the null:\n",
+    "estimated_variance": "Rejected among the images with a region (standard error), by the source "
+    "of the test's variance; signal 0 is the null:\n",
 }
 
 
 def draw(tables: Tables) -> dict[str, Any]:
-    """For each level a panel of every family, and one of every signal for the variances."""
+    """Draw for each level a panel of every family, and of every signal for the variances."""
     figures = {}
     for alpha in dict.fromkeys(row["alpha"] for row in tables["robustness"]):
         for name, drawn in (
@@ -181,7 +177,7 @@ def _families_figure(rows: list[Row], alpha: float) -> Any:
     for axis, family in zip(axes, families, strict=True):
         rate_lines(axis, [row for row in rows if row["family"] in (GAUSSIAN, family)], "distance")
         axis.set_xlabel("Wasserstein distance from N(0, 1)", fontsize=9)
-        axis.axhline(alpha, color="black", linewidth=0.8, linestyle=":")
+        level_line(axis, alpha)
         axis.set_ylim(0, 1.05 * top)
     return finish(figure, axes, f"rejected at {alpha:g}")
 
@@ -198,7 +194,7 @@ def _variances_figure(rows: list[Row], alpha: float) -> Any:
         ]
         rate_lines(axis, own, "size", series="variance")
         if signal == 0:
-            axis.axhline(alpha, color="black", linewidth=0.8, linestyle=":")
+            level_line(axis, alpha)
             axis.set_ylim(0, np.nanmax([2 * alpha, *(1.05 * (r["rate"] + r["se"]) for r in own)]))
         else:
             axis.set_ylim(-0.03, 1.03)
@@ -224,6 +220,3 @@ EXPERIMENT = Experiment(
     summary,
     draw,
 )
-
-if __name__ == "__main__":
-    run_module("robustness")

@@ -1,4 +1,4 @@
-"""Reverse process: what its steps, its share of fresh noise and its start do to power and cost.
+"""Reverse process: effect of its steps, its share of fresh noise and its start on power and cost.
 
 dal-jax experiment steps --out DIR
 """
@@ -11,19 +11,17 @@ import numpy as np
 
 from dal_jax import InputError
 from dal_jax.diffusion import ReverseConfig, Schedule
-from experiments._experiment import Condition, Context, Experiment, Measured, runs
-from experiments._figures import finish, panels
-from experiments._main import run_module
-from experiments._methods import check_lengths, test_options
+from experiments._experiment import Condition, ConditionResult, Context, Experiment, check_lengths
+from experiments._methods import published_options
 from experiments._models import Model, Use, localizer_of
-from experiments._output import Row, Tables, pivot, row_table
+from experiments._output import BARS, Row, Tables, finish, level_line, panels, pivot, row_table
 from experiments._rates import counts_cell, middle_level, rate_cell, rejections
 from experiments._records import regions_row, time_row, work_row
 from experiments._simulation import Simulation
 
 DEFAULT = "default"
-VARIED = {"steps": "steps", "eta": "etas", "start": "starts"}  # field of the process: of settings
-APART = 1000  # seeds of tested images and of those that the thresholds are set by
+VARIED = {"steps": "steps", "eta": "etas", "start": "starts"}  # process field: settings field
+APART = 1000  # between the seeds of tested images and of those that set the thresholds
 PALETTE = ("#55a868", "#c44e52", "#4c72b0", "#8172b3", "#dd8452")  # of the signals
 
 
@@ -32,22 +30,22 @@ class Settings:
     """Reverse processes: the default one, and those that differ from it in one number.
 
     Raises:
-        InputError: a process that there is not, or a value that does not fit.
+        InputError: There is no such process, or a value does not fit.
     """
 
     size: int = 16  # side, pixels
     steps: tuple[int, ...] = (1, 2, 5, 10)
     etas: tuple[float, ...] = (0.0, 0.5, 1.0)
-    starts: tuple[int, ...] = (115, 230, 460, 690)  # levels at which the reverse process starts
+    starts: tuple[int, ...] = (115, 230, 460, 690)  # first levels of the reverse process
     default_steps: int = 5
     default_eta: float = 1.0
     default_start: int = 460
-    threshold: float = 0.8  # of the default process; the others flag as many null pixels
-    calibration_images: int = 64  # null images, not tested, that the thresholds are set by
-    null_images: int = 100
+    threshold: float = 0.8  # of the default process; the others flag the same share of null pixels
+    calibration_images: int = 64  # null images, not tested, that set the thresholds
+    null_images: int = 100  # tested
     signals: tuple[float, ...] = (2.0, 3.0)  # heights of the square, standard deviations
     images: int = 50  # of a signal
-    timed_images: int = 32  # null images by which the tests are timed
+    timed_images: int = 32  # null images whose tests are timed
     levels: tuple[float, ...] = (0.01, 0.05, 0.10)
     noise: str = "iid:1"
     channels: tuple[int, ...] = (32, 64, 128, 256)
@@ -71,47 +69,47 @@ class Settings:
 
 
 def processes(settings: Settings) -> dict[tuple[str, str], ReverseConfig]:
-    """The reverse processes, each once.
+    """Return the reverse processes, each once.
 
     Args:
-        settings: with lists of numbers and the default of each.
+        settings: Settings with lists of numbers and the default of each.
 
     Returns:
-        Processes by what is varied and its value; first the default one, by ("default", "").
+        Processes by name and value of the varied number; first the default one, by ("default", "").
 
     Raises:
-        InputError: there is no such process.
+        InputError: There is no such process.
     """
     default = ReverseConfig(settings.default_start, settings.default_steps, settings.default_eta)
-    found = {(DEFAULT, ""): default}
+    varied = {(DEFAULT, ""): default}
     for name, plural in VARIED.items():
         for value in getattr(settings, plural):
             if value != getattr(default, name):
-                found[name, str(value)] = replace(default, **{name: value})
-    return found
+                varied[name, str(value)] = replace(default, **{name: value})
+    return varied
 
 
 def measure(settings: Settings, context: Context) -> Tables:
-    """Sets the thresholds, then tests null images and images with a square by every process."""
+    """Set the thresholds, then test null images and images with a square by every process."""
     thresholds = _thresholds(settings, context)
-    measured = context.tests(list(_conditions(settings, thresholds)))
-    null = [one for one in measured if not one.condition.simulation.signal]
+    results = context.tests(list(_conditions(settings, thresholds)))
+    null = [one for one in results if not one.condition.simulation.signal]
     return {
         "steps": [
             row
-            for one in measured
+            for one in results
             for row in rejections(_facts(one.condition), one.records, settings.levels)
         ],
         "thresholds": thresholds,
-        "regions": [{**_facts(one.condition), **regions_row(one)} for one in measured],
-        "work": [_work(one) for one in measured],
-        "steps_times": [_named(one, time_row(one, context, settings.timed_images)) for one in null],
-        "runs": runs(measured),
+        "regions": [{**_facts(one.condition), **regions_row(one)} for one in results],
+        "work": [_work(one) for one in results],
+        "steps_times": [_name(one, time_row(one, context, settings.timed_images)) for one in null],
+        "runs": [one.run for one in results],
     }
 
 
 def _thresholds(settings: Settings, context: Context) -> list[Row]:
-    """A threshold for every process, from null images that are not tested."""
+    """Return a threshold for every process, from null images that are not tested."""
     model = _model(settings)
     context.train([model])
     simulation = Simulation(settings.size, settings.noise, seed=settings.seed + APART)
@@ -143,18 +141,18 @@ def _thresholds(settings: Settings, context: Context) -> list[Row]:
 
 
 def threshold_for(scores: np.ndarray, count: int) -> float:
-    """The threshold above which a given number of scores lie.
+    """Return the threshold above which a given number of scores lie.
 
     Args:
-        scores: (n,), 0 and above.
-        count: 1 to n - 1.
+        scores: Scores (n,), 0 or more.
+        count: Number of scores above it, 1 to n - 1.
 
     Returns:
         The middle between the two scores that it divides, to six decimals: the same on machines
         that round differently.
 
     Raises:
-        InputError: nothing or everything would lie above it.
+        InputError: Nothing or everything would lie above it.
 
     Example:
         >>> threshold_for(np.array([0.1, 0.4, 0.2, 0.3]), 1)
@@ -180,8 +178,8 @@ def _model(settings: Settings) -> Model:
 
 
 def _conditions(settings: Settings, thresholds: Sequence[Row]) -> Iterator[Condition]:
-    found = processes(settings)
-    for ((varied, value), reverse), row in zip(found.items(), thresholds, strict=True):
+    every = processes(settings).items()
+    for ((varied, value), reverse), row in zip(every, thresholds, strict=True):
         for signal in (0.0, *settings.signals):
             yield Condition(
                 {"varied": varied, "value": value, "signal": signal},
@@ -189,7 +187,7 @@ def _conditions(settings: Settings, thresholds: Sequence[Row]) -> Iterator[Condi
                 Use(settings.size, row["threshold"], reverse),
                 Simulation(settings.size, settings.noise, signal, seed=settings.seed),
                 images=settings.images if signal else settings.null_images,
-                options=test_options(settings),
+                options=published_options(settings),
             )
 
 
@@ -203,28 +201,28 @@ def _numbers(varied: str, reverse: ReverseConfig) -> Row:
 
 
 def _facts(condition: Condition) -> Row:
-    """First columns of the tables."""
+    """Return the first columns of the tables."""
     numbers = _numbers(condition.labels["varied"], condition.use.reverse)
     return {**numbers, "signal": condition.simulation.signal}
 
 
-def _named(measured: Measured, row: Row) -> Row:
-    """A row with those columns in place of the labels."""
-    labels = measured.condition.labels
+def _name(result: ConditionResult, row: Row) -> Row:
+    """Return a row with those columns in place of the labels."""
+    labels = result.condition.labels
     rest = {key: value for key, value in row.items() if key not in labels}
-    return {**_facts(measured.condition), **rest}
+    return {**_facts(result.condition), **rest}
 
 
-def _work(measured: Measured) -> Row:
-    """Evaluations of the score, and passes through the network: one a step in each."""
-    condition = measured.condition
-    row, steps = work_row(condition.labels, measured), condition.use.reverse.steps
+def _work(result: ConditionResult) -> Row:
+    """Return evaluations of the score, and passes through the network: one a step in each."""
+    condition = result.condition
+    row, steps = work_row(condition.labels, result), condition.use.reverse.steps
     passes = {key: steps * row[f"evaluations_{key}"] for key in ("median", "mean", "se")}
-    return _named(measured, {**row, **{f"passes_{key}": value for key, value in passes.items()}})
+    return _name(result, {**row, **{f"passes_{key}": value for key, value in passes.items()}})
 
 
 def summary(tables: Tables) -> str:
-    """Rates at 0.05, or the level in the middle, and cost; Markdown."""
+    """Return rates at 0.05, or the level in the middle, and cost; Markdown."""
     rows = tables["steps"]
     alpha = middle_level(rows)
     own = [row for row in rows if row["alpha"] == alpha]
@@ -267,7 +265,7 @@ def _work_cell(row: Row) -> str:
 
 
 def draw(tables: Tables) -> dict[str, Any]:
-    """A panel for each number that is varied: rejection rates against it."""
+    """Draw rejection rates against each number that is varied, a panel for each."""
     rows = [row for row in tables["steps"] if row["method"] == "selective"]
     alpha = middle_level(rows)
     rows = [row for row in rows if row["alpha"] == alpha]
@@ -284,13 +282,11 @@ def draw(tables: Tables) -> dict[str, Any]:
                 label=f"signal {signal:g}" if signal else "null",
                 color=colour,
                 marker="o" if signal else "s",
-                markersize=4,
-                linewidth=1.2,
-                capsize=2,
+                **BARS,
             )
         values = list(dict.fromkeys(row[name] for row in own))
         axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
-        axis.axhline(alpha, color="black", linewidth=0.8, linestyle=":")
+        level_line(axis, alpha)
         axis.set_ylim(-0.03, 1.03)
         axis.set_xlabel(name, fontsize=9)
     return {"steps": finish(figure, axes, f"rejected at {alpha:g}")}
@@ -307,6 +303,3 @@ EXPERIMENT = Experiment(
     summary,
     draw,
 )
-
-if __name__ == "__main__":
-    run_module("steps")

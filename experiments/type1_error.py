@@ -1,4 +1,4 @@
-"""Type I error: how often each method calls a region significant where nothing is.
+"""Type I error: the rate at which each method calls a region of a null image significant.
 
 dal-jax experiment type1_error --out DIR
 """
@@ -6,30 +6,27 @@ dal-jax experiment type1_error --out DIR
 from dataclasses import dataclass
 from typing import Any
 
-from experiments._detections import effect_rows, effect_summary
-from experiments._experiment import Context, Experiment, runs
-from experiments._figures import finish, panels, rate_lines
-from experiments._main import run_module
+from experiments._experiment import Context, Experiment
 from experiments._methods import (
     OPTIONS,
     ComparisonSettings,
     comparisons,
     index_of,
-    labelled,
+    main_results,
     method_panels,
     method_rows,
 )
-from experiments._output import Tables
-from experiments._rates import middle_level, null_rates
+from experiments._output import Tables, finish, level_line, panels, rate_lines
+from experiments._rates import effect_rows, effect_summary, middle_level, null_rates
 from experiments._records import work_row
 
 
 @dataclass(frozen=True)
 class Settings(ComparisonSettings):
-    """What is simulated: null images.
+    """Settings of the simulated null images.
 
     Raises:
-        InputError: lengths differ, or a value does not fit.
+        InputError: Lengths differ, or a value does not fit.
     """
 
     images: tuple[int, ...] = (1000, 300, 80, 20)  # of a size and a noise
@@ -38,33 +35,33 @@ class Settings(ComparisonSettings):
 
 
 def measure(settings: Settings, context: Context) -> Tables:
-    """Tests null images of every size and noise; permutations with the first ones of each."""
-    measured = context.tests(comparisons(settings))
-    own = labelled(measured)
+    """Test null images of every size and noise; permutations with the first ones of each."""
+    results = context.tests(comparisons(settings))
+    own = main_results(results)
     return {
-        "type1_error": method_rows(measured, settings.levels),
+        "type1_error": method_rows(results, settings.levels),
         "effects": [row for labels, one in own for row in effect_rows(labels, one)],
         "work": [work_row(labels, one) for labels, one in own],
-        "runs": runs(measured),
+        "runs": [one.run for one in results],
     }
 
 
 def summary(tables: Tables) -> str:
-    """Rates at each level, intervals and evaluations, Markdown."""
+    """Return rates at each level, intervals and evaluations, Markdown."""
     rows = tables["type1_error"]
     index = index_of(rows, "size", "noise")
     return "\n".join([*null_rates(rows, index), *effect_summary(tables, index)])
 
 
 def draw(tables: Tables) -> dict[str, Any]:
-    """A panel for each noise: rates at 0.05, or at the level in the middle, against the size."""
+    """Draw rates at 0.05, or the level in the middle, against the size: a panel for each noise."""
     alpha = middle_level(tables["type1_error"])
     rows = [row for row in tables["type1_error"] if row["alpha"] == alpha]
     parts = method_panels(rows, ("localizer", "noise", *OPTIONS))
     figure, axes = panels(list(parts))
     for axis, own in zip(axes, parts.values(), strict=True):
         rate_lines(axis, own, "size")
-        axis.axhline(alpha, color="black", linewidth=0.8, linestyle=":")
+        level_line(axis, alpha)
         axis.set_ylim(bottom=0)
     return {"type1_error": finish(figure, axes, f"rejected at {alpha:g}")}
 
@@ -83,6 +80,3 @@ EXPERIMENT = Experiment(
     summary,
     draw,
 )
-
-if __name__ == "__main__":
-    run_module("type1_error")

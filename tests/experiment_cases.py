@@ -1,8 +1,9 @@
-"""What the tests of experiments share: narrow networks, finished runs and their tables."""
+"""Helpers of the tests of experiments: narrow networks, finished runs and their tables."""
 
 import csv
 import json
 import shutil
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -16,9 +17,12 @@ from experiments import find
 from experiments._experiment import RECORD, Context, run_experiment
 from experiments._models import Model
 
+# A network that is trained and compiled in seconds, for `localizer_preset`.
+TINY = ",unet.channels=[2,4],unet.time_dim=4"
+
 
 def narrow_models(module: ModuleType) -> Any:
-    """A fixture for all tests of a file: what a module trains has 4 and 8 channels, on 64 images.
+    """A fixture for all tests of a file: models of a module have 4 and 8 channels, and 64 images.
 
     The paper's networks take a minute to compile.
     """
@@ -53,7 +57,7 @@ def table(out: Path, name: str) -> list[dict[str, Any]]:
 
 def csv_table(out: Path, name: str) -> list[dict[str, str]]:
     """The rows of a table as text, from its csv."""
-    with (out / f"{name}.csv").open() as file:
+    with (out / f"{name}.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -70,7 +74,7 @@ def tables(out: Path) -> dict[str, dict[str, list[Any]]]:
         if path.stem.endswith("times"):
             continue
         if path.suffix == ".csv":
-            rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+            rows = csv_table(out, path.stem)
             found[path.name] = {
                 key: [row[key] for row in rows] for key in (rows[0] if rows else ())
             }
@@ -80,8 +84,19 @@ def tables(out: Path) -> dict[str, dict[str, list[Any]]]:
     return found
 
 
+def assert_figures_and_words(out: Path, figures: Sequence[str], words: Sequence[str] = ()) -> None:
+    """Every figure is a PDF and a PNG, and the summary has the words."""
+    for name in figures:
+        assert (out / f"{name}.pdf").read_bytes().startswith(b"%PDF"), name
+        assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG"), name
+    summary = (out / "summary.md").read_text()
+    assert summary.startswith("# ")
+    for word in words:
+        assert word in summary, word
+
+
 def assert_same_tables(one: Path, other: Path) -> None:
-    """Two runs of an experiment have the same tables, to what is promised of single tests.
+    """Two runs of an experiment have the same tables, to the precision promised of single tests.
 
     (docs/engines.md, "The same answer everywhere".)
     """
@@ -90,7 +105,7 @@ def assert_same_tables(one: Path, other: Path) -> None:
     for name, columns in expected.items():
         assert found[name].keys() == columns.keys(), name
         for key, column in columns.items():
-            # Means of what depends on where a search happened to look.
+            # Means of numbers that depend on the points at which a search looked.
             words = ("evaluations", "low", "high", "windows", "length")
             searched = any(word in key for word in words)
             tolerance = 0.02 if searched else TOLERANCE
@@ -107,7 +122,7 @@ def _near(a: Any, b: Any, tolerance: float) -> bool:
 
 
 def unfinished(out: Path, copy: Path) -> list[Path]:
-    """Copies a run without its tables, figures and summary; gives the shards of the copy."""
+    """Copies a run without its tables, figures and summary; returns the shards of the copy."""
     shutil.copytree(out, copy)
     for path in copy.iterdir():
         if path.is_file() and path.name != RECORD:
@@ -115,14 +130,37 @@ def unfinished(out: Path, copy: Path) -> list[Path]:
     return sorted(copy.glob("runs/*/shard-*.jsonl"))
 
 
-def check_resumed(name: str, settings: Any, out: Path, context: Context, keep: int) -> None:
-    """A copy in the context's directory, torn in its first or a later line, gets the same tables.
-
-    Every shard keeps its head and some lines, the last of them torn.
-    """
-    for shard in unfinished(out, context.directory):
-        lines = shard.read_bytes().splitlines(keepends=True)[: 2 + keep]
-        shard.write_bytes(b"".join(lines[:-1]) + lines[-1][:-7])
+def check_resumed(
+    name: str, settings: Any, out: Path, context: Context, tear: Callable[[Path], None]
+) -> None:
+    """A copy in the context's directory, with torn shards, is continued to the same tables."""
+    shards = unfinished(out, context.directory)
+    assert shards
+    for shard in shards:
+        tear(shard)
     run_experiment(name, find(name), settings, context)
     assert_same_tables(context.directory, out)
     assert f"{name}.csv" in tables(out)
+
+
+def tear_line(keep: int) -> Callable[[Path], None]:
+    """Leaves a shard its head and some lines, the last of them torn."""
+
+    def tear(shard: Path) -> None:
+        lines = shard.read_bytes().splitlines(keepends=True)[: 2 + keep]
+        shard.write_bytes(b"".join(lines[:-1]) + lines[-1][:-7])
+
+    return tear
+
+
+def tear_anywhere(seed: int) -> Callable[[Path], None]:
+    """Cuts each shard anywhere; results may be collected already or not."""
+    rng = np.random.default_rng(seed)
+
+    def tear(shard: Path) -> None:
+        content = shard.read_bytes()
+        shard.write_bytes(content[: rng.integers(0, len(content) + 1)])
+        if rng.uniform() < 0.5:
+            shard.with_name("results.jsonl").unlink()
+
+    return tear

@@ -1,4 +1,4 @@
-"""Agreement of the engines: what is compared, and what the comparison says of made-up records."""
+"""Agreement of the engines: the compared images, and the comparison of made-up records."""
 
 import json
 import math
@@ -11,9 +11,16 @@ import pytest
 pytest.importorskip("typer")
 pytest.importorskip("matplotlib")
 
-from experiment_cases import assert_same_tables, finished, narrow_models, table, tables, unfinished
+from experiment_cases import (
+    assert_figures_and_words,
+    check_resumed,
+    finished,
+    narrow_models,
+    table,
+    tables,
+    tear_anywhere,
+)
 
-from dal_jax import InputError
 from experiments import engine_agreement
 from experiments._experiment import Context, run_experiment
 from experiments._simulation import Simulation
@@ -85,20 +92,19 @@ def test_the_engines_agree(out: Path):
 
 
 def test_figure_and_summary(out: Path):
-    assert (out / "engine_agreement.pdf").read_bytes().startswith(b"%PDF")
-    assert (out / "engine_agreement.png").read_bytes().startswith(b"\x89PNG")
-    assert "Beside exact" in (out / "summary.md").read_text()
+    assert_figures_and_words(out, ["engine_agreement"], ["Beside exact"])
 
 
 def test_a_run_cut_off_goes_on_test_by_test(out: Path, models: Path, tmp_path: Path):
-    rng, kept = np.random.default_rng(0), 0
-    for shard in unfinished(out, tmp_path / "out"):
-        content = shard.read_bytes()
-        shard.write_bytes(content[: rng.integers(0, len(content) + 1)])
-        kept += len(shard.read_bytes().splitlines()) - 1
-    assert kept > 3
-    run_experiment("engine_agreement", EXPERIMENT, SETTINGS, Context(tmp_path / "out", models))
-    assert_same_tables(tmp_path / "out", out)
+    kept, tear = [], tear_anywhere(0)
+
+    def count(shard: Path) -> None:
+        tear(shard)
+        kept.extend(shard.read_bytes().splitlines()[1:])
+
+    context = Context(tmp_path / "out", models)
+    check_resumed("engine_agreement", SETTINGS, out, context, count)
+    assert len(kept) > 3
     names = {path.partition(".")[0] for path in tables(out)}
     assert names == {"engine_agreement", "compared", "runs"}
 
@@ -174,31 +180,10 @@ def test_each_difference_is_seen(changed: dict[str, Any], key: str):
     assert found["compared"] == ("status" not in changed)
 
 
-def test_where_nothing_was_compared_no_difference_is_told():
+def test_where_nothing_was_compared_there_is_no_difference():
     empty = {**RECORD, "status": "NO_REGION"}
     facts = {"size": 8, "status": "NO_REGION", "evaluations": 1, "disagreements": 0}
     rows = [{**facts, "way": way, **_differences(empty, empty)} for way in ("exact", "adaptive")]
     found = _agreement(rows, "adaptive", "exact")
     assert found["compared"] == 0
     assert math.isnan(found["end_difference_max"]) and math.isnan(found["p_difference_max"])
-
-
-def test_the_paper_preset_has_enough_images():
-    paper = EXPERIMENT.presets["paper"]
-    assert paper.sizes == (8, 16, 32) and sum(paper.images) >= 300
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"sizes": (8, 16)}, "images has 1 entries, expected 2"),
-        ({"noises": ()}, "noises is empty"),
-        ({"signals": ()}, "signals is empty"),
-        ({"ways": ("exakt", "adaptive")}, "ways holds 'exakt', did you mean 'exact'"),
-        ({"ways": ("exact",)}, "ways has 1 entries"),
-        ({"images": (1,)}, "images holds 1, expected 2 or more"),
-    ],
-)
-def test_what_does_not_fit_is_refused(changed: dict[str, Any], message: str):
-    with pytest.raises(InputError, match=message):
-        Settings(**{**SMALL, **changed})

@@ -30,7 +30,9 @@ threshold = 0.4
 
 
 def start(folder, out, *words):
-    command = [sys.executable, "-m", "experiments.steps", "--spec", "spec.toml", "--out", out]
+    code = "import sys; from dal_jax.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "experiment", "steps"]
+    command += ["--spec", "spec.toml", "--out", out]
     return subprocess.Popen(
         [*command, "--models", f"models-{out}", *words],
         cwd=folder,

@@ -7,16 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from experiment_cases import assert_same_tables, tables, unfinished
+from experiment_cases import check_resumed, finished, tables
 from helpers import published_batch as dal_test_batch
 
-from dal_jax import InputError
-from experiments._experiment import Context, run_experiment
-from experiments._growth import growth
-from experiments._models import Use, localizer_of, scaled
+from experiments._experiment import Context
+from experiments._growth import growth_row
+from experiments._models import Use, localizer_of
 from experiments._output import Row, Tables
 from experiments._simulation import Simulation
-from experiments.intervals import EXPERIMENT, PAPER, Settings, _conditions, draw, exponents, measure
+from experiments.intervals import Settings, _conditions, draw, exponents, measure
 
 pytestmark = pytest.mark.slow  # training and compiling for each of its fixtures
 
@@ -32,11 +31,13 @@ SETTINGS = Settings(
 )
 
 
+out = finished("intervals", SETTINGS)
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, models: Path) -> tuple[Path, Tables]:
-    home = tmp_path_factory.mktemp("intervals")
-    run_experiment("intervals", EXPERIMENT, SETTINGS, Context(home, models))
-    return home, measure(SETTINGS, Context(home, models))
+def whole(out: Path, models: Path) -> Tables:
+    """The tables, with integers and strings as they are measured."""
+    return measure(SETTINGS, Context(out, models))
 
 
 def of(rows: list[Row], **labels: object) -> list[Row]:
@@ -67,17 +68,17 @@ def test_every_setting_is_measured() -> None:
     assert options == [(*exact, 1e-3), (*adaptive, 1e-3), (*exact, 0), (*adaptive, 0)]
 
 
-def test_there_is_a_row_for_every_setting(whole: tuple[Path, Tables]) -> None:
-    rows = whole[1]["intervals"]
-    assert len(rows) == len(whole[1]["runs"]) == 4
+def test_there_is_a_row_for_every_setting(whole: Tables) -> None:
+    rows = whole["intervals"]
+    assert len(rows) == len(whole["runs"]) == 4
     for row in rows:
-        images = of(whole[1]["intervals_images"], **{k: row[k] for k in list(row)[:4]})
+        images = of(whole["intervals_images"], **{k: row[k] for k in list(row)[:4]})
         assert row["images"] == len(images) == 3
         assert row["no_region"] == len(of(images, status="NO_REGION")) and row["failed"] == 0
         assert math.isnan(row["windows_median"]) == (row["engine"] == "adaptive")
 
 
-def test_counts_are_those_of_single_tests(whole: tuple[Path, Tables], models: Path) -> None:
+def test_counts_are_those_of_single_tests(whole: Tables, models: Path) -> None:
     for condition in _conditions(SETTINGS):
         localizer = localizer_of(condition.model, Use(8, 0.7), models)
         case = Simulation(8).case(1, np.shape(localizer.draws))
@@ -91,15 +92,15 @@ def test_counts_are_those_of_single_tests(whole: tuple[Path, Tables], models: Pa
             engine=engine,
             precision=precision,
         )
-        (row,) = of(whole[1]["intervals_images"], image=1, **condition.labels)
+        (row,) = of(whole["intervals_images"], image=1, **condition.labels)
         assert row["status"] == result.status.value == "OK"
         assert row["windows"] == result.num_windows
         assert row["evaluations"] == result.num_evaluations
         assert row["intervals"] == len(result.truncation)
 
 
-def test_the_whole_line_has_more_windows(whole: tuple[Path, Tables]) -> None:
-    exact = of(whole[1]["intervals_images"], engine="exact", status="OK")
+def test_the_whole_line_has_more_windows(whole: Tables) -> None:
+    exact = of(whole["intervals_images"], engine="exact", status="OK")
     line, part = (of(exact, precision=precision) for precision in (0.0, 1e-3))
     assert len(line) == len(part) > 0
     for long, short in zip(line, part, strict=True):
@@ -107,10 +108,10 @@ def test_the_whole_line_has_more_windows(whole: tuple[Path, Tables]) -> None:
         assert long["intervals"] >= short["intervals"] >= 1
 
 
-def test_spreads(whole: tuple[Path, Tables]) -> None:
-    (row,) = of(whole[1]["intervals"], size=8, width=1.0, precision=0.0, engine="exact")
+def test_spreads(whole: Tables) -> None:
+    (row,) = of(whole["intervals"], size=8, width=1.0, precision=0.0, engine="exact")
     labels = {key: row[key] for key in list(row)[:4]}
-    values = [r["windows"] for r in of(whole[1]["intervals_images"], status="OK", **labels)]
+    values = [r["windows"] for r in of(whole["intervals_images"], status="OK", **labels)]
     assert row["windows_mean"] == np.mean(values) and row["windows_median"] == np.median(values)
     assert row["windows_se"] == pytest.approx(np.std(values, ddof=1) / math.sqrt(len(values)))
     assert (row["windows_min"], row["windows_max"]) == (min(values), max(values))
@@ -128,32 +129,33 @@ def test_exponents_are_recovered() -> None:
 
 
 def test_fits_of_few_points() -> None:
-    fit = growth([1, 10], [2, 200])
-    assert fit.exponent == pytest.approx(2) and fit.factor == pytest.approx(2)
-    assert math.isnan(fit.se)
-    assert math.isnan(growth([3, 3], [1, 2]).exponent) and growth([], []).points == 0
+    fit = growth_row({"size": 8}, [1, 10], [2, 200])
+    assert fit["size"] == 8 and math.isnan(fit["se"])
+    assert fit["exponent"] == pytest.approx(2) and fit["factor"] == pytest.approx(2)
+    assert math.isnan(growth_row({}, [3, 3], [1, 2])["exponent"])
+    assert growth_row({}, [], [])["points"] == 0
 
 
-def test_an_interrupted_run_gives_the_same_tables(
-    whole: tuple[Path, Tables], models: Path, tmp_path: Path
-) -> None:
-    home, copy = whole[0], tmp_path / "again"
-    shards = unfinished(home, copy)
-    for shard in shards[1:]:  # the last image, whichever it was
-        shard.write_bytes(b"".join(shard.read_bytes().splitlines(keepends=True)[:-1]))
-    for result in copy.rglob("results.jsonl"):
-        result.unlink()
-    run_experiment("intervals", EXPERIMENT, SETTINGS, Context(copy, models))
-    assert len(sorted(copy.rglob("shard-*.jsonl"))) > len(shards)
-    assert_same_tables(copy, home)
-    assert {"intervals.csv", "intervals_images.csv", "runs.csv"} <= tables(home).keys()
+def test_an_interrupted_run_gives_the_same_tables(out: Path, models: Path, tmp_path: Path) -> None:
+    shards: list[Path] = []
+
+    def tear(shard: Path) -> None:
+        if shards:  # of all but the first the last image, whichever it was
+            shard.write_bytes(b"".join(shard.read_bytes().splitlines(keepends=True)[:-1]))
+        shards.append(shard)
+        shard.with_name("results.jsonl").unlink(missing_ok=True)
+
+    context = Context(tmp_path / "again", models)
+    check_resumed("intervals", SETTINGS, out, context, tear)
+    assert len(sorted(context.directory.rglob("shard-*.jsonl"))) > len(shards)
+    assert {"intervals.csv", "intervals_images.csv", "runs.csv"} <= tables(out).keys()
 
 
-def test_what_is_written(whole: tuple[Path, Tables]) -> None:
-    told = (whole[0] / "summary.md").read_text()
-    assert "Number of windows, exact engine" in told and "| 8 " in told
-    assert "seconds_median" in (whole[0] / "intervals_times.csv").read_text().splitlines()[0]
-    assert not list(whole[0].glob("*.png"))  # one size and one width: nothing grows
+def test_written_files(out: Path) -> None:
+    summary = (out / "summary.md").read_text()
+    assert "Number of windows, exact engine" in summary and "| 8 " in summary
+    assert "seconds_median" in (out / "intervals_times.csv").read_text().splitlines()[0]
+    assert not list(out.glob("*.png"))  # one size and one width: nothing grows
 
 
 def test_a_panel_for_each_count_against_size_and_width() -> None:
@@ -164,13 +166,3 @@ def test_a_panel_for_each_count_against_size_and_width() -> None:
     (line,) = [line for line in figure.axes[0].lines if line.get_label()[0] != "_"]
     fit = of(tables["intervals_exponents"], count="windows", against="n")[0]
     assert line.get_label() == f"whole line: {fit['exponent']:.2f} ({fit['se']:.2f})"
-
-
-def test_bad_settings() -> None:
-    with pytest.raises(InputError, match="images has 1 entries, expected 3"):
-        Settings(images=(1,))
-    with pytest.raises(InputError, match="width_sizes holds 64"):
-        Settings(width_sizes=(64,))
-    with pytest.raises(InputError, match=r"widths holds 0\.01"):
-        replace(PAPER, widths=(0.01,))
-    assert scaled((32, 64), 0.25) == (8, 16)

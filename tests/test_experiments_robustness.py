@@ -1,4 +1,4 @@
-"""Robustness: every family, distance and way to know the variance is tested and counted."""
+"""Robustness: every family, distance and source of the variance is tested and counted."""
 
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,11 @@ import pytest
 pytest.importorskip("typer")
 pytest.importorskip("matplotlib")
 
-from experiment_cases import finished, narrow_models, records, table
+from experiment_cases import assert_figures_and_words, finished, narrow_models, records, table
 
 from dal_jax import InputError
 from experiments import robustness
 from experiments._experiment import Context, run_experiment
-from experiments._families import FAMILIES
 from experiments.robustness import EXPERIMENT, Settings
 
 pytestmark = pytest.mark.slow  # training and compiling for each of its fixtures
@@ -78,13 +77,10 @@ def test_only_the_assumed_variance_differs(out: Path):
 
 
 def test_figures_and_summary(out: Path):
-    for name in ("robustness", "estimated_variance"):
-        for level in ("0.05", "0.01"):
-            assert (out / f"{name}_{level}.pdf").read_bytes().startswith(b"%PDF")
-            assert (out / f"{name}_{level}.png").read_bytes().startswith(b"\x89PNG")
-    text = (out / "summary.md").read_text()
-    for word in ("exponnorm", "estimate:normal:10", "selective, 0.05", "naive, 0.01"):
-        assert word in text
+    names = ("robustness", "estimated_variance")
+    figures = [f"{name}_{level}" for name in names for level in ("0.05", "0.01")]
+    words = ("exponnorm", "estimate:normal:10", "selective, 0.05", "naive, 0.01")
+    assert_figures_and_words(out, figures, words)
 
 
 def test_where_nothing_is_flagged(models: Path, tmp_path: Path):
@@ -93,29 +89,6 @@ def test_where_nothing_is_flagged(models: Path, tmp_path: Path):
     for name in ("robustness", "estimated_variance"):
         for row in table(tmp_path, name):
             assert row["no_region"] == row["images"] > 0 and np.isnan(row["rate"])
-
-
-def test_presets_take_every_family():
-    for settings in EXPERIMENT.presets.values():
-        assert settings.families == tuple(FAMILIES) and len(FAMILIES) == 5
-        assert settings.distances == (0.01, 0.02, 0.03, 0.04)
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"families": ("cauchy",)}, "family is 'cauchy', expected one of normal, skewnorm"),
-        ({"families": ()}, "families is empty"),
-        ({"signals": ()}, "signals is empty"),
-        ({"variance_sizes": (8, 16)}, "variance_images has 1 entries, expected 2"),
-        ({"variances": ("same",)}, "variances holds 'same', expected 'known', 'estimate:same'"),
-        ({"variances": ("estimate:normal:0",)}, "variances holds 'estimate:normal:0'"),
-        ({"variances": ("estimate:normal:x",)}, "variances holds 'estimate:normal:x'"),
-    ],
-)
-def test_what_does_not_fit_is_refused(changed: dict[str, Any], message: str):
-    with pytest.raises(InputError, match=message):
-        Settings(**{**SMALL, **changed})
 
 
 @pytest.mark.parametrize("distance", [0.9, -0.1])

@@ -12,21 +12,26 @@ import pytest
 from helpers import published_test as dal_test
 
 from dal_jax import InputError, from_score
-from dal_jax._dal_test import evaluator_of
 from dal_jax.bench import Plan
+from dal_jax.search import _schedule
 from experiments import scaling
 from experiments._experiment import Context, run_experiment
-from experiments._grid import grid_of, grid_search
+from experiments._grid import CALLS, grid_points, grid_search, local_evaluator
 from experiments._models import Model, variables_of
 from experiments._output import Row
-from experiments._scaling_rows import (
+from experiments.scaling import (
+    EXPERIMENT,
+    PAPER,
     Setting,
+    Settings,
+    draw,
     exponents,
     image_row,
     parameters_of,
     setting_rows,
+    settings_of,
+    summary,
 )
-from experiments.scaling import EXPERIMENT, PAPER, Settings, draw, settings_of, summary
 
 pytestmark = pytest.mark.slow  # training and compiling for each of its fixtures
 
@@ -92,11 +97,11 @@ def power_law(plan: Plan, beside: Any = None) -> Iterator[Row]:
 
 @pytest.mark.parametrize("spacing, points", [(0.01, 2401), (0.001, 24_001), (0.5, 49)])
 def test_points_of_a_grid(spacing: float, points: int) -> None:
-    z = grid_of(2.0, spacing)
+    z = grid_points(2.0, spacing)
     assert len(z) == points and np.isclose(z, 2.0, atol=1e-12).any()
     np.testing.assert_allclose([z[0], z[-1]], [-12, 12], atol=1e-9)
     np.testing.assert_allclose(np.diff(z), spacing)
-    assert np.abs(grid_of(-0.3456, spacing)).max() <= 10.3456
+    assert np.abs(grid_points(-0.3456, spacing)).max() <= 10.3456
 
 
 def test_a_grid_search_finds_the_same_set() -> None:
@@ -104,7 +109,8 @@ def test_a_grid_search_finds_the_same_set() -> None:
     localizer = from_score(lambda p, d, x: abs(abs(x[..., 0]) - 0.5), (4, 4, 1), 1.0)
     rng = np.random.default_rng(3)
     x, x_ref = rng.standard_normal((2, 4, 4, 1))
-    evaluator = evaluator_of(localizer, devices=jax.local_devices())
+    evaluator = local_evaluator(localizer)
+    assert _schedule.CALLS == CALLS  # as many under way as in the adaptive search
     result = dal_test(localizer, x, x_ref, "iid:1", precision=0)
     for spacing in (0.05, 0.005):
         grid = grid_search(localizer, evaluator, (x, x_ref), result.region, spacing)
@@ -114,7 +120,7 @@ def test_a_grid_search_finds_the_same_set() -> None:
         assert abs(grid.p_value - result.p_value) <= spacing
 
 
-def test_what_is_measured() -> None:
+def test_measured_settings() -> None:
     planned = settings_of(SETTINGS)
     assert planned == [Setting(8, 1, 2, 1), Setting(16, 1, 1, 1), Setting(8, 0.5, 2, 1)]
     assert {one.size for one in settings_of(PAPER)} >= {256, 512}
@@ -148,7 +154,7 @@ def test_rows_of_a_setting() -> None:
 
 
 @pytest.mark.parametrize("kind", ["images", "engine"])
-def test_failures_are_told(kind: str) -> None:
+def test_failures_are_reported(kind: str) -> None:
     records: list[Row] = [{"kind": "images", "failure": "exit code -9: killed"}]
     if kind == "engine":
         records = [CHOSEN, {"kind": kind, "engine": "adaptive", "failure": "exit code -9: killed"}]
@@ -218,17 +224,6 @@ def test_the_memory_of_a_gpu_is_left_to_the_measurements(monkeypatch: pytest.Mon
         scaling._check_memory()
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     scaling._check_memory()
-
-
-def test_bad_settings() -> None:
-    for match, bad in (
-        ("tests has 1 entries", {"tests": (1,)}),
-        ("width_size is 48", {"width_size": 48}),
-        ("spacings is", {"spacings": (0.0,)}),
-        ("widths holds", {"widths": (0.01,)}),
-    ):
-        with pytest.raises(InputError, match=match):
-            replace(PAPER, **bad)
 
 
 def test_a_real_run(tmp_path: Path) -> None:

@@ -11,20 +11,22 @@ pytest.importorskip("typer")
 pytest.importorskip("matplotlib")
 
 from experiment_cases import (
+    assert_figures_and_words,
     assert_same_tables,
+    check_resumed,
     finished,
     narrow_models,
     records,
     table,
     tables,
-    unfinished,
+    tear_anywhere,
 )
 
 from dal_jax.cli import main
 from experiments import NAMES, _experiment, _methods, power, type1_error
 from experiments._experiment import Context, run_experiment
 from experiments._models import Model
-from experiments._rates import METHODS
+from experiments._records import METHODS
 
 SMALL: dict[str, Any] = {
     "sizes": (8,),
@@ -116,10 +118,7 @@ def test_power_and_its_regions(powered: Path):
 @pytest.mark.slow
 def test_the_rest_is_written(type1: Path, powered: Path):
     for out, name in ((type1, "type1_error"), (powered, "power")):
-        assert (out / f"{name}.pdf").read_bytes().startswith(b"%PDF")
-        assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-        summary = (out / "summary.md").read_text()
-        assert all(method in summary for method in PUBLISHED)
+        assert_figures_and_words(out, [name], PUBLISHED)
         assert json.loads((out / "experiment.json").read_text())["experiment"] == name
 
 
@@ -128,19 +127,10 @@ def test_the_rest_is_written(type1: Path, powered: Path):
 def test_a_run_cut_off_anywhere_goes_on_to_the_same_tables(
     type1: Path, powered: Path, models: Path, tmp_path: Path, seed: int
 ):
-    rng = np.random.default_rng(seed)
-    module, settings, whole = ((type1_error, TYPE1, type1), (power, POWER, powered))[seed % 2]
-    torn = 0
-    for shard in unfinished(whole, tmp_path / "out"):
-        content = shard.read_bytes()
-        shard.write_bytes(content[: rng.integers(0, len(content) + 1)])
-        torn += 1
-        if rng.uniform() < 0.5:  # collected, or not yet
-            shard.with_name("results.jsonl").unlink()
-    assert torn >= 4
-    name = module.__name__.rpartition(".")[2]
-    run_experiment(name, module.EXPERIMENT, settings, Context(tmp_path / "out", models))
-    assert_same_tables(tmp_path / "out", whole)
+    name, settings, whole = (("type1_error", TYPE1, type1), ("power", POWER, powered))[seed % 2]
+    assert len(list(whole.glob("runs/*/shard-*.jsonl"))) >= 4
+    context = Context(tmp_path / "out", models)
+    check_resumed(name, settings, whole, context, tear_anywhere(seed))
 
 
 @pytest.mark.slow

@@ -1,8 +1,5 @@
 """Results for people: figures, overlays, a text table, and the words for decisions."""
 
-import importlib
-from typing import Any
-
 from dal_jax.report._calibration_figure import calibration_figure as calibration_figure
 from dal_jax.report._calibration_figure import calibration_picture as calibration_picture
 from dal_jax.report._figure import blank_page as blank_page
@@ -20,10 +17,3 @@ from dal_jax.report._outcome import outcome as outcome
 from dal_jax.report._overlay import outline as outline
 from dal_jax.report._overlay import overlay as overlay
 from dal_jax.report._table import table as table
-
-
-def __getattr__(name: str) -> Any:
-    """Finds the page where it has moved to, for code that still asks this room for it."""
-    if name in ("page", "Page"):
-        return getattr(importlib.import_module("dal_jax.inspection"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
