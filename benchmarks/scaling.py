@@ -220,7 +220,7 @@ def main(arguments: list[str] | None = None) -> None:
         ("Unlike devices", lambda: uneven(measured, *plan)),
         ("Tests for a process", lambda: shares(measured, options.seed)),
         ("Failures", lambda: losses(measured, *plan)),
-        ("What every process does", lambda: limits(*plan[:2], measured[0].costs)),
+        ("Work of every process", lambda: limits(*plan[:2], measured[0].costs)),
     ):
         print(f"{title}\n\n{table()}\n", flush=True)
 
