@@ -1,1 +1,1 @@
-"""Speed measurements; they import dal_jax, never the reverse."""
+"""Measurements of speed, memory and fit; they import dal_jax, never the reverse."""

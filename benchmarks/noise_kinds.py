@@ -1,10 +1,10 @@
-"""How well each kind of noise model fits the normal images of a data set that were held out.
+"""Fit of each kind of noise model to the held-out normal images of a data set.
 
 python -m benchmarks.noise_kinds --model DIR --data FOLDER
 
-Estimates every kind from the views that a model (of `dal-jax train --data`) was made with, and
-judges it by those kept aside for calibration: how often regions fixed in advance are rejected at
-0.05, by size.
+Estimates every kind from the training views of a model (of `dal-jax train --data`), and judges it
+by the views kept for calibration: the rate at which regions fixed in advance are rejected at 0.05,
+by size.
 """
 
 import argparse
@@ -17,12 +17,12 @@ from dal_jax.noise import choose, estimate, fit_report
 
 
 def normal_views(profile: Profile, root: Path, *roles: str) -> Normal:
-    """The views of the objects that had certain roles.
+    """Return the views of the objects that had certain roles.
 
     Args:
-        profile: of the model.
-        root: of the data set.
-        *roles: "train", "tune", "calibrate".
+        profile: Profile of the model.
+        root: Folder of the data set.
+        *roles: Some of "train", "tune" and "calibrate".
 
     Returns:
         The views.
@@ -34,23 +34,23 @@ def normal_views(profile: Profile, root: Path, *roles: str) -> Normal:
 
 
 def main() -> None:
-    """Prints a table, the best kind by cross-validation first."""
+    """Print a table, the best kind by cross-validation first."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True)
-    wanted = parser.parse_args()
-    profile = load_profile(wanted.model)
-    known = normal_views(profile, wanted.data, "train", "tune")
-    held = normal_views(profile, wanted.data, "calibrate")
+    parser.add_argument("--model", type=Path, required=True, help="Folder of the model.")
+    parser.add_argument("--data", type=Path, required=True, help="Folder of the images.")
+    options = parser.parse_args()
+    profile = load_profile(options.model)
+    known = normal_views(profile, options.data, "train", "tune")
+    held = normal_views(profile, options.data, "calibrate")
     ranked = choose(known.pixels, groups=known.groups, seed=profile.seed, by="regions")
     rows: list[list[str]] = []
     for judged in ranked.reports:
-        found = fit_report(
+        fit = fit_report(
             estimate(known.pixels, judged.kind, groups=known.groups), held.pixels, held.groups
         )
         if not rows:
-            rows.append(["kind", "error", *("{}x{}".format(*r.shape) for r in found.regions)])
-        shares = [f"{region.rejection.value:.2f}" for region in found.regions]
+            rows.append(["kind", "error", *("{}x{}".format(*r.shape) for r in fit.regions)])
+        shares = [f"{region.rejection.value:.2f}" for region in fit.regions]
         rows.append([judged.kind, f"{judged.region_error:.2f}", *shares])
     print(align_rows(rows))
 

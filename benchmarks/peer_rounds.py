@@ -1,14 +1,15 @@
 """Rounds that alternate between dal_jax and the peer, on the same weights, draws and images.
 
 Used by `dal-jax bench --peer-python PEER_ENV/bin/python`; the peer's own side is
-`peer_si4onnx.py`, which runs in its environment on one thread. Where dal_jax uses all cores, as
-many images are tested by the peer at a time, each test counting for its share of the machine.
+`peer_si4onnx.py`, which runs in its environment on one thread. Where dal_jax uses all cores, the
+peer tests one image per core at a time, and each test counts for its share of the machine.
 """
 
+import os
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -19,12 +20,10 @@ import numpy as np
 
 from dal_jax import InputError, Localizer
 from dal_jax.bench import (
-    Beside,
     Plan,
     Prepared,
     in_process,
     load_inputs,
-    machine,
     open_subject,
     thread_limits,
     work,
@@ -35,20 +34,22 @@ from dal_jax.models import NORM_EPSILON, state_dict_layout
 SCRIPT = Path(__file__).with_name("peer_si4onnx.py")
 
 
-def beside(python: str, *, tests: int = 2, seconds: float = 60.0, rounds: int = 2) -> Beside:
-    """Makes what `dal_jax.bench.measure` calls at each size.
+def beside(
+    python: str, *, tests: int = 2, seconds: float = 60.0, rounds: int = 2
+) -> Callable[[Prepared], Iterator[dict[str, Any]]]:
+    """Return the function that `dal_jax.bench.measure` calls at each size.
 
     Args:
-        python: interpreter of the peer's environment.
-        tests: images that the peer tests in a round.
-        seconds: limit of its search of one image; one that is cut off is extrapolated.
-        rounds: how many.
+        python: Interpreter of the peer's environment.
+        tests: Number of images that the peer tests in a round.
+        seconds: Limit of its search of one image; a search that is cut off is extrapolated.
+        rounds: Number of rounds.
 
     Returns:
         A function that yields the record of a size.
 
     Raises:
-        InputError: the peer cannot be imported there, or a number does not fit.
+        InputError: The peer cannot be imported there, or a number does not fit.
     """
     if tests < 1 or rounds < 1 or not seconds > 0:
         raise InputError(
@@ -56,30 +57,30 @@ def beside(python: str, *, tests: int = 2, seconds: float = 60.0, rounds: int = 
         )
     try:
         command = [python, "-c", "import si4onnx, torch"]
-        found = subprocess.run(command, capture_output=True, check=False).returncode == 0
+        works = subprocess.run(command, capture_output=True, check=False).returncode == 0
     except OSError:
-        found = False
-    if not found:
+        works = False
+    if not works:
         raise InputError(
             f"--peer-python: got {python!r}, which cannot import si4onnx; expected an environment "
             "with benchmarks/peer_requirements.txt"
         )
-    return partial(_compared, python, tests, seconds, rounds)
+    return partial(_compare, python, tests, seconds, rounds)
 
 
 def run_peer(
     python: str, inputs: Sequence[str | Path], *, case: int | None = None, max_seconds: float
 ) -> Any:
-    """Runs the peer on one image, on one thread.
+    """Run the peer on one image, on one thread.
 
     Args:
-        python: interpreter of its environment.
-        inputs: files as of `peer_si4onnx.py`.
-        case: number of the case in them, or None.
-        max_seconds: limit of the search.
+        python: Interpreter of its environment.
+        inputs: Input files of `peer_si4onnx.py`.
+        case: Number of the case in them, or None.
+        max_seconds: Limit of the search.
 
     Returns:
-        The peer's record, or {"failure": why}.
+        The peer's record, or {"failure": reason}.
     """
     command = [python, str(SCRIPT), *map(str, inputs), "--max-seconds", str(max_seconds)]
     command += [] if case is None else ["--case", str(case)]
@@ -87,20 +88,20 @@ def run_peer(
 
 
 def peer_arrays(localizer: Localizer) -> dict[str, np.ndarray]:
-    """Weights and schedule of a localizer under the names that the peer's script reads.
+    """Return weights and schedule of a localizer under the names that the peer's script reads.
 
     Args:
-        localizer: from `dal_localizer` with a ReLU network.
+        localizer: Localizer of `dal_localizer`, with a ReLU network.
 
     Returns:
         Arrays by name; all but the image and its reference.
 
     Raises:
-        InputError: another kind of localizer.
+        InputError: The localizer is of another kind.
     """
     score = localizer.score_fn
     if not isinstance(score, DalScore) or score.config.unet.activation != "relu":
-        raise InputError("localizer: got another than the diffusion localizer with ReLU")
+        raise InputError("localizer: got another kind, expected the diffusion localizer with ReLU")
     config = score.config
     levels = np.asarray(config.reverse.coefficients(config.schedule).levels)
     arrays = {
@@ -120,11 +121,11 @@ def peer_arrays(localizer: Localizer) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _compared(
+def _compare(
     python: str, tests: int, seconds: float, rounds: int, prepared: Prepared
 ) -> Iterator[dict[str, Any]]:
-    """One record: all rounds of a size, and the median of their ratios."""
-    told = {
+    """Yield one record: all rounds of a size, and the median of their ratios."""
+    labels = {
         "kind": "peer",
         "size": prepared.subject.size,
         "engine": "adaptive",
@@ -135,7 +136,7 @@ def _compared(
     inputs = load_inputs(prepared.inputs)
     localizer = open_subject(prepared.subject)[0].with_threshold(inputs.threshold)
     total = len(inputs.images)
-    found: list[dict[str, Any]] = []
+    done: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         arrays = peer_arrays(localizer)
         for number in range(rounds):
@@ -144,28 +145,28 @@ def _compared(
             for k, file in zip(selected, files, strict=True):
                 own = {"x": inputs.images[k], "x_ref": inputs.references[k]}
                 np.savez(file, **arrays, **own)  # type: ignore[arg-type]
-            found.append(_round(python, prepared, selected, files, seconds))
-    failure = next((row["failure"] for row in found if "failure" in row), None)
+            done.append(_round(python, prepared, selected, files, seconds))
+    failure = next((row["failure"] for row in done if "failure" in row), None)
     if failure is not None:
-        yield {**told, "rounds": found, "failure": failure}
+        yield {**labels, "rounds": done, "failure": failure}
         return
-    theirs = [peer["seconds_per_test"] for row in found for peer in row["peer"]]
+    theirs = [peer["seconds_per_test"] for row in done for peer in row["peer"]]
     yield {
-        **told,
+        **labels,
         "tests": total,
-        "seconds_per_test": statistics.median(row["seconds_per_test"] for row in found),
+        "seconds_per_test": statistics.median(row["seconds_per_test"] for row in done),
         "peer_seconds_per_test": statistics.fmean(theirs),
         "peer_tests": len(theirs),
-        "extrapolated": sum(peer["extrapolated"] for row in found for peer in row["peer"]),
-        "ratio": statistics.median(row["ratio"] for row in found),
-        "rounds": found,
+        "extrapolated": sum(peer["extrapolated"] for row in done for peer in row["peer"]),
+        "ratio": statistics.median(row["ratio"] for row in done),
+        "rounds": done,
     }
 
 
 def _round(
     python: str, prepared: Prepared, selected: list[int], files: list[Path], seconds: float
 ) -> dict[str, Any]:
-    """All images by dal_jax, then some of them by the peer."""
+    """Test all images by dal_jax, then some of them by the peer."""
     plan = prepared.plan
     jobs = _jobs(plan)
     task = {"subject": asdict(prepared.subject), "inputs": str(prepared.inputs)}
@@ -197,14 +198,15 @@ def _round(
 
 
 def _jobs(plan: Plan) -> int:
-    """How many tests the peer has under way at a time."""
-    return plan.threads or machine()["cores"]
+    """Return the number of tests that the peer has under way at a time."""
+    allowed = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
+    return plan.threads or len(allowed)
 
 
 def _peer_test(
     number: int, record: dict[str, Any], windows: int | None, jobs: int
 ) -> dict[str, Any]:
-    """What one test took the peer, or would have taken: its time per window times all windows."""
+    """Return the seconds of one test of the peer; extrapolated, time per window times windows."""
     out = {
         "image": number,
         "extrapolated": windows is not None,

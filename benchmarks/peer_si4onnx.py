@@ -90,14 +90,14 @@ def to_nchw(image: np.ndarray) -> np.ndarray:
 
 
 def time_code(level: int) -> np.ndarray:
-    """Sinusoidal code of a level t: v_i = sin(t/d_i) for even i, cos for odd, d_i = 1e4^(i/100)."""
+    """Return the code of a level t: v_i = sin(t/d_i) for even i, cos for odd, d_i = 1e4^(i/100)."""
     index = np.arange(TIME_CODE_LENGTH)
     angle = level / np.exp(index / TIME_CODE_LENGTH * math.log(1e4))
     return np.where(index % 2 == 0, np.sin(angle), np.cos(angle))
 
 
 class GraphBuilder:
-    """Collects ONNX nodes and float64 constants for `localizer_graph`."""
+    """Collection of ONNX nodes and float64 constants for `localizer_graph`."""
 
     def __init__(self, weights: Arrays, bn_eps: float) -> None:
         self.weights = weights
@@ -119,7 +119,7 @@ class GraphBuilder:
         return output
 
     def array(self, name: str) -> np.ndarray:
-        """Look up a weight in float64, or say which one is missing."""
+        """Look up a weight in float64; raise an error if it is missing."""
         if name not in self.weights:
             raise InputError(f"missing arrays: {name}")
         return np.asarray(self.weights[name], dtype=np.float64)
@@ -166,7 +166,7 @@ def localizer_graph(arrays: Arrays) -> onnx.ModelProto:
     c2 = sqrt(1-n-c1^2), x <- sqrt(n) x0 + c1 draw + c2 eps, with a, n from alpha_bar.
 
     Args:
-        arrays: What `read_inputs` returned.
+        arrays: Result of `read_inputs`.
 
     Returns:
         The graph, input `image` and output `reconstruction`, both (1, C, H, W).
@@ -226,7 +226,7 @@ class RecordedMeanDiff(si4onnx.ReferenceMeanDiff):
 
 
 class StopRule:
-    """Decides after each window whether the search ends, and remembers why.
+    """Decision after each window whether the search ends, with its reason.
 
     The precision is checked by sicore's own criterion, so that its cost counts as it would without
     this class; this adds a limit on seconds and a range to cover.
@@ -306,10 +306,10 @@ def measure(
     max_seconds: float = math.inf,
     z_range: tuple[float, float] | None = None,
 ) -> dict[str, Any]:
-    """Run one selective test through si4onnx and report what it found and what it cost.
+    """Run one selective test through si4onnx and report its result and its cost.
 
     Args:
-        arrays: What `read_inputs` returned.
+        arrays: Result of `read_inputs`.
         precision: Width of the bounds on p at which the search stops, in (0, 1).
         exhaustive: Search a whole range, si4onnx's own +-(10 + |z_obs|) unless z_range is given,
             and ignore precision.
@@ -404,7 +404,7 @@ def hypothesis_score(hypothesis: RecordedMeanDiff, reconstruction: Any, image: A
 
 
 def median_seconds(function: Callable[[], Any], repeats: int) -> float:
-    """Median wall-clock seconds of a call."""
+    """Return the median wall-clock seconds of a call."""
     times = []
     for _ in range(repeats):
         begin = time.perf_counter()
@@ -416,19 +416,21 @@ def median_seconds(function: Callable[[], Any], repeats: int) -> float:
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("inputs", nargs="+", metavar="FILE.npz", help="weights and case arrays")
-    parser.add_argument("--case", type=int, help="number of a case, for arrays named caseNN_*")
-    parser.add_argument("--precision", type=float, default=1e-3, help="width of the bounds on p")
-    parser.add_argument("--exhaustive", action="store_true", help="search the whole range")
-    parser.add_argument("--max-seconds", type=float, default=math.inf, help="limit of the search")
+    parser.add_argument(
+        "inputs", nargs="+", metavar="FILE.npz", help="Files of weights and case arrays."
+    )
+    parser.add_argument("--case", type=int, help="Number of a case, for arrays named caseNN_*.")
+    parser.add_argument("--precision", type=float, default=1e-3, help="Width of the bounds on p.")
+    parser.add_argument("--exhaustive", action="store_true", help="Search the whole range.")
+    parser.add_argument("--max-seconds", type=float, default=math.inf, help="Limit of the search.")
     parser.add_argument(
         "--z-range",
         type=float,
         nargs=2,
         metavar=("LOW", "HIGH"),
-        help="search only this range of standardized z",
+        help="Search only this range of standardized z.",
     )
-    parser.add_argument("--output", help="write the JSON here instead of standard output")
+    parser.add_argument("--output", help="File for the JSON; default: standard output.")
     options = parser.parse_args(arguments)
     if options.z_range and not options.z_range[0] < options.z_range[1]:
         parser.error("--z-range: LOW must be below HIGH")

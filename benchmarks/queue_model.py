@@ -1,26 +1,29 @@
-"""A simulated queue: what many tests cost on many devices, from measured costs of the parts.
+"""A simulated queue: the cost of many tests on many devices, from measured costs of the parts.
 
 Follows `dal_jax.search.run_side_by_side` within a process, and `dal_jax.run_tests` among
 processes: each takes every count-th image, all wait for one another at the start and the end.
 """
 
 import heapq
-from collections import deque
+import json
+from collections import Counter, deque
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dal_jax.search import CALLS
 
-# What a search asks for, in order: its image, the first grid, then so many at a time, the checks.
+# Sizes of a search's requests, in order: its image (1), the first grid, then sections, the checks.
 GRID, SECTION, CHECKS = 18, 4, 8
-# A run that fails as often never ends.
+# A run with more failures never ends.
 MOST_FAILURES = 500
 
 
 class Costs(NamedTuple):
-    """Of one process with one device; seconds where nothing else is said."""
+    """Costs of one process with one device; in seconds, but for the two numbers."""
 
     call: float  # of a batch, the host's part included
     capacity: int  # evaluations in a batch
@@ -36,7 +39,7 @@ class Costs(NamedTuple):
 
 
 class Process(NamedTuple):
-    """What one process did."""
+    """Simulation of one process."""
 
     seconds: float
     calls: int
@@ -44,12 +47,12 @@ class Process(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What all processes did; seconds."""
+    """Simulation of all processes; times in seconds."""
 
     total: float  # until the results are collected
-    started: float  # of it before the first test, compilation included
-    working: float  # until the last process is done
-    collected: float  # at the end, by one process
+    started: float  # part of it before the first test, compilation included
+    working: float  # part of it until the last process is done
+    collected: float  # part of it at the end, by one process
     useful: float  # full batches of all processes together
     devices: int
     failures: int
@@ -57,20 +60,20 @@ class Run(NamedTuple):
 
     @property
     def device_hours(self) -> float:
-        """What is paid for."""
+        """Device time that is paid for, hours."""
         return self.devices * self.total / 3600
 
     @property
     def utilization(self) -> float:
-        """Share of it that went into full batches."""
+        """Share of the device time that went into full batches."""
         return self.useful / (self.devices * self.total)
 
 
 def requests(evaluations: int) -> Iterator[int]:
-    """Sizes of the requests of a test.
+    """Yield the sizes of the requests of a test.
 
     Args:
-        evaluations: of the whole test, 1 or more.
+        evaluations: Evaluations of the whole test, 1 or more.
 
     Yields:
         Sizes that add up to `evaluations`.
@@ -90,11 +93,11 @@ def requests(evaluations: int) -> Iterator[int]:
 
 
 def simulate_process(evaluations: np.ndarray, costs: Costs) -> Process:
-    """One process call by call.
+    """Simulate one process call by call.
 
     Args:
-        evaluations: (n,) of its tests, in order.
-        costs: of its calls.
+        evaluations: Evaluations of its tests (n,), in order.
+        costs: Costs of its calls.
 
     Returns:
         Time from the first to the last call, and the tests' latencies.
@@ -145,14 +148,14 @@ def simulate_process(evaluations: np.ndarray, costs: Costs) -> Process:
 
 
 def process_seconds(evaluations: np.ndarray, costs: Costs) -> float:
-    """Time of a process: full batches first, the last tests call by call, records appended.
+    """Return the time of a process: full batches, the last tests call by call, appended records.
 
     Args:
-        evaluations: (n,) of its tests, in order.
-        costs: of its calls.
+        evaluations: Evaluations of its tests (n,), in order.
+        costs: Costs of its calls.
 
     Returns:
-        Seconds; those of `simulate_process` but for what rounds to a call.
+        Seconds; those of `simulate_process` to about the length of a call.
     """
     tail = 4 * costs.in_flight
     head = float(np.sum(evaluations[:-tail])) if len(evaluations) > tail else 0.0
@@ -170,20 +173,20 @@ def simulate_run(
     mtbf: float = np.inf,
     seed: int = 0,
 ) -> Run:
-    """A run of as many processes as devices.
+    """Simulate a run with one process for each device.
 
     Args:
-        evaluations: (n,) of all tests, in order.
-        devices: 1 or more.
-        costs: of one of them.
-        steal: 0: each process has its share from the start, as in dal_jax; else a process takes
-            so many tests at a time from a common queue.
-        speeds: (devices,) how many times longer a process takes than the costs say; None is 1.
-        mtbf: mean time between failures of a device, seconds; one failure stops all processes.
-        seed: of the failures.
+        evaluations: Evaluations of all tests (n,), in order.
+        devices: Number of devices, 1 or more.
+        costs: Costs of one process.
+        steal: Number of tests that a process takes at a time from a common queue; 0 gives each
+            process its share from the start, as in dal_jax.
+        speeds: Factors (devices,) by which a process takes longer than its costs; None is 1.
+        mtbf: Mean time between failures of a device, seconds; one failure stops all processes.
+        seed: Seed of the failures.
 
     Returns:
-        What it took.
+        The run.
     """
     slow = np.ones(devices) if speeds is None else np.asarray(speeds, float)
     rng = np.random.default_rng(seed)
@@ -205,7 +208,7 @@ def simulate_run(
             return Run(np.inf, started, np.inf, np.inf, useful, devices, failures, lost)
         failures += 1
         total += strikes + costs.detect + costs.requeue
-        left, wasted = _interrupted(left, costs, slow, strikes - before)
+        left, wasted = _interrupt(left, costs, slow, strikes - before)
         lost += wasted
     working = max(0.0, length - costs.compile * float(slow.max()))
     collected = images * costs.collect
@@ -214,7 +217,7 @@ def simulate_run(
 
 
 def _least(left: np.ndarray, costs: Costs, slow: np.ndarray, steal: int) -> float:
-    """What the work takes at least; quickly told, since most failures come before it."""
+    """Return a lower bound on the seconds of the work; fast, since most failures come before it."""
     if steal:
         return 0.0
     sums = np.array([left[index :: len(slow)].sum() for index in range(len(slow))])
@@ -222,7 +225,7 @@ def _least(left: np.ndarray, costs: Costs, slow: np.ndarray, steal: int) -> floa
 
 
 def _work(left: np.ndarray, costs: Costs, slow: np.ndarray, steal: int) -> np.ndarray:
-    """Seconds until each process has nothing left to do."""
+    """Return the seconds until each process has nothing left to do."""
     devices = len(slow)
     if not steal:
         shares = (left[index::devices] for index in range(devices))
@@ -233,7 +236,7 @@ def _work(left: np.ndarray, costs: Costs, slow: np.ndarray, steal: int) -> np.nd
         when, index = free[0]
         seconds = float(chunk.sum()) / costs.capacity * costs.call + len(chunk) * costs.append
         heapq.heapreplace(free, (when + costs.claim + slow[index] * seconds, index))
-    # What its last tests take longer than in full batches.
+    # Extra time of its last tests beside full batches.
     last = left[-costs.in_flight :]
     drain = simulate_process(last, costs).seconds - float(last.sum()) / costs.capacity * costs.call
     ends = np.zeros(devices)
@@ -242,10 +245,10 @@ def _work(left: np.ndarray, costs: Costs, slow: np.ndarray, steal: int) -> np.nd
     return ends
 
 
-def _interrupted(
+def _interrupt(
     left: np.ndarray, costs: Costs, slow: np.ndarray, seconds: float
 ) -> tuple[np.ndarray, float]:
-    """Tests that are not finished after so many seconds, and device time that was for nothing."""
+    """Return the tests that are not finished after some seconds, and the lost device time."""
     devices, kept, lost = len(slow), [], 0.0
     for index in range(devices):
         share = left[index::devices]
@@ -258,3 +261,89 @@ def _interrupted(
         lost += spent / costs.capacity * costs.call * slow[index]
         kept.append(share[finished:])
     return np.concatenate(kept), lost
+
+
+@dataclass(frozen=True)
+class SizeInputs:
+    """Costs of one image size, and the evaluations of its tests."""
+
+    size: int
+    costs: Costs
+    histogram: dict[int, int]  # number of tests, by the evaluations of a test
+
+    def draw(self, images: int, seed: int) -> np.ndarray:
+        """Draw the evaluations of tests with the measured frequencies.
+
+        Args:
+            images: Number of tests.
+            seed: Seed of the draw.
+
+        Returns:
+            Evaluations (images,), 1 or more.
+        """
+        counts = np.array(list(self.histogram.values()), float)
+        values = np.array(list(self.histogram))
+        return np.random.default_rng(seed).choice(values, images, p=counts / counts.sum())
+
+
+def summarize(rows: dict[int, Path], bench: Path) -> dict[str, Any]:
+    """Reduce measurements to the inputs of the simulation.
+
+    Args:
+        rows: Files results.jsonl of null images, from a run directory, by size.
+        bench: File of `dal-jax bench --engines adaptive`.
+
+    Returns:
+        Machine, and by size costs and histogram; a size without rows takes those of the largest
+        size that has them, stretched to the mean of the bench.
+    """
+    histograms: dict[int, dict[int, int]] = {}
+    for size, file in sorted(rows.items()):
+        lines = file.read_text().splitlines()
+        counts = Counter(json.loads(line)["num_evaluations"] for line in lines)
+        histograms[size] = dict(sorted(counts.items()))
+    records = json.loads(bench.read_text())["records"]
+    machine = next(record["machine"] for record in records if "machine" in record)
+    sizes = {}
+    for record in records:
+        if record["kind"] != "engine" or record["engine"] != "adaptive" or "failure" in record:
+            continue
+        size, capacity = record["size"], record["capacity"]["float32"]
+        mean = record["evaluations_per_test"]["mean"]
+        each = record["seconds_per_test"] / mean
+        rows_of = size if size in histograms else max(histograms)
+        sizes[str(size)] = {
+            "costs": {
+                "call": each * capacity * record["batch_fill"],
+                "capacity": capacity,
+                "in_flight": 2 * capacity,
+                "start": record["start_seconds"],
+                "compile": record["compile_seconds"],
+            },
+            "evaluations": _stretch(histograms[rows_of], None if rows_of == size else mean),
+            "rows_of_size": rows_of,
+        }
+    return {"machine": machine, "sizes": sizes}
+
+
+def read_inputs(path: Path) -> list[SizeInputs]:
+    """Read the inputs that `summarize` returned, from a JSON file."""
+    return [
+        SizeInputs(
+            int(size),
+            Costs(**entry["costs"]),
+            {int(key): count for key, count in entry["evaluations"].items()},
+        )
+        for size, entry in json.loads(path.read_text())["sizes"].items()
+    ]
+
+
+def _stretch(histogram: dict[int, int], mean: float | None) -> dict[str, int]:
+    """Scale the tests of more than one evaluation to a mean, if one is given."""
+    several = {key: count for key, count in histogram.items() if key > 1}
+    own = sum(key * count for key, count in several.items()) / max(1, sum(several.values()))
+    factor = 1.0 if mean is None else mean / own
+    out: Counter[str] = Counter()
+    for key, count in histogram.items():
+        out[str(key if key == 1 else max(2, round(factor * key)))] += count
+    return dict(out)

@@ -1,10 +1,10 @@
-"""What a million images cost on 1 to 512 devices: a simulated queue fed with measured numbers.
+"""Cost of a million images on 1 to 512 devices: a simulated queue with measured inputs.
 
 python -m benchmarks.scaling
 python -m benchmarks.scaling --rows 8=RUN8/results.jsonl 16=RUN16/results.jsonl --bench bench.json
 
-With --rows (of the run directories of `dal-jax experiment type1_error`) and --bench (of dal-jax
-bench) the inputs are written anew; without them they are read. `docs/scaling.md` holds the tables.
+With --rows (from run directories of `dal-jax experiment type1_error`) and --bench (from `dal-jax
+bench`) the inputs are written anew; without them they are read. `docs/scaling.md` has the tables.
 """
 
 import argparse
@@ -14,22 +14,29 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.queue_inputs import Measured, read_inputs, summarize
-from benchmarks.queue_model import Costs, process_seconds, simulate_process, simulate_run
+from benchmarks.queue_model import (
+    Costs,
+    SizeInputs,
+    process_seconds,
+    read_inputs,
+    simulate_process,
+    simulate_run,
+    summarize,
+)
 from dal_jax.bench import align_rows, number
 from dal_jax.images import write_text
 
 INPUTS = Path(__file__).with_name("data") / "queue.json"
 DAY, GIB = 86400.0, 2**30
-# A record in a shard, and in the memory of a process that has read it; measured.
+# Size of a record in a shard, and in the memory of a process that has read it; measured, bytes.
 RECORD_BYTES, RECORD_MEMORY = 600, 4.2 * 1024
-# Assumed of a shared file system, all processes together: bytes a second.
+# Assumed rate of a shared file system for all processes together, bytes a second.
 FILE_BYTES = 1e9
 STEAL = 64  # tests at a time
 
 
-def lengths(measured: list[Measured]) -> str:
-    """Table of the inputs: how long tests are, and what their parts cost."""
+def lengths(measured: list[SizeInputs]) -> str:
+    """Return a table of the inputs: lengths of tests, and costs of their parts."""
     titles = ["size", "one evaluation only", "median of the others", "99%", "max"]
     titles += ["ms a call", "of evaluations", "start, s", "compile, s", "p50 test, s", "p99, s"]
     rows = [titles]
@@ -55,8 +62,8 @@ def lengths(measured: list[Measured]) -> str:
     return align_rows(rows)
 
 
-def runs(measured: list[Measured], images: int, devices: list[int], seed: int) -> str:
-    """Table of whole runs, alike devices and no failures."""
+def runs(measured: list[SizeInputs], images: int, devices: list[int], seed: int) -> str:
+    """Return a table of whole runs, with equal devices and no failures."""
     titles = ["size", "devices", "time", "images a s", "device-hours", "utilization"]
     rows = [[*titles, "start", "work", "slowest / mean", "collecting", "stealing, time"]]
     for entry in measured:
@@ -82,8 +89,8 @@ def runs(measured: list[Measured], images: int, devices: list[int], seed: int) -
     return align_rows(rows)
 
 
-def uneven(measured: list[Measured], images: int, devices: list[int], seed: int) -> str:
-    """Table of what devices of unlike speed do to both ways of sharing out."""
+def uneven(measured: list[SizeInputs], images: int, devices: list[int], seed: int) -> str:
+    """Return a table of both ways of sharing out, with devices of unequal speed."""
     titles = ["size", "devices", "shares: 10% spread", "one half as fast", "both"]
     titles += ["stealing: 10% spread", "one half as fast", "both"]
     rows = [titles]
@@ -102,8 +109,8 @@ def uneven(measured: list[Measured], images: int, devices: list[int], seed: int)
     return align_rows(rows)
 
 
-def shares(measured: list[Measured], seed: int) -> str:
-    """Table of how many tests a process needs to be worth its start."""
+def shares(measured: list[SizeInputs], seed: int) -> str:
+    """Return a table of the number of tests that makes up for the start of a process."""
     sizes = (10, 100, 1000, 10_000, 100_000)
     rows = [["size", *(f"{n:,} tests" for n in sizes), "90% from", "99% from"]]
     for entry in measured:
@@ -116,17 +123,17 @@ def shares(measured: list[Measured], seed: int) -> str:
             useful = float(tests[:count].sum()) / costs.capacity * costs.call
             return useful / (begin + process_seconds(tests[:count], costs))
 
-        told = [f"{100 * efficiency(n):.1f}%" for n in sizes]
+        percent = [f"{100 * efficiency(n):.1f}%" for n in sizes]
         each = float(tests.mean()) / costs.capacity * costs.call
         enough = [number(begin / each * goal / (1 - goal), 2) for goal in (0.9, 0.99)]
-        rows.append([str(entry.size), *told, *enough])
+        rows.append([str(entry.size), *percent, *enough])
     return align_rows(rows)
 
 
 def losses(
-    measured: list[Measured], images: int, devices: list[int], seed: int, repeats: int = 20
+    measured: list[SizeInputs], images: int, devices: list[int], seed: int, repeats: int = 20
 ) -> str:
-    """Table of failures, largest size: a lost process stops all, and the same command goes on."""
+    """Return a table of failures, largest size: a lost process stops all, the command goes on."""
     entry, means = measured[-1], (100 * DAY, 10 * DAY, DAY)
     titles = [f"one in {m / DAY:.0f} d a device: time (failures, lost)" for m in means]
     rows = [["size", "devices", "no failure", *titles]]
@@ -150,7 +157,7 @@ def losses(
 
 
 def limits(images: int, devices: list[int], costs: Costs) -> str:
-    """Table of what every process does for all images, and the files it touches."""
+    """Return a table of the work of every process for all images, and of its files."""
     titles = ["devices", "resuming: bytes read", "they take"]
     titles += ["a process reads for", "and keeps", "collecting", "device-hours waiting"]
     rows = [titles]
@@ -172,7 +179,7 @@ def limits(images: int, devices: list[int], costs: Costs) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that fits."""
+    """Return seconds in the unit that fits."""
     for unit, name in ((DAY, "d"), (3600.0, "h"), (60.0, "min")):
         if seconds >= 2 * unit:
             return f"{seconds / unit:.1f} {name}"
@@ -180,17 +187,27 @@ def duration(seconds: float) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Writes the inputs anew if asked to, and prints all tables."""
+    """Write the inputs anew if asked to, and print all tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--inputs", type=Path, default=INPUTS, help="measured inputs, JSON")
-    parser.add_argument("--rows", nargs="*", default=[], metavar="SIZE=FILE", help="of the study")
-    parser.add_argument("--bench", type=Path, help="of dal-jax bench")
-    parser.add_argument("--images", type=int, default=10**6)
-    parser.add_argument("--devices", type=int, nargs="+", default=[1, 8, 64, 512])
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--inputs", type=Path, default=INPUTS, help="File of measured inputs, JSON."
+    )
+    parser.add_argument(
+        "--rows",
+        nargs="*",
+        default=[],
+        metavar="SIZE=FILE",
+        help="Files results.jsonl of null images.",
+    )
+    parser.add_argument("--bench", type=Path, help="File of `dal-jax bench`.")
+    parser.add_argument("--images", type=int, default=10**6, help="Number of images.")
+    parser.add_argument(
+        "--devices", type=int, nargs="+", default=[1, 8, 64, 512], help="Numbers of devices."
+    )
+    parser.add_argument("--seed", type=int, default=0, help="Seed of tests and failures.")
     options = parser.parse_args(arguments)
     if bool(options.rows) != bool(options.bench):
-        parser.error("--rows and --bench: give both, or neither")
+        parser.error("--rows and --bench: got one of them, expected both or neither")
     if options.bench:
         split = (row.partition("=") for row in options.rows)
         made = summarize({int(size): Path(file) for size, _, file in split}, options.bench)
@@ -203,7 +220,7 @@ def main(arguments: list[str] | None = None) -> None:
         ("Unlike devices", lambda: uneven(measured, *plan)),
         ("Tests for a process", lambda: shares(measured, options.seed)),
         ("Failures", lambda: losses(measured, *plan)),
-        ("What every process does", lambda: limits(*plan[:2], measured[0].costs)),
+        ("Work of every process", lambda: limits(*plan[:2], measured[0].costs)),
     ):
         print(f"{title}\n\n{table()}\n", flush=True)
 

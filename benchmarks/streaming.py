@@ -1,10 +1,11 @@
-"""A long folder of photographs: is memory bounded, and does a killed run lose or repeat anything?
+"""A long folder of photographs: memory, and tests lost or repeated by a killed run.
 
 python -m benchmarks.streaming --out DIR [--images 1000] [--side 256]
 
 Writes photographs (grey, correlated noise) to DIR/data, trains a small model on views resized to
 16 x 16, tests a tenth of them and all of them, and all of them once more in a run that is killed
-twice (SIGKILL) and continued. Prints seconds, peak memory of the processes and what was compared.
+twice (SIGKILL) and continued. Prints seconds, peak memory of the processes, and whether any test is
+lost or repeated and the tables are the same.
 """
 
 import argparse
@@ -27,13 +28,13 @@ NOISE = ("--noise", "stationary", "--flag-share", "0.02")
 
 
 def write_photographs(folder: Path, count: int, train: int, side: int) -> None:
-    """Writes `train` normal photographs to train on and `count` to test; those there are kept.
+    """Write normal photographs to train on and to test; keep existing ones.
 
     Args:
-        folder: of the data set, MVTec layout.
-        count: of test images.
-        train: of training images.
-        side: of an image, pixels.
+        folder: Folder of the data set, in the layout of MVTec AD.
+        count: Number of test images.
+        train: Number of training images.
+        side: Side of an image, pixels.
     """
     lags = np.minimum(np.arange(2 * side - 1), 2 * side - 1 - np.arange(2 * side - 1))
     table = 100.0 * np.exp(-np.hypot(*np.meshgrid(lags, lags, indexing="ij")) / 3)
@@ -50,12 +51,12 @@ def write_photographs(folder: Path, count: int, train: int, side: int) -> None:
 
 
 def part_of(folder: Path, out: Path, count: int) -> Path:
-    """A data set of links to the training images and to the first test images.
+    """Make a data set of links to the training images and to the first test images.
 
     Args:
-        folder: of the whole data set.
-        out: of the part.
-        count: of test images.
+        folder: Folder of the whole data set.
+        out: Folder of the part.
+        count: Number of test images.
 
     Returns:
         `out`.
@@ -69,10 +70,10 @@ def part_of(folder: Path, out: Path, count: int) -> Path:
 
 
 def command(*words: object) -> list[str]:
-    """The command line of dal-jax.
+    """Return the command line of dal-jax.
 
     Args:
-        *words: verb and options.
+        *words: Verb and options.
 
     Returns:
         Words for `subprocess`.
@@ -81,12 +82,12 @@ def command(*words: object) -> list[str]:
     return [sys.executable, "-c", code, *map(str, words)]
 
 
-def finished(words: list[str], kill: tuple[Path, int] | None = None) -> tuple[float, float]:
-    """Runs a process.
+def run_process(words: list[str], kill: tuple[Path, int] | None = None) -> tuple[float, float]:
+    """Run a process to its end, or kill it.
 
     Args:
-        words: of the command line.
-        kill: (out, tests): SIGKILL as soon as so many tests are filed there.
+        words: Words of the command line.
+        kill: Folder and number of tests: SIGKILL as soon as the folder holds the number.
 
     Returns:
         Seconds, and peak memory in MiB.
@@ -105,58 +106,59 @@ def finished(words: list[str], kill: tuple[Path, int] | None = None) -> tuple[fl
 
 
 def names(out: Path) -> list[str]:
-    """The names of the tests that the shards of a run hold.
+    """Return the names of the tests in the shards of a run.
 
     Args:
-        out: of `dal-jax test`.
+        out: Folder of `dal-jax test`.
 
     Returns:
         Names, with repetitions if there are any.
     """
-    found = []
+    held = []
     for shard in sorted((out / "run").glob("shard-*.jsonl")):
         for line in shard.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):  # else it is being written
+            if line.endswith("\n"):  # a line without is being written
                 entry = json.loads(line)
-                found += [entry["record"]["name"]] if "record" in entry else []
-    return found
+                held += [entry["record"]["name"]] if "record" in entry else []
+    return held
 
 
-def held(path: Path) -> bytes | None:
-    """The bytes of a file, None if there is none."""
+def content(path: Path) -> bytes | None:
+    """Return the bytes of a file, None if it is missing."""
     return path.read_bytes() if path.exists() else None
 
 
 def main() -> None:
-    """Runs everything and prints a table."""
+    """Run everything and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--train", type=int, default=60)
-    parser.add_argument("--side", type=int, default=256)
-    wanted = parser.parse_args()
-    data, model = wanted.out / "data", wanted.out / "model"
-    write_photographs(data, wanted.images, wanted.train, wanted.side)
-    few = part_of(data, wanted.out / "few", wanted.images // 10)
-    finished(command("train", "--data", data, "--out", model, *TRAIN, *NOISE))
+    parser.add_argument("--out", type=Path, required=True, help="Folder of everything.")
+    parser.add_argument("--images", type=int, default=1000, help="Number of test images.")
+    parser.add_argument("--train", type=int, default=60, help="Number of training images.")
+    parser.add_argument("--side", type=int, default=256, help="Side of an image, pixels.")
+    options = parser.parse_args()
+    data, model = options.out / "data", options.out / "model"
+    write_photographs(data, options.images, options.train, options.side)
+    few = part_of(data, options.out / "few", options.images // 10)
+    run_process(command("train", "--data", data, "--out", model, *TRAIN, *NOISE))
     rows = [["run", "images", "seconds", "peak MiB"]]
     for name, folder in (("few", few), ("all", data)):
-        out = wanted.out / f"out-{name}"
-        took, peak = finished(command("test", folder, "--model", model, "--out", out))
+        out = options.out / f"out-{name}"
+        took, peak = run_process(command("test", folder, "--model", model, "--out", out))
         rows.append([name, str(len(names(out))), f"{took:.0f}", f"{peak:.0f}"])
-    out = wanted.out / "out-killed"
+    out = options.out / "out-killed"
     words = command("test", data, "--model", model, "--out", out)
     for share in (0.3, 0.6):
-        took, peak = finished(words, (out, int(share * wanted.images)))
+        took, peak = run_process(words, (out, int(share * options.images)))
         rows.append(["killed", str(len(names(out))), f"{took:.0f}", f"{peak:.0f}"])
-    took, peak = finished(words)
+    took, peak = run_process(words)
     rows.append(["continued", str(len(names(out))), f"{took:.0f}", f"{peak:.0f}"])
     print(align_rows(rows))
-    found = names(out)
+    tested = names(out)
     tables = ("results.csv", "images.csv", "metrics.json")
-    same = all(held(out / name) == held(wanted.out / "out-all" / name) for name in tables)
+    same = all(content(out / name) == content(options.out / "out-all" / name) for name in tables)
+    once = len(set(tested))
     print(
-        f"tests repeated: {len(found) - len(set(found))}; lost: {wanted.images - len(set(found))}; "
+        f"tests repeated: {len(tested) - once}; lost: {options.images - once}; "
         f"tables {'have' if same else 'do not have'} the bytes of those of the run not killed"
     )
 

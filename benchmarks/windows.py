@@ -24,17 +24,17 @@ ONE_THREAD = {**thread_limits(1), "JAX_PLATFORMS": "cpu"}
 
 
 def measure_ours(folder: Path, size: int, engine: str, dtype: str, precision: float) -> Any:
-    """Times whole tests of one reference case: the first, with compilation, and later ones.
+    """Time whole tests of one reference case: the first, with compilation, and later ones.
 
     Args:
-        folder: of the reference cases.
-        size: side, pixels.
-        engine: of `dal_test`.
-        dtype: of `dal_test`.
-        precision: of `dal_test`.
+        folder: Folder of the reference cases.
+        size: Side of the image, pixels.
+        engine: Engine of `dal_test`.
+        dtype: Floating-point type of `dal_test`.
+        precision: Width of the bounds on p.
 
     Returns:
-        A record with seconds and seconds per window; those of the fastest later test.
+        A record with seconds and seconds per window, those of the fastest later test.
     """
     import numpy as np
 
@@ -47,7 +47,7 @@ def measure_ours(folder: Path, size: int, engine: str, dtype: str, precision: fl
         threshold = float(cases["lam"])
     localizer = dal_localizer(variables, DalConfig(image_size=size), threshold, case["noise"])
     rows = []
-    while len(rows) < 2 or (len(rows) < 4 and rows[-1][0] < 5):  # more of short ones
+    while len(rows) < 2 or (len(rows) < 4 and rows[-1][0] < 5):  # short tests are repeated more
         cpu = time.process_time()
         result = dal_test(
             localizer,
@@ -80,10 +80,10 @@ def _peer(python: str, folder: Path, size: int, limit: float) -> Any:
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
-    """Runs all rounds.
+    """Run all rounds.
 
     Args:
-        options: of the command line.
+        options: Options of the command line.
 
     Returns:
         Every record, and per size and engine the median ratio of the peer's time per window.
@@ -98,7 +98,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
                 records.append({"round": number, "program": "si4onnx", **peer})
             for engine, dtype in OURS:
                 if engine == "scan" and (number or not options.scan):
-                    continue  # the scan is there to check, once is enough
+                    continue  # the scan is a check; once is enough
                 worker = ["--worker", str(size), engine, dtype]
                 command = [sys.executable, "-m", "benchmarks.windows", str(options.folder), *worker]
                 ours = in_process([*command, "--precision", str(options.precision)], ONE_THREAD)
@@ -123,16 +123,18 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measures and prints JSON."""
-    parser = argparse.ArgumentParser(description="Time per window beside the peer program.")
-    parser.add_argument("folder", type=Path, help="folder of the reference cases")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[8, 16, 32])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--precision", type=float, default=1e-3)
-    parser.add_argument("--peer-python", help="interpreter of the peer's environment")
-    parser.add_argument("--peer-seconds", type=float, default=30.0, help="limit of a peer run")
-    parser.add_argument("--scan", action="store_true", help="time the scan as well, once")
-    parser.add_argument("--out", type=Path, help="write the JSON here as well")
+    """Measure and print JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path, help="Folder of the reference cases.")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[8, 16, 32], help="Sides of the images."
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="Number of rounds.")
+    parser.add_argument("--precision", type=float, default=1e-3, help="Width of bounds on p.")
+    parser.add_argument("--peer-python", help="Interpreter of the peer's environment.")
+    parser.add_argument("--peer-seconds", type=float, default=30.0, help="Limit of a peer run.")
+    parser.add_argument("--scan", action="store_true", help="Time the scan as well, once.")
+    parser.add_argument("--out", type=Path, help="File for the whole JSON.")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:

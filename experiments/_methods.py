@@ -104,7 +104,9 @@ def _signals(
         parts = [("window", settings.images[k], options)]
         # The permutation baseline flags on the image itself, whatever is compared: run it once.
         if option == first:
-            parts.append(("permutation", settings.permutation_images[k], _shuffled(settings)))
+            parts.append(
+                ("permutation", settings.permutation_images[k], _permutation_options(settings))
+            )
         conditions += [
             Condition({**labels, _PART: part}, model, use, simulation, images, chosen)
             for part, images, chosen in parts
@@ -113,7 +115,7 @@ def _signals(
     return conditions
 
 
-def _shuffled(settings: ComparisonSettings) -> TestOptions:
+def _permutation_options(settings: ComparisonSettings) -> TestOptions:
     """Return the options of the permutation baseline; its search, which nobody reads, is short."""
     return TestOptions(precision=0.5, permutations=settings.permutations, randomization=0.0)
 

@@ -183,10 +183,10 @@ def search_name(precision: float) -> str:
 def summary(tables: Tables) -> str:
     """Return counts, times and exponents, Markdown."""
 
-    def named(rows: Sequence[Row]) -> list[Row]:
+    def name_search(rows: Sequence[Row]) -> list[Row]:
         return [{**row, "search": search_name(row["precision"])} for row in rows]
 
-    rows = named(tables["intervals"])
+    rows = name_search(tables["intervals"])
     index = ("size", "width", "engine")
     parts = ["Of the images: all, without a region, failed:\n"]
     parts.append(pivot(rows, index, "search", counts_cell))
@@ -204,13 +204,13 @@ def summary(tables: Tables) -> str:
     parts.append("Exponents of growth (standard error), against pixels n or against width:\n")
     fits = [
         {**row, "of": f"width, size {row['size']}" if row["size"] else "n"}
-        for row in named(tables["intervals_exponents"])
+        for row in name_search(tables["intervals_exponents"])
     ]
     parts.append(pivot(fits, ("count", "search"), "of", growth_cell))
     parts.append("Exact engine, seconds a test; milliseconds a window (medians):\n")
     parts.append(
         pivot(
-            named(tables["intervals_times"]),
+            name_search(tables["intervals_times"]),
             ("size", "width"),
             "search",
             lambda r: f"{r['seconds_median']:.2f}; {r['ms_per_window_median']:.2f}",

@@ -167,7 +167,7 @@ def test_ends_are_compared_where_both_know(changed: dict[str, Any], expected: fl
     ("changed", "key"),
     [
         ({"status": "NOT_CONVERGED"}, "other_status"),
-        ({"region": [[3, 2], [10, 4]]}, "other_region"),  # as many pixels, others
+        ({"region": [[3, 2], [10, 4]]}, "other_region"),  # the same number of other pixels
         ({"truncation": [[-3.0, -1.0]]}, "other_intervals"),
         ({"p_low": 0.32, "p_high": 0.33}, "bounds_apart"),
         ({"p_low": 0.27, "p_high": 0.28}, "bounds_apart"),

@@ -55,7 +55,7 @@ def test_equal_objectives_share_their_training(done: Context):
     dal, mdps = (
         load_localizer(home).params for home in sorted(done.models.glob("localizer-[dm]*"))
     )
-    mdps = {**mdps, "params": mdps["network"]}
+    mdps = mdps["network"]
     for name in ("params", "down1", "conv", "kernel"):
         dal, mdps = dal[name], mdps[name]
     np.testing.assert_array_equal(dal, mdps)

@@ -55,7 +55,7 @@ def test_tables_have_every_network_and_engine(done):
         assert list(dict.fromkeys(found)) == wanted
     counts = {(r["network"], r["engine"]): int(r["images"]) for r in csv_table(done, "work")}
     assert list(counts.values()) == [6, 3, 4]
-    # What is piecewise linear has a first window with either engine, what is smooth has none.
+    # Piecewise-linear networks have a first window with either engine, smooth ones have none.
     methods = {
         (r["network"], r["engine"], r["method"]) for r in csv_table(done, "piecewise_linear")
     }

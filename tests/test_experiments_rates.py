@@ -273,7 +273,7 @@ def test_a_rate_is_that_of_scipy(alpha, rejected):
     # The 95% interval of Clopper and Pearson: quantiles of beta distributions.
     low = stats.beta.ppf(0.025, rejected, 8 - rejected + 1)
     high = stats.beta.ppf(0.975, rejected + 1, 8 - rejected)
-    # The quantiles are found by another iteration, which stops at 1e-12 or so.
+    # Another iteration computes the quantiles; it stops at 1e-12 or so.
     np.testing.assert_allclose([row["low"], row["high"]], [low, high], rtol=1e-9)
     np.testing.assert_allclose(row["se"], stats.binom(8, rejected / 8).std() / 8, rtol=1e-14)
     p = p_values(RECORDS, "selective")

@@ -154,7 +154,7 @@ def test_textures_are_written_once_and_the_same(texture: DataSet, tmp_path: Path
     assert _files(tmp_path / "again") == _files(texture.root)
     assert [path.name for path in tmp_path.iterdir()] == ["again"]
     write_textures(tmp_path / "again", "gravel", TexturePlan(tested=7))
-    assert _files(tmp_path / "again") == _files(texture.root)  # what is there stays
+    assert _files(tmp_path / "again") == _files(texture.root)  # existing files stay
     write_textures(tmp_path / "other", "gravel", TexturePlan((0.5, 2.0), tested=5, seed=4))
     assert set(_files(tmp_path / "other")) != set(_files(texture.root))
 
@@ -187,7 +187,7 @@ def test_lesions_are_marked_and_lie_in_the_middle(patients: DataSet):
             assert image[middle].min() > 0  # all brain
 
 
-def test_a_lesion_is_what_the_same_patient_would_not_have(patients: DataSet, tmp_path: Path):
+def test_patients_differ_by_their_lesions_alone(patients: DataSet, tmp_path: Path):
     other = tmp_path / "other"
     write_patients(other, BrainPlan((2.0, 6.0), 16, 2, seed=3), head())
     double, changes = open_data(other, contrast="t1"), []
@@ -259,7 +259,7 @@ def test_the_tables_are_complete(out: Path):
     assert [row["data"] for row in table(out / "run", "data_sets")] == list(SMALL["data"])
 
 
-def test_what_was_tested_served_for_nothing_else(out: Path):
+def test_tested_groups_serve_for_nothing_else(out: Path):
     for home in sorted((out / "models").iterdir()):
         name = home.name.split("-")[1]
         profile = load_profile(home)
@@ -285,9 +285,9 @@ def test_figures_and_summary(out: Path):
     assert_figures_and_words(out / "run", figures, words)
 
 
-def test_it_goes_on_where_it_was(out: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_finished_run_is_not_done_again(out: Path, monkeypatch: pytest.MonkeyPatch):
     def never(*_: Any, **__: Any):
-        raise AssertionError("what is done was done again")
+        raise AssertionError("a finished step was done again")
 
     before = (out / "run" / "real_images.csv").read_bytes()
     monkeypatch.setattr(real_images, "train_with_bar", never)
@@ -298,7 +298,7 @@ def test_it_goes_on_where_it_was(out: Path, monkeypatch: pytest.MonkeyPatch):
     assert (out / "run" / "real_images.csv").read_bytes() == before
 
 
-def test_what_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_data_that_cannot_be_written_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(InputError, match="tested is 98, expected 97 or fewer"):
         write_textures(tmp_path / "t", "grass", TexturePlan(tested=98))
     with pytest.raises(InputError, match="kind 'sand'"):

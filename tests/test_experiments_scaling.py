@@ -110,7 +110,7 @@ def test_a_grid_search_finds_the_same_set() -> None:
     rng = np.random.default_rng(3)
     x, x_ref = rng.standard_normal((2, 4, 4, 1))
     evaluator = local_evaluator(localizer)
-    assert _schedule.CALLS == CALLS  # as many under way as in the adaptive search
+    assert _schedule.CALLS == CALLS  # batches under way, as in the adaptive search
     result = dal_test(localizer, x, x_ref, "iid:1", precision=0)
     for spacing in (0.05, 0.005):
         grid = grid_search(localizer, evaluator, (x, x_ref), result.region, spacing)

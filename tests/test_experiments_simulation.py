@@ -295,7 +295,7 @@ def test_images_of_one_number_differ_by_the_square_alone(noise):
 
 
 def _level(case: ImageToTest) -> float:
-    """The variance that a case brings, from what its covariance does."""
+    """The variance that a case brings, from its covariance applied to an image of ones."""
     assert case.noise is not None
     return float(case.noise.apply(np.ones((8, 8, 1)))[3, 4, 0])
 
@@ -395,6 +395,6 @@ def test_training_images_are_others():
         ),
     ],
 )
-def test_what_does_not_fit_is_refused(arguments, message):
+def test_values_that_do_not_fit_are_refused(arguments, message):
     with pytest.raises(InputError, match=message):
         Simulation(**arguments)
