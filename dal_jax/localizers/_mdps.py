@@ -50,7 +50,7 @@ class MdpsConfig(PerceptualConfig):
     first_start: int | None = None
     first_weight: float = 0.04  # of the guidance while there is no mask
     weight: float = 0.08  # of the guidance in the masked pass
-    mask_fraction: float = 0.12  # of the range of the first map, above which the mask is 1
+    mask_fraction: float = 0.12  # share of the range of the first map above which the mask is 1
     samples: int = 1  # counterparts whose maps are averaged
 
     def __post_init__(self) -> None:
