@@ -81,8 +81,8 @@ def normal_split(
         mean: Mean of T, in its standard deviations.
 
     Returns:
-        `log P(V in R and T in tails)` to full relative accuracy, and `log P(V in R and T not in
-        tails)` to the rounding of their sum.
+        `log P(V in R and T in tails)` to full relative accuracy, and
+        `log P(V in R and T not in tails)` to the rounding of their sum.
     """
     inner = -np.inf
     for low, high in tails:

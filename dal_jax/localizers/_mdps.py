@@ -100,8 +100,8 @@ def guidance(
 ) -> tuple[Array, Array]:
     """Predict the noise, and the gradient along which the clean image of x departs from y.
 
-    `g = sqrt(n) grad_x ||x0(x) - y||`, with n values in an image; squared, `g = grad_x ||x0(x) -
-    y||^2 / 2`, which is piecewise linear with such a network.
+    `g = sqrt(n) grad_x ||x0(x) - y||`, with n values in an image; squared,
+    `g = grad_x ||x0(x) - y||^2 / 2`, which is piecewise linear with such a network.
 
     Args:
         predict: Function x -> predicted noise, of the shape and dtype of x.
