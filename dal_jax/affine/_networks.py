@@ -101,8 +101,8 @@ def sort(alg: Any, key: Any, carried: Sequence[Any]) -> tuple[Any, list[Any]]:
     n = alg.shape(key)[0]
     carried = [*carried, _places(alg.shape(key))] if carried else []
     for low, high in merge_exchange(n):
-        back = _places_after(n, low, high)
         rest = np.setdiff1d(np.arange(n), np.concatenate([low, high]))
+        back = np.argsort(np.concatenate([low, high, rest]))  # where each result lies in the parts
         a, b, untouched = (_part(alg, key, index) for index in (low, high, rest))
         exchange = None
         if carried:
@@ -131,12 +131,6 @@ def sort(alg: Any, key: Any, carried: Sequence[Any]) -> tuple[Any, list[Any]]:
 def _places(shape: tuple[int, ...]) -> np.ndarray:
     column = np.arange(shape[0], dtype=np.int32).reshape(-1, *(1,) * (len(shape) - 1))
     return np.broadcast_to(column, shape)
-
-
-def _places_after(n: int, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Return the place of each result in the concatenation of lows, highs and the rest."""
-    rest = np.setdiff1d(np.arange(n), np.concatenate([low, high]))
-    return np.argsort(np.concatenate([low, high, rest]))
 
 
 def merge_exchange(n: int) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -70,7 +70,7 @@ class Program(NamedTuple):
     operands: tuple[Slot, ...]  # the leaves of the operands, in order
     z: Slot
     outputs: tuple[Any, ...]  # slots and literals
-    keep_alive: tuple[Any, ...]  # what the keys' identities refer to
+    keep_alive: tuple[Any, ...]  # objects that the keys' identities refer to
 
 
 class Recorder:

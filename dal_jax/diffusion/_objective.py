@@ -466,7 +466,7 @@ class AnomalyRemoval(NoisePrediction):
     arXiv 2108.07610, section 3.1; own tiles: Yang et al., MemSeg, arXiv 2205.00908.
     """
 
-    synthesis: Synthesis = field(default_factory=Synthesis)  # how anomalies are made
+    synthesis: Synthesis = field(default_factory=Synthesis)  # settings of the synthetic anomalies
 
     def prepare(self, key: Array, batch: Batch) -> tuple[Array, Array, Array]:
         """Add anomalies to images, and noise to each at a level of its own, uniform over the

@@ -43,7 +43,9 @@ class TrainConfig:
     batch_size: int = 64  # images a step
     learning_rate: float = 1e-3  # of Adam
     grad_clip: float = 1.0  # largest global norm of the gradient
-    ema_decay: float | None = None  # of the averaged weights, at most; None returns the last ones
+    ema_decay: float | None = (
+        None  # largest decay of the averaged weights; None returns the last ones
+    )
     dtype: str = "float32"  # or "bfloat16", of the activations; weights are float32
     seed: int = 0  # of the first weights, batches and noise
     checkpoint_every: int = 500  # steps from one stored state to the next

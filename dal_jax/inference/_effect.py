@@ -31,8 +31,8 @@ class Effect(NamedTuple):
     """
 
     estimate: float  # median-unbiased; NaN without a p-value
-    low: float  # of the confidence interval; may be -inf
-    high: float  # may be inf
+    low: float  # lower end of the confidence interval; may be -inf
+    high: float  # upper end; may be inf
 
 
 def effect(observed: Observed, confidence: float = 0.95) -> Effect:

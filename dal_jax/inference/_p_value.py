@@ -47,17 +47,16 @@ def selective_p(
     perturbation: Perturbation = NO_PERTURBATION,
     mean: float = 0.0,
 ) -> SelectiveP:
-    """Return the p-value of z_obs under N(0, 1) given that selection saw a value in Z, with
-    bounds.
+    """Return the p-value of z_obs under N(0, 1), with bounds, given that selection saw a set Z.
 
     Selection saw `V = T + e`: the statistic itself, or a noisier one with `e ~ N(0, spread^2)`
-    where selection was randomized. With A the values at least as extreme as z_obs, `p = P(T in A |
-    V in Z)`: A is `|t| >= |z_obs|` for "two-sided", `t >= z_obs` for "greater", `t <= z_obs` for
-    "less"; "equal-tailed" is `2 min(F, 1 - F)` with F the p-value of "less". Only the part of Z
-    inside `searched` is known. p falls when unsearched values with T outside A join Z, and rises
-    when values with T in A join it: all of the former give `low`, all of the latter `high`. F can
-    take every value between its bounds, so that for "equal-tailed" the same rule holds for `min(1,
-    2 min(less, greater))`.
+    where selection was randomized. With A the values at least as extreme as z_obs,
+    `p = P(T in A | V in Z)`: A is `|t| >= |z_obs|` for "two-sided", `t >= z_obs` for "greater",
+    `t <= z_obs` for "less"; "equal-tailed" is `2 min(F, 1 - F)` with F the p-value of "less". Only
+    the part of Z inside `searched` is known. p falls when unsearched values with T outside A join
+    Z, and rises when values with T in A join it: all of the former give `low`, all of the latter
+    `high`. F can take every value between its bounds, so that for "equal-tailed" the same rule
+    holds for `min(1, 2 min(less, greater))`.
 
     Args:
         z_obs: Observed statistic in units of its standard deviation.
@@ -68,8 +67,8 @@ def selective_p(
         mean: Mean of T in its standard deviations, 0 under the null; one-sided alternatives only.
 
     Returns:
-        SelectiveP(p, low, high), all in [0, 1]; all NaN when z_obs is not finite, or when `z_obs +
-        shift`, which selection saw, is not in the searched part of Z.
+        SelectiveP(p, low, high), all in [0, 1]; all NaN when z_obs is not finite, or when
+        `z_obs + shift`, which selection saw, is not in the searched part of Z.
 
     Raises:
         InputError: Unknown alternative, or invalid intervals.

@@ -81,8 +81,8 @@ def normal_split(
         mean: Mean of T, in its standard deviations.
 
     Returns:
-        `log P(V in R and T in tails)` to full relative accuracy, and `log P(V in R and T not in
-        tails)` to the rounding of their sum.
+        `log P(V in R and T in tails)` to full relative accuracy, and
+        `log P(V in R and T not in tails)` to the rounding of their sum.
     """
     inner = -np.inf
     for low, high in tails:
@@ -267,7 +267,8 @@ class _Part(NamedTuple):
 
         def slope(v: float) -> float:
             x = (self.r * v - self.limit) / self.s
-            return float(self.r / self.s * np.exp(_log_hazard(x)) - v)
+            log_hazard = float(-(x**2) / 2 - np.log(2 * np.pi) / 2 - log_ndtr(x))  # phi / Phi
+            return float(self.r / self.s * np.exp(log_hazard) - v)
 
         high = max(self.limit / self.r, 0.0) + self.r / self.s + 1.0
         return float(optimize.brentq(slope, 0.0, high, xtol=1e-9 * self.s))  # type: ignore[arg-type]
@@ -288,8 +289,3 @@ class _Part(NamedTuple):
             near, far = np.where(above, middle, near), np.where(above, far, middle)
         ends = start + way * np.where(whole, reach, far)
         return ends[: len(mode)], ends[len(mode) :]
-
-
-def _log_hazard(x: float) -> float:
-    """Return `log(phi(x) / Phi(x))`."""
-    return float(-(x**2) / 2 - np.log(2 * np.pi) / 2 - log_ndtr(x))

@@ -97,7 +97,7 @@ class NullLaw:
     """
 
     factor: float = 1.0  # standard deviations of the noise model per standard deviation of the law
-    degrees: float = np.inf  # of freedom; infinite: normal
+    degrees: float = np.inf  # degrees of freedom; infinite: normal law
 
     def __post_init__(self) -> None:
         for name in ("factor", "degrees"):

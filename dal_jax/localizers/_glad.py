@@ -45,7 +45,7 @@ class GladConfig(PerceptualConfig):
     kind: ClassVar[str] = "glad"
 
     start: int = 500  # the levels visited are below it
-    spacing: int = 40  # of the levels
+    spacing: int = 40  # spacing of the levels
     # tau: the process stops once it is this far; infinity: never; None: as `learn_scales`
     # learns it, and 0.3 until then.
     stop_distance: float | None = None

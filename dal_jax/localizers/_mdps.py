@@ -50,7 +50,7 @@ class MdpsConfig(PerceptualConfig):
     first_start: int | None = None
     first_weight: float = 0.04  # of the guidance while there is no mask
     weight: float = 0.08  # of the guidance in the masked pass
-    mask_fraction: float = 0.12  # of the range of the first map, above which the mask is 1
+    mask_fraction: float = 0.12  # share of the range of the first map above which the mask is 1
     samples: int = 1  # counterparts whose maps are averaged
 
     def __post_init__(self) -> None:
@@ -100,8 +100,8 @@ def guidance(
 ) -> tuple[Array, Array]:
     """Predict the noise, and the gradient along which the clean image of x departs from y.
 
-    `g = sqrt(n) grad_x ||x0(x) - y||`, with n values in an image; squared, `g = grad_x ||x0(x) -
-    y||^2 / 2`, which is piecewise linear with such a network.
+    `g = sqrt(n) grad_x ||x0(x) - y||`, with n values in an image; squared,
+    `g = grad_x ||x0(x) - y||^2 / 2`, which is piecewise linear with such a network.
 
     Args:
         predict: Function x -> predicted noise, of the shape and dtype of x.

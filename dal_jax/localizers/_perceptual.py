@@ -48,7 +48,7 @@ class PerceptualConfig(LocalizerConfig):
     image_size: int | tuple[int, ...] = (32, 32)  # pixels; kept as (H, W)
     preset: str = "pl"  # or "faithful"
     start: int = 200  # the levels visited are below it
-    spacing: int = 20  # of the levels
+    spacing: int = 20  # spacing of the levels
     feature_level: float = 10.0  # at which the encoder computes the features
     depths: tuple[int, ...] = (1, 2)  # of the features, 1 is the finest
     image_range: tuple[float, float] = (-1.0, 1.0)  # mapped to an extractor's input range

@@ -53,7 +53,7 @@ class RunDirectory(NamedTuple):
     path: Path
     fingerprint: str  # of everything that decides the records
     num_tasks: int  # 1 or more
-    description: dict[str, Any]  # of the process that created the directory
+    description: dict[str, Any]  # as the process that created the directory gave it
     contradiction: Contradiction = difference  # between two records of one task
 
     def finished(self) -> dict[int, dict[str, Any]]:

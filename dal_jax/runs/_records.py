@@ -324,16 +324,13 @@ def read_shard(path: Path, run: str, num_tasks: int) -> Iterator[Entry]:
                 if fields is None:
                     damaged = place
                 elif number == 1:
-                    _check_owner(fields, run, place)
+                    if fields.get("run") != run:
+                        owner = fields.get("run")
+                        raise InputError(f"{place}: shard of the run {owner}, expected {run}")
                 else:
                     yield _entry(fields, num_tasks, place)
     except OSError as error:
         raise InputError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-
-
-def _check_owner(fields: dict[str, Any], run: str, place: str) -> None:
-    if fields.get("run") != run:
-        raise InputError(f"{place}: shard of the run {fields.get('run')}, expected {run}")
 
 
 def _entry(fields: dict[str, Any], num_tasks: int, place: str) -> Entry:

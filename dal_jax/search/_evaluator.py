@@ -15,11 +15,11 @@ from dal_jax._errors import InputError
 from dal_jax._typing import Array, Float, PyTree
 from dal_jax.search._problem import tree_from_spec, tree_spec
 
-# Pixels, and images at most, per device and call on a CPU: more pixels leave the cache, fewer waste
-# time between calls.
+# Pixels per device and call on a CPU (more leave the cache, fewer waste time between calls), and
+# the largest number of images.
 CPU_PIXELS, CPU_LANES = 2048, 32
-# On other devices: pixels that keep a device busy, images at most per call (more would be padding),
-# and the share of the memory that a call may take.
+# On other devices: pixels that keep a device busy, the largest number of images per call (more
+# would be padding), and the share of the memory that a call may take.
 DEVICE_PIXELS, DEVICE_LANES, MEMORY_SHARE = 2**20, 1024, 0.25
 
 
@@ -49,7 +49,7 @@ class _Program(NamedTuple):
     prepare: Any  # parameters and shared draws -> values that need no image
     apply: Any  # (prepared, draws of each image or (), images) -> outputs
     lanes: int  # images a device takes at a time
-    temporary_bytes: int  # of one device
+    temporary_bytes: int  # temporary memory of one device
 
 
 class Evaluator:
