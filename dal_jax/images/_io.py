@@ -74,7 +74,7 @@ def read_pixels(path: str | Path) -> np.ndarray:
 
 
 def is_image(path: Path) -> bool:
-    """Says whether `read_image` knows the kind of file, by its name."""
+    """Returns whether `read_image` reads files with a name like this."""
     return _reader(path) is not None
 
 

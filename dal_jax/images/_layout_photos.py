@@ -63,7 +63,7 @@ def folder(root: Path, choice: DataSelection) -> list[Sample]:
 
 
 def choose(category: str | None, known: list[str], root: Path) -> str:
-    """The category asked for, or the only one there is."""
+    """Returns the requested category, or the only one of the data set."""
     if category is None and len(known) == 1:
         return known[0]
     if category not in known:
@@ -132,7 +132,7 @@ def _tested(path: Path, test: Path, masks: Path, root: Path) -> Sample:
 
 
 def _marks(mask: Path) -> bool:
-    """Whether a mask marks anything; a damaged one does, and fails when its sample is read."""
+    """Returns whether a mask marks any pixel; a damaged one counts, and its sample is refused."""
     try:
         return bool(np.any(read_mask(mask)))
     except InputError:

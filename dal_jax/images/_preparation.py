@@ -1,4 +1,4 @@
-"""What is done to every image before a model sees it: the choices, checked once."""
+"""The preparation of images for a model: its settings, and its statistics after fitting."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -18,7 +18,7 @@ _CHOICES = {
 
 @dataclass(frozen=True)
 class Preparation:
-    """How images of any size become square views of one size.
+    """Settings by which images of any size become square views of one size.
 
     The order: interior, views, intensity, background, scale. "view" scales each view to mean 0 and
     standard deviation 1, "train" by the mean and deviation of the training views.

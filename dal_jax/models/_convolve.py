@@ -161,12 +161,12 @@ def scheme(side: int) -> Scheme | None:
 
 
 def on_cpu() -> bool:
-    """Tells whether JAX computes on a CPU unless told otherwise."""
+    """Returns whether the default backend of JAX is a CPU."""
     return jax.default_backend() == "cpu"
 
 
 def by_products(height: int, width: int, kernel: Any) -> bool:
-    """Tells whether `convolve` takes few products or the library: a matter of speed alone.
+    """Returns whether `convolve` uses few products or the library: a matter of speed alone.
 
     The library is faster on a GPU, with few channels, for large maps and for sides without a
     `scheme`; on many maps of up to 2 x 2 pixels it is some twenty times slower on a CPU.

@@ -19,7 +19,7 @@ from dal_jax.models._import_weights import LEAF, fill_variables, read_state_dict
 
 
 class _FromFile:
-    """What extractors share whose weights come from a file: the scale of the images."""
+    """Base of the extractors with weights from a file: the scale of their images."""
 
     in_channels: int
     input_range: tuple[float, float] | None
@@ -142,7 +142,7 @@ class ResNetExtractor(_FromFile):
         return ".".join([*inner, LEAF.get(path[-1], path[-1])])
 
     def spare(self, name: str) -> bool:
-        """Tells whether an array belongs to parts that are not used.
+        """Returns whether an array belongs to parts that are not used.
 
         Args:
             name: of an array in a file of weights.
@@ -340,7 +340,7 @@ class ViTExtractor(_FromFile):
         return ".".join([*inner, LEAF.get(path[-1], path[-1])])
 
     def spare(self, name: str) -> bool:
-        """Tells whether an array belongs to parts that are not used.
+        """Returns whether an array belongs to parts that are not used.
 
         Args:
             name: of an array in a file of weights.

@@ -31,7 +31,7 @@ class Extractor(Protocol):
 
     @property
     def input_range(self) -> tuple[float, float] | None:
-        """What black and white are to be mapped to; None: images as they are."""
+        """Values that black and white are mapped to; None: images are taken as they are."""
         ...
 
     def __call__(self, params: PyTree, x: Array) -> tuple[Array, ...]:

@@ -185,7 +185,7 @@ def _source_name(path: tuple[str, ...]) -> str:
 
 
 def _layout(config: UNetConfig) -> Iterator[_Row]:
-    """What `_named` yields of a U-Net."""
+    """Yields the rows of `_named` for a U-Net."""
     return _named(unet_shapes(config), _source_name)
 
 
