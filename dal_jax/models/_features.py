@@ -13,6 +13,7 @@ class Extractor(Protocol):
     """A frozen, hashable function of images; equal extractors share their compiled programs.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> @dataclass(frozen=True)
         ... class Pixels:
         ...     piecewise_linear, input_range = True, None
@@ -59,6 +60,7 @@ class UNetEncoder:
 
     Example:
         >>> import jax
+        >>> import jax.numpy as jnp
         >>> from dal_jax.models import unet_shapes
         >>> unet = UNetConfig(channels=(4, 8))
         >>> encoder = UNetEncoder(unet, sides=(16, 16))
