@@ -1,4 +1,4 @@
-"""Does one measurement, given as JSON, and prints its outcome as JSON."""
+"""Run one measurement, given as JSON, and print its outcome as JSON."""
 
 import json
 import sys

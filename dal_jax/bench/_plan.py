@@ -126,7 +126,7 @@ def work(
 
 
 def do(task: Mapping[str, Any]) -> Any:
-    """Does a task of `work` in this process.
+    """Runs a task of `work` in this process.
 
     Args:
         task: as for `work`.
@@ -168,7 +168,7 @@ ENGINES = {"adaptive": "float32", "exact": "float64"}  # with the dtype where no
 
 
 class Prepared(NamedTuple):
-    """What the measurements of one size have in common.
+    """Subject and images of all measurements of one size.
 
     Example:
         >>> plan = Plan(sizes=(8, 16))
@@ -188,7 +188,7 @@ Beside = Callable[[Prepared], Iterator[dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure; of a tuple with one entry per size the last entry serves the sizes left.
+    """Settings of a bench run; the last entry of a tuple serves all sizes that have none.
 
     Raises:
         InputError: a value does not fit.
@@ -241,7 +241,7 @@ class Plan:
             self.subject(position)
 
     def subject(self, position: int) -> Subject:
-        """What is measured at the size of this position.
+        """Returns the subject at the size of this position.
 
         Args:
             position: of the size among `sizes`, from 0.

@@ -1,4 +1,4 @@
-"""What is measured: a localizer, and null images in which it flags something."""
+"""Subject of a measurement: a localizer, and null images in which it flags a region."""
 
 import math
 from collections.abc import Iterator
@@ -70,7 +70,7 @@ class Inputs(NamedTuple):
     references: Float[np.ndarray, "N H W C"]  # one for each, likewise
     threshold: float  # of the score
     flagged: int  # images that were flagged ...
-    looked: int  # ... among as many
+    looked: int  # ... of this number of images
 
 
 def open_subject(subject: Subject) -> tuple[Localizer, str]:

@@ -4,7 +4,6 @@ Photographs of one object are not independent: a split that cuts a group lets th
 the model was trained on.
 """
 
-import csv
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dal_jax._errors import InputError
+from dal_jax.images._io import read_table
 
 # The ending of a file's name; not "#3", the number of a slice or row, nor the end of a UID.
 _ENDING = re.compile(r"\.[A-Za-z]\w*$")
@@ -119,17 +119,8 @@ def _by_table(names: list[str], rest: str) -> list[str]:
     path, _, column = rest.rpartition(":")
     if not path or not column:
         raise InputError(f"groups 'csv:{rest}', expected 'csv:FILE:COLUMN'")
-    try:
-        with open(Path(path), encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restval="")
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"groups: cannot read {path!r} ({error})") from error
-    if not {"name", column} <= set(reader.fieldnames or ()):
-        found = list(reader.fieldnames or ())
-        raise InputError(f"groups: {path!r} has columns {found}, expected 'name' and {column!r}")
     table: dict[str, str] = {}
-    for row in rows:
+    for row in read_table(Path(path), ["name", column], "groups"):
         if table.setdefault(row["name"], row[column]) != row[column]:
             raise InputError(f"groups: {path!r} has two {column!r} for the name {row['name']!r}")
     for name in names:

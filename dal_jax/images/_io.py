@@ -1,5 +1,6 @@
 """Reading image files into arrays (H, W, C), stacks (N, H, W, C) and masks (H, W)."""
 
+import csv
 import importlib
 import struct
 import warnings
@@ -54,7 +55,11 @@ def read_image(path: str | Path) -> np.ndarray:
         (32, 32, 1)
     """
     path = Path(path)
-    pixels = _with_channels(scale_integers(read_pixels(path), path), path)
+    pixels = scale_integers(read_pixels(path), path)
+    if pixels.ndim not in (2, 3):
+        shape = tuple(pixels.shape)
+        raise InputError(f"image {str(path)!r}: shape {shape}, expected (H, W) or (H, W, C)")
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if 0 in pixels.shape:
         raise InputError(f"image {str(path)!r}: no pixels, shape {pixels.shape}")
     return pixels
@@ -83,7 +88,7 @@ def read_pixels(path: str | Path) -> np.ndarray:
 
 
 def is_image(path: Path) -> bool:
-    """Says whether `read_image` knows the kind of file, by its name."""
+    """Returns whether `read_image` reads files with a name like this."""
     return _reader(path) is not None
 
 
@@ -105,6 +110,21 @@ def load_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
     except (*DAMAGED, *own) as error:
         raise unreadable(path, error) from error
     return voxels, np.asarray(image.affine, np.float64)
+
+
+def read_table(path: Path, columns: list[str], purpose: str) -> list[dict[str, str]]:
+    """Reads a CSV file that has at least the given columns; the purpose opens its errors."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, restval="")
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{purpose}: cannot read {str(path)!r} ({error})") from error
+    found = list(reader.fieldnames or ())
+    if not set(columns) <= set(found):
+        expected = f"{', '.join(map(repr, columns[:-1]))} and {columns[-1]!r}"
+        raise InputError(f"{purpose}: {str(path)!r} has columns {found}, expected {expected}")
+    return rows
 
 
 def scale_integers(pixels: np.ndarray, path: Path) -> np.ndarray:
@@ -187,13 +207,6 @@ def _read_nifti(path: Path) -> np.ndarray:
     if voxels.ndim < 2 or any(n != 1 for n in voxels.shape[2:]):
         raise InputError(f"image {str(path)!r}: a volume of shape {voxels.shape}, give one slice")
     return voxels.reshape(voxels.shape[:2])
-
-
-def _with_channels(pixels: np.ndarray, path: Path) -> np.ndarray:
-    if pixels.ndim not in (2, 3):
-        shape = tuple(pixels.shape)
-        raise InputError(f"image {str(path)!r}: shape {shape}, expected (H, W) or (H, W, C)")
-    return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
 _READERS: dict[str, Callable[[Path], np.ndarray]] = {

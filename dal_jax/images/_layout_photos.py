@@ -3,13 +3,12 @@
 Each function lists the samples below a root; masks are named, not read, unless a label needs them.
 """
 
-import csv
 from pathlib import Path
 
 import numpy as np
 
 from dal_jax._errors import InputError
-from dal_jax.images._io import read_mask
+from dal_jax.images._io import read_mask, read_table
 from dal_jax.images._samples import (
     NORMAL,
     UNKNOWN,
@@ -64,7 +63,7 @@ def folder(root: Path, choice: DataSelection) -> list[Sample]:
 
 
 def choose(category: str | None, known: list[str], root: Path) -> str:
-    """The category asked for, or the only one there is."""
+    """Returns the requested category, or the only one of the data set."""
     if category is None and len(known) == 1:
         return known[0]
     if category not in known:
@@ -90,14 +89,11 @@ def _splits(base: Path, root: Path, good: str, layout: str) -> list[Sample]:
             if kind.name in _NORMAL_NAMES:
                 found.append(photo(path, root, "test", NORMAL))
             else:
-                mask = _mask_beside(truth, path.stem, root) if truth.is_dir() else None
+                mask = _find_mask(truth, path.stem, root)
+                if mask is None and truth.is_dir():
+                    mask = truth / f"{path.stem}_mask.png"  # reading it will say that it is missing
                 found.append(photo(path, root, "test", kind.name, mask))
     return found
-
-
-def _mask_beside(truth: Path, stem: str, root: Path) -> Path:
-    """The mask of an image; where it is missing, the path at which reading will fail."""
-    return _find_mask(truth, stem, root) or truth / f"{stem}_mask.png"
 
 
 def _find_mask(truth: Path, stem: str, root: Path) -> Path | None:
@@ -109,16 +105,8 @@ def _find_mask(truth: Path, stem: str, root: Path) -> Path | None:
 
 
 def _visa_rows(table: Path) -> list[dict[str, str]]:
-    need = ["object", "split", "label", "image", "mask"]
-    try:
-        with open(table, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restval="")
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"layout 'visa': cannot read {str(table)!r} ({error})") from error
-    if not set(need) <= set(reader.fieldnames or ()):
-        found = list(reader.fieldnames or ())
-        raise InputError(f"layout 'visa': {str(table)!r} has columns {found}, expected {need}")
+    columns = ["object", "split", "label", "image", "mask"]
+    rows = read_table(table, columns, "layout 'visa'")
     bad = {row["split"] for row in rows} - {"train", "test"}
     if bad:
         raise InputError(f"layout 'visa': split {min(bad)!r}, expected 'train' or 'test'")
@@ -144,7 +132,7 @@ def _tested(path: Path, test: Path, masks: Path, root: Path) -> Sample:
 
 
 def _marks(mask: Path) -> bool:
-    """Whether a mask marks anything; a damaged one does, and fails when its sample is read."""
+    """Returns whether a mask marks any pixel; a damaged one counts, and its sample is refused."""
     try:
         return bool(np.any(read_mask(mask)))
     except InputError:

@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from dal_jax._errors import InputError
@@ -21,7 +20,6 @@ from dal_jax.images._samples import (
 )
 from dal_jax.images._volumes import (
     Plane,
-    Volume,
     axial_slice,
     dicom_files,
     in_order,
@@ -170,17 +168,14 @@ def _slices(
         volume = cached_volume(mask or path)
     except InputError:
         return [Sample(name, path, "test", UNKNOWN, mask, group)]
-    label = _labeller(volume, kind) if mask else (lambda _: UNKNOWN)
-    count = _chosen(num_slices(volume), choice)
-    return [Sample(f"{name}#{k}", path, "test", label(k), mask, group, k) for k in count]
-
-
-def _labeller(volume: Volume, kind: str) -> Callable[[int], str]:
-    def label(index: int) -> str:
-        marked = axial_slice(volume.voxels, volume.affine, index) > 0
-        return kind if marked.any() else NORMAL
-
-    return label
+    found = []
+    for k in _chosen(num_slices(volume), choice):
+        label = UNKNOWN
+        if mask:
+            marked = axial_slice(volume.voxels, volume.affine, k) > 0
+            label = kind if marked.any() else NORMAL
+        found.append(Sample(f"{name}#{k}", path, "test", label, mask, group, k))
+    return found
 
 
 def _rows(

@@ -1,4 +1,4 @@
-"""How well scores find what the masks mark: AUROC, AP, F1-max and AUPRO of images and pixels."""
+"""Agreement of scores with masks: AUROC, AP, greatest F1 and AUPRO of images and of pixels."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from dal_jax.images._metrics_curves import Histogram
 
 
 class ImageMetrics(NamedTuple):
-    """How well one score per image tells anomalous images from normal ones; NaN without both.
+    """Metrics of one score per image; NaN without both normal and anomalous images.
 
     Example:
         >>> found = image_metrics(np.array([0, 1, 1]), np.array([0.2, 0.5, 0.9]))
@@ -42,7 +42,7 @@ class PixelError(NamedTuple):
 
 
 class PixelResult(NamedTuple):
-    """What `PixelMetrics` found; metrics are NaN without both normal and anomalous pixels.
+    """Result of `PixelMetrics`; metrics are NaN without both normal and anomalous pixels.
 
     Example:
         >>> metrics = PixelMetrics()

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 
 class Levels(NamedTuple):
-    """What lies at each level of the score, highest level first."""
+    """Numbers of pixels at each level of the score, highest level first."""
 
     negative: np.ndarray  # (b,) float64: number of normal pixels
     positive: np.ndarray  # (b,) float64: number of anomalous pixels
@@ -72,7 +72,7 @@ def exact_levels(negative: np.ndarray, positive: np.ndarray, overlap: np.ndarray
 
 
 def has_both_classes(levels: Levels) -> bool:
-    """Whether there are both normal and anomalous pixels: no metric has a meaning otherwise."""
+    """Returns whether normal and anomalous pixels occur: metrics are defined only then."""
     return bool(levels.negative.sum() > 0 and levels.positive.sum() > 0)
 
 

@@ -34,7 +34,7 @@ class RegionShare(NamedTuple):
 
 
 class RegionCounts(NamedTuple):
-    """What `region_counts` found.
+    """Result of `region_counts`.
 
     Example:
         >>> kinds = ["normal", "anomalous", "anomalous"]

@@ -1,4 +1,4 @@
-"""What is done to every image before a model sees it: the choices, checked once."""
+"""The preparation of images for a model: its settings, and its statistics after fitting."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -18,7 +18,7 @@ _CHOICES = {
 
 @dataclass(frozen=True)
 class Preparation:
-    """How images of any size become square views of one size.
+    """Settings by which images of any size become square views of one size.
 
     The order: interior, views, intensity, background, scale. "view" scales each view to mean 0 and
     standard deviation 1, "train" by the mean and deviation of the training views.
@@ -150,10 +150,11 @@ class Fitted:
         if not isinstance(found, dict) or set(data) != need or not set(found) <= inner:
             raise InputError(f"preparation: its keys do not fit, expected {sorted(need)}")
         try:
+            low, middle, high = (float(value) for value in data["quantiles"])
             return cls(
                 Preparation(**found),
                 int(data["channels"]),
-                _three(data["quantiles"]),
+                (low, middle, high),
                 tuple(float(v) for v in data["mean"]),
                 float(data["sd"]),
                 int(data["num_images"]),
@@ -169,8 +170,3 @@ def _runs(values: Any, size: Any) -> tuple[int, ...]:
     if runs and (min(runs) < 0 or sum(runs) != size * size):
         raise ValueError(f"foreground of {sum(runs)} pixels, expected {size} x {size}")
     return runs
-
-
-def _three(values: Any) -> tuple[float, float, float]:
-    low, middle, high = (float(value) for value in values)
-    return low, middle, high

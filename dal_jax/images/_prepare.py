@@ -123,7 +123,7 @@ def random_views(fitted: Fitted, image: np.ndarray, count: int, seed: int) -> Vi
 
 
 def foreign(fitted: Fitted, image: np.ndarray) -> str:
-    """Says how the pixels of an image lie outside of those of the training images.
+    """Describes how the pixels of an image lie outside the range of the training images.
 
     Args:
         fitted: what `fit` returned.
@@ -291,7 +291,7 @@ def _flattened(fitted: Fitted, image: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def _numbered(index: int) -> Iterator[None]:
-    """Says which training image an error is about."""
+    """Adds the number of the training image to an error."""
     try:
         yield
     except InputError as error:

@@ -67,7 +67,7 @@ class DataSet(NamedTuple):
 
 
 class DataSelection(NamedTuple):
-    """What the user chose of a data set that holds more than is wanted at once."""
+    """The part of a data set that the user selected: a category, a contrast, a range of slices."""
 
     category: str | None = None
     contrast: str | None = None
@@ -88,7 +88,7 @@ def name_of(path: Path, root: Path) -> str:
 
 
 def entries(folder: Path, root: Path) -> list[Path]:
-    """What lies in a folder, in order of name, without hidden files; links outside are refused."""
+    """Lists a folder in order of name, without hidden files; refuses links to the outside."""
     try:
         found = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
     except OSError as error:
@@ -144,7 +144,7 @@ def cached_stack(path: Path, name: str) -> np.ndarray | None:
 
 
 def _state(path: Path) -> tuple[int, int]:
-    """What changes when a file is written anew."""
+    """Returns the time and the size of a file, by which a new version is recognized."""
     try:
         found = path.stat()
     except OSError as error:

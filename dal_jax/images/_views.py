@@ -39,7 +39,7 @@ def windows(preparation: Preparation, shape: tuple[int, ...]) -> tuple[np.ndarra
 
 
 def starts(side: int, extent: int, stride: int) -> list[int]:
-    """Where tiles begin along one side; the last is moved inwards so that it fits."""
+    """Returns the first pixel of each tile of a side; the last tile is moved inwards to fit."""
     return sorted({min(at, side - extent) for at in range(0, side - extent + stride, stride)})
 
 
@@ -192,7 +192,7 @@ def flat_views(
 def own_foregrounds(
     preparation: Preparation, pixels: np.ndarray, places: list[tuple[np.ndarray, np.ndarray]]
 ) -> list[np.ndarray]:
-    """Which pixels (size, size) of each view are foreground by at least half, in this image."""
+    """Returns the pixels (size, size) of each view of which half or more is foreground."""
     if preparation.foreground == "none":
         return [np.ones((preparation.size, preparation.size), bool) for _ in places]
     mask = _foreground(preparation, pixels).astype(np.float64)[..., None]

@@ -19,7 +19,7 @@ _UNEVEN = 0.05
 
 
 class Plane(NamedTuple):
-    """Where one slice of a series lies."""
+    """The position of one slice of a series."""
 
     path: Path
     series: str
@@ -30,8 +30,8 @@ class Plane(NamedTuple):
     thickness: float  # millimetres
 
 
-def is_dicom(path: Path) -> bool:
-    """Says whether a file is DICOM, by its first bytes."""
+def _is_dicom(path: Path) -> bool:
+    """Returns whether a file is DICOM, by its first bytes."""
     try:
         with open(path, "rb") as file:
             return file.read(132)[128:] == b"DICM"
@@ -92,12 +92,14 @@ def in_order(planes: Sequence[Plane], where: Path) -> list[Plane]:
 def dicom_files(folder: Path) -> list[Path]:
     """The DICOM files of a folder, in order of name."""
     found = sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.is_file())
-    # By name too: a damaged one is to be told, not passed over.
+    # By name too: a damaged file is reported, not passed over.
     named = (".dcm", ".dicom")
-    return [p for p in found if p.name != "DICOMDIR" and (is_dicom(p) or p.suffix.lower() in named)]
+    return [
+        p for p in found if p.name != "DICOMDIR" and (_is_dicom(p) or p.suffix.lower() in named)
+    ]
 
 
-def read_series(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _read_series(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Reads a folder of one series, or one file: voxels (columns, rows, slices) and affine."""
     files = dicom_files(path) if path.is_dir() else [path]
     if not files:
@@ -215,8 +217,8 @@ def read_volume(path: str | Path) -> Volume:
     Source: the NIfTI-1 standard; DICOM PS3.3 C.7.6.2 (image plane).
     """
     path = Path(path)
-    if path.is_dir() or (path.is_file() and not is_volume(path) and is_dicom(path)):
-        voxels, affine = read_series(path)
+    if path.is_dir() or (path.is_file() and not is_volume(path) and _is_dicom(path)):
+        voxels, affine = _read_series(path)
     else:
         voxels, affine = _read_nifti(path)
     lengths = np.sqrt((affine[:3, :3] ** 2).sum(0))

@@ -70,7 +70,7 @@ def hinge_table(name: str) -> tuple[Float[np.ndarray, " K"], Float[np.ndarray, "
 
 
 def is_piecewise_linear(name: str) -> bool:
-    """Tells whether an activation function is piecewise linear.
+    """Returns whether an activation function is piecewise linear.
 
     Args:
         name: as for `activation`.

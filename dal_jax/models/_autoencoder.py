@@ -17,7 +17,7 @@ from dal_jax.models._convolve import convolve, lay_out, mean_pool, upsample
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """What defines an autoencoder; each of `channels` halves the sides once.
+    """Configuration of an autoencoder; each of `channels` halves the sides once.
 
     Raises:
         InputError: a number is not positive or the activation is unknown.
@@ -193,7 +193,7 @@ def autoencode(variables: PyTree, config: AutoencoderConfig, x: Array) -> Array:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What training of an autoencoder minimizes: `mean |AE(x) - x|^2`.
+    """Training objective of an autoencoder: `mean |AE(x) - x|^2`.
 
     Example:
         >>> objective = Reconstruction(AutoencoderConfig(channels=(2,)))

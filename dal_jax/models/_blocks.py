@@ -168,9 +168,6 @@ def dense(x: Array, layer: Mapping[str, Array]) -> Array:
     Args:
         x: (..., C).
         layer: "kernel" (C, D) and "bias" (D,).
-
-    Returns:
-        (..., D).
     """
     product = jnp.matmul(x, layer["kernel"].astype(x.dtype), precision="highest")
     return product + layer["bias"].astype(x.dtype)

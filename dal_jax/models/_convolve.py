@@ -161,12 +161,12 @@ def scheme(side: int) -> Scheme | None:
 
 
 def on_cpu() -> bool:
-    """Tells whether JAX computes on a CPU unless told otherwise."""
+    """Returns whether the default backend of JAX is a CPU."""
     return jax.default_backend() == "cpu"
 
 
 def by_products(height: int, width: int, kernel: Any) -> bool:
-    """Tells whether `convolve` takes few products or the library: a matter of speed alone.
+    """Returns whether `convolve` uses few products or the library: a matter of speed alone.
 
     The library is faster on a GPU, with few channels, for large maps and for sides without a
     `scheme`; on many maps of up to 2 x 2 pixels it is some twenty times slower on a CPU.
@@ -187,12 +187,7 @@ def by_products(height: int, width: int, kernel: Any) -> bool:
 
 
 def lay_out(kernel: Float[Array, "3 3 C D"], height: int, width: int) -> Float[Array, "P Q C D"]:
-    """Lays out a kernel for `convolve` on maps of one size.
-
-    Args:
-        kernel: (3, 3, C, D).
-        height: of the maps, pixels.
-        width: of the maps, pixels.
+    """Lays out a kernel for `convolve` on maps of `height` by `width` pixels.
 
     Returns:
         (P, Q, C, D) for P products down and Q across, or the kernel itself for the library.
@@ -210,9 +205,6 @@ def convolve(x: Float[Array, "B H W C"], kernel: Array) -> Float[Array, "B H W D
     Args:
         x: (B, H, W, C).
         kernel: from `lay_out` for maps of this size.
-
-    Returns:
-        (B, H, W, D).
 
     Source: as `scheme`.
     """
@@ -275,14 +267,7 @@ def convolve_doubled(
 
 
 def transpose_kernel(kernel: Float[Array, "3 3 C D"]) -> Float[Array, "3 3 D C"]:
-    """The kernel of the transposed convolution.
-
-    Args:
-        kernel: (3, 3, C, D).
-
-    Returns:
-        (3, 3, D, C).
-    """
+    """Returns the kernel of the transposed convolution."""
     return jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
 
 
@@ -299,9 +284,6 @@ def convolve_one_gradient(
         x: (B, H, W, C).
         kernel: from `lay_out`.
         back: from `transpose_kernel`.
-
-    Returns:
-        (B, H, W, D).
     """
     return convolve(x, kernel)
 
@@ -316,9 +298,6 @@ def convolve_doubled_one_gradient(
         x: (B, H, W, C).
         kernel: from `lay_out_doubled`.
         back: from `transpose_kernel`.
-
-    Returns:
-        (B, 2H, 2W, D).
     """
     return convolve_doubled(x, kernel)
 
@@ -334,12 +313,9 @@ convolve_doubled_one_gradient.defvjp(
 
 
 def border_kernel(kernel: Float[Array, "3 3 C D"], height: int, width: int) -> Array:
-    """Sums the taps that meet a map, for constant maps: those are padded with zeros as well.
+    """Sums the taps that meet each pixel of constant maps of `height` by `width` pixels.
 
-    Args:
-        kernel: (3, 3, C, D).
-        height: of the maps, pixels.
-        width: of the maps, pixels.
+    Constant maps are padded with zeros as well.
 
     Returns:
         (I, J, C, D), I and J at most 3: for the first row, those between, the last; so across.
@@ -348,16 +324,7 @@ def border_kernel(kernel: Float[Array, "3 3 C D"], height: int, width: int) -> A
 
 
 def spread(borders: Float[Array, "... I J D"], height: int, width: int) -> Array:
-    """Repeats the middle row and column of what `border_kernel` gave.
-
-    Args:
-        borders: (..., I, J, D).
-        height: of the maps, pixels.
-        width: of the maps, pixels.
-
-    Returns:
-        (..., H, W, D).
-    """
+    """Repeats the middle row and column of what `border_kernel` gave, to (..., H, W, D)."""
     for axis, side in ((borders.ndim - 3, height), (borders.ndim - 2, width)):
         if side > 3:
             first, middle, last = (lax.slice_in_dim(borders, k, k + 1, axis=axis) for k in range(3))

@@ -11,15 +11,46 @@ import jax.numpy as jnp
 import numpy as np
 
 from dal_jax._errors import CheckpointError, InputError
-from dal_jax._typing import Array, PyTree
+from dal_jax._typing import Array, Float, PyTree
 from dal_jax.models._activations import activation
 from dal_jax.models._blocks import Affine, Attention, Linear, dense, layer_norm
-from dal_jax.models._features import check_depths, check_standard, standard_images
+from dal_jax.models._features import check_depths
 from dal_jax.models._import_weights import LEAF, fill_variables, read_state_dict
 
 
+class _FromFile:
+    """Base of the extractors with weights from a file: the scale of their images."""
+
+    in_channels: int
+    input_range: tuple[float, float] | None
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+    def _settle(self, lists: tuple[str, ...], positive: tuple[str, ...]) -> None:
+        """Makes tuples of the fields that are lists, and refuses values out of their range."""
+        for name in (*lists, "depths", "mean", "deviation", "input_range"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, value if value is None else tuple(value))
+        channels, span = self.in_channels, self.input_range
+        if channels < 1:
+            raise InputError(f"in_channels: got {channels}, expected a positive number")
+        if len(self.mean) != channels or not all(abs(m) < float("inf") for m in self.mean):
+            raise InputError(f"mean: got {self.mean}, expected {channels} finite numbers")
+        fits = all(0.0 < d < float("inf") for d in self.deviation)
+        if len(self.deviation) != channels or not fits:
+            expected = f"{channels} positive numbers"
+            raise InputError(f"deviation: got {self.deviation}, expected {expected}")
+        if span is not None and (
+            len(span) != 2 or not -float("inf") < span[0] < span[1] < float("inf")
+        ):
+            raise InputError(f"input_range: got {span}, expected (black, white), increasing")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: got {getattr(self, name)}, expected a positive number")
+
+
 @dataclass(frozen=True)
-class ResNetExtractor:
+class ResNetExtractor(_FromFile):
     """Convolutions, batch norms and ReLU in residual stages; one map for each stage of `depths`.
 
     Called as `extractor(params, x)`, x (B, H, W, C) in `input_range`; the map of stage d is
@@ -53,13 +84,7 @@ class ResNetExtractor:
     deviation: tuple[float, ...] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
-        for name in ("widths", "blocks", "inner", "depths", "mean", "deviation", "input_range"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, value if value is None else tuple(value))
-        check_standard(self.in_channels, self.mean, self.deviation, self.input_range)
-        for name in ("stem", "stem_stride"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: got {getattr(self, name)}, expected a positive number")
+        self._settle(("widths", "blocks", "inner"), positive=("stem", "stem_stride"))
         if not self.widths or min(self.widths) < 1:
             raise InputError(f"widths: got {self.widths}, expected one or more positive widths")
         stages = len(self.widths)
@@ -89,7 +114,7 @@ class ResNetExtractor:
         Raises:
             InputError: x has other channels.
         """
-        x = standard_images(x, self.in_channels, self.mean, self.deviation)
+        x = _standard_images(x, self.in_channels, self.mean, self.deviation)
         params = jax.tree.map(lambda a: jnp.asarray(a, x.dtype), params)
         maps: Any = _ResNet(self).apply(params, x)
         return maps
@@ -117,7 +142,7 @@ class ResNetExtractor:
         return ".".join([*inner, LEAF.get(path[-1], path[-1])])
 
     def spare(self, name: str) -> bool:
-        """Tells whether an array belongs to parts that are not used.
+        """Returns whether an array belongs to parts that are not used.
 
         Args:
             name: of an array in a file of weights.
@@ -177,6 +202,21 @@ class _Residual(nn.Module):
         return relu(x + y)
 
 
+def _standard_images(
+    x: Float[Array, "B H W C"], channels: int, mean: tuple[float, ...], deviation: tuple[float, ...]
+) -> Array:
+    """Brings images to the channels and the scale that a network was trained on.
+
+    `(x - mean) / deviation` of each channel; a single channel is repeated.
+    """
+    if x.ndim != 4 or x.shape[-1] not in (1, channels):
+        raise InputError(f"image: got shape {x.shape}, expected (B, H, W, {channels})")
+    wide = jnp.broadcast_to(x, (*x.shape[:-1], channels))
+    number = x.dtype.type
+    shift = jnp.stack([number(-m / d) for m, d in zip(mean, deviation, strict=True)])
+    return wide * jnp.stack([number(1.0 / d) for d in deviation]) + shift
+
+
 def _convolution(width: int, side: int, stride: int, name: str, x: Array) -> Array:
     convolve = nn.Conv(
         width,
@@ -202,7 +242,7 @@ _EPSILON = 1e-6  # of the transformer's normalizations
 
 
 @dataclass(frozen=True)
-class ViTExtractor:
+class ViTExtractor(_FromFile):
     """Patches, self-attention, layer norms and GELU; one map for each block of `depths`.
 
     Called as `extractor(params, x)`, x (B, H, W, C) in `input_range`, resized to `sides` by
@@ -238,13 +278,7 @@ class ViTExtractor:
     deviation: tuple[float, ...] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
-        for name in ("sides", "depths", "mean", "deviation", "input_range"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, value if value is None else tuple(value))
-        check_standard(self.in_channels, self.mean, self.deviation, self.input_range)
-        for name in ("patch", "width", "heads", "hidden"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: got {getattr(self, name)}, expected a positive number")
+        self._settle(("sides",), positive=("patch", "width", "heads", "hidden"))
         if len(self.sides) != 2 or min(self.sides) < 1 or any(s % self.patch for s in self.sides):
             raise InputError(f"sides: got {self.sides}, expected two multiples of {self.patch}")
         if self.width % self.heads:
@@ -274,7 +308,7 @@ class ViTExtractor:
         Raises:
             InputError: x has other channels.
         """
-        x = standard_images(x, self.in_channels, self.mean, self.deviation)
+        x = _standard_images(x, self.in_channels, self.mean, self.deviation)
         if x.shape[1:3] != self.sides:
             shape = (x.shape[0], *self.sides, x.shape[3])
             x = jax.image.resize(x, shape, "bilinear", precision=jax.lax.Precision.HIGHEST)
@@ -306,7 +340,7 @@ class ViTExtractor:
         return ".".join([*inner, LEAF.get(path[-1], path[-1])])
 
     def spare(self, name: str) -> bool:
-        """Tells whether an array belongs to parts that are not used.
+        """Returns whether an array belongs to parts that are not used.
 
         Args:
             name: of an array in a file of weights.

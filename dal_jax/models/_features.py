@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-import jax.numpy as jnp
-
 from dal_jax._errors import InputError
-from dal_jax._typing import Array, Float, PyTree
+from dal_jax._typing import Array, PyTree
 from dal_jax.models._fold import denoiser
 from dal_jax.models._unet import UNetConfig
 
@@ -15,6 +13,7 @@ class Extractor(Protocol):
     """A frozen, hashable function of images; equal extractors share their compiled programs.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> @dataclass(frozen=True)
         ... class Pixels:
         ...     piecewise_linear, input_range = True, None
@@ -33,7 +32,7 @@ class Extractor(Protocol):
 
     @property
     def input_range(self) -> tuple[float, float] | None:
-        """What black and white are to be mapped to; None: images as they are."""
+        """Values that black and white are mapped to; None: images are taken as they are."""
         ...
 
     def __call__(self, params: PyTree, x: Array) -> tuple[Array, ...]:
@@ -61,6 +60,7 @@ class UNetEncoder:
 
     Example:
         >>> import jax
+        >>> import jax.numpy as jnp
         >>> from dal_jax.models import unet_shapes
         >>> unet = UNetConfig(channels=(4, 8))
         >>> encoder = UNetEncoder(unet, sides=(16, 16))
@@ -130,59 +130,3 @@ def check_depths(depths: tuple[int, ...], most: int) -> None:
         raise InputError(
             f"depths: got {tuple(depths)}, expected increasing numbers from 1 to {most}"
         )
-
-
-def standard_images(
-    x: Float[Array, "B H W C"], channels: int, mean: tuple[float, ...], deviation: tuple[float, ...]
-) -> Array:
-    """Brings images to the channels and the scale that a network was trained on.
-
-    `(x - mean) / deviation` of each channel; a single channel is repeated.
-
-    Args:
-        x: (B, H, W, C), C equal to `channels` or 1.
-        channels: of the network.
-        mean: one number for each channel.
-        deviation: likewise, positive.
-
-    Returns:
-        (B, H, W, channels), in the dtype of x.
-
-    Raises:
-        InputError: x has other channels.
-    """
-    if x.ndim != 4 or x.shape[-1] not in (1, channels):
-        raise InputError(f"image: got shape {x.shape}, expected (B, H, W, {channels})")
-    wide = jnp.broadcast_to(x, (*x.shape[:-1], channels))
-    number = x.dtype.type
-    shift = jnp.stack([number(-m / d) for m, d in zip(mean, deviation, strict=True)])
-    return wide * jnp.stack([number(1.0 / d) for d in deviation]) + shift
-
-
-def check_standard(
-    channels: int,
-    mean: tuple[float, ...],
-    deviation: tuple[float, ...],
-    input_range: tuple[float, float] | None,
-) -> None:
-    """Refuses constants for `standard_images` that do not fit one another.
-
-    Args:
-        channels: of the network.
-        mean: one finite number for each channel.
-        deviation: one positive number for each channel.
-        input_range: increasing, or None.
-
-    Raises:
-        InputError: they do not fit.
-    """
-    if channels < 1:
-        raise InputError(f"in_channels: got {channels}, expected a positive number")
-    if len(mean) != channels or not all(abs(m) < float("inf") for m in mean):
-        raise InputError(f"mean: got {mean}, expected {channels} finite numbers")
-    if len(deviation) != channels or not all(0.0 < d < float("inf") for d in deviation):
-        raise InputError(f"deviation: got {deviation}, expected {channels} positive numbers")
-    if input_range is not None and (
-        len(input_range) != 2 or not -float("inf") < input_range[0] < input_range[1] < float("inf")
-    ):
-        raise InputError(f"input_range: got {input_range}, expected (black, white), increasing")

@@ -88,7 +88,7 @@ class Denoiser:
         return self.given(x, self.conditions(level))
 
     def conditions(self, levels: Any) -> dict[str, Array]:
-        """What levels (L,) do to the network, for `given`; taken once for many images.
+        """Returns the part of the network that depends on the levels (L,) alone, for `given`.
 
         The shift that a level gives to the input of a convolution is taken to its output.
         """
@@ -153,7 +153,7 @@ class Denoiser:
         return maps
 
     def _finish(self, y: Array, name: str, conditions: dict[str, Array]) -> Array:
-        """What a block does after its convolution."""
+        """Adds the shift, and applies norm, activation and attention after a convolution."""
         y, block = y + spread(conditions[name], *y.shape[1:3]), self.folded[name]
         if "norm" in block:
             y = group_norm(y, block["norm"])

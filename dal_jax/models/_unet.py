@@ -23,7 +23,7 @@ _LATER = {"later": True}
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """What defines a U-Net; `len(channels)` is its depth, `channels[-1]` the width at the bottom.
+    """Configuration of a U-Net: `len(channels)` is its depth, `channels[-1]` its bottom width.
 
     Raises:
         InputError: a number is not positive, or the activation, the normalization or a level of

@@ -37,14 +37,14 @@ class Block(NamedTuple):
 
 
 class Factor(NamedTuple):
-    """What one geometry does to the values of its context and block, in this order."""
+    """The linear map of one geometry, on the values of its context and its block in this order."""
 
     filter: Float[np.ndarray, "t ct"]  # last rows of the inverse Cholesky factor
     log_determinant: float  # of the block given its context
 
 
 class BlockPlan(NamedTuple):
-    """How an image is cut, and the factors of the geometries that occur."""
+    """The blocks of an image, and the factors of their geometries."""
 
     blocks: tuple[Block, ...]
     factors: dict[Geometry, Factor]

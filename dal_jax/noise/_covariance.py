@@ -1,4 +1,4 @@
-"""What a covariance operator is, and those of independent noise."""
+"""The protocol of covariance operators, and the operators of independent noise."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable

@@ -5,11 +5,11 @@ from numpy.typing import ArrayLike
 
 from dal_jax._errors import InputError
 from dal_jax._typing import Float
+from dal_jax.noise._ar1 import ar1
 from dal_jax.noise._covariance import Covariance, diagonal, iid
-from dal_jax.noise._flattened import ar1
+from dal_jax.noise._dense import dense, kronecker
 from dal_jax.noise._likelihood import as_matrix
 from dal_jax.noise._low_rank import low_rank
-from dal_jax.noise._matrices import dense, kronecker
 from dal_jax.noise._sample import Groups, WeightedDeviations, sample_of
 from dal_jax.noise._scaled import scaled
 from dal_jax.noise._stationary import clip_spectrum, stationary
@@ -75,8 +75,11 @@ def estimate(
         >>> estimate(images, "iid").apply(np.ones((8, 8, 1))).max().round().item()
         4.0
 
-    Source: Burg, Maximum Entropy Spectral Analysis (1975) for "ar1"; the other
-    kinds as at `stationary_from`, `kronecker_from`, `low_rank_from`, `estimate_dense`.
+    Source: Burg, Maximum Entropy Spectral Analysis (1975) for "ar1"; Priestley, Spectral Analysis
+    and Time Series (1981), section 6.2.3, for "stationary", clipping by this project; Dutilleul,
+    J. Stat. Comput. Simul. 64 (1999) 105-123, for "kronecker", shrinkage by this project; Tipping
+    and Bishop, J. R. Statist. Soc. B 61 (1999) 611-622, equation 7, for "low_rank", the variance
+    of each pixel by this project; "dense" as at `estimate_dense`.
     """
     _check_options(kind, shrinkage, rank)
     if kind in ("dense", "dense_stationary"):
@@ -91,12 +94,12 @@ def estimate(
     if kind == "diagonal":
         return diagonal(_variances(sample, shrinkage))
     if kind == "stationary":
-        return stationary_from(sample, least)
+        return _stationary_from(sample, least)
     if kind == "scaled_stationary":
         return _scaled_stationary_from(sample, shrinkage)
     if kind == "kronecker":
-        return kronecker_from(sample, least)
-    return low_rank_from(sample, rank, least)
+        return _kronecker_from(sample, least)
+    return _low_rank_from(sample, rank, least)
 
 
 def _check_options(kind: str, shrinkage: float | None, rank: int | None) -> None:
@@ -134,7 +137,7 @@ def _scaled_stationary_from(sample: WeightedDeviations, shrinkage: float | None)
     if not np.all(scale > 0):
         raise InputError("images do not vary in a pixel, expected variance > 0")
     relative = sample._replace(deviations=sample.deviations / scale)
-    return scaled(stationary_from(relative, LEAST_SHRINKAGE), scale)
+    return scaled(_stationary_from(relative, LEAST_SHRINKAGE), scale)
 
 
 def _need_variance(variances: Float[np.ndarray, " n"]) -> None:
@@ -149,26 +152,13 @@ def _positive(variance: float) -> float:
     return float(variance)
 
 
-def stationary_from(sample: WeightedDeviations, shrinkage: float) -> Covariance:
+def _stationary_from(sample: WeightedDeviations, shrinkage: float) -> Covariance:
     """Returns stationary noise with the tapered sample autocovariance of the images.
 
     `R(l) = w(l) sum_p d(p + l) d(p)' / (number of pixels p)`, w the Tukey-Hanning window
     `(1 + cos(pi |l| / side)) / 2` along both axes; what stays negative in its spectrum on the
     torus of twice the sides is set to zero and the variance restored. A share `shrinkage` of the
-    covariance of one pixel is moved to lag 0.
-
-    Args:
-        sample: deviations of the images.
-        shrinkage: in [0, 1], to be above 0 for a spectrum without zeros.
-
-    Returns:
-        Covariance for images of up to this size.
-
-    Raises:
-        InputError: a channel without variance.
-
-    Source: Priestley, Spectral Analysis and Time Series (1981), section 6.2.3; this project (two
-    dimensions, clipping).
+    covariance of one pixel is moved to lag 0; above 0, it leaves a spectrum without zeros.
     """
     deviations = sample.scaled()
     height, width = deviations.shape[1:3]
@@ -182,27 +172,13 @@ def stationary_from(sample: WeightedDeviations, shrinkage: float) -> Covariance:
     return stationary(table)
 
 
-def low_rank_from(sample: WeightedDeviations, rank: int | None, shrinkage: float) -> Covariance:
+def _low_rank_from(sample: WeightedDeviations, rank: int | None, shrinkage: float) -> Covariance:
     """Returns the leading principal components of the images plus independent noise.
 
     `Sigma = (1 - a) L + diag(S - (1 - a) L)`, `L = sum_k (w_k - v) q_k q_k'` over the rank largest
     eigenvalues w of the sample covariance S, v the mean of the others: each pixel keeps its
-    variance.
-
-    Args:
-        sample: deviations of the images.
-        rank: number of components, 1 to the lesser of G - 1 and n - 1 for G groups; None: 20 or
-            as many of them as half the groups and half the values allow.
-        shrinkage: a in [0, 1], to be above 0 where rank is large.
-
-    Returns:
-        Covariance for images of this size.
-
-    Raises:
-        InputError: rank out of range, or a pixel without variance.
-
-    Source: Tipping and Bishop, J. R. Statist. Soc. B 61 (1999) 611-622, equation 7; the variance
-    of each pixel this project.
+    variance. The shrinkage a is to be above 0 where the rank is large. The rank is at most the
+    lesser of G - 1 and n - 1 for G groups; None is 20, or half of what the images allow.
     """
     shape = sample.deviations.shape[1:]
     flat = sample.scaled().reshape(len(sample.weights), -1)
@@ -223,23 +199,12 @@ def low_rank_from(sample: WeightedDeviations, rank: int | None, shrinkage: float
     )
 
 
-def kronecker_from(sample: WeightedDeviations, shrinkage: float) -> Covariance:
+def _kronecker_from(sample: WeightedDeviations, shrinkage: float) -> Covariance:
     """Returns the separable covariance of greatest likelihood, each factor a little shrunk.
 
     Alternates `A = sum_i y_i (B (x) C)^-1 y_i' / (W C)` over the three factors, each shrunk by
-    `(1 - a) A + a mean(diag A) I` and the first two scaled to mean variance 1.
-
-    Args:
-        sample: deviations of the images.
-        shrinkage: a in [0, 1], to be above 0 where the images are few.
-
-    Returns:
-        Covariance for images of this size.
-
-    Raises:
-        InputError: images without variance, or too few of them for the shrinkage.
-
-    Source: Dutilleul, J. Stat. Comput. Simul. 64 (1999) 105-123; the shrinkage this project.
+    `(1 - a) A + a mean(diag A) I` and the first two scaled to mean variance 1. With few images the
+    shrinkage a is to be above 0.
     """
     deviations = sample.scaled()
     if not np.any(deviations):
@@ -362,7 +327,7 @@ def _target(
         raise InputError(f"target is {target!r}, expected one of {', '.join(map(repr, _TARGETS))}")
     if target == "stationary":
         height, width, channels = sample.deviations.shape[1:]
-        return as_matrix(stationary_from(sample, LEAST_SHRINKAGE), (height, width, channels))
+        return as_matrix(_stationary_from(sample, LEAST_SHRINKAGE), (height, width, channels))
     variances = np.diag(matrix)
     goal = variances if target == "diagonal" else np.full_like(variances, variances.mean())
     _need_variance(goal)

@@ -11,10 +11,10 @@ import numpy as np
 
 from dal_jax._errors import InputError
 from dal_jax._files import atomic_path
+from dal_jax.noise._ar1 import _Ar1, _Toeplitz, ar1, toeplitz
 from dal_jax.noise._covariance import Covariance, _Diagonal, _Iid, diagonal, iid
-from dal_jax.noise._flattened import _Ar1, _Toeplitz, ar1, toeplitz
+from dal_jax.noise._dense import _Dense, _Kronecker, dense, kronecker
 from dal_jax.noise._low_rank import _LowRank, low_rank
-from dal_jax.noise._matrices import _Dense, _Kronecker, dense, kronecker
 from dal_jax.noise._scaled import _Scaled, scaled
 from dal_jax.noise._stationary import _Circulant, _Stationary, circulant, stationary
 

@@ -1,4 +1,4 @@
-"""How well a covariance describes held-out normal images, fixed regions of them included."""
+"""The fit of a covariance to held-out normal images, and to fixed regions of them."""
 
 from typing import NamedTuple
 
@@ -48,24 +48,14 @@ def fixed_shapes(height: int, width: int) -> tuple[Shape, ...]:
     return tuple(dict.fromkeys(squares + thin))
 
 
-def region_scores(
+def _region_scores(
     covariance: Covariance, deviations: Float[np.ndarray, "N H W C"], share: float = 1.0
 ) -> Scores:
     """Returns how often the mean of a fixed rectangle is called different from the mean image.
 
     `z = nu . d / sqrt(share nu' Sigma nu)`, nu the mean over the rectangle and all channels, at up
-    to 4 x 4 positions spread evenly over the image; rejected where |z| > 1.96.
-
-    Args:
-        covariance: Sigma.
-        deviations: (N, H, W, C) images, a mean removed.
-        share: of the variance that the removed mean has left, in (0, 1].
-
-    Returns:
-        Scores, each image by itself.
-
-    Raises:
-        InputError: sizes that do not fit.
+    to 4 x 4 positions spread evenly over the image; rejected where |z| > 1.96. The removed
+    mean has left the share of the variance, in (0, 1].
     """
     height, width = deviations.shape[1:3]
     shapes = fixed_shapes(height, width)
@@ -139,7 +129,7 @@ class RegionFit(NamedTuple):
 
 
 class FitReport(NamedTuple):
-    """What held-out images say of a covariance; residuals are those of `whiten`.
+    """Fit of a covariance to held-out images; residuals are those of `whiten`.
 
     Example:
         >>> from dal_jax.noise import iid
@@ -165,7 +155,7 @@ class FitReport(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """What each image says, before it is summed up."""
+    """Measures of fit of each image, before they are averaged."""
 
     log_likelihood: Float[np.ndarray, " N"]  # per value
     moments: Float[np.ndarray, "N 4"]  # mean of the first four powers of the residuals
@@ -247,7 +237,7 @@ def collect(
         log_likelihood(operator, scaled) / deviations[0].size,
         np.stack(powers, axis=1),
         np.stack([down, right], axis=1),
-        region_scores(covariance, deviations, share),
+        _region_scores(covariance, deviations, share),
         deviations[0].size,
         operator.is_exact(size),
     )

@@ -6,7 +6,7 @@ from numpy.typing import ArrayLike
 from dal_jax._errors import InputError
 from dal_jax._typing import Float
 from dal_jax.noise._covariance import Covariance, Whitening, _batch
-from dal_jax.noise._matrices import dense
+from dal_jax.noise._dense import dense
 
 # Images of up to this many values are treated with an explicit matrix (32 MB) where it helps.
 DENSE_LIMIT = 2048

@@ -9,7 +9,7 @@ from dal_jax._errors import InputError
 from dal_jax._typing import Float
 from dal_jax.noise._blocks import Between, BlockPlan, plan_blocks
 from dal_jax.noise._covariance import Covariance, Whitening, _batch
-from dal_jax.noise._matrices import _ASYMMETRY
+from dal_jax.noise._dense import _ASYMMETRY
 
 # A spectrum below zero by up to this share of its largest value is rounding.
 ROUNDING = 1e-9
