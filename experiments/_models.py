@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dal_jax import DalConfig, InputError, Localizer
-from dal_jax.cli._train import train_with_bar
 from dal_jax.diffusion import ReverseConfig, TrainConfig
-from dal_jax.inspection import learn_constants, threshold_of
+from dal_jax.inspection import learn_constants, threshold_of, train_with_bar
 from dal_jax.localizers import localizer_preset, make_localizer
 from dal_jax.localizers._load import read_checkpoint
 from dal_jax.models import UNetConfig
@@ -109,7 +108,7 @@ def variables_of(model: Model, folder: Path) -> Any:
         def finish(variables: Any) -> Any:
             return learn_constants(variables, model.config, images, model.seed)
 
-        train_with_bar(images, model.config, plan, home, resume=True, finish=finish)
+        train_with_bar(images, model.config, plan, home, finish=finish)
     return _loaded(home)[0]
 
 

@@ -19,10 +19,16 @@ import numpy as np
 from tqdm import tqdm
 
 from dal_jax import DalConfig, InputError, TestOptions, dal_test_batch
-from dal_jax.cli._train import train_with_bar
 from dal_jax.diffusion import TrainConfig, save_checkpoint
 from dal_jax.images import DataSet, Preparation
-from dal_jax.inspection import CalibrateOptions, LearnOptions, Measures, Profile, Source, learn
+from dal_jax.inspection import (
+    CalibrateOptions,
+    LearnOptions,
+    Profile,
+    Source,
+    learn,
+    train_with_bar,
+)
 from dal_jax.localizers import localizer_preset
 from dal_jax.runs import fingerprint, wait_for_hosts
 from experiments._chain import ALPHA, Chain, run_chain
@@ -104,7 +110,6 @@ class Found(NamedTuple):
 
     name: str
     chain: Chain
-    measures: dict[str, Any]  # of `Measures`
     per_test: float  # seconds
     evaluations: float  # of the score, of a test
 
@@ -144,13 +149,10 @@ def _found(name: str, root: Path, settings: Settings, context: Context, bar: Any
     home = trained(name, root, settings, context)
     directory = context.directory / "runs" / fingerprint(name)[:12]
     wanted = CalibrateOptions(control=0, lengths=False, seed=settings.seed)
-    keep = partial(some_of, settings=settings)
+    select = partial(some_of, settings=settings)
     options = TestOptions(precision=settings.precision, alpha=ALPHA if settings.decide else None)
-    chain = run_chain(root, home, directory, context, bar, name, wanted, options, keep)
-    measures = Measures()
-    for image in chain.images():
-        measures.add(image)
-    return Found(name, chain, measures.result(ALPHA), *_cost(chain, options))
+    chain = run_chain(root, home, directory, context, bar, name, wanted, options, select)
+    return Found(name, chain, *_cost(chain, options))
 
 
 def _cost(chain: Chain, options: TestOptions) -> tuple[float, float]:
@@ -215,7 +217,7 @@ def _trained(
         return plain
 
     more = {"objective": objective, "finish": caught, **more}
-    train_with_bar(views, plain, training, models / name, resume=True, **more)
+    train_with_bar(views, plain, training, models / name, **more)
     save_checkpoint(home, variables[0], finish(variables[0]))
 
 
@@ -235,7 +237,8 @@ def some_of(data: DataSet, profile: Profile, settings: Settings) -> DataSet:
 
 
 def _row(one: Found) -> Row:
-    image, pixel = one.measures["image"], one.measures.get("pixel", {})
+    metrics = one.chain.inspection.metrics
+    image, pixel = metrics["image"], metrics.get("pixel", {})
     row: Row = {
         "localizer": one.name,
         "image_auroc": image["auroc"],
@@ -246,7 +249,7 @@ def _row(one: Found) -> Row:
     }
     rates = {(rate.method, rate.alpha): rate for rate in one.chain.calibrated.rates}
     for method in METHODS:
-        found = one.measures["significant"][method]
+        found = metrics["significant"][method]
         for part, share in (("normal", found["normal"]), ("defect", found["touching"])):
             row[f"{part}_{method}"] = share["share"]
             row[f"{part}_{method}_se"] = share["standard_error"]

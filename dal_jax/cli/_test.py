@@ -17,7 +17,7 @@ from dal_jax.cli._spec import TestSpec, engine_name, expand_patterns, read_spec
 from dal_jax.cli._test_folder import test_folder
 from dal_jax.cli._test_many import test_many
 from dal_jax.images import write_text
-from dal_jax.inspection._rows import decide
+from dal_jax.inspection import decide
 from dal_jax.report import figure, table
 from dal_jax.runs import join_hosts, leave_hosts
 

@@ -1,7 +1,6 @@
 """Results for people: figures, overlays, a text table, and the words for decisions."""
 
 import importlib
-from typing import Any
 
 from dal_jax.report._calibration_figure import calibration_figure as calibration_figure
 from dal_jax.report._calibration_figure import calibration_picture as calibration_picture
@@ -22,7 +21,7 @@ from dal_jax.report._overlay import overlay as overlay
 from dal_jax.report._table import table as table
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Finds the page where it has moved to, for code that still asks this room for it."""
     if name in ("page", "Page"):
         return getattr(importlib.import_module("dal_jax.inspection"), name)
