@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dal_jax import DalConfig, InputError, Localizer
-from dal_jax.cli import train_with_bar
-from dal_jax.diffusion import ReverseConfig, TrainConfig, load_checkpoint
-from dal_jax.inspection import learn_constants, threshold_of
-from dal_jax.localizers import CONFIGS, localizer_preset, make_localizer
+from dal_jax.diffusion import ReverseConfig, TrainConfig
+from dal_jax.inspection import learn_constants, threshold_of, train_with_bar
+from dal_jax.localizers import localizer_preset, make_localizer, read_checkpoint
 from dal_jax.models import UNetConfig
 from dal_jax.runs import fingerprint
 from experiments._simulation import Simulation
@@ -108,13 +107,13 @@ def variables_of(model: Model, folder: Path) -> Any:
         def finish(variables: Any) -> Any:
             return learn_constants(variables, model.config, images, model.seed)
 
-        train_with_bar(images, model.config, plan, home, resume=True, finish=finish)
+        train_with_bar(images, model.config, plan, home, finish=finish)
     return _checkpoint(home)[0]
 
 
 @lru_cache(maxsize=4)  # conditions of one network follow one another
 def _checkpoint(home: Path) -> Any:
-    return load_checkpoint(home, list(CONFIGS.values()))
+    return read_checkpoint(home)
 
 
 def localizer_of(model: Model, use: Use, folder: Path) -> Localizer:

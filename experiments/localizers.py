@@ -19,10 +19,16 @@ import numpy as np
 from tqdm import tqdm
 
 from dal_jax import DalConfig, InputError, TestOptions, dal_test_batch
-from dal_jax.cli import train_with_bar
 from dal_jax.diffusion import TrainConfig, save_checkpoint
 from dal_jax.images import DataSet, Preparation
-from dal_jax.inspection import CalibrateOptions, LearnOptions, Measures, Profile, Source, learn
+from dal_jax.inspection import (
+    CalibrateOptions,
+    LearnOptions,
+    Profile,
+    Source,
+    learn,
+    train_with_bar,
+)
 from dal_jax.localizers import localizer_preset
 from dal_jax.runs import fingerprint, wait_for_hosts
 from experiments._chain import ALPHA, Chain, run_chain
@@ -102,7 +108,6 @@ class LocalizerResult(NamedTuple):
 
     name: str
     chain: Chain
-    measures: dict[str, Any]  # of `Measures`
     seconds: float  # of a test
     evaluations: float  # of the score in a test
 
@@ -142,13 +147,10 @@ def _test(name: str, root: Path, settings: Settings, context: Context, bar: Any)
     home = learn_localizer(name, root, settings, context)
     directory = context.directory / "runs" / fingerprint(name)[:12]
     wanted = CalibrateOptions(control=0, lengths=False, seed=settings.seed)
-    keep = partial(select_images, settings=settings)
+    select = partial(select_images, settings=settings)
     options = TestOptions(precision=settings.precision, alpha=ALPHA if settings.decide else None)
-    chain = run_chain(root, home, directory, context, bar, name, wanted, options, keep)
-    measures = Measures()
-    for image in chain.images():
-        measures.add(image)
-    return LocalizerResult(name, chain, measures.result(ALPHA), *_cost(chain, options))
+    chain = run_chain(root, home, directory, context, bar, name, wanted, options, select)
+    return LocalizerResult(name, chain, *_cost(chain, options))
 
 
 def _cost(chain: Chain, options: TestOptions) -> tuple[float, float]:
@@ -213,7 +215,7 @@ def _train(
         return plain
 
     more = {"objective": objective, "finish": catch, **more}
-    train_with_bar(views, plain, training, models / name, resume=True, **more)
+    train_with_bar(views, plain, training, models / name, **more)
     save_checkpoint(home, variables[0], finish(variables[0]))
 
 
@@ -233,7 +235,8 @@ def select_images(data: DataSet, profile: Profile, settings: Settings) -> DataSe
 
 
 def _row(one: LocalizerResult) -> Row:
-    image, pixel = one.measures["image"], one.measures.get("pixel", {})
+    metrics = one.chain.inspection.metrics
+    image, pixel = metrics["image"], metrics.get("pixel", {})
     row: Row = {
         "localizer": one.name,
         "image_auroc": image["auroc"],
@@ -244,12 +247,12 @@ def _row(one: LocalizerResult) -> Row:
     }
     rates = {(rate.method, rate.alpha): rate for rate in one.chain.calibrated.rates}
     for method in METHODS:
-        called = one.measures["significant"][method]
-        for part, share in (("normal", called["normal"]), ("defect", called["touching"])):
+        found = metrics["significant"][method]
+        for part, share in (("normal", found["normal"]), ("defect", found["touching"])):
             row[f"{part}_{method}"] = share["share"]
             row[f"{part}_{method}_se"] = share["standard_error"]
-        row[f"{method}_regions"] = called["normal"]["num_decided"]
-        row[f"{method}_touching"] = called["touching"]["num_decided"]
+        row[f"{method}_regions"] = found["normal"]["num_decided"]
+        row[f"{method}_touching"] = found["touching"]["num_decided"]
         held = rates[method, ALPHA]
         row[f"held_{method}"] = held.rate
         row[f"held_{method}_low"], row[f"held_{method}_high"] = held.low, held.high

@@ -11,7 +11,6 @@ and their limits.
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +18,16 @@ import numpy as np
 from tqdm import tqdm
 
 from dal_jax import DalConfig, InputError, TestOptions
-from dal_jax.cli import train_with_bar
 from dal_jax.diffusion import TrainConfig
-from dal_jax.images import DataSet, Preparation, region_counts
-from dal_jax.inspection import CalibrateOptions, LearnOptions, Source, learn
-from dal_jax.inspection._rows import COLUMNS
+from dal_jax.images import Preparation, region_counts
+from dal_jax.inspection import (
+    COLUMNS,
+    CalibrateOptions,
+    LearnOptions,
+    Source,
+    learn,
+    train_with_bar,
+)
 from dal_jax.models import UNetConfig
 from dal_jax.runs import fingerprint, wait_for_hosts
 from experiments._brain import MIDDLE, BrainPlan, lesions_of, write_patients
@@ -194,9 +198,8 @@ def learn_subject(folder: Path, subject: Subject, settings: Settings, models: Pa
     asked = fingerprint(tuple(subject), config, training, options)
     home = models / f"real-{subject.name}-{asked[:8]}"
     if not (home / "profile.json").is_file():  # written last
-        trainer = partial(train_with_bar, resume=True)
         source, preparation = subject.source, subject.preparation
-        learn(folder, source, preparation, config, training, options, home, trainer)
+        learn(folder, source, preparation, config, training, options, home, train_with_bar)
     return home
 
 
@@ -210,16 +213,16 @@ def _test(subject: Subject, settings: Settings, context: Context, bar: Any) -> D
     directory = context.directory / "runs" / subject.name
     wanted = CalibrateOptions(settings.control, settings.lengths, settings.seed)
     chain = run_chain(root, home, directory, context, bar, subject.name, wanted, TestOptions())
-    contrast = _contrasts(subject, chain.data)
-    rows = [{**row, "contrast": contrast(row)} for image in chain.images() for row in image.rows]
+    contrast, rows = _contrasts(subject, root), [one.as_row() for one in chain.inspection.views]
+    rows = [{**row, "contrast": contrast(row)} for row in rows]
     return DataSetResult(subject, chain, rows)
 
 
-def _contrasts(subject: Subject, data: DataSet) -> Callable[[Row], float]:
-    """Return a function from the row of a tested view to its contrast."""
+def _contrasts(subject: Subject, root: Path) -> Callable[[Row], float]:
+    """What tells the contrast of a tested view."""
     if subject.name != BRAIN:
         return lambda row: contrast_of(row["label"])
-    lesions = lesions_of(data.root)
+    lesions = lesions_of(root)
     return lambda row: lesions.get(row["group"], 0.0)
 
 

@@ -11,25 +11,24 @@ pytest.importorskip("typer")
 pytest.importorskip("jinja2")
 
 from dal_jax.cli import main
-from dal_jax.inspection._calibration import METHODS
-from dal_jax.inspection._rows import COLUMNS, DECIDING, LOW, write_rows
-from dal_jax.runs import decode
+from dal_jax.inference import SelectiveP
+from dal_jax.inspection import METHODS, ViewResult
+from dal_jax.inspection._results import write_views
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    texts = {"label": "normal", "group": "g", "status": "OK", "message": ""}
-    texts["decision"] = "significant"
-    numbers = {"view": 0, "views": 1, "component": 0, "components": 0, "num_tested": 3}
-    numbers |= dict.fromkeys((*COLUMNS.values(), "p_low", "p_high"), 0.01)
-    numbers |= dict.fromkeys(("statistic", "sd", "z", "max_score", "q_value", "p_adjusted"), 1.0)
-    numbers |= {"estimate": 1.0, "ci_low": 0.5, "ci_high": math.inf}
-    for method in METHODS:
-        if method not in ("selective", "naive"):
-            numbers[COLUMNS[method]] = math.nan
-    numbers |= {COLUMNS[method] + LOW: math.nan for method in DECIDING[1:]}
-    write_rows(tmp_path, [{"name": f"{k}.png", **texts, **numbers} for k in range(3)])
+    write_views(tmp_path, [result(f"{k}.png") for k in range(3)])
     return tmp_path
+
+
+def result(name: str, **changes: Any) -> ViewResult:
+    p = {method: SelectiveP(math.nan, math.nan, math.nan) for method in METHODS}
+    p |= dict.fromkeys(("selective", "naive"), SelectiveP(0.01, 0.01, 0.01))
+    one = ViewResult(name, 0, 1, 0, 0, "normal", "g", "OK", "significant", 1.0, 1.0, p)
+    numbers = dict.fromkeys(("statistic", "sd", "z", "max_score", "estimate"), 1.0)
+    numbers |= {"ci_low": 0.5, "ci_high": math.inf}
+    return one._replace(num_tested=3, **numbers)._replace(**changes)
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: Any) -> tuple[int, str, str]:
@@ -45,12 +44,12 @@ def test_page_is_written_and_told(folder: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_regions_are_not_called_views(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = (folder / "rows.jsonl").read_text().splitlines()
-    one = {**decode(json.loads(lines[0])), "name": "a.png", "views": 2}
-    parts = [{**one, "component": k, "components": 4} for k in (1, 2, 3, 4)]
-    parts[3]["decision"] = "not significant"
-    none = {"view": 1, "num_tested": 0, "decision": "no region", "p_value": math.nan}
-    write_rows(folder, [*parts, {**one, **none, "status": "NO_REGION"}])
+    one = result("a.png", views=2)
+    parts = [one._replace(component=k, components=4) for k in (1, 2, 3, 4)]
+    parts[3] = parts[3]._replace(decision="not significant")
+    none = {"view": 1, "num_tested": 0, "decision": "no region", "status": "NO_REGION"}
+    nothing = dict.fromkeys(METHODS, SelectiveP(math.nan, math.nan, math.nan))
+    write_views(folder, [*parts, one._replace(p=nothing, **none)])
     told = "4 regions of 2 views of 1 image: 3 significant, 1 not significant; "
     told += "views without regions: 1 no region"
     assert run(capsys, "report", folder)[1].startswith(f"{told}; ")

@@ -23,7 +23,7 @@ from dal_jax import DalConfig, Status, TestResult
 from dal_jax.cli import main
 from dal_jax.cli._test_many import COLUMNS
 from dal_jax.diffusion import save_checkpoint
-from dal_jax.inspection._rows import COLUMNS as P_VALUES
+from dal_jax.inspection import COLUMNS as P_VALUES
 from dal_jax.models import UNetConfig, init_unet
 
 ROOT = Path(__file__).parents[1]

@@ -4,7 +4,6 @@ import csv
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,22 +11,20 @@ from PIL import Image
 
 from dal_jax import CheckpointError, InputError, TestOptions
 from dal_jax.cli import main
-from dal_jax.cli._test_folder import _decider
 from dal_jax.inference import NullLaw, Ranks
 from dal_jax.inspection import (
     METHODS,
     Calibration,
     InspectOptions,
     LearnOptions,
-    Reader,
+    inspect_folder,
     load_calibration,
     load_profile,
     open_model,
-    rows_of,
-    runner,
     to_test,
+    view_results,
 )
-from dal_jax.inspection import test_samples as run_samples
+from dal_jax.inspection._calibrate import stretch_correlation
 from dal_jax.inspection._calibration import (
     Rate,
     cross_fitted_p,
@@ -35,12 +32,11 @@ from dal_jax.inspection._calibration import (
     rates,
     save_calibration,
 )
+from dal_jax.inspection._inspect import _decider
 from dal_jax.inspection._learn import Normal, as_looked_at
 from dal_jax.inspection._profile import check_options
-from dal_jax.inspection._stretch import stretch_correlation
 from dal_jax.inspection._verdict import decider, unchecked, verdict
 from dal_jax.noise import fit_report, iid, stationary
-from dal_jax.runs import Host
 
 SIDE = 20
 ODD = "test/spot/a 'b' <c> ü_0.png"
@@ -265,6 +261,18 @@ def test_the_same_command_repeats_nothing(data, calibrated, tested, capsys, monk
     assert (tested / "results.csv").read_bytes() == before
 
 
+def test_the_tables_hold_what_the_pipeline_returns(data, calibrated, tested):
+    found, rows = inspect_folder(data, calibrated, tested), table(tested)
+    assert [one.name for one in found.views] == list(rows)
+    for one in found.views:
+        cells = {column: "" if v is None else str(v) for column, v in one.as_row().items()}
+        assert cells == rows[one.name]
+    with open(tested / "images.csv", encoding="utf-8", newline="") as file:
+        images = list(csv.DictReader(file))
+    assert [row["decision"] for row in images] == [one.decision for one in found.images]
+    assert found.metrics["image"]["num_normal"] == 5 and found.tally.images == len(images)
+
+
 def record(p, z=1.0, score=1.0):
     return {
         "status": "OK",
@@ -376,7 +384,7 @@ def test_the_p_value_that_decides_is_kept_with_the_calibration(tmp_path):
 def test_decisions_follow_the_chosen_p_value_and_need_its_calibration():
     calibration = fit_calibration([record(p, z) for p, z in ((0.1, 1.0), (0.9, 0.4))], ["a", "b"])
     with pytest.raises(InputError, match="decide_by is 'conformal', expected 'selective'"):
-        rows_of([], None, InspectOptions(decide_by="conformal"))
+        view_results([], None, InspectOptions(decide_by="conformal"))
     with pytest.raises(InputError, match="decide_by is 'naive'"):
         InspectOptions(decide_by="naive")
     with pytest.raises(InputError, match="discoveries is 'BH', expected one of by, bh"):
@@ -417,15 +425,11 @@ def test_calibration_says_what_it_lacks(data, model, tmp_path, capsys):
         fit_calibration([{**record(np.nan), "status": "NO_REGION"}], ["a"])
 
 
-def test_options_of_another_region_are_refused(data, model):
-    profile = load_profile(model)
-    localizer, source = open_model(model, profile), profile.source.open(data)
-    options, host = TestOptions(region="all"), Host(0, 1)
+def test_options_of_another_region_are_refused(model):
+    profile, options = load_profile(model), TestOptions(region="all")
     with pytest.raises(InputError, match="got region 'all', expected 'peak', the profile's"):
-        runner(localizer, profile, options, host, None, lambda *told: None)
-    with pytest.raises(InputError, match="got region 'all', expected 'peak', the profile's"):
-        reader = Reader(source, profile.fitted)
-        run_samples(Path("run"), localizer, profile, reader, source.samples, options, host=host)
+        check_options(options, profile)
+    check_options(profile.adapt(options), profile)
 
 
 def test_a_model_divides_views_anew_along_the_line_and_needs_the_adaptive_engine(

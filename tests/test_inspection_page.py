@@ -21,10 +21,10 @@ pytest.importorskip("PIL")
 from PIL import Image
 
 from dal_jax import InputError
-from dal_jax.inference import NullLaw, Ranks, conformal_p
-from dal_jax.inspection import page
-from dal_jax.inspection._calibration import METHODS, Calibration, Rate, save_calibration
-from dal_jax.inspection._rows import COLUMNS, DECIDING, LOW, write_rows
+from dal_jax.inference import NullLaw, Ranks, SelectiveP, conformal_p
+from dal_jax.inspection import METHODS, Calibration, ViewResult, page
+from dal_jax.inspection._calibration import Rate, save_calibration
+from dal_jax.inspection._results import write_views
 from dal_jax.noise import fit_report, iid
 from dal_jax.report import calibration_figure, calibration_picture
 from dal_jax.report._calibration_figure import uniform_band
@@ -44,43 +44,25 @@ CALIBRATION = Calibration(
 )
 
 
-def row(name: str, p: float, decision: str, status: str = "OK", **changes: Any) -> dict[str, Any]:
+def row(name: str, p: float, decision: str, status: str = "OK", **changes: Any) -> ViewResult:
     p_of = dict.fromkeys(METHODS, p) | {"conformal": conformal_p(SELECTIVE, p)}
-    return {
-        "name": name,
-        "view": 0,
-        "views": 1,
-        "component": 0,
-        "components": 0,
-        "label": "normal",
-        "group": "tile <1>",
-        "status": status,
-        "decision": decision,
-        "p_value": p,
-        "p_low": p,
-        "p_high": p,
-        **{COLUMNS[method]: p_of[method] for method in METHODS if method != "selective"},
-        **{COLUMNS[method] + LOW: p_of[method] for method in DECIDING[1:]},
-        "num_tested": 0 if math.isnan(p) else 7,
-        "statistic": 0.1,
-        "sd": 0.05,
-        "z": 2.0,
-        "p_adjusted": p,
-        "q_value": p,
-        "estimate": 0.08,
-        "ci_low": -0.02,
-        "ci_high": math.inf,
-        "max_score": 1.25,
-        "message": "",
-        "touches_mask": None,
-        **changes,
-    }
+    bounds = {method: SelectiveP(p, p, p) for method, p in p_of.items()}
+    one = ViewResult(name, 0, 1, 0, 0, "normal", "tile <1>", status, decision, p, p, bounds)
+    numbers = {"statistic": 0.1, "sd": 0.05, "z": 2.0, "estimate": 0.08, "max_score": 1.25}
+    numbers |= {"ci_low": -0.02, "ci_high": math.inf}
+    return one._replace(num_tested=0 if math.isnan(p) else 7, **numbers)._replace(**changes)
+
+
+def with_p(one: ViewResult, **p: float | tuple[float, float, float]) -> ViewResult:
+    """A result with other p-values of some methods."""
+    new = {m: SelectiveP(*(v if isinstance(v, tuple) else (v, v, v))) for m, v in p.items()}
+    return one._replace(p={**one.p, **new})
 
 
 ROWS = [
     row("plain.png", 0.3123456789012345, "not significant"),
     row(HOSTILE, 0.0012345678901234, "significant", label="<b>crack</b>"),
-    row("no picture.png", 0.05, "undecided", p_low=0.04, p_high=0.06),
+    with_p(row("no picture.png", 0.05, "undecided"), selective=(0.05, 0.04, 0.06)),
     row("quiet.png", NAN, "no region", "NO_REGION"),
     row("bad.png", NAN, "no valid result", "INVALID_INPUT", message='image "x" <i>broken</i>'),
 ]
@@ -89,10 +71,10 @@ ROWS = [
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "results"
-    write_rows(folder, ROWS)
+    write_views(folder, ROWS)
     for one in ROWS:
-        if one["name"] not in ("no picture.png", "bad.png"):
-            path = folder / "overlays" / one["name"]
+        if one.name not in ("no picture.png", "bad.png"):
+            path = folder / "overlays" / one.name
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.zeros((400, 640, 3), np.uint8)).save(path)
     (folder / "test.json").write_text('{"alpha": 0.05, "decide_by": "selective"}')
@@ -196,8 +178,8 @@ def test_numbers_are_those_of_the_rows(folder: Path, model: Path) -> None:
     seen = parsed(folder)
     exact = [float(value) for value in seen.values("data-v")]
     for one in ROWS:
-        for column in COLUMNS.values():
-            assert math.isnan(one[column]) or one[column] in exact
+        for method in METHODS:
+            assert math.isnan(one.table_p(method)) or one.table_p(method) in exact
     assert "5 views of 5 images from 1 physical object were tested" in seen.text
     assert "in 3 a region was flagged" in seen.text
     assert "at most 0.05" in seen.text and "about 0.2 of them" in seen.text
@@ -247,18 +229,16 @@ def test_page_is_the_same_again(folder: Path, model: Path) -> None:
 
 
 def test_what_lacks_is_said(folder: Path, model: Path) -> None:
-    plain = [{**one} for one in ROWS]
-    for one in plain:
-        one |= {COLUMNS[m]: NAN for m in METHODS if m not in ("selective", "naive")}
-        one |= {COLUMNS[m] + LOW: NAN for m in DECIDING[1:]}
-    write_rows(folder, plain)
+    none = {method: NAN for method in METHODS if method not in ("selective", "naive")}
+    plain = [with_p(one, **none) for one in ROWS]
+    write_views(folder, plain)
     page(folder)
     told = parsed(folder).text
     assert "Not calibrated: p-values were not checked on normal images." in told
     assert "Without any number, and left out: inflated" in told
     page(folder, model=model)
     assert "tested before this calibration" in parsed(folder).text
-    write_rows(folder, ROWS)
+    write_views(folder, ROWS)
     page(folder)
     assert "made without the model's folder" in parsed(folder).text
     (folder / "test.json").unlink()
@@ -270,10 +250,10 @@ def test_what_lacks_is_said(folder: Path, model: Path) -> None:
 
 
 def test_other_calibration_and_other_decisions_are_noticed(folder: Path, model: Path) -> None:
-    write_rows(folder, [{**ROWS[0], "p_conformal": 0.123}])
+    write_views(folder, [with_p(ROWS[0], conformal=0.123)])
     page(folder, model=model)
     assert "of another calibration than the one shown" in parsed(folder).text
-    write_rows(folder, [{**ROWS[0], "decision": "significant"}])
+    write_views(folder, [ROWS[0]._replace(decision="significant")])
     page(folder)
     assert "Do not rely on this page" in parsed(folder).text
 
@@ -295,7 +275,7 @@ def test_views_of_one_image_share_a_card(folder: Path) -> None:
             [(0.5, "not significant"), (0.01, "significant"), (0.02, "significant")]
         )
     ]
-    write_rows(folder, views)
+    write_views(folder, views)
     assert page(folder).num_images == 1
     told = parsed(folder).text
     assert "2 of 3 views" in told and "smallest of 3 views, not corrected" in told
@@ -307,7 +287,7 @@ def test_the_table_has_the_p_value_that_decides(folder: Path) -> None:
     several = {"view": 0, "views": 2, "p_adjusted": 0.0271828}
     part = {"component": 1, "components": 1, "p_adjusted": 0.0314159}
     for changes in (several, part):
-        write_rows(folder, [row("plain.png", 0.01, "significant", **changes)])
+        write_views(folder, [row("plain.png", 0.01, "significant", **changes)])
         page(folder)
         seen = parsed(folder)
         assert "adjusted p" in seen.text and str(changes["p_adjusted"]) in seen.values("data-v")
@@ -384,7 +364,9 @@ def add(folder: Path, line: str) -> None:
 
 
 def first(folder: Path, key: str, value: Any) -> None:
-    write_rows(folder, [{**ROWS[0], key: value}])
+    lines = (folder / "rows.jsonl").read_text().splitlines()
+    lines[0] = json.dumps(json.loads(lines[0]) | {key: value})
+    (folder / "rows.jsonl").write_text("\n".join(lines) + "\n")
 
 
 def link(folder: Path) -> None:

@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from dal_jax.cli import main
-from dal_jax.cli._test_folder import _picture
 from dal_jax.images import (
     Preparation,
     Sample,
@@ -22,22 +21,27 @@ from dal_jax.images import (
 )
 from dal_jax.inference import SelectiveP, holm
 from dal_jax.inspection import (
-    Inspected,
+    AssembledImage,
     InspectOptions,
     LearnOptions,
+    Measures,
     Reader,
+    ViewRef,
+    ViewResult,
     VolumeMaps,
-    image_row,
+    _views,
+    image_result,
     load_profile,
-    rows_of,
+    tally,
+    view_results,
 )
 from dal_jax.inspection._calibrate import by_distance, smallest
 from dal_jax.inspection._calibration import fit_calibration, view_p
-from dal_jax.inspection._items import ViewRef, as_items, view_items
+from dal_jax.inspection._inspect import _draw
 from dal_jax.inspection._learn import Images, Normal, fit_noise, rescale_to_foreground
-from dal_jax.inspection._measures import Measures
-from dal_jax.inspection._rows import picture_name, tally
+from dal_jax.inspection._results import picture_name, write_csv
 from dal_jax.inspection._verdict import out_of_reach
+from dal_jax.inspection._views import list_views, queue_views
 
 NAN = float("nan")
 
@@ -66,7 +70,7 @@ def record(p, low=None, high=None, status="OK"):
 def rows(*records, alpha=0.05):
     sample = Sample("a.png", None, "test", "normal", None, "a")
     tested = [(ViewRef(sample, k, len(records)), one) for k, one in enumerate(records)]
-    return rows_of(tested, None, InspectOptions(alpha))
+    return view_results(tested, None, InspectOptions(alpha))
 
 
 def test_the_level_of_a_view_reaches_its_search(tmp_path):
@@ -75,12 +79,12 @@ def test_the_level_of_a_view_reaches_its_search(tmp_path):
     preparation = Preparation(size=4, view="tile")
     image = read_sample(data, data.samples[0])[0]
     reader = Reader(data, fit(preparation, [image]))
-    listed = view_items(reader, data.samples)
+    listed = list_views(reader, data.samples)
     references = {one.sample.group: np.zeros((1, 4, 4, 1)) for one in listed}
-    items = as_items(reader, listed, references, 0.05)
+    items = queue_views(reader, listed, references, 0.05)
     assert len(items) > 1 and reader.num_views(data.samples[0]) == len(items)
     assert [item.load().level for item in items] == [0.05 / len(items)] * len(items)
-    assert as_items(reader, listed, references)[0].load().level is None
+    assert queue_views(reader, listed, references)[0].load().level is None
 
 
 def test_the_views_of_an_image_share_its_level():
@@ -88,17 +92,17 @@ def test_the_views_of_an_image_share_its_level():
         record(0.02), record(0.012), record(NAN, status="NO_REGION"), record(0.0126, 0.012, 0.014)
     )
     words = ["not significant", "significant", "no region", "undecided"]
-    assert [row["decision"] for row in found] == words
-    assert [row["p_adjusted"] for row in found[:2]] == [0.08, 0.048]
-    image = image_row(found)
-    assert image["decision"] == "significant" and image["p_adjusted"] == 0.048
-    assert (image["views"], image["views_with_region"], image["views_significant"]) == (4, 3, 1)
-    assert image_row(rows(record(0.5), record(NAN, status="NON_FINITE")))["decision"] == (
+    assert [one.decision for one in found] == words
+    assert [one.p_adjusted for one in found[:2]] == [0.08, 0.048]
+    image = image_result(found)
+    assert image.decision == "significant" and image.p_adjusted == 0.048
+    assert (image.views, image.views_with_region, image.views_significant) == (4, 3, 1)
+    assert image_result(rows(record(0.5), record(NAN, status="NON_FINITE"))).decision == (
         "no valid result"
     )
-    assert np.isnan(image_row(rows(record(NAN, status="NO_REGION")))["p_adjusted"])
+    assert np.isnan(image_result(rows(record(NAN, status="NO_REGION"))).p_adjusted)
     # One view alone is not adjusted.
-    assert rows(record(0.04))[0]["decision"] == "significant"
+    assert rows(record(0.04))[0].decision == "significant"
 
 
 def with_components(*p):
@@ -112,7 +116,7 @@ def with_components(*p):
 
 def test_components_have_rows_and_are_adjusted_for_their_number_and_that_of_the_views():
     found = rows(with_components(0.008, 0.3, 0.011), record(0.04))
-    assert [(row["view"], row["component"], row["components"]) for row in found] == [
+    assert [(one.view, one.component, one.components) for one in found] == [
         (0, 1, 3),
         (0, 2, 3),
         (0, 3, 3),
@@ -120,11 +124,11 @@ def test_components_have_rows_and_are_adjusted_for_their_number_and_that_of_the_
     ]
     # Holm within the view, times two views.
     expected = [2 * 3 * 0.008, 2 * 0.3, 2 * 3 * 0.008, 2 * 0.04]
-    assert [row["p_adjusted"] for row in found] == pytest.approx(expected)
+    assert [one.p_adjusted for one in found] == pytest.approx(expected)
     words = ["significant", "not significant", "significant", "not significant"]
-    assert [row["decision"] for row in found] == words
-    image = image_row(found)
-    assert (image["views"], image["views_with_region"], image["views_significant"]) == (2, 2, 1)
+    assert [one.decision for one in found] == words
+    image = image_result(found)
+    assert (image.views, image.views_with_region, image.views_significant) == (2, 2, 1)
 
 
 def test_views_are_counted_as_views_and_regions_as_regions():
@@ -134,7 +138,7 @@ def test_views_are_counted_as_views_and_regions_as_regions():
     parts = with_components(0.008, 0.3, 0.011)
     empty, failed = record(NAN, status="NO_REGION"), record(NAN, status="INVALID_INPUT")
     found = rows(parts, empty, failed)
-    found += [{**row, "name": "b.png"} for row in rows(with_components(0.001))]
+    found += [one._replace(name="b.png") for one in rows(with_components(0.001))]
     counted = tally(found)
     assert counted[:3] == (2, 4, 4)
     assert counted.decisions == {
@@ -156,8 +160,8 @@ def test_q_values_are_of_all_regions_of_a_run():
     ranks = np.argsort(np.argsort(p)) + 1
     steps = p * harmonic * 4 / ranks
     expected = [min(1, min(s for s, q in zip(steps, p, strict=True) if q >= own)) for own in p]
-    assert [row["q_value"] for row in found[:4]] == pytest.approx(expected)
-    assert np.isnan(found[4]["q_value"])
+    assert [one.q_value for one in found[:4]] == pytest.approx(expected)
+    assert np.isnan(found[4].q_value)
 
 
 def test_ranks_of_components_are_among_the_smallest_of_normal_views():
@@ -166,24 +170,24 @@ def test_ranks_of_components_are_among_the_smallest_of_normal_views():
     assert held.selective.p == (0.2, 0.5, 0.05)
     sample = Sample("a.png", None, "test", "normal", None, "a")
     tested = [(ViewRef(sample, 0, 1), with_components(0.1, 0.3))]
-    found = rows_of(tested, held, InspectOptions(decide_by="conformal"))
-    assert [row["p_conformal"] for row in found] == [2 / 4, 3 / 4]
+    found = view_results(tested, held, InspectOptions(decide_by="conformal"))
+    assert [one.table_p("conformal") for one in found] == [2 / 4, 3 / 4]
     # A rank among the smallest ones is adjusted for the number of components already, but not for
     # that of the views: it can be small enough for alpha / V, whatever the number of components.
-    assert [row["p_adjusted"] for row in found] == [2 / 4, 3 / 4]
+    assert [one.p_adjusted for one in found] == [2 / 4, 3 / 4]
     parts = with_components(0.01, 0.02, 0.03)
     tested = [(ViewRef(sample, k, 2), one) for k, one in enumerate((parts, record(0.9)))]
     for alpha, decision in ((0.5, "significant"), (0.49, "not significant")):
-        found = rows_of(tested, held, InspectOptions(alpha, "conformal"))
-        assert [row["decision"] for row in found[:3]] == [decision] * 3
+        found = view_results(tested, held, InspectOptions(alpha, "conformal"))
+        assert [one.decision for one in found[:3]] == [decision] * 3
         assert bool(out_of_reach(held, alpha, 2)) == (decision != "significant")
 
 
 def test_a_component_without_a_p_value_counts_as_one_in_the_calibration_as_in_the_table():
     tied = with_components(0.02, NAN, 0.3)
     found = rows(tied)
-    assert [row["decision"] for row in found[:2]] == ["not significant", "no valid result"]
-    assert [row["p_adjusted"] for row in found] == pytest.approx([0.06, NAN, 0.6], nan_ok=True)
+    assert [one.decision for one in found[:2]] == ["not significant", "no valid result"]
+    assert [one.p_adjusted for one in found] == pytest.approx([0.06, NAN, 0.6], nan_ok=True)
     nothing = with_components(NAN, NAN)
     held = fit_calibration([record(0.5), tied, nothing], ["a", "b", "b"])
     assert held.selective.p == held.naive == (0.5, 0.02)
@@ -204,8 +208,10 @@ def test_ranks_hold_where_views_of_many_components_have_one_without_a_p_value():
     sample = Sample("a.png", None, "test", "normal", None, "a")
     called = []
     for _ in range(400):
-        found = rows_of([(ViewRef(sample, 0, 1), drawn())], held, InspectOptions(0.2, "conformal"))
-        called.append(any(row["decision"] == "significant" for row in found))
+        found = view_results(
+            [(ViewRef(sample, 0, 1), drawn())], held, InspectOptions(0.2, "conformal")
+        )
+        called.append(any(one.decision == "significant" for one in found))
     # Standard errors of the tested and of the calibrating views.
     assert abs(np.mean(called) - 0.2) < 3 * np.sqrt(0.2 * 0.8 * (1 / 400 + 1 / 99))
 
@@ -213,7 +219,7 @@ def test_ranks_hold_where_views_of_many_components_have_one_without_a_p_value():
 def test_p_values_of_other_standard_deviations_are_those_of_a_wider_law():
     from scipy.stats import norm
 
-    found = rows(record(0.1))[0]
+    found = rows(record(0.1))[0].as_row()
     for factor in (0.8, 1.25):
         ends = norm.sf(np.array([1.0, 2.0, 3.0]) / factor)
         expected = (ends[1] - ends[2]) / (ends[0] - ends[2])
@@ -231,13 +237,38 @@ def test_pictures_have_the_names_of_their_images():
     assert all(name.endswith(".png") for name in found.values())
 
 
+def test_no_text_of_a_table_becomes_a_formula(tmp_path):
+    write_csv(tmp_path / "t.csv", [{"name": "=1+1", "p_value": 0.5}])
+    assert (tmp_path / "t.csv").read_text().split() == ["name,p_value", "'=1+1,0.5"]
+
+
+def test_images_are_read_once_while_they_take_little_memory(tmp_path, monkeypatch):
+    for name in "abc":
+        np.save(tmp_path / f"{name}.npy", np.arange(64.0).reshape(8, 8, 1) ** 3)
+    data, names = open_data(str(tmp_path), "folder"), []
+    fitted = fit(Preparation(size=4), [read_sample(data, data.samples[0])[0]])
+
+    def counted(data, sample):
+        names.append(sample.name)
+        return read_sample(data, sample)
+
+    monkeypatch.setattr(_views, "read_sample", counted)
+    for limit, expected in ((2**20, "abc"), (0, "abcbc")):  # beyond it the latest one is kept
+        monkeypatch.setattr(_views, "_KEPT", limit)
+        names.clear()
+        reader = Reader(data, fitted)
+        for sample in 2 * data.samples:
+            assert reader.read(sample) is reader.read(sample)
+        assert names == [f"{name}.npy" for name in expected]
+
+
 def test_volumes_of_one_name_do_not_overwrite_each_other(tmp_path):
     maps = VolumeMaps(tmp_path / "maps")
     for value, name in enumerate(("a#1.nii", "a#2.nii", "v.nii", "v.nii.gz")):
         write_volume(tmp_path / name, np.zeros((4, 6, 1)), np.eye(4))
         sample = Sample(f"{name}#0", tmp_path / name, "test", "unknown", None, name, 0)
         score = np.full((6, 4), float(value))
-        maps.add(Inspected(sample, [], None, None, score, score > 9, score > 9, score))
+        maps.add(AssembledImage(sample, [], None, None, score, score > 9, score > 9, score))
     maps.close()
     found = {path.name: read_volume(path).voxels for path in (tmp_path / "maps").glob("*_score*")}
     assert {name: values.max() for name, values in found.items()} == {
@@ -431,23 +462,23 @@ def test_metrics_count_a_region_at_the_level_of_its_view():
     sample = Sample("a.png", None, "test", "normal", None, "a")
     for p_high, views, called in ((0.03, 1, 1), (0.03, 2, 0), (0.0125, 4, 1), (0.0126, 4, 0)):
         own = [record(0.0125, 0.012, p_high)] + [record(0.9)] * (views - 1)
-        found = [{**row, "touches_mask": None} for row in rows(*own)]
+        found = rows(*own)
         measures = Measures()
-        measures.add(Inspected(sample, found, None, None, np.zeros((2, 2)), *[None] * 3))
+        measures.add(AssembledImage(sample, found, score=np.zeros((2, 2))))
         counted = measures.result(0.05)["significant"]["selective"]["normal"]
         assert counted["share"] == called / views
-        assert called == (found[0]["decision"] == "significant")
+        assert called == (found[0].decision == "significant")
 
 
 def test_a_component_that_has_no_pixel_in_its_image_has_no_label(tmp_path):
     """A view larger than its image may flag what lies between the image's pixels."""
     region = np.zeros((8, 8), bool)
     region[2:4, 2:4] = True
-    row = {"view": 0, "views": 1, "component": 1, "top": 2, "left": 2}
-    lost = {**row, "component": 2, "top": None, "left": None}
+    part = ViewResult("a.png", 0, 1, 1, 2, "unknown", "a", "OK", box=(2, 2, 4, 4))
+    lost = part._replace(component=2, box=None)
     sample = Sample("a.png", tmp_path / "a.png", "test", "unknown", None, "a")
     image = np.zeros((8, 8, 1))
-    for name, rows in (("one", [row]), ("both", [row, lost])):
-        one = Inspected(sample, rows, image, None, image[..., 0], region, region, None)
-        _picture(one, tmp_path / f"{name}.png")
+    for name, views in (("one", [part]), ("both", [part, lost])):
+        one = AssembledImage(sample, views, image, None, image[..., 0], region, region)
+        _draw(one, tmp_path / f"{name}.png")
     assert (tmp_path / "both.png").read_bytes() == (tmp_path / "one.png").read_bytes()

@@ -14,13 +14,14 @@ import pytest
 from dal_jax import dal_test_batch, from_score
 from dal_jax._result import as_record
 from dal_jax.inference import NullLaw
+from dal_jax.inspection import DECIDING, decide
 from dal_jax.inspection._calibration import (
     Calibration,
     fit_calibration,
     observed_of,
     p_with_sigma,
 )
-from dal_jax.inspection._rows import DECIDING, SIGMA, decide
+from dal_jax.inspection._results import SIGMA
 
 SHAPE = (4, 4, 1)
 THRESHOLD = 2.3  # standard deviations of the noise

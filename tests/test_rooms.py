@@ -11,7 +11,7 @@ PACKAGE = ROOT / "dal_jax"
 # In the order of the way that data take; one level each, top down.
 ROOMS = (
     ("_typing", "_errors", "_version", "_compat"),
-    ("_arrays", "_files", "_toml"),
+    ("_arrays", "_files", "_json", "_toml"),
     ("affine",),
     ("inference",),
     ("search",),

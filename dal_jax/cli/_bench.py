@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from dal_jax._errors import InputError
+from dal_jax._json import dumps
 from dal_jax.bench import Beside, Plan, measure, tables
 from dal_jax.cli import _options as options
-from dal_jax.cli._output import dumps
 from dal_jax.cli._repository import import_beside
 from dal_jax.images import write_text
 

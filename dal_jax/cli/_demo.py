@@ -12,14 +12,15 @@ from tqdm import tqdm
 
 from dal_jax import TestResult, dal_test_batch
 from dal_jax._errors import InputError
+from dal_jax._json import dumps
 from dal_jax._options import GAMMA
 from dal_jax._randomization import randomization
 from dal_jax.cli import _demo_data as data
 from dal_jax.cli import _options as options
-from dal_jax.cli._output import dumps, encode_regions, need_figures
-from dal_jax.cli._train import train_with_bar
+from dal_jax.cli._output import encode_regions, need_figures
 from dal_jax.diffusion import DalConfig, ReverseConfig, TrainConfig
 from dal_jax.images import write_text
+from dal_jax.inspection import train_with_bar
 from dal_jax.localizers import Localizer, load_localizer
 from dal_jax.models import UNetConfig
 from dal_jax.noise import Covariance, estimate_dense

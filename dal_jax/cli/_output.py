@@ -1,9 +1,6 @@
-"""What the verbs print and write: JSON, arrays, figures."""
+"""Output of the verbs: JSON, arrays, figures."""
 
-import enum
 import importlib.util
-import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -12,32 +9,6 @@ import numpy as np
 from dal_jax._errors import InputError
 from dal_jax._result import MAPS, as_record, run_lengths
 from dal_jax.images import write_array
-
-
-def plain(value: Any) -> Any:
-    """Turns a value into what JSON can hold; NaN becomes null, infinities "Infinity" strings."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, enum.Enum):
-        return plain(value.value)
-    if isinstance(value, str | bool | int) or value is None:
-        return value
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    item = np.asarray(value)
-    if item.ndim:
-        return [plain(entry) for entry in item.tolist()]
-    number = item.item()
-    if isinstance(number, float) and not math.isfinite(number):
-        return None if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
-    return number
-
-
-def dumps(fields: dict[str, Any]) -> str:
-    """Writes fields as one line of standard JSON."""
-    return json.dumps(plain(fields), allow_nan=False)
 
 
 def encode_regions(fields: dict[str, Any]) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
+from dal_jax._json import dumps
 from dal_jax.cli import _options as options
-from dal_jax.cli._output import dumps
 from dal_jax.inspection import NUM_PICTURES, Page, page
 
 Directory = Annotated[

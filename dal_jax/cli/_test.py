@@ -9,15 +9,16 @@ import typer
 
 from dal_jax import TestOptions, TestResult, dal_test
 from dal_jax._errors import InputError
+from dal_jax._json import dumps
 from dal_jax._options import GAMMA
 from dal_jax._version import __version__
 from dal_jax.cli import _options as options
-from dal_jax.cli._output import dumps, encode_regions, file_maps, need_figures
+from dal_jax.cli._output import encode_regions, file_maps, need_figures
 from dal_jax.cli._spec import TestSpec, engine_name, expand_patterns, read_spec
 from dal_jax.cli._test_folder import test_folder
 from dal_jax.cli._test_many import test_many
 from dal_jax.images import write_text
-from dal_jax.inspection._rows import decide
+from dal_jax.inspection import decide
 from dal_jax.report import figure, table
 from dal_jax.runs import join_hosts, leave_hosts
 

@@ -8,9 +8,9 @@ import typer
 
 from dal_jax import thinned, thinned_test
 from dal_jax._errors import InputError
+from dal_jax._json import dumps
 from dal_jax._version import __version__
 from dal_jax.cli import _options as options
-from dal_jax.cli._output import dumps
 from dal_jax.cli._spec import expand_patterns
 from dal_jax.cli._test import Alternative, References
 from dal_jax.cli._thin import Record, check_copy, read_record, thinned_files

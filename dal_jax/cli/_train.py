@@ -1,24 +1,28 @@
 """`dal-jax train`: a localizer, learned from normal images."""
 
-import time
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
-from tqdm import tqdm
 
 from dal_jax._errors import InputError
+from dal_jax._json import dumps
 from dal_jax._options import GAMMA
 from dal_jax.cli import _data as data_options
 from dal_jax.cli import _options as options
 from dal_jax.cli import _train_options as words
-from dal_jax.cli._output import dumps
-from dal_jax.diffusion import Progress, TrainConfig
-from dal_jax.diffusion import train as run_training
+from dal_jax.diffusion import TrainConfig
 from dal_jax.images import Preparation, image_files, read_images
-from dal_jax.inspection import Learned, LearnedViews, LearnOptions, learn, learn_views
+from dal_jax.inspection import (
+    Learned,
+    LearnedViews,
+    LearnOptions,
+    learn,
+    learn_views,
+    train_with_bar,
+)
 from dal_jax.localizers import ExtractorFile, PerceptualConfig, localizer_preset, split_settings
 
 
@@ -192,37 +196,6 @@ def _say_learned(learned: Learned, out: Path, json: bool) -> None:
     if learned.left_out:
         typer.echo(f"{len(learned.left_out)} objects left out: they are among the test images")
     typer.echo(f"noise {profile.noise_kind}, threshold {profile.threshold:.3g}: {out}")
-
-
-def train_with_bar(
-    views: np.ndarray, config: Any, settings: TrainConfig, out: Path, resume: bool, **parts: Any
-) -> tuple[float, float]:
-    """Trains with a progress bar that shows the loss, on standard error.
-
-    Args:
-        views: (N, H, W, C).
-        config: of the localizer.
-        settings: how to train.
-        out: folder for checkpoint, state and log.
-        resume: go on with the run found there.
-        **parts: further arguments of `dal_jax.diffusion.train`.
-
-    Returns:
-        The last mean loss (NaN if the run was finished already), and the seconds taken.
-    """
-    begun, losses = time.perf_counter(), [float("nan")]
-    with tqdm(total=settings.steps, unit="step", desc="training", disable=None) as bar:
-        run_training(views, config, settings, out, _follow(bar, losses), resume, **parts)
-    return losses[-1], time.perf_counter() - begun
-
-
-def _follow(bar: tqdm, losses: list[float]) -> Progress:
-    def follow(step: int, total: int, loss: float) -> None:
-        losses.append(loss)
-        bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-        bar.update(step - bar.n)
-
-    return follow
 
 
 # Fields that options of their own stand for.

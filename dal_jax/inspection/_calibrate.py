@@ -1,4 +1,4 @@
-"""Calibration: the held-out normal images of a profile are tested, and what that says is kept."""
+"""Calibration: tests of the normal images that training kept aside, and what follows from them."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import ndimage
 
 from dal_jax._errors import InputError
 from dal_jax._one_test import ImageToTest
 from dal_jax._options import TestOptions
-from dal_jax._result import parts_of_record
+from dal_jax._result import parts_of_record, region_of
 from dal_jax._test_run import QueuedImage, run_tests
 from dal_jax.images import DataSet
 from dal_jax.inspection._calibration import (
@@ -29,16 +30,17 @@ from dal_jax.inspection._calibration import (
     uniformity,
     view_p,
 )
-from dal_jax.inspection._items import Reader, ViewRef, as_items, view_items
 from dal_jax.inspection._learn import rescale_to_foreground
-from dal_jax.inspection._profile import Profile, check_options
-from dal_jax.inspection._rows import write_csv
-from dal_jax.inspection._stretch import stretch_correlation
+from dal_jax.inspection._profile import Profile, check_options, load_profile, open_model
+from dal_jax.inspection._results import ViewRef, write_csv
 from dal_jax.inspection._verdict import ALPHA, decider, unchecked, verdict
-from dal_jax.localizers import Localizer
-from dal_jax.noise import Covariance, FitReport, fit_report
+from dal_jax.inspection._views import Reader, list_views, queue_views
+from dal_jax.noise import Covariance, FitReport, fit_report, stationary
+from dal_jax.report import calibration_picture, overlay
 from dal_jax.runs import Host
 
+# Wider laws weigh the far tails more, and conformal p-values are ranks: both need p well known.
+PRECISION = 1e-6
 # Factors of the noise's standard deviation, free; and of its correlation length, searched anew.
 SIGMA_FACTORS = (0.8, 0.9, 1.0, 1.1, 1.25)
 LENGTH_FACTORS = (0.7, 1.4)
@@ -62,7 +64,7 @@ class CalibrateOptions:
 
 
 class Calibrated(NamedTuple):
-    """What calibration found.
+    """Results of a calibration.
 
     Example:
         >>> from dal_jax.inference import NullLaw, Ranks
@@ -94,107 +96,118 @@ class Calibrated(NamedTuple):
 Runner = Callable[[Path, Sequence[QueuedImage], Covariance], list[dict[str, Any]]]
 
 
-def runner(
-    localizer: Localizer,
-    profile: Profile,
-    test_options: TestOptions,
-    host: Host,
-    devices: int | None,
-    say: Callable[[str, int, int], None],
-) -> Runner:
-    """What tests items in a run directory and gives their records.
+def calibrate_folder(
+    folder: Path,
+    model: Path,
+    options: CalibrateOptions = CalibrateOptions(),
+    test_options: TestOptions = TestOptions(precision=PRECISION),  # noqa: B008
+    *,
+    out: Path | None = None,
+    select: Callable[[DataSet, Profile], DataSet] | None = None,
+    host: Host = Host(0, 1),  # noqa: B008
+    devices: int | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Calibrated:
+    """Tests the normal images that training kept aside, and fits and writes the recalibrations.
+
+    The same call goes on after an interruption. Of several processes that share the directory the
+    first one writes; all return the results.
 
     Args:
-        localizer: of the profile.
-        profile: of the model.
-        test_options: of all tests.
-        host: this process.
-        devices: to use.
-        say: called with (what, done, of how many).
+        folder: the data set that the model was trained on.
+        model: directory of the model.
+        options: what is tested besides the held-out images.
+        test_options: how to search; region and randomization are replaced by the profile's.
+        out: directory for calibration.json and the folder calibration; None: that of the model,
+            where `inspect_folder` looks for them.
+        select: chooses some of the images of the data set; None: all.
+        host: this process among those that share the runs.
+        devices: number of devices to use; None: all.
+        progress: called with (name of the run, number of finished tests, number of tests).
 
     Returns:
-        The runner.
+        The calibration and what it is made of.
 
     Raises:
-        InputError: options of another region than the profile's.
+        InputError: fewer than two held-out objects in the data, or too few views with a region.
+        CheckpointError: the model is missing or damaged.
+        RunError: the disk is full, or another process was lost.
 
     Example:
-        >>> import tempfile
-        >>> from dal_jax.images import Fitted, Preparation
-        >>> from dal_jax.inspection import Source
-        >>> from dal_jax.localizers import from_score
-        >>> from dal_jax.noise import iid
-        >>> def brightness(params, draws, x):
-        ...     return x.sum(-1)
-        >>> localizer = from_score(brightness, (4, 4, 1), threshold=1.0)
-        >>> fitted = Fitted(Preparation(size=4), 1, (0.0, 0.5, 1.0), (0.0,), 1.0, 20)
-        >>> views, roles = np.zeros((2, 4, 4, 1)), {"train": ("a", "b")}
-        >>> profile = Profile(Source(), fitted, "iid", iid(1.0), views, 1.0, "all", 0.02, roles, 0)
-        >>> how = TestOptions(randomization=0.0), Host(0, 1), None
-        >>> run = runner(localizer, profile, *how, lambda *told: None)
-        >>> dark = QueuedImage("dark", None, lambda: ImageToTest(np.zeros((4, 4, 1)), views))
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     print([record["status"] for record in run(Path(folder), [dark], iid(1.0))])
-        ['NO_REGION']
+        >>> found = calibrate_folder(Path("tiles"), Path("model"))  # doctest: +SKIP
+        >>> load_calibration(Path("model")) == found.calibration  # doctest: +SKIP
+        True
     """
-    check_options(test_options, profile)
+    profile = load_profile(model)
+    localizer, how = open_model(model, profile), profile.adapt(test_options)
+    check_options(how, profile)
+    data = profile.source.open(folder)
+    data = data if select is None else select(data, profile)
+    out = model if out is None else out
 
-    def run(
-        directory: Path, items: Sequence[QueuedImage], noise: Covariance
-    ) -> list[dict[str, Any]]:
+    def run(directory: Path, items: Sequence[QueuedImage], noise: Covariance) -> list[Any]:
+        def follow(done: int, record: dict[str, Any]) -> None:
+            if progress is not None:
+                progress(directory.name, done, len(items))
+
         made = run_tests(
             directory,
             localizer,
             items,
             noise,
-            test_options,
+            how,
             host=host,
-            devices=devices,
             shared=profile.references,
-            progress=lambda done, _: say(directory.name, done, len(items)),
+            devices=devices,
+            progress=follow,
         )
         return list(made.finished().values())
 
-    return run
+    found = _calibrated(data, profile, run, out / "calibration", options)
+    if host.index == 0:
+        _write(out, found)
+    return found
 
 
-def calibrate(
+def stage_progress(bar: Any, before: str = "") -> Callable[[str, int, int], None]:
+    """Shows on a progress bar which of several runs is under way, and how far it is.
+
+    Args:
+        bar: of tqdm.
+        before: put before the name of the run.
+
+    Returns:
+        What `calibrate_folder` and `inspect_folder` take as `progress`.
+
+    Example:
+        >>> from tqdm import tqdm
+        >>> with tqdm(disable=True) as bar:
+        ...     stage_progress(bar)("views", 3, 10)
+    """
+
+    def follow(what: str, done: int, total: int) -> None:
+        bar.set_description(before + what, refresh=False)
+        if bar.total != total or done < bar.n:
+            bar.reset(total)
+        bar.update(done - bar.n)
+
+    return follow
+
+
+def _calibrated(
     data: DataSet,
     profile: Profile,
     run: Runner,
     directory: Path,
     options: CalibrateOptions,
 ) -> Calibrated:
-    """Tests the held-out normal images of a profile and fits the recalibrations.
-
-    Args:
-        data: the data set that the profile was learnt from.
-        profile: of the model.
-        run: what tests, see `runner`.
-        directory: for the runs; continued if they are there.
-        options: how much.
-
-    Returns:
-        What was found.
-
-    Raises:
-        InputError: fewer than two held-out objects in the data, or too few views with a region.
-
-    Example:
-        >>> profile = load_profile(Path("model"))  # doctest: +SKIP
-        >>> data = profile.source.open(Path("tiles"))  # doctest: +SKIP
-        >>> options = CalibrateOptions()
-        >>> found = calibrate(data, profile, run, Path("runs"), options)  # doctest: +SKIP
-        >>> found.calibration.num_views == len(found.records)  # doctest: +SKIP
-        True
-    """
     held = set(profile.roles["calibrate"])
     samples = [s for s in data.samples if s.split == "train" and s.group in held]
     _need_objects(data, [s.group for s in samples])
     reader = Reader(data, profile.fitted, profile.seen(but="calibrate"))
-    listed = view_items(reader, samples)
+    listed = list_views(reader, samples)
     own = profile.references_of([one.sample.group for one in listed], calibrating=True)
-    items = as_items(reader, listed, own)
+    items = queue_views(reader, listed, own)
     found = run(directory / "views", items, profile.tested_noise)
     kept = _usable(found)
     records = [found[k] for k in kept]
@@ -233,23 +246,8 @@ def calibrate(
     )
 
 
-def keep(directory: Path, found: Calibrated) -> None:
-    """Writes a calibration beside its model.
-
-    Args:
-        directory: of the model.
-        found: by `calibrate`.
-
-    Raises:
-        InputError: the file cannot be written.
-
-    Example:
-        >>> options = CalibrateOptions()
-        >>> found = calibrate(data, profile, run, Path("runs"), options)  # doctest: +SKIP
-        >>> keep(Path("model"), found)  # doctest: +SKIP
-        >>> load_calibration(Path("model")) == found.calibration  # doctest: +SKIP
-        True
-    """
+def _write(directory: Path, found: Calibrated) -> None:
+    """Writes a calibration, a picture of it, and those of the normal views of smallest p."""
     facts = {
         "verdict": found.verdict,
         "rates": [rate._asdict() for rate in found.rates],
@@ -260,7 +258,16 @@ def keep(directory: Path, found: Calibrated) -> None:
         "smallest": [record["name"] for record, _ in found.smallest],
     }
     save_calibration(directory, found.calibration, facts)
-    write_csv(directory / "calibration" / "sensitivity.csv", found.moved)
+    folder = directory / "calibration"
+    write_csv(folder / "sensitivity.csv", found.moved)
+    held, path = found.calibration, folder / "calibration.png"
+    raw, count = held.selective.p, held.num_groups
+    calibration_picture(path, raw, held.naive, count, found.fit, found.rates)
+    for number, (record, view) in enumerate(found.smallest, 1):
+        region = region_of(record["region"], view.shape[:2])
+        called = region & bool(view_p(record).p <= ALPHA)
+        limits = (-3.0, 3.0) if view.min() < 0 else None  # standard deviations of the view
+        overlay(view, region, called, folder / "smallest" / f"{number:02d}.png", limits=limits)
 
 
 def smallest(records: Sequence[dict[str, Any]]) -> list[int]:
@@ -396,3 +403,40 @@ def _sensitivity(moved: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def stretch_correlation(noise: Covariance, shape: tuple[int, ...], factor: float) -> Covariance:
+    """Returns stationary noise correlated over `factor` times the distance.
+
+    `R'(l) = R(l / factor)`, R the covariance of the middle pixel with the others; what the change
+    makes negative in the spectrum is clipped and the variance kept.
+
+    Args:
+        noise: of images of the shape.
+        shape: (H, W, C).
+        factor: above 0.
+
+    Returns:
+        Covariance for images of the shape.
+    """
+    height, width, channels = shape
+    rows, columns = (_torus_lags(side) for side in (height, width))
+    middle = (height // 2, width // 2)
+    places = np.meshgrid(middle[0] + rows / factor, middle[1] + columns / factor, indexing="ij")
+    table = np.zeros((len(rows), len(columns), channels, channels))
+    for channel in range(channels):
+        impulse = np.zeros(shape)
+        impulse[(*middle, channel)] = 1.0
+        covariance = noise.apply(impulse)
+        for other in range(channels):
+            table[..., channel, other] = ndimage.map_coordinates(
+                covariance[..., other], places, order=1, mode="constant", cval=0.0
+            )
+    # R[-l] = R[l]': the middle of an even side is no centre of symmetry.
+    mirrored = np.roll(table[::-1, ::-1], 1, axis=(0, 1)).swapaxes(2, 3)
+    return stationary((table + mirrored) / 2, clip=True)
+
+
+def _torus_lags(side: int) -> np.ndarray:
+    """Lags 0, 1, ..., -2, -1 of a torus on which an image's opposite edges do not meet."""
+    return np.fft.fftfreq(2 * side, 1 / (2 * side))

@@ -1,97 +1,181 @@
-"""Tests of every image of a folder; the maps of its views are kept on disk and put together."""
+"""The folder pipeline: every image of a folder is tested, and tables, pictures, metrics written."""
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
+import sys
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
-from zlib import error as ZlibError
 
 import numpy as np
 
-from dal_jax._errors import InputError
+from dal_jax._json import dumps
 from dal_jax._options import TestOptions
-from dal_jax._result import TestResult
-from dal_jax._test_run import QueuedImage, run_tests
-from dal_jax._typing import Bool
-from dal_jax.images import Sample, Views, atomic_path, cut, enlarge, foreign, mask_views, stitch
-from dal_jax.inspection._items import Reader, ViewRef, as_items, view_items
-from dal_jax.inspection._learn import picture_of
-from dal_jax.inspection._profile import Profile, check_options
+from dal_jax._test_run import run_tests
+from dal_jax.images import (
+    NORMAL,
+    UNKNOWN,
+    DataSet,
+    PixelMetrics,
+    Sample,
+    axial_slice,
+    image_metrics,
+    is_volume,
+    read_volume,
+    region_counts,
+    write_text,
+    write_volume,
+)
+from dal_jax.inspection._calibration import METHODS, Calibration, load_calibration
+from dal_jax.inspection._profile import Profile, check_options, load_profile, open_model
+from dal_jax.inspection._results import (
+    ImageResult,
+    InspectOptions,
+    Tally,
+    ViewRef,
+    ViewResult,
+    adjusted_p,
+    image_result,
+    picture_name,
+    region_number,
+    tally,
+    view_results,
+    write_csv,
+    write_views,
+)
+from dal_jax.inspection._verdict import out_of_reach
+from dal_jax.inspection._views import (
+    AssembledImage,
+    Reader,
+    assemble_images,
+    keep_maps,
+    list_views,
+    queue_views,
+    to_test,
+)
 from dal_jax.localizers import Localizer
+from dal_jax.report import overlay
 from dal_jax.runs import Host
 
-MAPS = "maps"
-# Of a row: its region's box in the image, pixels; the last two are past its end.
-_BOX = ("top", "left", "bottom", "right")
+METRICS, SETTINGS, PICTURES = "metrics.json", "test.json", "overlays"
 
 
-class Inspected(NamedTuple):
-    """One image after its tests.
+class Inspection(NamedTuple):
+    """Results of a tested folder.
 
     Example:
-        >>> sample = Sample("a.png", Path("a.png"), "test", "unknown", None, "a")
-        >>> one = Inspected(sample, [], *[None] * 6)  # a file that could not be read
-        >>> one.sample.name, one.image is None
-        ('a.png', True)
+        >>> counts = Tally(1, 1, 0, {"no region": 1}, "1 view of 1 image: 1 no region")
+        >>> found = Inspection(Path("run"), InspectOptions(), [], [], {}, counts, 0)
+        >>> found.options.decide_by, found.tally.decisions
+        ('selective', {'no region': 1})
     """
 
-    sample: Sample
-    rows: list[dict[str, Any]]  # of its views
-    image: np.ndarray | None  # (H, W, C) as read; None: it could not be
-    mask: np.ndarray | None  # (H, W) bool, where known
-    score: np.ndarray | None  # (H, W), NaN outside the views
-    region: np.ndarray | None  # (H, W) bool, flagged pixels
-    significant: np.ndarray | None  # (H, W) bool, those in regions called significant
-    p_adjusted: np.ndarray | None  # (H, W) the adjusted p of the region a pixel is in, else NaN
+    directory: Path  # that holds the tables
+    options: InspectOptions  # level, deciding p-value and procedure for q-values
+    views: list[ViewResult]  # of views and their components, image by image
+    images: list[ImageResult]
+    metrics: dict[str, Any]  # see `Measures.result`; {} where the truth of no image is known
+    tally: Tally
+    discovered: int  # regions with a q-value of at most the level
 
 
-def test_samples(
+def inspect_folder(
+    folder: Path,
+    model: Path,
+    out: Path,
+    test_options: TestOptions = TestOptions(),  # noqa: B008 (a constant)
+    *,
+    alpha: float = 0.05,
+    decide_by: str | None = None,
+    calibration: Calibration | None = None,
+    select: Callable[[DataSet, Profile], DataSet] | None = None,
+    overlays: bool = True,
+    host: Host = Host(0, 1),  # noqa: B008 (a constant)
+    devices: int | None = None,
+    batch_size: int | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Inspection:
+    """Tests every image of a folder that the model has not seen, and writes tables and pictures.
+
+    The same call goes on after an interruption. Of several processes that share `out` the first
+    one writes; all return the results.
+
+    Args:
+        folder: data set of the layout that the model was trained on, or any folder of images.
+        model: directory of a model trained with --data.
+        out: directory for the results.
+        test_options: how to search; region and randomization are replaced by the profile's, level
+            and recalibrations by what the decisions need.
+        alpha: level for all views of an image together.
+        decide_by: method whose p-value decides, one of `DECIDING`; None: the one that the
+            calibration names.
+        calibration: of the model; None: the one beside it, if there is one.
+        select: chooses some of the images of the data set; None: all are tested.
+        overlays: whether to write pictures of the images.
+        host: this process among those that share the run.
+        devices: number of devices to use; None: all.
+        batch_size: number of tests under way at a time; None fills the devices.
+        progress: called with ("test", number of finished views, number of views).
+
+    Returns:
+        The results, as they stand in the tables.
+
+    Raises:
+        InputError: something that all images need does not fit.
+        CheckpointError: the model or its calibration is missing or damaged.
+        RunError: the disk is full, or another process was lost.
+
+    Example:
+        >>> found = inspect_folder(Path("tiles"), Path("model"), Path("run"))  # doctest: +SKIP
+        >>> len(found.images) == found.tally.images  # doctest: +SKIP
+        True
+    """
+    profile = load_profile(model)
+    calibration = load_calibration(model) if calibration is None else calibration
+    data = profile.source.open(folder)
+    data = data if select is None else select(data, profile)
+    samples = to_test(data, profile)
+    reader = Reader(data, profile.fitted, profile.seen())
+    decide_by = _decider(calibration, alpha, max(map(reader.num_views, samples)), decide_by)
+    options = InspectOptions(alpha, decide_by, _discoveries(profile, samples, decide_by))
+    # Whichever p-value decides, now or in a later call, its decision shall be certain.
+    laws = () if calibration is None else calibration.deciding
+    tested = _test_views(
+        out / "run",
+        open_model(model, profile),
+        profile,
+        reader,
+        samples,
+        replace(profile.adapt(test_options), level=alpha, recalibrations=laws),
+        progress,
+        host,
+        devices=devices,
+        batch_size=batch_size,
+    )
+    results = view_results(tested, calibration, options)
+    images = assemble_images(out / "run", reader, profile, tested, results)
+    pictures = {sample.name for sample in samples} if overlays else ()
+    found = _collect(images, out, options, pictures, write=host.index == 0)
+    if host.index == 0:
+        _write(found)
+    return found
+
+
+def _test_views(
     directory: Path,
     localizer: Localizer,
     profile: Profile,
     reader: Reader,
     samples: Sequence[Sample],
     options: TestOptions,
-    *,
+    progress: Callable[[str, int, int], None] | None,
     host: Host,
-    devices: int | None = None,
-    batch_size: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    **places: Any,
 ) -> list[tuple[ViewRef, dict[str, Any]]]:
-    """Tests all views of samples in a run directory, where their maps are kept, too.
-
-    Args:
-        directory: of the run.
-        localizer: of the profile.
-        profile: of the model.
-        reader: of the samples.
-        samples: to be tested.
-        options: of the tests; their level is for all views of an image together.
-        host: this process.
-        devices: to use.
-        batch_size: tests under way at a time; None fills the devices.
-        progress: called with (done, of how many).
-
-    Returns:
-        Each view and its record.
-
-    Raises:
-        InputError: the directory of another run, or options of another region than the profile's.
-        RunError: the disk is full, or another process was lost.
-
-    Example:
-        >>> reader = Reader(data, profile.fitted)  # doctest: +SKIP
-        >>> samples = to_test(data, profile)  # doctest: +SKIP
-        >>> here = (Path("runs"), localizer, profile, reader, samples)  # doctest: +SKIP
-        >>> tested = test_samples(*here, TestOptions(), host=Host(0, 1))  # doctest: +SKIP
-        >>> {item.sample for item, _ in tested} == set(samples)  # doctest: +SKIP
-        True
-    """
+    """Tests all views of samples in a run directory, where their maps are kept, too."""
     check_options(options, profile)
-    listed = view_items(reader, samples)
+    listed = list_views(reader, samples)
     own = profile.references_of([one.sample.group for one in listed])
-    items = as_items(reader, listed, own, options.level)
+    items = queue_views(reader, listed, own, options.level)
     numbers = {item.name: number for number, item in enumerate(items)}
     run = run_tests(
         directory,
@@ -101,150 +185,239 @@ def test_samples(
         options,
         host=host,
         shared=profile.references,
-        devices=devices,
-        batch_size=batch_size,
-        progress=None if progress is None else lambda done, _: progress(done, len(items)),
-        keep=lambda item, result: _keep_maps(directory, numbers[item.name], item, result),
+        progress=None if progress is None else lambda done, _: progress("test", done, len(items)),
+        keep=lambda item, result: keep_maps(directory, numbers[item.name], result),
+        **places,
     )
     return list(zip(listed, run.finished().values(), strict=True))
 
 
-test_samples.__test__ = False  # type: ignore[attr-defined]
+def _decider(
+    calibration: Calibration | None, alpha: float, num_views: int, asked: str | None
+) -> str:
+    """Names the method whose p-value decides, and prints what a reader must know of it."""
+    if calibration is None:
+        return asked or "selective"
+    decide_by = asked or calibration.decide_by
+    told = out_of_reach(calibration, alpha, num_views) if decide_by == "conformal" else ""
+    if decide_by == "selective" and calibration.unchecked:
+        told = (
+            f"The raw p-value decides unchecked: {calibration.num_groups} normal objects were too "
+            "few to tell whether raw p-values hold the level."
+        )
+    if told:
+        what = "Hold out more normal objects, or name another p-value by --decide-by."
+        print(f"{told} {what}", file=sys.stderr)
+    return decide_by
 
 
-def _keep_maps(directory: Path, number: int, item: QueuedImage, result: TestResult) -> None:
-    if result.status.value == "INVALID_INPUT":
-        return
-    with atomic_path(_maps_path(directory, number)) as temporary:
-        np.savez(temporary, score=result.score.astype(np.float32), region=_labels(result))
+def _discoveries(profile: Profile, samples: Sequence[Sample], decide_by: str) -> str:
+    """Benjamini and Hochberg's procedure only where no two tests share anything but their ranks."""
+    apart = profile.each > 0 and len({sample.group for sample in samples}) == len(samples)
+    one = profile.fitted.preparation.view != "tile" and profile.region != "components"
+    return "bh" if apart and one and decide_by in ("selective", "conformal") else "by"
 
 
-def _labels(result: TestResult) -> np.ndarray:
-    """The region as numbers of the rows' components, from 1; of one region all 1."""
-    labels = result.region.astype(np.int32)
-    for number, part in enumerate(result.components, 1):
-        labels[part.region] = number
-    return labels
-
-
-def _maps_path(directory: Path, number: int) -> Path:
-    return directory / f".{MAPS}" / f"{number // 1000:04d}" / f"{number:08d}.npz"
-
-
-def assemble_images(
+def _collect(
+    images: Iterable[AssembledImage],
     directory: Path,
-    reader: Reader,
-    profile: Profile,
-    tested: Sequence[tuple[ViewRef, dict[str, Any]]],
-    rows: Sequence[dict[str, Any]],
-) -> Iterator[Inspected]:
-    """Puts the views of each image together again, one image at a time.
+    options: InspectOptions,
+    pictures: Collection[str],
+    write: bool,
+) -> Inspection:
+    """Goes through the images, one in memory at a time, and writes their pictures and volumes."""
+    views: list[ViewResult] = []
+    sums: list[ImageResult] = []
+    measures, maps = Measures(), VolumeMaps(directory / "volumes")
+    for one in images:
+        views += one.views
+        sums.append(image_result(one.views))
+        measures.add(one)
+        if not write:
+            continue
+        maps.add(one)
+        if pictures and one.image is not None:
+            _draw(one, directory / PICTURES / picture_name(one.sample.name, pictures))
+    maps.close()
+    discovered = sum(one.q_value <= options.alpha for one in views)
+    metrics = measures.result(options.alpha)
+    return Inspection(directory, options, views, sums, metrics, tally(views), discovered)
 
-    Args:
-        directory: of the run.
-        reader: of the samples.
-        profile: of the model.
-        tested: views and records, all views of an image side by side.
-        rows: of the views and their components, in the same order.
 
-    Yields:
-        The images in order.
+def _write(found: Inspection) -> None:
+    write_views(found.directory, found.views)
+    write_csv(found.directory / "images.csv", [one._asdict() for one in found.images])
+    write_text(found.directory / SETTINGS, dumps(asdict(found.options)) + "\n")
+    if found.metrics:
+        write_text(found.directory / METRICS, dumps(found.metrics) + "\n")
 
-    Raises:
-        InputError: the maps of a view are missing or damaged.
+
+def _draw(one: AssembledImage, path: Path) -> None:
+    """Writes the picture of an image, its components numbered."""
+    assert one.image is not None and one.region is not None and one.significant is not None
+    labels = [
+        (region_number(part), part.box[:2])
+        for part in one.views
+        if part.component and part.box  # None if lost in an image smaller than its view
+    ]
+    overlay(one.image, one.region, one.significant, path, truth=one.mask, labels=labels)
+
+
+class Measures:
+    """Metrics of a folder whose truth is known; of a pixel no more than `PixelMetrics` is kept.
 
     Example:
-        >>> rows = rows_of(tested, None, InspectOptions())  # doctest: +SKIP
-        >>> images = assemble_images(Path("runs"), reader, profile, tested, rows)  # doctest: +SKIP
-        >>> [one.sample for one in images] == samples  # doctest: +SKIP
-        True
+        >>> measures = Measures()
+        >>> for label, score in (("normal", 0.2), ("crack", 0.9)):
+        ...     sample = Sample(label, Path(f"{label}.png"), "test", label, None, label)
+        ...     measures.add(AssembledImage(sample, [], score=np.full((2, 2), score)))
+        >>> measures.result(alpha=0.05)["image"]["auroc"]
+        1.0
     """
-    start, end, pictures = 0, 0, dict[str, str]()
-    for _, of_image in groupby(rows, key=lambda row: row["name"]):
-        start, item = end, tested[end][0]
-        end = start + item.num_views
-        more = {"warning": "; ".join(profile.warnings), "touches_mask": None, **dict.fromkeys(_BOX)}
-        own = [{**row, **more} for row in of_image]
-        try:
-            image, mask, found = reader.read(item.sample)
-        except InputError:
-            yield Inspected(item.sample, own, *[None] * 6)
-            continue
-        told = [*profile.warnings, foreign(profile.fitted, image)]
-        first = pictures.setdefault(picture_of(image) or item.sample.name, item.sample.name)
-        if first != item.sample.name:
-            told.append(f"the same picture as {first}")
-        for row in own:
-            row["warning"] = "; ".join(filter(None, told))
-        inside = mask_views(profile.fitted, mask, found) if mask is not None else None
-        maps = [
-            _load_maps(directory, number, profile, tested[number][1]["status"])
-            for number in range(start, end)
-        ]
-        for row in own:
-            region = _region_of(row, maps)
-            hit = inside is not None and bool((inside[row["view"]] & region).any())
-            row["touches_mask"] = hit if inside is not None and inside.any() else None
-        yield _together(item.sample, own, image, mask, found, maps, profile)
+
+    def __init__(self) -> None:
+        self._pixels = PixelMetrics()
+        self._any_pixels = False
+        self._labels: list[bool] = []
+        self._scores: list[float] = []
+        self._views: list[ViewResult] = []
+
+    def add(self, one: AssembledImage) -> None:
+        """Counts an image; one that could not be tested, or of unknown kind, is left out.
+
+        Args:
+            one: tested.
+        """
+        if one.score is None or one.sample.label == UNKNOWN:
+            return
+        inside = np.isfinite(one.score)
+        if not inside.any():
+            return
+        self._labels.append(one.sample.label != NORMAL)
+        self._scores.append(float(one.score[inside].max()))
+        self._views += [view for view in one.views if view.num_tested]
+        if one.mask is not None:
+            self._pixels.add(one.score, one.mask, inside)
+            self._any_pixels = True
+
+    def result(self, alpha: float) -> dict[str, Any]:
+        """The metrics so far.
+
+        Args:
+            alpha: level at which regions are called significant.
+
+        Returns:
+            JSON values: image (AUROC, AP, F1-max), pixel (the same and AUPRO), and for each
+            p-value the share of tested regions that it calls significant, adjusted like decisions,
+            on normal and on anomalous images; empty without images of known kind.
+        """
+        if not self._labels:
+            return {}
+        found: dict[str, Any] = {
+            "alpha": alpha,
+            "image": image_metrics(np.array(self._labels), np.array(self._scores))._asdict(),
+        }
+        if self._any_pixels:
+            pixel = self._pixels.result()
+            found["pixel"] = {**pixel._asdict(), "max_error": pixel.max_error._asdict()}
+        kinds = ["normal" if one.label == NORMAL else "anomalous" for one in self._views]
+        groups = [one.group for one in self._views]
+        touches = [one.touches_mask for one in self._views]
+        if self._views:
+            found["significant"] = {
+                method: _shares(self._adjusted(method), kinds, groups, touches, alpha)
+                for method in METHODS
+            }
+        return found
+
+    def _adjusted(self, method: str) -> np.ndarray:
+        """Upper bounds on the adjusted p: at most alpha where it is decided so."""
+        upper = [p.high for p in adjusted_p(self._views, method)]
+        return np.minimum(1.0, np.array(upper) * [one.views for one in self._views])
 
 
-def _region_of(
-    row: dict[str, Any], maps: Sequence[tuple[np.ndarray, np.ndarray]]
-) -> Bool[np.ndarray, "H W"]:
-    labels = maps[row["view"]][1]
-    return labels == row["component"] if row["component"] else labels > 0
+def _shares(
+    p: np.ndarray, kinds: list[str], groups: list[str], touches: list[bool | None], alpha: float
+) -> dict[str, Any]:
+    counts = region_counts(p, kinds, groups, touches, alpha)
+    return {
+        name: getattr(counts, name)._asdict()
+        for name in ("normal", "anomalous", "touching", "elsewhere")
+    }
 
 
-def _together(
-    sample: Sample,
-    rows: list[dict[str, Any]],
-    image: np.ndarray,
-    mask: np.ndarray | None,
-    found: Views,
-    maps: Sequence[tuple[np.ndarray, np.ndarray]],
-    profile: Profile,
-) -> Inspected:
-    shape = image.shape[:2]
-    scores = np.stack([score for score, _ in maps])
-    regions = np.stack([labels > 0 for _, labels in maps]).astype(float)
-    called = np.zeros_like(regions)
-    p_adjusted = np.full(shape, np.nan)
-    for row in rows:
-        view, region = row["view"], _region_of(row, maps).astype(float)
-        if row["decision"] == "significant":
-            called[view] += region
-        corner, extent = found.corners[view], found.extents[view]
-        covered = enlarge(region, extent) > 0
-        row |= _box(covered, corner)
-        part = cut(p_adjusted, corner, extent)
-        own = np.where(covered, row["p_adjusted"], np.nan)
-        np.fmin(part, own, out=part)  # of tiles that overlap the smaller
-    score = stitch(profile.fitted, scores, found, shape)
-    flagged = stitch(profile.fitted, regions, found, shape, fill=0.0) >= 0.5
-    marked = stitch(profile.fitted, called, found, shape, fill=0.0) >= 0.5
-    return Inspected(sample, rows, image, mask, score, flagged, marked, p_adjusted)
+class VolumeMaps:
+    """Writes three volumes for each tested one, as soon as its last slice has come.
 
+    `score` and `p_adjusted` (that of the decision, inside the tested regions) are NaN elsewhere;
+    `significant` is 1 in regions called significant.
 
-def _box(covered: Bool[np.ndarray, "h w"], corner: np.ndarray) -> dict[str, int | None]:
-    """Where a region lies in its image, pixels; none for an empty one."""
-    if not covered.any():
-        return dict.fromkeys(_BOX)
-    pixels = np.argwhere(covered)
-    low, high = pixels.min(axis=0) + corner, pixels.max(axis=0) + corner + 1
-    return dict(zip(_BOX, np.concatenate([low, high]).tolist(), strict=True))
+    Args:
+        folder: where, as `<name of the volume>_<kind>.nii.gz`; of two volumes with the same name
+            the second one keeps its ending in it.
 
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path, score = Path(folder, "brain.nii.gz"), np.ones((6, 4))
+        ...     write_volume(path, np.zeros((4, 6, 1)), np.eye(4))
+        ...     sample = Sample("brain.nii.gz#0", path, "test", "unknown", None, "brain", 0)
+        ...     maps = VolumeMaps(Path(folder, "maps"))
+        ...     one = AssembledImage(sample, [], None, None, score, score > 2, score > 2, score)
+        ...     maps.add(one)
+        ...     maps.close()
+        ...     print(float(read_volume(Path(folder, "maps", "brain_score.nii.gz")).voxels.sum()))
+        24.0
+    """
 
-def _load_maps(
-    directory: Path, number: int, profile: Profile, status: str
-) -> tuple[np.ndarray, np.ndarray]:
-    if status == "INVALID_INPUT":  # none were kept
-        size = profile.fitted.preparation.size
-        return np.full((size, size), np.nan), np.zeros((size, size), np.int32)
-    path = _maps_path(directory, number)
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as held:
-            return held["score"].astype(np.float64), held["region"]
-    except (OSError, ValueError, LookupError, BadZipFile, ZlibError) as error:
-        raise InputError(
-            f"maps {str(path)!r}: missing or damaged, test again in another directory"
-        ) from error
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._path: Path | None = None
+        self._name = ""
+        self._names: set[str] = set()  # of all volumes so far
+        self._affine: Any = None
+        self._maps: dict[str, np.ndarray] = {}
+
+    def add(self, one: AssembledImage) -> None:
+        """Fills in a slice; images that are no slices of NIfTI volumes are passed over.
+
+        Args:
+            one: tested; the slices of a volume come one after the other.
+
+        Raises:
+            InputError: a volume cannot be read or written.
+        """
+        sample = one.sample
+        if sample.slice is None or not is_volume(sample.path) or one.score is None:
+            return
+        assert one.p_adjusted is not None and one.significant is not None
+        if sample.path != self._path:
+            self.close()
+            self._open(sample)
+        shown = {"score": one.score, "p_adjusted": one.p_adjusted, "significant": one.significant}
+        for kind, values in shown.items():
+            axial_slice(self._maps[kind], self._affine, sample.slice)[...] = values
+
+    def close(self) -> None:
+        """Writes the volume that is open, if any.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        for kind, voxels in self._maps.items():
+            write_volume(self._folder / f"{self._name}_{kind}.nii.gz", voxels, self._affine)
+        self._path, self._maps = None, {}
+
+    def _open(self, sample: Sample) -> None:
+        volume = read_volume(sample.path)
+        shape = volume.voxels.shape
+        self._path, self._affine = sample.path, volume.affine
+        whole = sample.name.rpartition("#")[0]  # the name below the root
+        name = whole.removesuffix(".gz").removesuffix(".nii")
+        self._name = whole if name in self._names else name
+        self._names.add(self._name)
+        self._maps = {
+            "score": np.full(shape, np.nan, np.float32),
+            "p_adjusted": np.full(shape, np.nan, np.float32),
+            "significant": np.zeros(shape, bool),
+        }

@@ -3,7 +3,11 @@
 import base64
 import hashlib
 import importlib.resources
+import io
+import math
 import platform
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,15 +17,49 @@ import numpy as np
 from dal_jax._errors import InputError
 from dal_jax._version import __version__
 from dal_jax.images import write_text
-from dal_jax.inspection._page_model import Model, Trust, of_this_calibration, read_model
-from dal_jax.inspection._page_pictures import SIDE, Pictures, data_uri, pictures
-from dal_jax.inspection._page_rows import TABLE, Tested, read_results
-from dal_jax.inspection._page_sections import full_table, metrics, recalibrated, summary
-from dal_jax.report import calibration_figure
+from dal_jax.inspection._inspect import PICTURES
+from dal_jax.inspection._page_read import (
+    NAMES,
+    Model,
+    Tested,
+    Trust,
+    of_this_calibration,
+    read_model,
+    read_results,
+)
+from dal_jax.inspection._page_sections import (
+    by_p,
+    difference_of,
+    full_table,
+    metrics,
+    recalibrated,
+    summary,
+)
+from dal_jax.inspection._results import TABLE, ViewResult, picture_name, region_number
+from dal_jax.report import (
+    NO_REGION,
+    NOT_SIGNIFICANT,
+    SIGNIFICANT,
+    UNDECIDED,
+    calibration_figure,
+    format_p,
+)
 
 NUM_PICTURES = 60
 _LINES = 2000  # of the full table, at most
 _TEMPLATES = "templates"
+SIDE = 320  # pixels, longer side of an embedded picture at most
+_LISTED = 8  # components of an image in words, at most
+# Shown beside the raw p-value, where known.
+_BESIDE = ("inflated", "heavy_tails", "conformal", "naive")
+
+
+class Pictures(NamedTuple):
+    """What the page shows of the images."""
+
+    cards: list[dict[str, Any]]
+    num_images: int
+    num_missing: int  # cards without a picture
 
 
 class Page(NamedTuple):
@@ -52,7 +90,7 @@ def page(
     model: str | Path | None = None,
     num_pictures: int = NUM_PICTURES,
 ) -> Page:
-    """Writes what `dal-jax test FOLDER` found as one HTML file, whole or not at all.
+    """Writes the results of `dal-jax test FOLDER` as one HTML file, whole or not at all.
 
     The file needs no other file and no network: pictures and figures are inside, and a content
     security policy in it forbids the browser to load anything. Every text is escaped.
@@ -80,7 +118,7 @@ def page(
     template = _template()
     tested = read_results(Path(directory))
     known = None if model is None else read_model(Path(model))
-    shown = pictures(tested.directory, tested.rows, num_pictures)
+    shown = _pictures(tested.directory, tested.views, num_pictures)
     counted = summary(tested)
     trust = None if known is None else known.trust
     text = template.render(
@@ -92,7 +130,7 @@ def page(
         figures=[] if trust is None else _figures(trust),
         pictures=shown,
         side=SIDE,
-        table=full_table(tested.rows, _LINES),
+        table=full_table(tested.views, _LINES),
         csv=TABLE if (tested.directory / TABLE).is_file() else None,
         metrics=metrics(tested),
         profile=[] if known is None else known.profile,
@@ -144,9 +182,9 @@ def _template() -> Any:
 
 
 def _notices(tested: Tested, known: Model | None) -> list[str]:
-    """What a reader must know before trusting the p-values."""
+    """Warnings that a reader needs before trusting the p-values."""
     told = [] if known is None else [f"The model: {warning}." for warning in known.warnings]
-    warned = {row["name"]: row["warning"] for row in tested.rows if row["warning"]}
+    warned = {one.name: one.warning for one in tested.views if one.warning}
     if warned:
         name, warning = next(iter(warned.items()))
         told.append(f"{len(warned)} images have a warning (see the table), as {name}: {warning}.")
@@ -154,8 +192,8 @@ def _notices(tested: Tested, known: Model | None) -> list[str]:
 
 
 def _of_calibration(tested: Tested, known: Model | None) -> list[str]:
-    """What a reader must know before trusting the recalibrated p-values."""
-    inside = recalibrated(tested.rows)
+    """Warnings that a reader needs before trusting the recalibrated p-values."""
+    inside = recalibrated(tested.views)
     if known is None and inside:
         return [
             "The calibration is not shown: the page was made without the model's folder (--model)."
@@ -167,7 +205,7 @@ def _of_calibration(tested: Tested, known: Model | None) -> list[str]:
         return told
     if not inside:
         return ["The images were tested before this calibration: test again for recalibrated p."]
-    if not of_this_calibration(tested.rows, known.trust.calibration):
+    if not of_this_calibration(tested.views, known.trust.calibration):
         return ["The recalibrated p-values below are of another calibration than the one shown."]
     return []
 
@@ -178,7 +216,7 @@ def _figures(trust: Trust) -> list[tuple[str, str]]:
     texts = ("All p-values of normal views", "The small p-values of normal views, powers of ten")
     return [
         (
-            data_uri(
+            _data_uri(
                 calibration_figure(
                     held.selective.p, held.naive, held.num_groups, logarithmic=small
                 ).encode(),
@@ -197,3 +235,95 @@ def _versions() -> list[tuple[str, str]]:
         ("numpy", np.__version__),
         ("python", platform.python_version()),
     ]
+
+
+def _pictures(directory: Path, results: Sequence[ViewResult], limit: int) -> Pictures:
+    """Makes cards of images: those with the smallest raw p first, without a p last."""
+    images: dict[str, list[ViewResult]] = {}
+    for one in results:
+        images.setdefault(one.name, []).append(one)
+    firsts = [(min(views, key=by_p), views) for views in images.values()]
+    firsts.sort(key=lambda pair: by_p(pair[0]))
+    cards = []
+    for first, views in firsts[:limit]:
+        picture, why = _picture(directory / PICTURES, picture_name(first.name, images))
+        cards.append({**_card(first, views), "picture": picture, "why": why})
+    return Pictures(cards, len(images), sum(card["picture"] is None for card in cards))
+
+
+def _data_uri(data: bytes, kind: str) -> str:
+    """Writes a file of a media type as an address that holds it."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def _card(first: ViewResult, views: Sequence[ViewResult]) -> dict[str, Any]:
+    beside = [
+        (NAMES[method], format_p(first.p[method].high))
+        for method in _BESIDE
+        if not math.isnan(first.p[method].high)
+    ]
+    # Views without a region are no regions.
+    own = [one for one in views if one.component] or views
+    decisions = {one.decision for one in own}
+    # Of several views the strongest word is the picture's; how many share it is said beside.
+    order = (SIGNIFICANT, UNDECIDED, NOT_SIGNIFICANT, NO_REGION)
+    decision = next((word for word in order if word in decisions), own[0].decision)
+    count = sum(one.decision == decision for one in own)
+    what = "regions" if own[0].component else "views"
+    several = f"smallest of {len(own)} {what}, not corrected for their number; the decision is"
+    return {
+        "name": first.name,
+        "label": first.label,
+        "decision": decision,
+        "views": f"{count} of {len(own)} {what}" if len(own) > 1 else "",
+        "p": format_p(first.p["selective"].p),
+        "difference": difference_of(first),
+        "regions": [_region(one) for one in sorted(own, key=by_p)[:_LISTED]]
+        if len(own) > 1 and first.component
+        else [],
+        "of": several if len(own) > 1 else "",
+        "beside": beside,
+        "message": ": ".join(filter(None, (first.message, first.warning))),
+    }
+
+
+def _region(one: ViewResult) -> str:
+    """A component in words, under the number that it has in the picture."""
+    return (
+        f"{region_number(one)}: p {format_p(one.p['selective'].p)}, adjusted "
+        f"{format_p(one.p_adjusted)}, difference {difference_of(one)}, {one.decision}"
+    )
+
+
+def _picture(folder: Path, name: str) -> tuple[str | None, str]:
+    """The picture's address, or why there is none."""
+    path = folder / name
+    try:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"picture {str(path)!r} leads outside the folder {str(folder)!r}")
+        if not path.is_file():
+            return None, "no picture"
+    except (OSError, RuntimeError) as error:  # a name too long, a loop of links
+        raise InputError(f"picture {str(path)!r}: {error}") from error
+    try:
+        return _data_uri(_small(path), "image/png"), ""
+    except (OSError, ValueError, SyntaxError) as error:  # what pillow raises for spoilt files
+        if isinstance(error, InputError):
+            raise
+        return None, "picture cannot be read"
+
+
+def _small(path: Path) -> bytes:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise InputError('report: pictures need pillow: pip install "dal-jax[images]"') from error
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        # Large scans are what the pictures are made of; what is shown is small.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(path, formats=["PNG"]) as image:
+            shown = image.convert("RGB")
+    shown.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    shown.save(file, "PNG", optimize=True)
+    return file.getvalue()

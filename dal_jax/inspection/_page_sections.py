@@ -1,26 +1,27 @@
-"""The rows of a tested folder as counts, table and metrics of the page."""
+"""Sections of the page: counts, table and metrics of a tested folder."""
 
 import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from dal_jax import report as words
 from dal_jax._errors import InputError
-from dal_jax.inspection._page_model import NAMES, interval, percent
-from dal_jax.inspection._page_pictures import by_p, difference_of
-from dal_jax.inspection._page_rows import METRICS, Tested
-from dal_jax.inspection._rows import COLUMNS, DECIDING, region_number, tally
-from dal_jax.report import format_p
-
-DECISIONS = (
-    words.SIGNIFICANT,
-    words.NOT_SIGNIFICANT,
-    words.UNDECIDED,
-    words.NO_REGION,
-    words.NOT_VALID,
+from dal_jax.inference import SelectiveP
+from dal_jax.inspection._calibration import METHODS
+from dal_jax.inspection._inspect import METRICS
+from dal_jax.inspection._page_read import NAMES, Tested, interval, percent
+from dal_jax.inspection._results import DECIDING, ViewResult, region_number, tally
+from dal_jax.report import (
+    NO_REGION,
+    NOT_SIGNIFICANT,
+    NOT_VALID,
+    SIGNIFICANT,
+    UNDECIDED,
+    format_difference,
+    format_p,
 )
-RECALIBRATED = DECIDING[1:]
+
+DECISIONS = (SIGNIFICANT, NOT_SIGNIFICANT, UNDECIDED, NO_REGION, NOT_VALID)
 _PARTS = {
     "normal": "normal images (false calls)",
     "anomalous": "anomalous images",
@@ -48,31 +49,30 @@ def summary(tested: Tested) -> dict[str, Any]:
     Returns:
         Counts by decision, by label and decision, and what decided.
     """
-    rows = tested.rows
+    views = tested.views
     by_label: dict[str, Counter[str]] = {}
-    for row in rows:
-        by_label.setdefault(row["label"], Counter())[row["decision"]] += 1
-    counted = tally(rows)
+    for one in views:
+        by_label.setdefault(one.label, Counter())[one.decision] += 1
+    counted = tally(views)
     total = Counter(counted.decisions)
     listed = [d for d in (*DECISIONS, *sorted(set(total) - set(DECISIONS))) if total[d]]
-    with_p = sum(not math.isnan(row["p_value"]) for row in rows)
-    components = any(row["component"] for row in rows)
-    several = components or any(row["views"] > 1 for row in rows)
+    with_p = sum(not math.isnan(one.p["selective"].p) for one in views)
+    components = any(one.component for one in views)
+    several = components or any(one.views > 1 for one in views)
     tried = counted.images if several else with_p  # what the level is the rate of
-    q_values = [row["q_value"] for row in rows]
     rate = 0.05 if tested.alpha is None else tested.alpha
-    failed = Counter(row["status"] for row in rows if row["status"] not in ("OK", "NO_REGION"))
+    failed = Counter(one.status for one in views if one.status not in ("OK", "NO_REGION"))
     return {
         "views": counted.views,
         "images": counted.images,
         "words": counted.words,
         "components": components,
         "rate": f"{rate:.0%}",
-        "discovered": sum(q <= rate for q in q_values),
+        "discovered": sum(one.q_value <= rate for one in views),
         "discoveries": tested.discoveries,
-        "called": len({row["name"] for row in rows if row["decision"] == words.SIGNIFICANT}),
+        "called": len({one.name for one in views if one.decision == SIGNIFICANT}),
         "several": several,
-        "groups": len({row["group"] for row in rows}),
+        "groups": len({one.group for one in views}),
         "decisions": [(decision, total[decision]) for decision in listed],
         "labels": [(label, [n[d] for d in listed]) for label, n in sorted(by_label.items())],
         "with_p": with_p,
@@ -86,35 +86,59 @@ def summary(tested: Tested) -> dict[str, Any]:
     }
 
 
-def recalibrated(rows: Sequence[dict[str, Any]]) -> bool:
-    """Do rows hold recalibrated p-values?
+def recalibrated(views: Sequence[ViewResult]) -> bool:
+    """Do results hold recalibrated p-values?
 
     Args:
-        rows: of views.
+        views: results.
 
     Returns:
         Whether any is a number.
     """
-    columns = [COLUMNS[method] for method in RECALIBRATED]
-    return any(not math.isnan(row[column]) for row in rows for column in columns)
+    return any(not math.isnan(one.p[method].high) for one in views for method in DECIDING[1:])
 
 
-def full_table(rows: Sequence[dict[str, Any]], limit: int) -> dict[str, Any]:
+def by_p(one: ViewResult) -> tuple[bool, float, bool, str, int, int]:
+    """Sorts results by raw p; those without one last, of them those that failed first.
+
+    Args:
+        one: result of a view or component.
+
+    Returns:
+        A key.
+    """
+    p, quiet = one.p["selective"].p, one.status == "NO_REGION"
+    unknown = math.isnan(p)
+    return (unknown, 0.0 if unknown else p, quiet, one.name, one.view, one.component)
+
+
+def difference_of(one: ViewResult) -> str:
+    """Writes the mean difference of a region and its interval for reading.
+
+    Args:
+        one: result of a view or component.
+
+    Returns:
+        See `format_difference`.
+    """
+    return format_difference(one.estimate, one.ci_low, one.ci_high)
+
+
+def full_table(views: Sequence[ViewResult], limit: int) -> dict[str, Any]:
     """Lays out the table of all views and components, the smallest raw p first.
 
     Args:
-        rows: of views.
+        views: results.
         limit: number of lines, at most.
 
     Returns:
         Titles and lines; a cell is (text, number to sort by, kind). Columns without content are
         left out and named.
     """
-    columns = [(NAMES[method], column) for method, column in COLUMNS.items()]
-    known = [(t, c) for t, c in columns if any(not math.isnan(row[c]) for row in rows)]
-    several = any(row["views"] > 1 for row in rows)
-    components = any(row["component"] for row in rows)
-    grouped = any(row["group"] != row["name"] for row in rows)
+    known = [m for m in METHODS if any(not math.isnan(one.table_p(m)) for one in views)]
+    several = any(one.views > 1 for one in views)
+    components = any(one.component for one in views)
+    grouped = any(one.group != one.name for one in views)
     titles = [
         "image",
         *(["view"] if several else []),
@@ -123,7 +147,7 @@ def full_table(rows: Sequence[dict[str, Any]], limit: int) -> dict[str, Any]:
         *(["adjusted p"] if several or components else []),
         "label",
         *(["group"] if grouped else []),
-        *(title for title, _ in known),
+        *(NAMES[method] for method in known),
         "bounds on raw p",
         "q",
         "difference [interval]",
@@ -134,28 +158,26 @@ def full_table(rows: Sequence[dict[str, Any]], limit: int) -> dict[str, Any]:
     ]
     lines = [
         [
-            _text(row["name"], "name"),
-            *([_count(row["view"])] if several else []),
-            *([_text(region_number(row))] if components else []),
-            _text(row["decision"], "decision"),
-            *([_p(row, "p_adjusted")] if several or components else []),
-            _text(row["label"]),
-            *([_text(row["group"], "group")] if grouped else []),
-            *(_p(row, column) for _, column in known),
-            _bounds(row),
-            _p(row, "q_value"),
-            _number(row["estimate"], difference_of(row)),
-            _count(row["num_tested"]),
-            _number(row["z"], _plain(row["z"], ".2f")),
-            _number(row["max_score"], _plain(row["max_score"], ".3g")),
-            _text(
-                ": ".join(filter(None, (row["status"], row["message"], row["warning"]))), "status"
-            ),
+            _text(one.name, "name"),
+            *([_count(one.view)] if several else []),
+            *([_text(region_number(one))] if components else []),
+            _text(one.decision, "decision"),
+            *([_p(one.p_adjusted)] if several or components else []),
+            _text(one.label),
+            *([_text(one.group, "group")] if grouped else []),
+            *(_p(one.table_p(method)) for method in known),
+            _bounds(one.p["selective"]),
+            _p(one.q_value),
+            _number(one.estimate, difference_of(one)),
+            _count(one.num_tested),
+            _number(one.z, _plain(one.z, ".2f")),
+            _number(one.max_score, _plain(one.max_score, ".3g")),
+            _text(": ".join(filter(None, (one.status, one.message, one.warning))), "status"),
         ]
-        for row in sorted(rows, key=by_p)[:limit]
+        for one in sorted(views, key=by_p)[:limit]
     ]
-    left_out = [title for title, column in columns if (title, column) not in known]
-    return {"titles": titles, "lines": lines, "left_out": left_out, "total": len(rows)}
+    left_out = [NAMES[method] for method in METHODS if method not in known]
+    return {"titles": titles, "lines": lines, "left_out": left_out, "total": len(views)}
 
 
 def metrics(tested: Tested) -> dict[str, Any] | None:
@@ -224,14 +246,13 @@ def _number(value: float, text: str) -> tuple[str, str, str]:
     return text, repr(value), "number"
 
 
-def _p(row: dict[str, Any], column: str) -> tuple[str, str, str]:
-    return _number(row[column], format_p(row[column]))
+def _p(p: float) -> tuple[str, str, str]:
+    return _number(p, format_p(p))
 
 
-def _bounds(row: dict[str, Any]) -> tuple[str, str, str]:
-    low, high = row["p_low"], row["p_high"]
-    text = "-" if math.isnan(low) else f"{format_p(low)} to {format_p(high)}"
-    return text, repr(low), "number"
+def _bounds(p: SelectiveP) -> tuple[str, str, str]:
+    text = "-" if math.isnan(p.low) else f"{format_p(p.low)} to {format_p(p.high)}"
+    return text, repr(p.low), "number"
 
 
 def _plain(value: float, form: str) -> str:

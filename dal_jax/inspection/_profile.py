@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -122,6 +122,17 @@ class Profile(NamedTuple):
                 f"{len(names)} to test: fewer, or a model trained with --share-references"
             )
         return dict(zip(names, pool, strict=False))
+
+    def adapt(self, options: TestOptions) -> TestOptions:
+        """Puts the region and the randomization of the profile into options.
+
+        Args:
+            options: of the tests.
+
+        Returns:
+            The options for this model.
+        """
+        return replace(options, region=self.region, randomization=self.randomization)
 
     def seen(self, but: str = "") -> frozenset[str]:
         """Digests of the images that served for anything, or for anything but a role."""

@@ -1,15 +1,17 @@
 """Training on a folder of images: the network, and the profile that goes with it."""
 
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from dal_jax._errors import InputError
 from dal_jax._typing import PyTree
-from dal_jax.diffusion import TrainConfig
+from dal_jax.diffusion import TrainConfig, train
 from dal_jax.images import Fitted, Preparation, fit
 from dal_jax.inspection._learn import (
     DEALT_ROLES,
@@ -75,6 +77,44 @@ class LearnedViews(NamedTuple):
     config: Any  # of the localizer, with what was learned
     threshold: float  # that the wanted share of the views' pixels exceeds
     trained: Any  # what the trainer returned
+
+
+def train_with_bar(
+    views: np.ndarray,
+    config: Any,
+    settings: TrainConfig,
+    out: Path,
+    resume: bool = True,
+    **parts: Any,
+) -> tuple[float, float]:
+    """Trains with a progress bar that shows the loss, on standard error.
+
+    Args:
+        views: (N, H, W, C).
+        config: of the localizer.
+        settings: how to train.
+        out: folder for checkpoint, state and log.
+        resume: go on with the run found there.
+        **parts: further arguments of `dal_jax.diffusion.train`.
+
+    Returns:
+        The last mean loss (NaN if the run was finished already), and the seconds taken.
+
+    Example:
+        >>> learn_views(  # doctest: +SKIP
+        ...     views, config, TrainConfig(), LearnOptions(), Path("model"), train_with_bar
+        ... )
+    """
+    begun, losses = time.perf_counter(), [float("nan")]
+
+    def follow(step: int, total: int, loss: float) -> None:
+        losses.append(loss)
+        bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        bar.update(step - bar.n)
+
+    with tqdm(total=settings.steps, unit="step", desc="training", disable=None) as bar:
+        train(views, config, settings, out, follow, resume, **parts)
+    return losses[-1], time.perf_counter() - begun
 
 
 def learn_views(

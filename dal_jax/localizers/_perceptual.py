@@ -13,8 +13,7 @@ from jax import lax
 
 from dal_jax._errors import InputError
 from dal_jax._typing import Array, Float, PyTree
-from dal_jax.diffusion import DalConfig, ReverseConfig, Schedule
-from dal_jax.diffusion._config import LocalizerConfig
+from dal_jax.diffusion import DalConfig, LocalizerConfig, ReverseConfig, Schedule
 from dal_jax.localizers._filters import average_filter, resize
 from dal_jax.models import UNetConfig, UNetEncoder
 

@@ -1,0 +1,485 @@
+"""Results of a tested folder: of each view or component, and of each image; their tables."""
+
+import csv
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dal_jax._errors import InputError
+from dal_jax._result import parts_of_record
+from dal_jax.images import Sample, atomic_path
+from dal_jax.inference import SelectiveP, check_procedure, discovery_q
+from dal_jax.inspection._calibration import (
+    METHODS,
+    Calibration,
+    over_components,
+    p_with_sigma,
+    raw_p_values,
+)
+from dal_jax.report import NO_REGION, NOT_SIGNIFICANT, NOT_VALID, SIGNIFICANT, UNDECIDED
+from dal_jax.runs import encode
+
+TABLE, ROWS = "results.csv", "rows.jsonl"
+# Methods whose p-values may decide; the others test another null or are not valid.
+DECIDING = ("selective", "inflated", "heavy_tails", "conformal")
+# The raw p-value is also given for the noise's standard deviation times these.
+SIGMA = (0.8, 1.25)
+# Column of each method: a recalibrated p-value is given by its upper bound, with LOW in a column
+# beside it. The raw one has `p_low` and `p_high` beside it.
+LOW = "_low"
+COLUMNS = {method: f"p_{method}" for method in METHODS}
+COLUMNS |= {"selective": "p_value", "naive": "naive_p"}
+BOX = ("top", "left", "bottom", "right")
+# Decisions, the most telling first.
+_TELLING = (SIGNIFICANT, UNDECIDED, NOT_VALID, NOT_SIGNIFICANT, NO_REGION)
+
+
+@dataclass(frozen=True)
+class InspectOptions:
+    """How decisions are made.
+
+    Raises:
+        InputError: a value does not fit.
+
+    Example:
+        >>> options = InspectOptions(decide_by="conformal")
+        >>> options.alpha, options.decide_by
+        (0.05, 'conformal')
+    """
+
+    alpha: float = 0.05  # level for all views of an image together
+    decide_by: str = "selective"  # one of `DECIDING`: selective, inflated, heavy_tails, conformal
+    discoveries: str = "by"  # how q-values are computed, see `discovery_q`: by or bh
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < 1:
+            raise InputError(f"alpha is {self.alpha}, expected a level in (0, 1)")
+        if self.decide_by not in DECIDING:
+            known = ", ".join(DECIDING)
+            raise InputError(f"decide_by is {self.decide_by!r}, expected one of {known}")
+        check_procedure("discoveries", self.discoveries)
+
+
+class ViewRef(NamedTuple):
+    """One view to be tested, or the first of an image that cannot be read.
+
+    Example:
+        >>> sample = Sample("a.png", Path("a.png"), "test", "unknown", None, "a")
+        >>> ViewRef(sample, view=0, num_views=4).num_views
+        4
+    """
+
+    sample: Sample
+    view: int  # number of the view in its image, from 0
+    num_views: int  # of the image
+
+
+class ViewResult(NamedTuple):
+    """Results of one view, or of one component of a view: a row of results.csv.
+
+    Example:
+        >>> p = dict.fromkeys(METHODS, SelectiveP(0.02, 0.01, 0.03))
+        >>> one = ViewResult("a.png", 0, 1, 0, 0, "unknown", "a", "OK", p=p)
+        >>> one.table_p("selective"), one.table_p("inflated"), one.as_row()["p_low"]
+        (0.02, 0.03, 0.01)
+    """
+
+    name: str  # of the image
+    view: int  # its number in the image, from 0
+    views: int  # of the image
+    component: int  # number of the component in its view, from 1; 0: the view has one region
+    components: int  # of the view; 0: it has one region
+    label: str
+    group: str  # the physical object
+    status: str  # of the test
+    decision: str = ""  # see `decide`
+    p_adjusted: float = math.nan  # upper bound, adjusted for all components and views of the image
+    q_value: float = math.nan  # false discovery rate at which it would be called
+    p: Mapping[str, SelectiveP] = {}  # by method, see `METHODS`; NaN where there is none
+    p_sigma: Mapping[float, SelectiveP] = {}  # raw p by factor of the noise's standard deviation
+    num_tested: int = 0  # pixels of the region
+    statistic: float = math.nan  # in units of the view, as are its deviation and the difference
+    sd: float = math.nan
+    z: float = math.nan
+    estimate: float = math.nan  # of the mean difference, with its confidence interval
+    ci_low: float = math.nan
+    ci_high: float = math.nan
+    max_score: float = math.nan
+    message: str = ""  # why there is no result
+    warning: str = ""  # of the image
+    touches_mask: bool | None = None  # whether the region touches the known defect
+    # (top, left, bottom, right) in the image, pixels, the last two excluded; None: it has no pixel
+    box: tuple[int, int, int, int] | None = None
+
+    def table_p(self, method: str) -> float:
+        """The p-value that the table shows: the raw one as it is, others by their upper bound.
+
+        Args:
+            method: one of `METHODS`.
+
+        Returns:
+            p, NaN where there is none.
+        """
+        return self.p[method].p if method == "selective" else self.p[method].high
+
+    def as_row(self) -> dict[str, Any]:
+        """Lays the result out as a row of the table.
+
+        Returns:
+            Plain values by column, in the order of the columns.
+        """
+        row: dict[str, Any] = {}
+        for field, value in self._asdict().items():
+            row |= _CELLS[field](value) if field in _CELLS else {field: value}
+        return row
+
+
+def _p_cells(p: Mapping[str, SelectiveP]) -> dict[str, float]:
+    raw = p["selective"]
+    cells = {"p_value": raw.p, "p_low": raw.low, "p_high": raw.high}
+    for method, column in COLUMNS.items():
+        if method != "selective":
+            cells[column] = p[method].high
+        if method in DECIDING[1:]:  # of the others nothing is left open by the search
+            cells[column + LOW] = p[method].low
+    return cells
+
+
+def _sigma_cells(p: Mapping[float, SelectiveP]) -> dict[str, float]:
+    cells = {}
+    for factor, bounds in p.items():
+        cells |= {f"p_sigma_{factor:g}": bounds.high, f"p_sigma_{factor:g}{LOW}": bounds.low}
+    return cells
+
+
+def _box_cells(box: tuple[int, int, int, int] | None) -> dict[str, int | None]:
+    return dict(zip(BOX, box or (None,) * len(BOX), strict=True))
+
+
+# Fields of a result that take several columns.
+_CELLS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "p": _p_cells,
+    "p_sigma": _sigma_cells,
+    "box": _box_cells,
+}
+
+
+class ImageResult(NamedTuple):
+    """Results of one image: a row of images.csv.
+
+    Example:
+        >>> ImageResult("a.png", "unknown", "a", "no region", math.nan, 4, 0, 0, 0).views
+        4
+    """
+
+    name: str
+    label: str
+    group: str  # the physical object
+    decision: str  # the most telling one of its views
+    p_adjusted: float  # the smallest one
+    views: int
+    views_with_region: int
+    views_significant: int
+    views_without_result: int
+    message: str = ""
+    warning: str = ""
+
+
+def view_results(
+    tested: Sequence[tuple[ViewRef, dict[str, Any]]],
+    calibration: Calibration | None,
+    options: InspectOptions,
+) -> list[ViewResult]:
+    """Decides on each view, or component of one, and computes all of its p-values.
+
+    Of an image of V views each decision is at level alpha / V (Bonferroni), of the components of a
+    view by Holm's adjusted p-values: the chance that any of a normal image is called significant is
+    alpha at most.
+
+    Args:
+        tested: views and the records of their tests.
+        calibration: of the model; None: only raw p-values.
+        options: which p-value decides, and at what level.
+
+    Returns:
+        Results in the order of the views.
+
+    Raises:
+        InputError: a recalibrated p-value is to decide and there is no calibration.
+
+    Example:
+        >>> sample = Sample("a.png", Path("a.png"), "test", "unknown", None, "a")
+        >>> keys = ("p_value", "p_low", "p_high", "naive_p", "statistic", "sd", "estimate")
+        >>> none = dict.fromkeys((*keys, "ci_low", "ci_high"), np.nan)
+        >>> record = {"status": "NO_REGION", "region": [], "max_score": 0.4, "message": "", **none}
+        >>> one = view_results([(ViewRef(sample, 0, 1), record)], None, InspectOptions())[0]
+        >>> one.name, one.decision, one.num_tested
+        ('a.png', 'no region', 0)
+    """
+    if calibration is None and options.decide_by != "selective":
+        raise InputError(
+            f"decide_by is {options.decide_by!r}, expected 'selective' for a model without a "
+            "calibration: run dal-jax calibrate"
+        )
+    views = []
+    for item, record in tested:
+        parts = parts_of_record(record)
+        numbers = range(1, len(parts) + 1) if record.get("components") else [0]
+        for number, part in zip(numbers, parts, strict=True):
+            views.append(_view(item, number, max(numbers), part, calibration))
+    q_values = discovery_q([one.p[options.decide_by].high for one in views], options.discoveries)
+    return [
+        one._replace(
+            decision=decide(one.status, p[1:], options.alpha, one.views),
+            p_adjusted=float(np.minimum(1.0, one.views * p.high)),  # NaN stays
+            q_value=q,
+        )
+        for one, p, q in zip(views, adjusted_p(views, options.decide_by), q_values, strict=True)
+    ]
+
+
+def _view(
+    item: ViewRef,
+    component: int,
+    components: int,
+    record: dict[str, Any],
+    calibration: Calibration | None,
+) -> ViewResult:
+    sample, sd = item.sample, record["sd"]
+    usable = calibration is not None and record["status"] not in ("INVALID_INPUT", "NON_FINITE")
+    return ViewResult(
+        name=sample.name,
+        view=item.view,
+        views=item.num_views,
+        component=component,
+        components=components,
+        label=sample.label,
+        group=sample.group,
+        status=record["status"],
+        p=calibration.p_values(record) if calibration and usable else raw_p_values(record),
+        p_sigma={factor: p_with_sigma(record, factor) for factor in SIGMA},
+        num_tested=sum(length for _, length in record["region"]),
+        statistic=record["statistic"],
+        sd=sd,
+        z=record["statistic"] / sd,
+        estimate=record["estimate"],
+        ci_low=record["ci_low"],
+        ci_high=record["ci_high"],
+        max_score=record["max_score"],
+        message=record["message"],
+    )
+
+
+def adjusted_p(views: Sequence[ViewResult], method: str) -> list[SelectiveP]:
+    """Adjusts the p-values of regions for the number of components of their view.
+
+    Args:
+        views: results, all of a view side by side.
+        method: one of `METHODS`.
+
+    Returns:
+        p of each with bounds, NaN where there is none; not yet adjusted for the number of views.
+    """
+    found: list[SelectiveP] = []
+    for _, own in groupby(views, key=lambda one: (one.name, one.view)):
+        found += over_components(method, [one.p[method] for one in own])
+    return found
+
+
+def image_result(views: Sequence[ViewResult]) -> ImageResult:
+    """Sums up the views of an image and their components.
+
+    Args:
+        views: results of one image.
+
+    Returns:
+        The most telling decision of its views, the smallest adjusted p-value, and counts.
+
+    Example:
+        >>> one = ViewResult("a.png", 0, 2, 0, 0, "unknown", "a", "NO_REGION", "no region")
+        >>> other = one._replace(view=1, decision="significant", p_adjusted=0.01, num_tested=5)
+        >>> found = image_result([one, other])
+        >>> found.decision, found.p_adjusted, found.views_with_region
+        ('significant', 0.01, 1)
+    """
+    first = views[0]
+    p = np.array([one.p_adjusted for one in views], float)
+    return ImageResult(
+        first.name,
+        first.label,
+        first.group,
+        min((one.decision for one in views), key=_TELLING.index),
+        float(np.nanmin(p)) if not np.isnan(p).all() else math.nan,
+        _count(views),
+        _count([one for one in views if one.num_tested > 0]),
+        _count([one for one in views if one.decision == SIGNIFICANT]),
+        _count([one for one in views if one.decision == NOT_VALID]),
+        next((one.message for one in views if one.message), ""),
+        first.warning,
+    )
+
+
+def _count(views: Sequence[ViewResult]) -> int:
+    return len({(one.name, one.view) for one in views})
+
+
+class Tally(NamedTuple):
+    """Numbers of images, views, regions and decisions in a table.
+
+    Example:
+        >>> Tally(1, 2, 0, {"no region": 2}, "2 views of 1 image: 2 no region").views
+        2
+    """
+
+    images: int
+    views: int
+    regions: int  # flagged, each in a row of its own
+    decisions: dict[str, int]  # rows by decision: regions, and views without one
+    words: str
+
+
+def tally(views: Sequence[ViewResult]) -> Tally:
+    """Counts images, views, regions and decisions.
+
+    Args:
+        views: results of one image or more; a view has one, or one for each component.
+
+    Returns:
+        The counts, and the same in words.
+
+    Example:
+        >>> one = ViewResult("a.png", 0, 1, 0, 0, "unknown", "a", "NO_REGION", "no region")
+        >>> tally([one]).words
+        '1 view of 1 image: 1 no region'
+    """
+    flagged = [one for one in views if one.num_tested > 0]
+    images, count = len({one.name for one in views}), _count(views)
+    words = f"{_plural(count, 'view')} of {_plural(images, 'image')}"
+    if any(one.component for one in views):
+        empty = _decisions([one for one in views if one.num_tested <= 0])
+        words = f"{_plural(len(flagged), 'region')} of {words}: {_listed(_decisions(flagged))}"
+        words += f"; views without regions: {_listed(empty)}" if empty else ""
+    else:
+        words += f": {_listed(_decisions(views))}"
+    return Tally(images, count, len(flagged), _decisions(views), words)
+
+
+def _decisions(views: Sequence[ViewResult]) -> dict[str, int]:
+    counts = Counter(one.decision for one in views)
+    known = [decision for decision in _TELLING if counts[decision]]
+    return {decision: counts[decision] for decision in (*known, *sorted({*counts} - {*_TELLING}))}
+
+
+def _listed(decisions: dict[str, int]) -> str:
+    return ", ".join(f"{count} {decision}" for decision, count in decisions.items())
+
+
+def _plural(count: int, what: str) -> str:
+    return f"{count} {what}" + "s" * (count != 1)
+
+
+def decide(status: str, bounds: tuple[float, float], alpha: float, num_views: int) -> str:
+    """Decides on a view at level alpha / num_views.
+
+    Args:
+        status: of its test.
+        bounds: lower and upper, on the p-value that decides; NaN where there is none.
+        alpha: level for all views of an image together.
+        num_views: of the image.
+
+    Returns:
+        "significant", "not significant", "undecided", "no region" or "no valid result".
+
+    Example:
+        >>> decide("OK", (0.01, 0.02), alpha=0.05, num_views=2)
+        'significant'
+    """
+    if status == "NO_REGION":
+        return NO_REGION
+    if np.isnan(bounds[0]):
+        return NOT_VALID
+    if num_views * bounds[1] <= alpha:
+        return SIGNIFICANT
+    return NOT_SIGNIFICANT if num_views * bounds[0] > alpha else UNDECIDED
+
+
+def region_number(one: ViewResult) -> str:
+    """Names a component in pictures: its number, after that of its view if there are several.
+
+    Args:
+        one: result of a component.
+
+    Returns:
+        "2", or "5.2" in view 5; "" where the view has one region.
+    """
+    if not one.component:
+        return ""
+    return f"{one.view}.{one.component}" if one.views > 1 else f"{one.component}"
+
+
+def picture_name(name: str, names: Container[str]) -> str:
+    """Names the picture of an image: `a.png` is that of a.png, `b.jpg.png` that of b.jpg.
+
+    Args:
+        name: of the image.
+        names: of all images of the table: where `a` is among them, its picture is `a.png`, and that
+            of a.png `a.png.png`.
+
+    Returns:
+        The name below the folder of pictures, another one for each image.
+    """
+    own = name.endswith(".png") and name.removesuffix(".png") not in names
+    return name if own else f"{name}.png"
+
+
+def write_views(directory: Path, views: Sequence[ViewResult]) -> None:
+    """Writes results.csv and rows.jsonl, each whole or not at all.
+
+    Args:
+        directory: of the results.
+        views: results.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    rows = [one.as_row() for one in views]
+    write_csv(directory / TABLE, rows)
+    with (
+        atomic_path(directory / ROWS) as temporary,
+        open(temporary, "w", encoding="utf-8") as file,
+    ):
+        for row in rows:
+            file.write(json.dumps(encode(row), allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes a table, whole or not at all; no text becomes a formula of a spreadsheet.
+
+    Args:
+        path: of the file.
+        rows: with the same keys.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    with (
+        atomic_path(path) as temporary,
+        open(temporary, "w", encoding="utf-8", newline="") as file,
+    ):
+        writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
+
+
+def _cell(value: Any) -> Any:
+    # A name that begins like a formula must not become one in a spreadsheet.
+    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
+        return "'" + value
+    return value

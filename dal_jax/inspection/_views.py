@@ -1,0 +1,361 @@
+"""The views of a folder's images: read and cut, queued for their tests, put together again."""
+
+import sys
+from collections.abc import Container, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+from zipfile import BadZipFile
+from zlib import error as ZlibError
+
+import numpy as np
+
+from dal_jax._errors import InputError
+from dal_jax._one_test import ImageToTest
+from dal_jax._result import TestResult
+from dal_jax._test_run import QueuedImage
+from dal_jax._typing import Bool, Float
+from dal_jax.images import (
+    DataSet,
+    Fitted,
+    Sample,
+    Views,
+    atomic_path,
+    cut,
+    enlarge,
+    foreign,
+    mask_views,
+    read_sample,
+    stitch,
+    views,
+)
+from dal_jax.inspection._learn import picture_of
+from dal_jax.inspection._profile import Profile
+from dal_jax.inspection._results import ViewRef, ViewResult
+from dal_jax.report import SIGNIFICANT
+
+MAPS = "maps"
+# Images are read again only where those before them take more than this, bytes.
+_KEPT = 64 * 2**20
+
+
+class Reader:
+    """Reads samples and cuts their views, each once while they take little memory.
+
+    Args:
+        data: the samples' data set.
+        fitted: the preparation.
+        seen: digests of pictures that training has seen, which are refused.
+
+    Example:
+        >>> import tempfile
+        >>> from dal_jax.images import Preparation, fit, open_data
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.save(f"{folder}/a.npy", np.arange(64.0).reshape(8, 8, 1) ** 3)
+        ...     data = open_data(folder, "folder")
+        ...     fitted = fit(Preparation(size=4), [read_sample(data, data.samples[0])[0]])
+        ...     reader = Reader(data, fitted)
+        ...     image, mask, found = reader.read(data.samples[0])
+        >>> image.shape, mask is None, found.pixels.shape
+        ((8, 8, 1), True, (1, 4, 4, 1))
+    """
+
+    def __init__(self, data: DataSet, fitted: Fitted, seen: Container[str] = ()):
+        self._data, self.fitted, self._seen = data, fitted, seen
+        self._kept: dict[str, tuple[np.ndarray, np.ndarray | None, Views]] = {}
+        self._num_bytes = 0  # of those kept
+        self._latest = ""
+        self._counts: dict[str, int] = {}
+
+    def read(self, sample: Sample) -> tuple[np.ndarray, np.ndarray | None, Views]:
+        """Reads a sample.
+
+        Args:
+            sample: of the data set.
+
+        Returns:
+            Its image (H, W, C), its mask bool (H, W) or None, and its views.
+
+        Raises:
+            InputError: the file cannot be read, training has seen the picture, the preparation
+                refuses the image, or its pixels are in other units than training's.
+        """
+        if sample.name not in self._kept:
+            image, mask = read_sample(self._data, sample)
+            if picture_of(image) in self._seen:
+                raise InputError(f"image {sample.name!r}: a picture that training has seen")
+            found = views(self.fitted, image)
+            foreign(self.fitted, image)
+            self._keep(sample.name, image, mask, found)
+        return self._kept[sample.name]
+
+    def _keep(self, name: str, image: np.ndarray, mask: np.ndarray | None, found: Views) -> None:
+        """Keeps the first images as long as they are few, and the latest one for its next view."""
+        if self._num_bytes > _KEPT:
+            self._kept.pop(self._latest, None)
+            self._latest = name
+        self._num_bytes += image.nbytes + found.pixels.nbytes
+        self._kept[name] = image, mask, found
+
+    def num_views(self, sample: Sample) -> int:
+        """Counts the views of a sample; only tiles need the image, which is read once for that.
+
+        Args:
+            sample: of the data set.
+
+        Returns:
+            The number; 1 for an image that cannot be read.
+        """
+        if self.fitted.preparation.view != "tile":
+            return 1
+        if sample.name not in self._counts:
+            try:
+                self._counts[sample.name] = len(self.read(sample)[2].pixels)
+            except InputError:
+                self._counts[sample.name] = 1  # said when its turn comes
+        return self._counts[sample.name]
+
+
+def to_test(data: DataSet, profile: Profile) -> list[Sample]:
+    """Lists the samples of a folder that the model has never seen, and prints how many others are.
+
+    Args:
+        data: the folder.
+        profile: of the model.
+
+    Returns:
+        Its test samples, all samples if it has no split, but none of a group of the profile's.
+
+    Raises:
+        InputError: none are left.
+
+    Example:
+        >>> from dal_jax.images import Preparation
+        >>> from dal_jax.inspection import Source
+        >>> from dal_jax.noise import iid
+        >>> fitted = Fitted(Preparation(size=4), 1, (0.0, 0.5, 1.0), (0.0,), 1.0, 20)
+        >>> views, roles = np.zeros((2, 4, 4, 1)), {"train": ("a", "b")}
+        >>> profile = Profile(Source(), fitted, "iid", iid(2.0), views, 0.5, "peak", 0.02, roles, 0)
+        >>> samples = [Sample(name, Path(name), "test", "unknown", None, name) for name in "abc"]
+        >>> [sample.name for sample in to_test(DataSet(Path(), "folder", tuple(samples)), profile)]
+        ['c']
+    """
+    seen = {group for groups in profile.roles.values() for group in groups}
+    listed = [s for s in data.samples if s.split == "test"]
+    samples = [s for s in listed if s.group not in seen]
+    told = f"{len(listed) - len(samples)} of {len(listed)} test images are of groups that training"
+    if not samples:
+        raise InputError(f"folder {str(data.root)!r}: no image to be tested, {told} has seen")
+    if len(samples) < len(listed):
+        print(f"{told} has seen: left out", file=sys.stderr)
+    return samples
+
+
+def list_views(reader: Reader, samples: Sequence[Sample]) -> list[ViewRef]:
+    """Lists the views of samples; with one view an image nothing is read.
+
+    Args:
+        reader: of the samples.
+        samples: to be tested.
+
+    Returns:
+        The views, image by image.
+    """
+    counts = [(sample, reader.num_views(sample)) for sample in samples]
+    return [ViewRef(sample, view, count) for sample, count in counts for view in range(count)]
+
+
+def queue_views(
+    reader: Reader,
+    listed: Sequence[ViewRef],
+    references: Mapping[str, np.ndarray],
+    level: float | None = None,
+) -> list[QueuedImage]:
+    """Queues views for their tests.
+
+    Args:
+        reader: of the samples.
+        listed: views to be tested.
+        references: (K, H, W, C) of each group.
+        level: for all views of an image together: each of V is decided at level / V; or None.
+
+    Returns:
+        Images for `run_tests`, identified by name and size of the file.
+    """
+    return [
+        QueuedImage(
+            _name(one),
+            _size(one.sample.path),
+            partial(_load, reader, one, references[one.sample.group], level),
+        )
+        for one in listed
+    ]
+
+
+def _name(one: ViewRef) -> str:
+    return one.sample.name if one.num_views == 1 else f"{one.sample.name}@{one.view}"
+
+
+def _size(path: Path) -> Any:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _load(reader: Reader, one: ViewRef, references: np.ndarray, level: float | None) -> ImageToTest:
+    where = reader.fitted.shown if reader.fitted.foreground else None
+    own = None if level is None else level / one.num_views
+    return ImageToTest(
+        reader.read(one.sample)[2].pixels[one.view], references, where=where, level=own
+    )
+
+
+class AssembledImage(NamedTuple):
+    """One image after its tests; without maps if it could not be read.
+
+    Example:
+        >>> sample = Sample("a.png", Path("a.png"), "test", "unknown", None, "a")
+        >>> one = AssembledImage(sample, [])  # a file that could not be read
+        >>> one.sample.name, one.image is None
+        ('a.png', True)
+    """
+
+    sample: Sample
+    views: list[ViewResult]  # of its views and their components
+    image: Float[np.ndarray, "H W C"] | None = None  # as read
+    mask: Bool[np.ndarray, "H W"] | None = None  # known defects, where there is a mask
+    score: Float[np.ndarray, "H W"] | None = None  # NaN outside the views
+    region: Bool[np.ndarray, "H W"] | None = None  # flagged pixels
+    significant: Bool[np.ndarray, "H W"] | None = None  # those in regions called significant
+    p_adjusted: Float[np.ndarray, "H W"] | None = None  # of the region a pixel is in, else NaN
+
+
+def keep_maps(directory: Path, number: int, result: TestResult) -> None:
+    """Writes the score and the region of a view, for `assemble_images`.
+
+    Args:
+        directory: of the run.
+        number: of the view in the run.
+        result: of its test; of an invalid one nothing is kept.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    if result.status.value == "INVALID_INPUT":
+        return
+    labels = result.region.astype(np.int32)  # of components their numbers, from 1
+    for component, part in enumerate(result.components, 1):
+        labels[part.region] = component
+    with atomic_path(_maps_path(directory, number)) as temporary:
+        np.savez(temporary, score=result.score.astype(np.float32), region=labels)
+
+
+def _maps_path(directory: Path, number: int) -> Path:
+    return directory / f".{MAPS}" / f"{number // 1000:04d}" / f"{number:08d}.npz"
+
+
+def _load_maps(
+    directory: Path, number: int, profile: Profile, status: str
+) -> tuple[np.ndarray, np.ndarray]:
+    if status == "INVALID_INPUT":  # none were kept
+        size = profile.fitted.preparation.size
+        return np.full((size, size), np.nan), np.zeros((size, size), np.int32)
+    path = _maps_path(directory, number)
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as held:
+            return held["score"].astype(np.float64), held["region"]
+    except (OSError, ValueError, LookupError, BadZipFile, ZlibError) as error:
+        raise InputError(
+            f"maps {str(path)!r}: missing or damaged, test again in another directory"
+        ) from error
+
+
+def assemble_images(
+    directory: Path,
+    reader: Reader,
+    profile: Profile,
+    tested: Sequence[tuple[ViewRef, dict[str, Any]]],
+    results: Sequence[ViewResult],
+) -> Iterator[AssembledImage]:
+    """Puts the views of each image together again, one image at a time.
+
+    Args:
+        directory: of the run.
+        reader: of the samples.
+        profile: of the model.
+        tested: views and records, all views of an image side by side.
+        results: of the views and their components, in the same order.
+
+    Yields:
+        The images in order; their results have warnings, boxes and what touches the mask.
+
+    Raises:
+        InputError: the maps of a view are missing or damaged.
+    """
+    end, pictures = 0, dict[str, str]()
+    for name, of_image in groupby(results, key=lambda one: one.name):
+        start, (item, _) = end, tested[end]
+        end = start + item.num_views
+        warnings = [*profile.warnings]
+        try:
+            read = reader.read(item.sample)
+        except InputError:
+            warning = "; ".join(warnings)
+            yield AssembledImage(item.sample, [o._replace(warning=warning) for o in of_image])
+            continue
+        warnings.append(foreign(profile.fitted, read[0]))
+        first = pictures.setdefault(picture_of(read[0]) or name, name)
+        if first != name:
+            warnings.append(f"the same picture as {first}")
+        warning = "; ".join(filter(None, warnings))
+        own = [one._replace(warning=warning) for one in of_image]
+        maps = [
+            _load_maps(directory, number, profile, tested[number][1]["status"])
+            for number in range(start, end)
+        ]
+        yield _together(item.sample, own, *read, maps, profile)
+
+
+def _together(
+    sample: Sample,
+    own: Sequence[ViewResult],
+    image: np.ndarray,
+    mask: np.ndarray | None,
+    found: Views,
+    maps: Sequence[tuple[np.ndarray, np.ndarray]],
+    profile: Profile,
+) -> AssembledImage:
+    fitted, shape = profile.fitted, image.shape[:2]
+    inside = None if mask is None else mask_views(fitted, mask, found)
+    defects = inside if inside is not None and inside.any() else None
+    scores = np.stack([score for score, _ in maps])
+    regions = np.stack([labels > 0 for _, labels in maps]).astype(float)
+    called = np.zeros_like(regions)
+    p_adjusted = np.full(shape, np.nan)
+    placed = []
+    for one in own:
+        labels, corner, extent = maps[one.view][1], found.corners[one.view], found.extents[one.view]
+        region = labels == one.component if one.component else labels > 0
+        if one.decision == SIGNIFICANT:
+            called[one.view] += region
+        covered = enlarge(region.astype(float), extent) > 0
+        part = cut(p_adjusted, corner, extent)
+        # Of tiles that overlap the smaller one.
+        np.fmin(part, np.where(covered, one.p_adjusted, np.nan), out=part)
+        touches = None if defects is None else bool((defects[one.view] & region).any())
+        placed.append(one._replace(touches_mask=touches, box=_box(covered, corner)))
+    score = stitch(fitted, scores, found, shape)
+    flagged = stitch(fitted, regions, found, shape, fill=0.0) >= 0.5
+    marked = stitch(fitted, called, found, shape, fill=0.0) >= 0.5
+    return AssembledImage(sample, placed, image, mask, score, flagged, marked, p_adjusted)
+
+
+def _box(covered: Bool[np.ndarray, "h w"], corner: np.ndarray) -> tuple[int, int, int, int] | None:
+    """The place of a region in its image, pixels; None for an empty one."""
+    if not covered.any():
+        return None
+    pixels = np.argwhere(covered)
+    (top, left), (bottom, right) = pixels.min(axis=0) + corner, pixels.max(axis=0) + corner + 1
+    return int(top), int(left), int(bottom), int(right)
