@@ -14,9 +14,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.peer_rounds import run_peer
+from dal_jax import DalConfig, dal_localizer, dal_test
 from dal_jax.bench import in_process, thread_limits
 from dal_jax.images import write_text
+from dal_jax.models import UNetConfig, import_state_dict
 
 CASES = {8: 3, 16: 2, 32: 0}
 OURS = (("sweep", "float64"), ("sweep", "float32"), ("scan", "float64"))
@@ -36,11 +40,6 @@ def measure_ours(folder: Path, size: int, engine: str, dtype: str, precision: fl
     Returns:
         A record with seconds and seconds per window, those of the fastest later test.
     """
-    import numpy as np
-
-    from dal_jax import DalConfig, dal_localizer, dal_test
-    from dal_jax.models import UNetConfig, import_state_dict
-
     variables = import_state_dict(folder / f"weights{size}.npz", UNetConfig())
     with np.load(folder / f"cases{size}.npz") as cases:
         case = {k: cases[f"case{CASES[size]:02d}_{k}"][..., None] for k in ("x", "x_ref", "noise")}
@@ -74,11 +73,6 @@ def measure_ours(folder: Path, size: int, engine: str, dtype: str, precision: fl
     }
 
 
-def _peer(python: str, folder: Path, size: int, limit: float) -> Any:
-    inputs = [folder / f"{kind}{size}.npz" for kind in ("weights", "cases")]
-    return run_peer(python, inputs, case=CASES[size], max_seconds=limit)
-
-
 def compare(options: argparse.Namespace) -> dict[str, Any]:
     """Run all rounds.
 
@@ -94,7 +88,9 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         for number in range(options.rounds):
             peer = None
             if options.peer_python:
-                peer = _peer(options.peer_python, options.folder, size, options.peer_seconds)
+                inputs = [options.folder / f"{kind}{size}.npz" for kind in ("weights", "cases")]
+                limit = options.peer_seconds
+                peer = run_peer(options.peer_python, inputs, case=CASES[size], max_seconds=limit)
                 records.append({"round": number, "program": "si4onnx", **peer})
             for engine, dtype in OURS:
                 if engine == "scan" and (number or not options.scan):
