@@ -158,9 +158,7 @@ class PieceAlgebra:
         return Moving(*(jnp.take_along_axis(v, index[None], 0)[0] for v in x))
 
     def running_largest(self, x: Any) -> Any:
-        """Compare each entry with the largest of all before it, which implies the other
-        comparisons.
-        """
+        """Compare each entry with the largest before it, which implies the other comparisons."""
 
         def later(p: tuple[Any, Any], q: tuple[Any, Any]) -> tuple[Any, Any]:
             (v, s), (w, t) = p, q

@@ -75,9 +75,7 @@ def insert_crossings(nodes: Nodes, slot: int, level: np.ndarray) -> Nodes:
 
 
 def _insert(nodes: Nodes, left: np.ndarray, t: np.ndarray) -> tuple[Nodes, np.ndarray]:
-    """Insert nodes at fractions t of the sorted intervals `left`; return all, and the new
-    places.
-    """
+    """Insert nodes at fractions t of the intervals `left` (sorted); return all and their places."""
     at = left + 1 + np.arange(left.size)
     source = np.repeat(np.arange(len(nodes.z)), np.bincount(left, minlength=len(nodes.z)) + 1)
 

@@ -77,8 +77,7 @@ class Objective(Protocol):
     def loss(
         self, params: PyTree, stats: PyTree, prepared: PyTree, dtype: Any
     ) -> tuple[Array, PyTree]:
-        """Return the loss in float32, with activations of a dtype, and the next batch
-        statistics.
+        """Return the float32 loss, with activations of a dtype, and the next batch statistics.
 
         Args:
             params: Parameters of the network.
@@ -413,8 +412,7 @@ def glad_pair(
     noise: Float[Array, "B H W C"],
     schedule: Schedule,
 ) -> GladPair:
-    """Add noise to mixtures of images with and without an anomaly; return it with the target
-    noise.
+    """Return noised mixtures of images with and without an anomaly, with the target noise.
 
     `z_s = (t/T) z_a + (1 - t/T) z_n`, `z_t = sqrt(ab) z_s + sqrt(1 - ab) n`, and the target
     `n + sqrt(ab / (1 - ab)) (z_s - z_n)`: with it `(z_t - sqrt(1 - ab) target) / sqrt(ab) = z_n`.

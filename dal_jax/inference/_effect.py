@@ -22,8 +22,7 @@ _LITTLE = 1e-4
 
 
 class Effect(NamedTuple):
-    """Estimate and confidence interval of the mean of a selected statistic, in standard
-    deviations.
+    """Estimate and confidence interval of a selected statistic's mean, in standard deviations.
 
     Example:
         >>> Effect(2.0, 0.04, 3.96).low > 0

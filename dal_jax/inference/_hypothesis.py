@@ -76,8 +76,8 @@ class Line(NamedTuple):
 
     @property
     def unit(self) -> float:
-        """Unit of z in units of the image: the standard deviation of the statistic that
-        selection saw.
+        """Unit of z in units of the image: standard deviation of the statistic that selection
+        saw.
         """
         return self.sd * self.perturbation.scale
 

@@ -50,8 +50,7 @@ class Observed(NamedTuple):
 def on_line(
     z_obs: float, truncation: Intervals, searched: Intervals, perturbation: Perturbation
 ) -> Observed:
-    """Convert the result of a search along a line to standard deviations of the tested
-    statistic.
+    """Convert the result of a search to standard deviations of the tested statistic.
 
     Args:
         z_obs: Place of the observed image on the line, in standard deviations of the statistic that
@@ -369,8 +368,7 @@ def recalibrate(
 
 
 def conformal_p(calibration: ArrayLike, value: float, weights: ArrayLike | None = None) -> float:
-    """Return the rank of a p-value among those of normal images, where each object counts as
-    one.
+    """Return the rank of a p-value among those of normal images; each object counts as one.
 
     `(1 + sum_i w_i [p_i <= p]) / (1 + sum_i w_i)`, with `w_i` one over the number of images of the
     object of image i. Let the image be any one of an object that is exchangeable with those of the

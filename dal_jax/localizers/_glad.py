@@ -202,9 +202,7 @@ def departures(
 def _second(
     predict: Callable[[Array, Any], Array], y: Array, noise: Array, steps: ReverseStep
 ) -> tuple[Array, ReverseStep]:
-    """Return the image after the first level, where nothing is compared yet, and the other
-    steps.
-    """
+    """Return the image after the first level, where nothing is compared, and the other steps."""
     first, rest = (jax.tree.map(lambda v, k=k: v[k], steps) for k in (0, slice(1, None)))
     start = add_noise(first, y, noise)
     return next_image(first, start, predict(start, first.condition)), rest

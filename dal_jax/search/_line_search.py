@@ -289,9 +289,7 @@ def is_decided(observed: Observed, options: SearchOptions) -> bool:
 
 
 def _next_reach(reach: float, reach_max: float, precision: float, log_found: float) -> float:
-    """Return the reach that the bounds need if nothing more is found, at most a stride further
-    out.
-    """
+    """Return the reach that the bounds need if no more is found, at most a stride further out."""
     log_unsearched = math.log(precision) + log_found - math.log(2)
     needed = float(-ndtri_exp(log_unsearched)) if math.isfinite(log_found) else math.inf
     return float(np.clip(needed, reach + STRIDE / 4, min(reach + STRIDE, reach_max)))
