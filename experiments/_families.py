@@ -9,7 +9,6 @@ import numpy as np
 from scipy import optimize, stats
 
 from dal_jax import InputError
-from dal_jax._typing import Float
 
 # Nodes of the trapezoid rule on each side of zero; kinks of |F - Phi| cost 1 / nodes^2.
 _NODES = 4000
@@ -75,9 +74,7 @@ class Family:
         deviation = variance**0.5
         return kind.make(self.shape, loc=-mean / deviation, scale=1 / deviation)
 
-    def sample(
-        self, rng: np.random.Generator, shape: int | tuple[int, ...]
-    ) -> Float[np.ndarray, "..."]:
+    def sample(self, rng: np.random.Generator, shape: int | tuple[int, ...]) -> np.ndarray:
         """Returns independent draws in float64, of any shape, by scipy's `rvs`."""
         return np.asarray(self.distribution.rvs(shape, random_state=rng), np.float64)
 

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dal_jax import Localizer, dal_test
-from dal_jax._dal_test import covariance_of, evaluator_of
+from dal_jax import Localizer, covariance_of, dal_test, evaluator_of
 from dal_jax.bench import NOISE, Prepared, bare_seconds, load_inputs, open_subject
 from dal_jax.inference import Intervals, as_intervals, merge, region_line, selective_p
 from dal_jax.search import CALLS, Evaluator, reach_limit

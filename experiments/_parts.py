@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import ndtri
 
-from dal_jax._result import parts_of_record, region_of
+from dal_jax import parts_of_record, region_of
 from dal_jax.inference import SelectiveP, holm, naive_p
 
 PART_METHODS = ("selective", "thinned")

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dal_jax import dal_test_batch
-from dal_jax._result import region_of
+from dal_jax import dal_test_batch, region_of
 from experiments._experiment import Context, Measured
 from experiments._models import localizer_of
 from experiments._output import Row

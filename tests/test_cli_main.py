@@ -13,7 +13,7 @@ pytest.importorskip("typer")
 pytest.importorskip("tqdm")
 
 import dal_jax
-from dal_jax._result import run_lengths
+from dal_jax import run_lengths
 from dal_jax.cli import main
 from dal_jax.cli._output import dumps
 from dal_jax.diffusion import DalConfig, ReverseConfig, save_checkpoint

@@ -10,8 +10,7 @@ import pytest
 pytest.importorskip("typer")
 pytest.importorskip("matplotlib")
 
-from dal_jax import __version__
-from dal_jax._result import run_lengths
+from dal_jax import __version__, run_lengths
 from dal_jax.cli import main
 from dal_jax.cli._train import cut_views
 from dal_jax.localizers import load_localizer

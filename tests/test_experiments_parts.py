@@ -9,9 +9,17 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from dal_jax import InputError, TestOptions, dal_test, from_score, thinned, thinned_test
-from dal_jax._result import as_record, region_of
-from dal_jax._toml import fit_fields, read_toml
+from dal_jax import (
+    InputError,
+    TestOptions,
+    as_record,
+    dal_test,
+    from_score,
+    region_of,
+    thinned,
+    thinned_test,
+)
+from dal_jax._config import fit_fields, read_toml
 from dal_jax.inference import SelectiveP, holm
 from dal_jax.noise import parse_noise
 from experiments import power, type1_error

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from helpers import published_test as dal_test
 
-from dal_jax import InputError, from_score
-from dal_jax._dal_test import evaluator_of
+from dal_jax import InputError, evaluator_of, from_score
 from dal_jax.bench import Plan
 from experiments import scaling
 from experiments._experiment import Context, run_experiment

@@ -253,13 +253,13 @@ def test_metrics_know_the_masks(tested):
 
 def test_the_same_command_repeats_nothing(data, calibrated, tested, capsys, monkeypatch):
     before = (tested / "results.csv").read_bytes()
-    from dal_jax import _test_run
+    from dal_jax._dal_test import _stored_runs
 
     def never(*_, **__):
         raise AssertionError("a finished test was done again")
         yield
 
-    monkeypatch.setattr(_test_run, "stream_tests", never)
+    monkeypatch.setattr(_stored_runs, "stream_tests", never)
     words = ["test", data, "--model", calibrated, "--out", tested]
     assert main([str(word) for word in words]) == 0
     assert (tested / "results.csv").read_bytes() == before

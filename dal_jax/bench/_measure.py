@@ -10,9 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from dal_jax._dal_test import dal_test, dal_test_batch, evaluator_of
+from dal_jax._dal_test import TestResult, dal_test, dal_test_batch, evaluator_of
 from dal_jax._errors import InputError
-from dal_jax._result import TestResult
 from dal_jax.bench._floor import bare_seconds, counted_calls
 from dal_jax.bench._machine import memory
 from dal_jax.bench._subject import Inputs

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dal_jax._dal_test import DTYPES
 from dal_jax._errors import InputError
-from dal_jax._options import DTYPES
 from dal_jax.bench._process import work
 from dal_jax.bench._subject import Subject
 from dal_jax.localizers import localizer_preset

@@ -1,4 +1,5 @@
 """The command `dal-jax`: thin, one module per verb."""
 
+from dal_jax._config import nearest as nearest
 from dal_jax.cli._main import main as main
 from dal_jax.cli._train import train_with_bar as train_with_bar

@@ -9,7 +9,7 @@ import typer
 from tqdm import tqdm
 
 from dal_jax import TestOptions
-from dal_jax._result import region_of
+from dal_jax._dal_test import region_of
 from dal_jax.cli import _options as options
 from dal_jax.cli._output import dumps
 from dal_jax.inspection import (

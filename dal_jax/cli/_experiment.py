@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from dal_jax._config import fit_fields, nearest, read_toml
 from dal_jax._errors import InputError
-from dal_jax._toml import fit_fields, nearest, read_toml
 from dal_jax.cli import _options as options
 from dal_jax.cli._output import dumps
 from dal_jax.cli._repository import import_beside

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dal_jax import Localizer, TestOptions
+from dal_jax._config import fit_fields, read_toml
+from dal_jax._dal_test import GAMMA
 from dal_jax._errors import InputError
-from dal_jax._options import GAMMA
-from dal_jax._toml import fit_fields, read_toml
 from dal_jax.cli._options import open_localizer
 
 

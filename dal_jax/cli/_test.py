@@ -8,8 +8,8 @@ import numpy as np
 import typer
 
 from dal_jax import TestOptions, TestResult, dal_test
+from dal_jax._dal_test import GAMMA
 from dal_jax._errors import InputError
-from dal_jax._options import GAMMA
 from dal_jax._version import __version__
 from dal_jax.cli import _options as options
 from dal_jax.cli._output import dumps, encode_regions, file_maps, need_figures

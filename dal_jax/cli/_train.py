@@ -9,8 +9,8 @@ import numpy as np
 import typer
 from tqdm import tqdm
 
+from dal_jax._dal_test import GAMMA
 from dal_jax._errors import InputError
-from dal_jax._options import GAMMA
 from dal_jax.cli import _data as data_options
 from dal_jax.cli import _options as options
 from dal_jax.cli import _train_options as words

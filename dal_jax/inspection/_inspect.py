@@ -9,10 +9,8 @@ from zlib import error as ZlibError
 
 import numpy as np
 
+from dal_jax._dal_test import QueuedImage, TestOptions, TestResult, run_tests
 from dal_jax._errors import InputError
-from dal_jax._options import TestOptions
-from dal_jax._result import TestResult
-from dal_jax._test_run import QueuedImage, run_tests
 from dal_jax._typing import Bool
 from dal_jax.images import Sample, Views, atomic_path, cut, enlarge, foreign, mask_views, stitch
 from dal_jax.inspection._items import Reader, ViewRef, as_items, view_items

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dal_jax._dal_test import ImageToTest, QueuedImage
 from dal_jax._errors import InputError
-from dal_jax._one_test import ImageToTest
-from dal_jax._test_run import QueuedImage
 from dal_jax.images import DataSet, Fitted, Sample, Views, foreign, read_sample, views
 from dal_jax.inspection._learn import picture_of
 from dal_jax.inspection._profile import Profile

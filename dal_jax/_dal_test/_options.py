@@ -5,16 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from dal_jax._dal_test._randomization import GAMMA, check_randomization
 from dal_jax._errors import InputError
 from dal_jax.inference import NullLaw, Ranks
 from dal_jax.search import AdaptiveOptions, SearchOptions, check_region
 
 ENGINES = ("adaptive", "sweep", "scan")
-# Of the randomization: what power, localization and interval lengths gain most from together, by
-# experiments/specs/gammas.toml (docs/results.md).
-GAMMA = 0.5
-# Of the randomization: less does nothing, more leaves nothing of the image to be seen.
-LEAST, MOST = 1e-3, 1e3
 DTYPES = ("float64", "float32")
 
 
@@ -49,6 +45,7 @@ class TestOptions:
     confidence: float = 0.95  # of the interval for the mean difference, in (0, 1)
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
+    __fingerprint__ = "dal_jax._options.TestOptions"  # its first place: runs under way go on
 
     def __post_init__(self) -> None:
         _one_of("engine", self.engine, ENGINES)
@@ -109,15 +106,6 @@ def test_options(options: dict[str, Any]) -> TestOptions:
 
 
 test_options.__test__ = False  # type: ignore[attr-defined]
-
-
-def check_randomization(gamma: Any, name: str = "randomization", none: bool = True) -> None:
-    """Refuses what is no share of the noise to be added, and 0 if some must be."""
-    number = isinstance(gamma, int | float | np.integer | np.floating)
-    number = number and not isinstance(gamma, bool)
-    if not number or not (LEAST <= gamma <= MOST or (none and gamma == 0)):
-        expected = f"{'0 or ' if none else ''}a number from {LEAST:g} to {MOST:g}"
-        raise InputError(f"{name} is {gamma!r}, expected {expected}")
 
 
 def _whole(name: str, value: Any) -> None:

@@ -6,9 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import ndtri
 
+from dal_jax._dal_test._randomization import check_randomization, randomization
 from dal_jax._errors import InputError
-from dal_jax._options import check_randomization
-from dal_jax._randomization import randomization
 from dal_jax._typing import Bool, Float
 from dal_jax.inference import Noise, naive_p, region_line
 
