@@ -47,7 +47,7 @@ class Settings:
     train_sizes: tuple[int, ...] = (8,)  # sides of the squares trained on
     train_steps: int = 2000
     threshold: float = 0.8
-    precision: float = 1e-3
+    precision: float = TestOptions.precision
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -165,7 +165,7 @@ def _records(settings: Settings, one: Setting, context: Context) -> Iterator[Row
         sizes=(one.size,),
         tests=(one.tests,),
         exact_tests=(settings.exact_tests,),
-        engines=("adaptive", "exact") if exact else ("adaptive",),
+        engines=("adaptive", "sweep") if exact else ("adaptive",),
         models=(str(context.models / settings.model(one.width).name),),
         threshold=settings.threshold,
         precision=settings.precision,

@@ -99,9 +99,11 @@ def test_localize(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Pa
     assert "pixels flagged" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("visit", ["sweep", "scan"])
-def test_test(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path, visit: str) -> None:
-    words = ["test", "--model", folder / "model", "--image", folder / "x.npy", "--visit", visit]
+@pytest.mark.parametrize("engine", ["sweep", "scan"])
+def test_test(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path, engine: str
+) -> None:
+    words = ["test", "--model", folder / "model", "--image", folder / "x.npy", "--engine", engine]
     words += ["--reference", folder / "y.npy", "--reference", folder / "z.npy"]
     words += ["--noise", "iid:1", "--threshold", 0.6, "--out", tmp_path / "out"]
     fields = run_json(capsys, *words)

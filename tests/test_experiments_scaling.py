@@ -83,8 +83,8 @@ def power_law(plan: Plan, beside: Any = None) -> Iterator[Row]:
     size = plan.sizes[0]
     yield CHOSEN
     yield adaptive(1e-4 * size**3, 100 * size, 50 + size**2)
-    if "exact" in plan.engines:
-        yield {**adaptive(0.5, 200, 90), "engine": "exact"}
+    if "sweep" in plan.engines:
+        yield {**adaptive(0.5, 200, 90), "engine": "sweep"}
     if beside is not None:
         yield GRID
 
@@ -129,7 +129,7 @@ def test_parameters_are_counted(tmp_path: Path) -> None:
 
 def test_rows_of_a_setting() -> None:
     one = Setting(8, 1.0, 2, 1)
-    records = [CHOSEN, adaptive(0.1, 200, 500), {**adaptive(2, 300, 900), "engine": "exact"}, GRID]
+    records = [CHOSEN, adaptive(0.1, 200, 500), {**adaptive(2, 300, 900), "engine": "sweep"}, GRID]
     ours, exact, coarse, fine = setting_rows(one, 1000, (0.01, 0.001), records)
     assert (ours["n"], ours["parameters"], ours["method"]) == (64, 1000, "adaptive")
     assert ours["forward_seconds"] == pytest.approx(0.1 / 50 / 4)

@@ -444,7 +444,7 @@ def test_a_model_divides_views_anew_along_the_line_and_needs_the_adaptive_engine
         check_options(TestOptions(region="peak", **exact), fixed)
         with pytest.raises(InputError, match="divides each view by its own deviation"):
             check_options(TestOptions(region="peak", **exact), profile)
-    words = ["test", data, "--model", model, "--out", tmp_path / "run", "--engine", "exact"]
+    words = ["test", data, "--model", model, "--out", tmp_path / "run", "--engine", "sweep"]
     assert main([str(word) for word in words]) == 2
     assert "divides each view by its own deviation" in capsys.readouterr().err
 
@@ -528,7 +528,7 @@ def test_refusals(words, named, capsys, tmp_path, monkeypatch):
         (["--maps"], "--maps"),
         (["--region", "all"], "--region"),
         (["--alternative", "greater"], "--alternative"),
-        (["--engine", "exact", "--permutations", "3"], "permutations is 3"),
+        (["--engine", "sweep", "--permutations", "3"], "permutations is 3"),
     ],
     ids=["noise", "threshold", "draws", "maps", "region", "alternative", "engine"],
 )

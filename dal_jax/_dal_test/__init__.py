@@ -7,6 +7,7 @@ from dal_jax._dal_test._many_tests import dal_test_batch as dal_test_batch
 from dal_jax._dal_test._many_tests import evaluator_of as evaluator_of
 from dal_jax._dal_test._many_tests import stream_tests as stream_tests
 from dal_jax._dal_test._options import DTYPES as DTYPES
+from dal_jax._dal_test._options import ENGINES as ENGINES
 from dal_jax._dal_test._options import TestOptions as TestOptions
 from dal_jax._dal_test._randomization import GAMMA as GAMMA
 from dal_jax._dal_test._randomization import check_randomization as check_randomization

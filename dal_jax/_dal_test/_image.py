@@ -8,7 +8,7 @@ from dal_jax._dal_test._options import TestOptions
 from dal_jax._dal_test._randomization import randomization
 from dal_jax._errors import InputError
 from dal_jax._typing import Bool, Float
-from dal_jax.inference import Noise
+from dal_jax.inference import Noise, check_level
 from dal_jax.localizers import Localizer, check_draws, check_threshold
 from dal_jax.noise import parse_noise
 
@@ -56,8 +56,8 @@ def validate_image(localizer: Localizer, case: ImageToTest) -> ImageToTest:
             raise InputError(
                 f"where is {where.dtype} of shape {where.shape}, expected bool {shape[:2]}"
             )
-    if case.level is not None and not 0 < case.level < 1:
-        raise InputError(f"level is {case.level!r}, expected a level between 0 and 1")
+    if case.level is not None:
+        check_level("level", case.level)
     return case._replace(image=image, references=references, draws=draws, where=where)
 
 

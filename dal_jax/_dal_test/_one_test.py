@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -83,7 +82,7 @@ def exact_test(
         empty, selected, tests = _hypotheses(localizer, case, looked, noise, options, *maps)
         if not tests:
             return _timed(empty, started)
-        wanted = vars(_wanted(case, options, len(tests)))
+        wanted = vars(options.search(len(tests), case.level))
         found = []
         for test in tests:
             try:
@@ -106,12 +105,6 @@ def exact_test(
             )
             found.append(_fill_result(test, line, searched, window, options))
     return _timed(_whole(empty, found, options), started)
-
-
-def _wanted(case: ImageToTest, options: TestOptions, shares: int) -> SearchOptions:
-    level = options.level if case.level is None else case.level
-    precision = options.precision / shares  # Holm's procedure multiplies by up to so many
-    return replace(options.search, precision=precision, level=level, shares=shares)
 
 
 def _fill_result(
@@ -176,7 +169,7 @@ def adaptive_test(
     empty = empty._replace(num_evaluations=1)
     if not tests:
         return _timed(empty, started)
-    wanted = _wanted(case, options, len(tests))
+    wanted = options.search(len(tests), case.level)
     found = yield [
         _search(localizer, case, selected, test, wanted, options, progress) for test in tests
     ]

@@ -1,21 +1,22 @@
 """How images are tested: the options, checked once."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
+from dal_jax._config import option
 from dal_jax._dal_test._randomization import GAMMA, check_randomization
 from dal_jax._errors import InputError
-from dal_jax.inference import NullLaw, Ranks
-from dal_jax.search import AdaptiveOptions, SearchOptions, check_region
+from dal_jax.inference import check_level
+from dal_jax.search import REGIONS, AdaptiveOptions, SearchOptions, SharedSearchOptions
 
 ENGINES = ("adaptive", "sweep", "scan")
 DTYPES = ("float64", "float32")
 
 
 @dataclass(frozen=True)
-class TestOptions:
+class TestOptions(SearchOptions):
     """How images are tested; `dal_test` says what each field means.
 
     Raises:
@@ -26,41 +27,65 @@ class TestOptions:
         'float64'
     """
 
-    alternative: str = "two-sided"  # or "equal-tailed", "greater", "less"
-    engine: str = "adaptive"  # or "sweep", "scan"
-    dtype: str | None = None  # None becomes the engine's: "float32" or "float64"
-    precision: float = 1e-3  # width of the bounds on p (of components: adjusted), in [0, 1)
-    alpha: float | None = None  # level in (0, 1) whose decision is enough
-    z_max: float | None = None  # half the range searched, standard deviations; None: 10 + |z_obs|
+    engine: str = option(
+        "adaptive",
+        "How the line is searched: adaptive, by evaluations and interpolation, checked at random "
+        "points; sweep, exactly, through every piece of a piecewise-linear network; scan, the "
+        "slower check of the sweep.",
+        choices=ENGINES,
+    )
+    # None becomes the engine's.
+    dtype: str | None = option(
+        None,
+        "Computing type of the search; by default float32, settled in float64, for adaptive and "
+        "float64 for sweep and scan.",
+        choices=DTYPES,
+    )
     adaptive: AdaptiveOptions = field(default_factory=AdaptiveOptions)
-    seed: int = 0  # 0 or above
-    first_window: bool = False  # with the adaptive engine, too
-    permutations: int = 0  # 0 or more; adaptive engine only
-    region: str = "all"  # or "peak", "components"
-    level: float | None = None  # in (0, 1), at which the decision must be certain, too
-    recalibrations: tuple[
-        NullLaw | Ranks, ...
-    ] = ()  # whose decisions at it must be certain as well
-    randomization: float = GAMMA  # noise added for the selection, in deviations of the noise
+    seed: int = option(0, "Seed of everything random.")  # 0 or above
+    first_window: bool = option(
+        False,
+        "Compute the over-conditioned p, too, with the adaptive engine (the exact ones always "
+        "do); piecewise-linear networks only.",
+    )
+    # 0 or more; adaptive engine only.
+    permutations: int = option(
+        0,
+        "Also compare with N permutations of the image's pixels; not valid for correlated noise.",
+        metavar="N",
+    )
+    region: str = option(
+        "all",
+        "Which flagged pixels are tested: all; those connected with the highest score; or each "
+        "connected component on its own.",
+        choices=REGIONS,
+    )
+    # Noise added for the selection, in standard deviations of the noise.
+    randomization: float = option(
+        GAMMA,
+        "Let the model see each image with so much noise added, in standard deviations of the "
+        "noise, and test the image itself: p stays exact, power rises. 0 is the test as "
+        "published.",
+        metavar="GAMMA",
+    )
     confidence: float = 0.95  # of the interval for the mean difference, in (0, 1)
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
     __fingerprint__ = "dal_jax._options.TestOptions"  # its first place: runs under way go on
 
     def __post_init__(self) -> None:
-        _one_of("engine", self.engine, ENGINES)
-        check_region(self.region)
         if self.dtype is None:
             narrow = self.engine == "adaptive"
             object.__setattr__(self, "dtype", "float32" if narrow else "float64")
-        _one_of("dtype", self.dtype, DTYPES)
+        super().__post_init__()
         if self.engine == "scan" and self.dtype == "float32":
             raise InputError("dtype is 'float32', expected 'float64' with engine 'scan'")
-        _whole("seed", self.seed)
+        for name in ("seed", "permutations"):
+            value = getattr(self, name)
+            if not isinstance(value, int | np.integer) or value < 0:
+                raise InputError(f"{name} is {value!r}, expected a whole number of 0 or above")
         check_randomization(self.randomization)
-        if not 0 < self.confidence < 1:
-            raise InputError(f"confidence is {self.confidence!r}, expected a level between 0 and 1")
-        _whole("permutations", self.permutations)
+        check_level("confidence", self.confidence)
         if not isinstance(self.adaptive, AdaptiveOptions):
             raise InputError(f"adaptive is {self.adaptive!r}, expected an AdaptiveOptions")
         if self.permutations and self.engine != "adaptive":
@@ -71,19 +96,21 @@ class TestOptions:
             raise InputError(
                 f"permutations is {self.permutations}, expected 0 with region 'components'"
             )
-        _ = self.search
 
-    @property
-    def search(self) -> SearchOptions:
-        """What the search of the line is told."""
-        return SearchOptions(
-            self.alternative,
-            self.precision,
-            self.alpha,
-            self.z_max,
-            self.level,
-            self.recalibrations,
-        )
+    def search(self, shares: int, level: float | None = None) -> SharedSearchOptions:
+        """Options of the search of each of several lines of one image.
+
+        Args:
+            shares: Number of tests of the image. As Holm's procedure multiplies p-values by up to
+                this number, each line is searched that much more precisely.
+            level: Level of the image's decision, in (0, 1); None: that of the options.
+
+        Returns:
+            The options.
+        """
+        own = {search.name: getattr(self, search.name) for search in fields(SearchOptions)}
+        own |= {"precision": self.precision / shares, "level": level or self.level}
+        return SharedSearchOptions(**own, shares=shares)
 
 
 def test_options(options: dict[str, Any]) -> TestOptions:
@@ -106,13 +133,3 @@ def test_options(options: dict[str, Any]) -> TestOptions:
 
 
 test_options.__test__ = False  # type: ignore[attr-defined]
-
-
-def _whole(name: str, value: Any) -> None:
-    if not isinstance(value, int | np.integer) or value < 0:
-        raise InputError(f"{name} is {value!r}, expected a whole number of 0 or above")
-
-
-def _one_of(name: str, value: str | None, options: tuple[str, ...]) -> None:
-    if value not in options:
-        raise InputError(f"{name} is {value!r}, expected one of {', '.join(options)}")

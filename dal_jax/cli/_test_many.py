@@ -149,7 +149,7 @@ def _keep(folder: Path, wanted: TestSpec, item: QueuedImage, result: TestResult)
         [result],
         own / "figure.png",
         titles=[item.name],
-        alpha=0.05 if wanted.alpha is None else wanted.alpha,
+        alpha=wanted.level,
         threshold=wanted.threshold,
     )
 
