@@ -74,6 +74,7 @@ PRIVATE_IMPORTS = {
     "tests/test_cli_test_many.py": "the patterns of files, of cli._spec",
     "tests/test_cli_thin.py": "a covariance without samples, of _dal_test._randomization",
     "tests/test_cli_verbs.py": "the views of train, of cli._train",
+    "tests/test_config.py": "the options of all verbs, of cli._options",
     "tests/test_docs.py": "the command line and the columns of its files are documented",
 }
 LONGEST_MODULE = 500  # lines
