@@ -39,7 +39,7 @@ class ComparisonSettings:
     train_steps: int = 2000
     threshold: float = 0.8
     engine: str = "adaptive"
-    precision: float = 1e-3
+    precision: float = TestOptions.precision
     over_conditioned: bool = True
     seed: int = 0
     # As `localizer_preset` takes them; the threshold is that of "dal", others learn theirs.

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import ndtri
 
-from dal_jax import dal_test_batch
-from dal_jax._result import parts_of_record, region_of
+from dal_jax import dal_test_batch, parts_of_record, region_of
 from dal_jax.inference import SelectiveP, holm, naive_p
 from experiments._experiment import ConditionResult, Context
 from experiments._models import localizer_of

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dal_jax import ImageToTest, InputError, TestOptions
-from dal_jax._toml import nearest
+from dal_jax.cli import nearest
 from dal_jax.inference import as_intervals, intersect, merge
 from experiments._experiment import Condition, ConditionResult, Context, Experiment, check_lengths
 from experiments._models import Model, Use
@@ -43,7 +43,7 @@ class Settings:
     train_sizes: tuple[int, ...] = (8,)  # sides of the squares trained on
     train_steps: int = 2000
     threshold: float = 0.8
-    precision: float = 1e-3
+    precision: float = TestOptions.precision
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -177,7 +177,7 @@ def _measure_setting(settings: Settings, one: Setting, context: Context) -> Iter
         sizes=(one.size,),
         tests=(one.tests,),
         exact_tests=(settings.exact_tests,),
-        engines=("adaptive", "exact") if exact else ("adaptive",),
+        engines=("adaptive", "sweep") if exact else ("adaptive",),
         models=(str(context.models / settings.model(one.width).name),),
         threshold=settings.threshold,
         precision=settings.precision,

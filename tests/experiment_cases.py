@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dal_jax._result import TOLERANCE
+from dal_jax import TOLERANCE
 from experiments import find
 from experiments._experiment import RECORD, Context, run_experiment
 from experiments._models import Model

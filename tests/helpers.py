@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dal_jax import TestOptions, TestResult, dal_test, dal_test_batch
-from dal_jax._result import TOLERANCE, contradiction
+from dal_jax import TOLERANCE, TestOptions, TestResult, contradiction, dal_test, dal_test_batch
 from dal_jax.affine import AffinePiece, Swept, affine_piece, sweep
 from dal_jax.models import UNet, UNetConfig, init_unet
 

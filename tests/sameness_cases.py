@@ -18,8 +18,7 @@ from helpers import published_test as dal_test
 from search_cases import dense_localizer, jumping_localizer, pooled_localizer
 from test_reference_cases import COUNTS, OWN, REFERENCE, WAYS
 
-from dal_jax import DalConfig, Localizer, dal_localizer
-from dal_jax._result import as_record
+from dal_jax import DalConfig, Localizer, as_record, dal_localizer
 from dal_jax.cli import main
 from dal_jax.models import UNetConfig, import_state_dict
 

@@ -232,7 +232,7 @@ def test_numbers_are_short() -> None:
 
 
 def test_tables_show_failures() -> None:
-    failed = {"size": 8, "engine": "exact", "dtype": "float64", "failure": "late"}
+    failed = {"size": 8, "engine": "sweep", "dtype": "float64", "failure": "late"}
     text = tables([{**failed, "kind": kind, "devices": 1, "threads": 1} for kind in KINDS])
     assert text.count("| failed") == 3 and text.count(": late") == 3
     assert len({line.count("|") for line in text.split("\n\n")[0].splitlines()}) == 1

@@ -62,7 +62,7 @@ def test_what_fails_is_recorded_and_the_rest_goes_on(
 ) -> None:
     def measured(plan: Any, beside: Any) -> Any:
         yield {"kind": "images", "size": 8, "failure": "nothing is flagged"}
-        yield {"kind": "engine", "size": 16, "engine": "exact", "dtype": "float64", "failure": "?"}
+        yield {"kind": "engine", "size": 16, "engine": "sweep", "dtype": "float64", "failure": "?"}
 
     monkeypatch.setattr(_bench, "measure", measured)
     code, out, err = run(capsys)
@@ -79,7 +79,7 @@ def test_what_fails_is_recorded_and_the_rest_goes_on(
         (["--sizes", "0"], "sizes"),
         (["--tests", "0"], "tests"),
         (["--engines", "quick"], "engines"),
-        (["--engines", "exact:float16"], "engines"),
+        (["--engines", "sweep:float16"], "engines"),
         (["--devices", "0"], "devices"),
         (["--threads", "3"], "threads"),
         (["--repeats", "0"], "repeats"),

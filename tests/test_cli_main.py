@@ -13,8 +13,8 @@ pytest.importorskip("typer")
 pytest.importorskip("tqdm")
 
 import dal_jax
+from dal_jax import run_lengths
 from dal_jax._json import dumps
-from dal_jax._result import run_lengths
 from dal_jax.cli import main
 from dal_jax.diffusion import DalConfig, ReverseConfig, save_checkpoint
 from dal_jax.models import UNetConfig, init_unet

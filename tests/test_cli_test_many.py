@@ -114,7 +114,7 @@ def test_more_p_values(capsys, folder, tmp_path):
     assert run(capsys, *again)[0] == 0
     rows = list(csv.DictReader((tmp_path / "run" / "results.csv").read_text().splitlines()))
     plain = json.loads(run(capsys, *words, "--no-first-window", "--json")[1])["results"]
-    exact = json.loads(run(capsys, *words, "--engine", "exact", "--json")[1])["results"]
+    exact = json.loads(run(capsys, *words, "--engine", "sweep", "--json")[1])["results"]
     for one, row, none, other in zip(found, rows, plain, exact, strict=True):
         assert one["over_conditioned_p"] == pytest.approx(other["over_conditioned_p"], rel=1e-10)
         assert 10 * one["permutation_p"] in range(1, 11)
@@ -145,10 +145,13 @@ BAD = {
     "type": (SPEC + "precision = 'high'\n", "precision is 'high', expected a number"),
     "zero devices": (SPEC + "devices = 0\n", "devices is 0, expected 1"),
     "batch size": (SPEC + "batch_size = 0\n", "batch_size is 0"),
-    "engine": (SPEC + "engine = 'sweep'\n", "expected 'exact' or 'adaptive'"),
+    "engine": (
+        SPEC + "engine = 'exact'\n",
+        "expected one of adaptive, sweep, scan",
+    ),
     "permutations": (SPEC + "permutations = -1\n", "permutations is -1"),
     "exact permutations": (
-        SPEC + "engine = 'exact'\npermutations = 9\n",
+        SPEC + "engine = 'sweep'\npermutations = 9\n",
         "permutations is 9, expected 0 with engine 'sweep'",
     ),
     "first window": (SPEC + "first_window = 1\n", "first_window is 1, expected true or false"),

@@ -10,8 +10,7 @@ import pytest
 pytest.importorskip("typer")
 pytest.importorskip("matplotlib")
 
-from dal_jax import __version__
-from dal_jax._result import run_lengths
+from dal_jax import __version__, run_lengths
 from dal_jax.cli import main
 from dal_jax.cli._train import cut_views
 from dal_jax.localizers import load_localizer
@@ -100,9 +99,11 @@ def test_localize(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Pa
     assert "pixels flagged" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("visit", ["sweep", "scan"])
-def test_test(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path, visit: str) -> None:
-    words = ["test", "--model", folder / "model", "--image", folder / "x.npy", "--visit", visit]
+@pytest.mark.parametrize("engine", ["sweep", "scan"])
+def test_test(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path, engine: str
+) -> None:
+    words = ["test", "--model", folder / "model", "--image", folder / "x.npy", "--engine", engine]
     words += ["--reference", folder / "y.npy", "--reference", folder / "z.npy"]
     words += ["--noise", "iid:1", "--threshold", 0.6, "--out", tmp_path / "out"]
     fields = run_json(capsys, *words)

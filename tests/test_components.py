@@ -14,12 +14,14 @@ from dal_jax import (
     QueuedImage,
     Status,
     TestOptions,
+    as_record,
+    contradiction,
     dal_test,
     dal_test_batch,
     from_score,
+    region_of,
     run_tests,
 )
-from dal_jax._result import as_record, contradiction, region_of
 from dal_jax.inference import SelectiveP, holm, region_line, selective_p
 from dal_jax.noise import ar1, diagonal, iid
 from dal_jax.search import label_components, parts_of, select_region

@@ -16,9 +16,16 @@ from helpers import published_test as dal_test
 from scipy import stats
 from search_cases import dense_localizer, jumping_localizer, pooled_localizer
 
-from dal_jax import InputError, NotPiecewiseAffineError, QueuedImage, Status, from_score, run_tests
-from dal_jax._dal_test import stream_tests
-from dal_jax._one_test import ImageToTest
+from dal_jax import (
+    ImageToTest,
+    InputError,
+    NotPiecewiseAffineError,
+    QueuedImage,
+    Status,
+    from_score,
+    run_tests,
+    stream_tests,
+)
 from dal_jax.inference import (
     SelectiveP,
     bonferroni_log10_p,

@@ -256,6 +256,8 @@ def rooms() -> dict[str, list[str]]:
     found = {}
     for path in sorted((ROOT / "dal_jax").glob("**/__init__.py")):
         name = ".".join(path.parent.relative_to(ROOT).parts)
+        if "._" in name:  # its public names are those of the package
+            continue
         nodes = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)]
         found[name] = [alias.asname or alias.name for node in nodes for alias in node.names]
     return found

@@ -9,8 +9,7 @@ from scipy import stats
 
 pytest.importorskip("matplotlib")
 
-from dal_jax import TestOptions, dal_test, from_score, thinned, thinned_test
-from dal_jax._result import as_record, region_of
+from dal_jax import TestOptions, as_record, dal_test, from_score, region_of, thinned, thinned_test
 from dal_jax.inference import SelectiveP, holm
 from dal_jax.noise import parse_noise
 from experiments import power, type1_error

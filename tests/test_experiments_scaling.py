@@ -13,10 +13,9 @@ from helpers import published_test as dal_test
 
 from dal_jax import InputError, from_score
 from dal_jax.bench import Plan
-from dal_jax.search import _schedule
 from experiments import scaling
 from experiments._experiment import Context, run_experiment
-from experiments._grid import CALLS, grid_points, grid_search, local_evaluator
+from experiments._grid import grid_points, grid_search, local_evaluator
 from experiments._models import Model, variables_of
 from experiments._output import Row
 from experiments.scaling import (
@@ -89,8 +88,8 @@ def power_law(plan: Plan, beside: Any = None) -> Iterator[Row]:
     size = plan.sizes[0]
     yield CHOSEN
     yield adaptive(1e-4 * size**3, 100 * size, 50 + size**2)
-    if "exact" in plan.engines:
-        yield {**adaptive(0.5, 200, 90), "engine": "exact"}
+    if "sweep" in plan.engines:
+        yield {**adaptive(0.5, 200, 90), "engine": "sweep"}
     if beside is not None:
         yield GRID
 
@@ -110,7 +109,6 @@ def test_a_grid_search_finds_the_same_set() -> None:
     rng = np.random.default_rng(3)
     x, x_ref = rng.standard_normal((2, 4, 4, 1))
     evaluator = local_evaluator(localizer)
-    assert _schedule.CALLS == CALLS  # batches under way, as in the adaptive search
     result = dal_test(localizer, x, x_ref, "iid:1", precision=0)
     for spacing in (0.05, 0.005):
         grid = grid_search(localizer, evaluator, (x, x_ref), result.region, spacing)
@@ -136,7 +134,7 @@ def test_parameters_are_counted(tmp_path: Path) -> None:
 
 def test_rows_of_a_setting() -> None:
     one = Setting(8, 1.0, 2, 1)
-    records = [CHOSEN, adaptive(0.1, 200, 500), {**adaptive(2, 300, 900), "engine": "exact"}, GRID]
+    records = [CHOSEN, adaptive(0.1, 200, 500), {**adaptive(2, 300, 900), "engine": "sweep"}, GRID]
     ours, exact, coarse, fine = setting_rows(one, 1000, (0.01, 0.001), records)
     assert (ours["n"], ours["parameters"], ours["method"]) == (64, 1000, "adaptive")
     assert ours["forward_seconds"] == pytest.approx(0.1 / 50 / 4)

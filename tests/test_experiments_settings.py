@@ -10,7 +10,7 @@ pytest.importorskip("matplotlib")
 
 import experiments
 from dal_jax import InputError
-from dal_jax._toml import fit_fields, read_toml
+from dal_jax._config import fit_fields, read_toml
 from experiments._models import scale_channels
 from experiments._simulation import FAMILIES
 

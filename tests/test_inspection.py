@@ -249,13 +249,13 @@ def test_metrics_know_the_masks(tested):
 
 def test_the_same_command_repeats_nothing(data, calibrated, tested, capsys, monkeypatch):
     before = (tested / "results.csv").read_bytes()
-    from dal_jax import _test_run
+    from dal_jax._dal_test import _stored_runs
 
     def never(*_, **__):
         raise AssertionError("a finished test was done again")
         yield
 
-    monkeypatch.setattr(_test_run, "stream_tests", never)
+    monkeypatch.setattr(_stored_runs, "stream_tests", never)
     words = ["test", data, "--model", calibrated, "--out", tested]
     assert main([str(word) for word in words]) == 0
     assert (tested / "results.csv").read_bytes() == before
@@ -448,7 +448,7 @@ def test_a_model_divides_views_anew_along_the_line_and_needs_the_adaptive_engine
         check_options(TestOptions(region="peak", **exact), fixed)
         with pytest.raises(InputError, match="divides each view by its own deviation"):
             check_options(TestOptions(region="peak", **exact), profile)
-    words = ["test", data, "--model", model, "--out", tmp_path / "run", "--engine", "exact"]
+    words = ["test", data, "--model", model, "--out", tmp_path / "run", "--engine", "sweep"]
     assert main([str(word) for word in words]) == 2
     assert "divides each view by its own deviation" in capsys.readouterr().err
 
@@ -532,7 +532,7 @@ def test_refusals(words, named, capsys, tmp_path, monkeypatch):
         (["--maps"], "--maps"),
         (["--region", "all"], "--region"),
         (["--alternative", "greater"], "--alternative"),
-        (["--engine", "exact", "--permutations", "3"], "permutations is 3"),
+        (["--engine", "sweep", "--permutations", "3"], "permutations is 3"),
     ],
     ids=["noise", "threshold", "draws", "maps", "region", "alternative", "engine"],
 )

@@ -19,9 +19,9 @@ from dal_jax import (
     dal_test,
     dal_test_batch,
     from_score,
+    randomization,
     run_tests,
 )
-from dal_jax._randomization import randomization
 from dal_jax.inference import (
     Perturbation,
     as_intervals,

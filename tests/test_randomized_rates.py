@@ -19,12 +19,12 @@ from dal_jax import (
     Localizer,
     Status,
     TestResult,
+    as_record,
     dal_localizer,
     dal_test_batch,
     thinned,
     thinned_test,
 )
-from dal_jax._result import as_record
 from dal_jax.inference import NullLaw, SelectiveP, holm
 from dal_jax.inspection._calibration import observed_of
 from dal_jax.models import UNetConfig, import_state_dict

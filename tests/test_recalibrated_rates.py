@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dal_jax import dal_test_batch, from_score
-from dal_jax._result import as_record
+from dal_jax import as_record, dal_test_batch, from_score
 from dal_jax.inference import NullLaw
 from dal_jax.inspection import DECIDING, decide
 from dal_jax.inspection._calibration import (

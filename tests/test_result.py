@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from dal_jax import InputError
-from dal_jax._result import region_of, run_lengths
+from dal_jax import InputError, region_of, run_lengths
 
 
 @pytest.mark.parametrize("seed", range(5))

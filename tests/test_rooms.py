@@ -11,7 +11,7 @@ PACKAGE = ROOT / "dal_jax"
 # In the order of the way that data take; one level each, top down.
 ROOMS = (
     ("_typing", "_errors", "_version", "_compat"),
-    ("_arrays", "_files", "_json", "_toml"),
+    ("_arrays", "_files", "_json", "_config"),
     ("affine",),
     ("inference",),
     ("search",),
@@ -21,18 +21,48 @@ ROOMS = (
     ("localizers",),
     ("images",),
     ("runs",),
-    ("_options", "_result"),
-    ("_permutation", "_randomization"),
-    ("_thinning",),
-    ("_one_test",),
     ("_dal_test",),
-    ("_test_run",),
     ("report",),
     ("inspection",),
     ("bench",),
     ("cli",),
 )
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
+# The modules of the first two levels, which serve every room of the package and nothing else.
+SHARED = {f"dal_jax.{name}" for names in ROOMS[:2] for name in names}
+# Files that import private modules of other rooms, and why. `tests/test_ROOM_MODULE.py` holds the
+# tests of `dal_jax.ROOM._MODULE` and may import it.
+STEPS = "the steps of the folder pipeline, one by one"
+PRIVATE_IMPORTS = {
+    "benchmarks/noise_kinds.py": "views of groups as training reads them, of inspection._learn",
+    "tests/perceptual_cases.py": "stepwise checks of diffusion, of localizers._chain",
+    "tests/test_bench.py": "a task of a process without the process, of bench._plan",
+    "tests/test_cli_bench.py": "cli._repository without a repository",
+    "tests/test_cli_demo.py": "the images of the demo, of cli._demo_data",
+    "tests/test_cli_report.py": STEPS,
+    "tests/test_cli_test_many.py": "the patterns of files, of cli._spec",
+    "tests/test_cli_thin.py": "a covariance without samples, of _dal_test._randomization",
+    "tests/test_cli_verbs.py": "the views of train, of cli._train",
+    "tests/test_config.py": "the options of all verbs, of cli._options",
+    "tests/test_docs.py": "the command line and the columns of its files are documented",
+    "tests/test_experiments_real_images.py": STEPS,
+    "tests/test_inspection.py": STEPS,
+    "tests/test_inspection_page.py": STEPS,
+    "tests/test_inspection_validity.py": STEPS,
+    "tests/test_inspection_views.py": STEPS,
+    "tests/test_localizers_glad.py": "stepwise checks of GLAD: _chain, _filters, _perceptual",
+    "tests/test_localizers_mdps.py": "stepwise checks of MDPS: _chain, _perceptual",
+    "tests/test_localizers_perceptual.py": "its resizing, of localizers._filters",
+    "tests/test_models_blocks.py": "its fast paths are compared with models._convolve, _fold",
+    "tests/test_models_unet.py": "its fast paths are compared with models._convolve, _fold",
+    "tests/test_noise_stationary.py": "the blocks of its sums, of noise._blocks",
+    "tests/test_permutation.py": "the tests of _dal_test._permutation",
+    "tests/test_randomized_rates.py": "the statistic of a stored result, of inspection._calibration",
+    "tests/test_recalibrated_rates.py": STEPS,
+    "tests/test_search_engines.py": "the nodes of a sweep, of affine._sweep",
+    "tests/test_search_schedule.py": "a fake of search._evaluator.Evaluated",
+    "tests/test_test_run.py": "the text of records, of runs._records",
+}
 LONGEST_MODULE = 500  # lines
 LONGEST_FUNCTION = 60  # lines without the docstring; verbs hand on lists of options
 
@@ -69,7 +99,7 @@ def test_rooms_import_from_those_before_them(path: Path) -> None:
         if other in LEVEL:
             assert LEVEL[other] < LEVEL[room], f"{room} imports {other}"
         else:  # a public name of the package's top: for what stands behind all of it
-            assert LEVEL[room] > LEVEL["_test_run"], f"{room} imports {other} from the top"
+            assert LEVEL[room] > LEVEL["_dal_test"], f"{room} imports {other} from the top"
 
 
 def test_experiments_and_benchmarks_are_never_imported() -> None:
@@ -100,3 +130,53 @@ def test_functions_are_of_a_size_to_be_read() -> None:
                 if lines > LONGEST_FUNCTION:
                     long[name] = lines
     assert long == {}
+
+
+def private_imports(path: Path) -> set[str]:
+    """The private modules of other rooms that a file imports, without the package's name."""
+    relative = path.relative_to(ROOT)
+    room = relative.parts[1].removesuffix(".py") if relative.parts[0] == "dal_jax" else ""
+    whole = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            joined = [f"{node.module}.{alias.name}" for alias in node.names]
+            whole += [name for name in joined if is_module(name)] or [node.module]
+        elif isinstance(node, ast.Import):
+            whole += [alias.name for alias in node.names]
+    found = {name for name in whole if name.startswith("dal_jax.")}
+    if room:  # the package itself: rooms with a private name are rooms, and some modules are shared
+        found -= SHARED
+    elif relative.parts[0] == "tests":
+        found -= {"dal_jax._dal_test", *SHARED}
+    return {
+        name.removeprefix("dal_jax.")
+        for name in found
+        if name.split(".")[1] != room and any(part[0] == "_" for part in name.split(".")[1:])
+        if not (room and name == "dal_jax._dal_test")
+    }
+
+
+def is_module(name: str) -> bool:
+    path = ROOT / name.replace(".", "/")
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def module_under_test(path: Path) -> str:
+    """The module whose tests a file holds, as `PRIVATE_IMPORTS` names it."""
+    for room in (path.name for path in PACKAGE.iterdir() if path.is_dir()):
+        start = f"test_{room.strip('_')}_"
+        if path.stem.startswith(start):
+            return f"{room}._{path.stem.removeprefix(start)}"
+    return ""
+
+
+def test_private_modules_are_imported_by_their_own_room_alone() -> None:
+    folders = ("dal_jax", "experiments", "benchmarks", "tests")
+    found = {}
+    for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
+        modules = private_imports(path) - {module_under_test(path)}
+        if modules:
+            found[str(path.relative_to(ROOT))] = sorted(modules)
+    new = {name: modules for name, modules in found.items() if name not in PRIVATE_IMPORTS}
+    assert new == {}, "expected public names of the rooms"
+    assert set(PRIVATE_IMPORTS) - set(found) == set(), "listed, but no longer needed"

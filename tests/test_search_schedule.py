@@ -8,8 +8,7 @@ from helpers import published_batch as dal_test_batch
 from helpers import published_test as dal_test
 from search_cases import dense_localizer, jumping_localizer, pooled_localizer
 
-from dal_jax import Status, from_score
-from dal_jax._result import as_record
+from dal_jax import Status, as_record, from_score
 from dal_jax.search import ScoreReply, ScoreRequest, run_side_by_side
 from dal_jax.search._evaluator import Evaluated
 

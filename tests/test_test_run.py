@@ -18,9 +18,15 @@ from helpers import published_batch as dal_test_batch
 from helpers import published_options as TestOptions
 from search_cases import pooled_localizer
 
-from dal_jax import InputError, QueuedImage, RunError, run_tests
-from dal_jax._one_test import ImageToTest
-from dal_jax._result import as_record, contradiction
+from dal_jax import (
+    ImageToTest,
+    InputError,
+    QueuedImage,
+    RunError,
+    as_record,
+    contradiction,
+    run_tests,
+)
 from dal_jax.runs import Host, decode, open_run
 from dal_jax.runs._records import canonical
 

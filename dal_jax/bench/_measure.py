@@ -15,9 +15,8 @@ import jax
 import numpy as np
 
 from dal_jax._compat import exact_arithmetic
-from dal_jax._dal_test import dal_test, dal_test_batch, evaluator_of
+from dal_jax._dal_test import TestOptions, TestResult, dal_test, dal_test_batch, evaluator_of
 from dal_jax._errors import InputError
-from dal_jax._result import TestResult
 from dal_jax._version import __version__
 from dal_jax.bench._subject import Inputs
 from dal_jax.localizers import Localizer
@@ -159,7 +158,7 @@ def adaptive_records(
     batch_sizes: Sequence[int | None] = (None,),
     devices: int | None = None,
     repeats: int = 3,
-    precision: float = 1e-3,
+    precision: float = TestOptions.precision,
 ) -> list[dict[str, Any]]:
     """Times runs of many tests by the adaptive engine, and their floor in turn with them.
 
@@ -236,16 +235,18 @@ def exact_record(
     localizer: Localizer,
     inputs: Inputs,
     *,
+    engine: str = "sweep",
     dtype: str = "float64",
     repeat_first: bool = True,
-    precision: float = 1e-3,
+    precision: float = TestOptions.precision,
 ) -> dict[str, Any]:
-    """Times tests by the exact engine, one after the other.
+    """Times tests by an exact engine, one after the other.
 
     Args:
         localizer: to be measured.
         inputs: images, references and threshold.
-        dtype: of the sweep.
+        engine: "sweep" or "scan".
+        dtype: of the search; "float64" with "scan".
         repeat_first: whether the first image, whose test compiles, is tested once more.
         precision: of the tests.
 
@@ -260,7 +261,7 @@ def exact_record(
         >>> inputs = Inputs(images, references, threshold=1.0, flagged=1, looked=1)
         >>> record = exact_record(localizer, inputs, repeat_first=False)
         >>> record["engine"], record["status"], record["seconds_per_test"] > 0
-        ('exact', {'OK': 1}, True)
+        ('sweep', {'OK': 1}, True)
     """
     localizer = localizer.with_threshold(inputs.threshold)
     order = [0, *range(len(inputs.images))] if repeat_first else [*range(len(inputs.images))]
@@ -270,7 +271,7 @@ def exact_record(
             inputs.images[number],
             inputs.references[number],
             NOISE,
-            engine="sweep",
+            engine=engine,
             dtype=dtype,
             precision=precision,
             randomization=0.0,
@@ -281,7 +282,7 @@ def exact_record(
     windows = [row.num_windows for row in kept]
     seconds = [row.seconds for row in kept]
     return {
-        "engine": "exact",
+        "engine": engine,
         "dtype": dtype,
         "tests": len(kept),
         "devices": 1,

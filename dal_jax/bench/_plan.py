@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dal_jax._dal_test import DTYPES, ENGINES, TestOptions
 from dal_jax._errors import InputError
-from dal_jax._options import DTYPES
 from dal_jax.bench._measure import adaptive_records, exact_record, machine
 from dal_jax.bench._subject import (
     Inputs,
@@ -164,9 +164,6 @@ def _first(inputs: Inputs, count: int | Sequence[int] | None) -> Inputs:
     return inputs._replace(images=inputs.images[kept], references=inputs.references[kept])
 
 
-ENGINES = {"adaptive": "float32", "exact": "float64"}  # with the dtype where none is named
-
-
 class Prepared(NamedTuple):
     """Subject and images of all measurements of one size.
 
@@ -202,13 +199,13 @@ class Plan:
     sizes: tuple[int, ...] = (8, 16, 32)  # sides of the images, pixels
     tests: tuple[int, ...] = (64,)  # per size, images with a region, adaptive engine
     exact_tests: tuple[int, ...] = (2,)  # per size, the first of these images, exact engine
-    engines: tuple[str, ...] = ("adaptive", "exact")  # or with a dtype, "exact:float32"
+    engines: tuple[str, ...] = ("adaptive", "sweep")  # or with a dtype, "sweep:float32"
     weights: tuple[str, ...] = ()  # per size, state dict files
     models: tuple[str, ...] = ()  # per size, checkpoints
     threshold: float | None = None  # None: half of the null images are flagged
     devices: tuple[int, ...] = ()  # numbers of devices at which speed is measured
     batch_sizes: tuple[int, ...] = ()  # numbers of tests under way at which it is
-    precision: float = 1e-3  # of the tests
+    precision: float = TestOptions.precision
     repeats: int = 3  # of which the medians are given
     threads: int = 0  # 1, or 0 for all cores
     limit_seconds: float = 1800.0  # of one measurement
@@ -227,8 +224,9 @@ class Plan:
         for engine in self.engines:
             name, _, dtype = engine.partition(":")
             if name not in ENGINES or (dtype and dtype not in DTYPES):
-                known = "adaptive or exact, perhaps with :float32 or :float64"
+                known = f"{', '.join(ENGINES)}, perhaps with :float32 or :float64"
                 raise InputError(f"engines: got {engine!r}, expected {known}")
+            TestOptions(engine=name, dtype=dtype or None)
         if self.threads not in (0, 1):
             raise InputError(f"threads: got {self.threads}, expected 1, or 0 for all cores")
         if self.repeats < 1:
@@ -305,10 +303,11 @@ def _work(prepared: Prepared, do: str, host_devices: int | None = None, **task: 
 def _engine(prepared: Prepared, engine: str, exact_tests: int) -> dict[str, Any]:
     plan = prepared.plan
     name, _, dtype = engine.partition(":")
-    dtype = dtype or ENGINES[name]
+    dtype = TestOptions(engine=name, dtype=dtype or None).dtype
     options = {"dtype": dtype, "precision": plan.precision}
     told = {"kind": "engine", "size": prepared.subject.size, "engine": name, "dtype": dtype}
-    if name == "exact":
+    if name != "adaptive":
+        options |= {"engine": name}
         return {**told, **_work(prepared, "exact", images=exact_tests, options=options)}
     found = _work(prepared, "adaptive", options={**options, "repeats": plan.repeats})
     return {**told, **(found[0] if isinstance(found, list) else found)}

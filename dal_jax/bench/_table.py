@@ -53,9 +53,9 @@ def tables(records: Sequence[Mapping[str, Any]]) -> str:
         The tables, an empty line between them.
 
     Example:
-        >>> record = {"size": 8, "engine": "exact", "dtype": "float64", "failure": "out of memory"}
+        >>> record = {"size": 8, "engine": "sweep", "dtype": "float64", "failure": "out of memory"}
         >>> print(tables([record]).splitlines()[-1])
-        size 8 exact float64: out of memory
+        size 8 sweep float64: out of memory
     """
     found = []
     for kind, titles, cells in (

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dal_jax import TestOptions
 from dal_jax._errors import InputError
 from dal_jax._json import dumps
 from dal_jax.bench import Beside, Plan, measure, tables
@@ -26,7 +27,10 @@ ExactTests = Annotated[
     str, typer.Option("--exact-tests", help="How many of them the exact engine tests; likewise.")
 ]
 Engines = Annotated[
-    str, typer.Option("--engines", help="adaptive, exact, with a dtype: adaptive,exact:float32.")
+    str,
+    typer.Option(
+        "--engines", help="adaptive, sweep or scan, with a dtype: adaptive,sweep:float32."
+    ),
 ]
 Weights = Annotated[
     list[str],
@@ -55,9 +59,6 @@ Devices = Annotated[
 BatchSizes = Annotated[
     str, typer.Option("--batch-sizes", help="Also tests per second with so many under way: 1,8,64.")
 ]
-Precision = Annotated[
-    float, typer.Option("--precision", metavar="P", help="Widest bounds on p to stop at.")
-]
 Repeats = Annotated[int, typer.Option("--repeats", help="Runs of which the median is taken.")]
 Threads = Annotated[int, typer.Option("--threads", help="1, or 0 for all cores.")]
 Limit = Annotated[
@@ -83,18 +84,19 @@ Out = Annotated[
 ]
 
 
+@options.declared(TestOptions, "precision")
 def bench(
     sizes: Sizes = "8,16,32",
     tests: Tests = "64",
     exact_tests: ExactTests = "2",
-    engines: Engines = "adaptive,exact",
+    engines: Engines = "adaptive,sweep",
     weights: Weights = [],  # noqa: B006 (typer copies it)
     model: Models = [],  # noqa: B006
     localizer: options.Use = None,
     threshold: Threshold = None,
     devices: Devices = "",
     batch_sizes: BatchSizes = "",
-    precision: Precision = 1e-3,
+    precision: float = Plan.precision,
     repeats: Repeats = 3,
     threads: Threads = 0,
     limit_seconds: Limit = 1800.0,

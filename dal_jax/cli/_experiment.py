@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from dal_jax._config import fit_fields, nearest, read_toml
 from dal_jax._errors import InputError
 from dal_jax._json import dumps
-from dal_jax._toml import fit_fields, nearest, read_toml
 from dal_jax.cli import _options as options
 from dal_jax.cli._repository import import_beside
 from dal_jax.runs import join_hosts, leave_hosts

@@ -1,18 +1,21 @@
 """Options that several verbs share."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import jax
 import numpy as np
 import typer
 
+from dal_jax import TestOptions
+from dal_jax._config import options_of
 from dal_jax._errors import InputError
 from dal_jax.images import read_image
 from dal_jax.localizers import FORM, Localizer, load_localizer
 
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Model = Annotated[
     Path, typer.Option("--model", metavar="DIR", help="Checkpoint of train or import-weights.")
@@ -74,6 +77,88 @@ ProcessId = Annotated[
 ]
 
 
+def flag(kind: Any, name: str, more: str = "") -> Any:
+    """Make the option of the command line that a field of a dataclass declares.
+
+    Args:
+        kind: Dataclass.
+        name: Field, declared by `dal_jax._config.option`.
+        more: End of the help, of what holds for one verb alone.
+
+    Returns:
+        The option, to annotate a parameter with.
+    """
+    words, word = options_of(kind)[name].metadata, name.replace("_", "-")
+    both = f"/--no-{word}" if get_type_hints(kind)[name] is bool else ""
+    text = words["help"] + (f" {more}" if more else "")
+    return typer.Option(f"--{word}{both}", metavar=words["metavar"], help=text)
+
+
+def annotation(kind: Any, name: str, more: str = "") -> Any:
+    """The annotation of a verb's parameter that a field declares; arguments as of `flag`."""
+    declared, choices = get_type_hints(kind)[name], options_of(kind)[name].metadata["choices"]
+    if choices:
+        one_of: Any = Literal[choices]
+        declared = one_of | None if type(None) in get_args(declared) else one_of
+    return Annotated[declared, flag(kind, name, more)]
+
+
+def declared(kind: Any, *names: str) -> Callable[[Any], Any]:
+    """Let fields of a dataclass declare parameters of a verb that have their names.
+
+    Args:
+        kind: Dataclass.
+        *names: Fields, declared by `dal_jax._config.option`.
+
+    Returns:
+        Decorator of the verb.
+    """
+
+    def decorate(verb: Callable[..., None]) -> Callable[..., None]:
+        verb.__annotations__ |= {name: annotation(kind, name) for name in names}
+        return verb
+
+    return decorate
+
+
+def with_fields(kind: Any, parameter: str, more: dict[str, str]) -> Callable[[Any], Any]:
+    """Give a verb the options that a dataclass declares, in place of one parameter.
+
+    Args:
+        kind: Dataclass.
+        parameter: Parameter of the verb that takes the dataclass, made of the options.
+        more: Ends of the help of some options, by field.
+
+    Returns:
+        Decorator of the verb.
+    """
+    made = [
+        Parameter(
+            name,
+            Parameter.POSITIONAL_OR_KEYWORD,
+            default=own.default,
+            annotation=annotation(kind, name, more.get(name, "")),
+        )
+        for name, own in options_of(kind).items()
+    ]
+
+    def decorate(verb: Callable[..., None]) -> Callable[..., None]:
+        own = list(signature(verb).parameters.values())
+        place = [one.name for one in own].index(parameter)
+        parameters = [*own[:place], *made, *own[place + 1 :]]
+
+        @wraps(verb)
+        def run(**values: Any) -> None:
+            told = {one.name: values.pop(one.name) for one in made}
+            verb(**values, **{parameter: kind(**told)})
+
+        run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {one.name: one.annotation for one in parameters}
+        return run
+
+    return decorate
+
+
 def noise_option(more: str = "") -> Any:
     """Declares `--noise`, once for all verbs that read a covariance.
 
@@ -89,6 +174,9 @@ def noise_option(more: str = "") -> Any:
         f"(H, W[, C]) or a matrix (n, n).{more}"
     )
     return typer.Option("--noise", metavar="iid:SIGMA|ar1:RHO:SIGMA|FILE", help=text)
+
+
+Seed = Annotated[int, flag(TestOptions, "seed")]
 
 
 def refuse(context: typer.Context, names: Iterable[str], why: str) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from dal_jax._dal_test import MAPS, as_record, run_lengths
 from dal_jax._errors import InputError
-from dal_jax._result import MAPS, as_record, run_lengths
 from dal_jax.images import write_array
 
 

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dal_jax import Localizer, TestOptions
+from dal_jax._config import fit_fields, read_toml
 from dal_jax._errors import InputError
-from dal_jax._options import GAMMA
-from dal_jax._toml import fit_fields, read_toml
 from dal_jax.cli._options import open_localizer
 
 
@@ -26,20 +25,10 @@ class TestSpec:
     noise: str  # in the units of the images: no default fits all files
     draws: Path | None = None
     threshold: float = 0.8
-    engine: str = "adaptive"  # or "exact"
-    visit: str = "sweep"  # how the exact engine visits the windows
-    dtype: str | None = None
-    precision: float = 1e-3
-    alpha: float | None = None
-    alternative: str = "two-sided"
-    seed: int = 0
     devices: int | None = None
     batch_size: int | None = None
-    permutations: int = 0
-    first_window: bool = False
-    region: str = "all"
     localizer: str | None = None  # another use of the model's network
-    randomization: float = GAMMA
+    options: TestOptions = TestOptions()  # noqa: RUF009 (frozen)
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
 
@@ -52,41 +41,16 @@ class TestSpec:
                 "--noise: got none, expected the covariance of an image in the units in which it "
                 "is read (8-bit files are divided by 255), as in iid:0.02"
             )
-        if self.engine not in ("exact", "adaptive"):
-            raise InputError(f"engine: got {self.engine!r}, expected 'exact' or 'adaptive'")
 
     def open_localizer(self) -> Localizer:
         """Loads the localizer."""
-        return open_localizer(self.model, self.threshold, self.draws, self.seed, self.localizer)
+        seed = self.options.seed
+        return open_localizer(self.model, self.threshold, self.draws, seed, self.localizer)
 
     @property
-    def options(self) -> TestOptions:
-        """What the tests are told."""
-        return TestOptions(
-            alternative=self.alternative,
-            engine=engine_name(self.engine, self.visit),
-            dtype=self.dtype,
-            precision=self.precision,
-            alpha=self.alpha,
-            seed=self.seed,
-            first_window=self.first_window,
-            permutations=self.permutations,
-            region=self.region,
-            randomization=self.randomization,
-        )
-
-
-def engine_name(engine: str, visit: str) -> str:
-    """The engine's name in Python.
-
-    Args:
-        engine: "adaptive" or "exact".
-        visit: "sweep" or "scan", how the exact one visits the windows.
-
-    Returns:
-        "adaptive", "sweep" or "scan".
-    """
-    return visit if engine == "exact" else engine
+    def level(self) -> float:
+        """Level of the decisions that are shown, in (0, 1)."""
+        return 0.05 if self.options.alpha is None else self.options.alpha
 
 
 def read_spec(path: Path) -> TestSpec:
@@ -94,7 +58,7 @@ def read_spec(path: Path) -> TestSpec:
 
     Args:
         path: of the file; `model`, `images`, `references` and `noise` must be there,
-            others may.
+            other fields, and the options of `TestOptions`, may.
 
     Returns:
         The run; `images` and `references` may hold patterns, whose files are taken in order.

@@ -1,6 +1,7 @@
 """`dal-jax test`: valid p-values for the regions that a model flags in images."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,11 +11,10 @@ import typer
 from dal_jax import TestOptions, TestResult, dal_test
 from dal_jax._errors import InputError
 from dal_jax._json import dumps
-from dal_jax._options import GAMMA
 from dal_jax._version import __version__
 from dal_jax.cli import _options as options
 from dal_jax.cli._output import encode_regions, file_maps, need_figures
-from dal_jax.cli._spec import TestSpec, engine_name, expand_patterns, read_spec
+from dal_jax.cli._spec import TestSpec, expand_patterns, read_spec
 from dal_jax.cli._test_folder import test_folder
 from dal_jax.cli._test_many import test_many
 from dal_jax.images import write_text
@@ -53,74 +53,6 @@ References = Annotated[
     ),
 ]
 Noise = Annotated[str | None, options.noise_option(" Required without FOLDER.")]
-Engine = Annotated[
-    Literal["exact", "adaptive"],
-    typer.Option(
-        "--engine",
-        help="How the line is searched: by evaluations and interpolation, checked at random "
-        "points, or through every piece of a piecewise-linear network.",
-    ),
-]
-Visit = Annotated[
-    Literal["sweep", "scan"], typer.Option("--visit", help="How the exact engine visits windows.")
-]
-Alternative = Annotated[
-    Literal["two-sided", "equal-tailed", "greater", "less"],
-    typer.Option("--alternative", help="Which statistics count as extreme."),
-]
-Dtype = Annotated[
-    Literal["float64", "float32"] | None,
-    typer.Option(
-        "--dtype",
-        help="Computing type of the search; by default float32, settled in float64, for adaptive "
-        "and float64 for exact.",
-    ),
-]
-Precision = Annotated[
-    float, typer.Option("--precision", metavar="P", help="Widest bounds on p to stop at.")
-]
-Level = Annotated[
-    float | None,
-    typer.Option(
-        "--alpha",
-        help="Stop as soon as the decision at this level is certain; FOLDER: level of all views of "
-        "an image together (0.05), searched for until each decision is certain.",
-    ),
-]
-Permutations = Annotated[
-    int,
-    typer.Option(
-        "--permutations",
-        metavar="N",
-        help="Also compare with N permutations of the image's pixels; not valid for correlated "
-        "noise.",
-    ),
-]
-FirstWindow = Annotated[
-    bool,
-    typer.Option(
-        "--first-window/--no-first-window",
-        help="Compute the over-conditioned p, too, with the adaptive engine (the exact one always "
-        "does); piecewise-linear networks only.",
-    ),
-]
-Region = Annotated[
-    Literal["all", "peak", "components"] | None,
-    typer.Option(
-        "--region",
-        help="Which flagged pixels are tested: all, as by default; those connected with the "
-        "highest score; or each connected component on its own.",
-    ),
-]
-Randomization = Annotated[
-    float,
-    typer.Option(
-        "--randomization",
-        metavar="GAMMA",
-        help="Let the model see each image with so much noise added, in standard deviations of the "
-        "noise, and test the image itself: p stays exact, power rises. 0 is the test as published.",
-    ),
-]
 Maps = Annotated[
     bool,
     typer.Option("--maps", help="Several images: also write each one's maps and figure to --out."),
@@ -159,6 +91,14 @@ _FIXED = (
 _BESIDE = ("spec", "out", "maps", "json", "cache", "coordinator", "num_processes", "process_id")
 
 
+@options.with_fields(
+    TestOptions,
+    "how",
+    {
+        "alpha": "FOLDER: level of all views of an image together (0.05), searched for until each "
+        "decision is certain."
+    },
+)
 def test(
     context: typer.Context,
     folder: Folder = None,
@@ -169,24 +109,14 @@ def test(
     localizer: options.Use = None,
     draws: options.Draws = None,
     noise: Noise = None,
-    threshold: options.Threshold = 0.8,
-    engine: Engine = "adaptive",
-    visit: Visit = "sweep",
-    precision: Precision = 1e-3,
-    alpha: Level = None,
-    alternative: Alternative = "two-sided",
-    permutations: Permutations = 0,
-    first_window: FirstWindow = False,
-    region: Region = None,
-    randomization: Randomization = GAMMA,
-    dtype: Dtype = None,
+    threshold: options.Threshold = TestSpec.threshold,
+    how: TestOptions = TestOptions(),  # noqa: B008 (a constant)
     devices: options.Devices = None,
     batch_size: options.BatchSize = None,
     out: options.Out = None,
     maps: Maps = False,
     decide_by: DecideBy = None,
     overlays: Overlays = True,
-    seed: options.Seed = 0,
     cache: options.Cache = None,
     coordinator: options.Coordinator = None,
     num_processes: options.NumProcesses = None,
@@ -212,17 +142,8 @@ def test(
             )
         options.refuse(context, _FIXED, "with FOLDER, the model has fixed it")
         host = join_hosts(coordinator, num_processes, process_id)
-        level = 0.05 if alpha is None else alpha
-        how = TestOptions(
-            alternative=alternative,
-            engine=engine_name(engine, visit),
-            dtype=dtype,
-            precision=precision,
-            seed=seed,
-            first_window=first_window,
-            permutations=permutations,
-        )
-        decide = level, decide_by
+        decide = 0.05 if how.alpha is None else how.alpha, decide_by
+        how = replace(how, alpha=None)
         test_folder(model, folder, out, *decide, how, host, devices, batch_size, overlays, json)
         leave_hosts()
         return
@@ -242,20 +163,10 @@ def test(
             draws=draws,
             noise=noise or "",
             threshold=threshold,
-            engine=engine,
-            visit=visit,
-            dtype=dtype,
-            precision=precision,
-            alpha=alpha,
-            alternative=alternative,
-            seed=seed,
             devices=devices,
             batch_size=batch_size,
-            permutations=permutations,
-            first_window=first_window,
-            region=region or "all",
-            randomization=randomization,
             localizer=localizer,
+            options=how,
         )
     need_figures(out if len(wanted.images) == 1 or maps else None)
     if len(wanted.images) == 1 and spec is None:
@@ -272,8 +183,8 @@ def _test_one(wanted: TestSpec, out: Path | None, json: bool) -> None:
     x = options.open_image(path, localizer)
     x_ref = np.stack([options.open_image(file, localizer) for file in wanted.references])
     result = dal_test(localizer, x, x_ref, wanted.noise, name=path.name, **vars(wanted.options))
-    level = 0.05 if wanted.alpha is None else wanted.alpha
-    shown = {**_shown(result, out), **_circumstances(wanted, result, level)}
+    level = wanted.level
+    shown = {**_shown(result, out), **_circumstances(wanted, result)}
     if out is not None:
         titles, threshold = [path.name], wanted.threshold
         figure([x], [result], out / "figure.png", titles=titles, alpha=level, threshold=threshold)
@@ -286,17 +197,17 @@ def _shown(result: TestResult, out: Path | None) -> dict[str, Any]:
     return encode_regions(fields) if out is None else file_maps(fields, out)
 
 
-def _circumstances(wanted: TestSpec, result: TestResult, alpha: float) -> dict[str, Any]:
+def _circumstances(wanted: TestSpec, result: TestResult) -> dict[str, Any]:
     """What a record of one test needs beside the result, to be read on its own."""
     return {
         "z": result.statistic / result.sd,
-        "decision": decide(result.status.value, (result.p_low, result.p_high), alpha, 1),
-        "alpha": alpha,
-        "alternative": wanted.alternative,
-        "region_kind": wanted.region,
+        "decision": decide(result.status.value, (result.p_low, result.p_high), wanted.level, 1),
+        "alpha": wanted.level,
+        "alternative": wanted.options.alternative,
+        "region_kind": wanted.options.region,
         "noise": wanted.noise,
         "threshold": wanted.threshold,
-        "seed": wanted.seed,
+        "seed": wanted.options.seed,
         "image": str(wanted.images[0]),
         "references": [str(file) for file in wanted.references],
         "version": __version__,

@@ -12,12 +12,16 @@ import typer
 from tqdm import tqdm
 
 from dal_jax import Status, TestResult, run_tests
-from dal_jax._dal_test import covariance_of, stream_tests
+from dal_jax._dal_test import (
+    ImageToTest,
+    QueuedImage,
+    as_record,
+    covariance_of,
+    parts_of_record,
+    stream_tests,
+)
 from dal_jax._errors import InputError
 from dal_jax._json import dumps
-from dal_jax._one_test import ImageToTest
-from dal_jax._result import as_record, parts_of_record
-from dal_jax._test_run import QueuedImage
 from dal_jax.cli import _options as options
 from dal_jax.cli._output import file_maps
 from dal_jax.cli._spec import TestSpec
@@ -146,7 +150,7 @@ def _keep(folder: Path, wanted: TestSpec, item: QueuedImage, result: TestResult)
         [result],
         own / "figure.png",
         titles=[item.name],
-        alpha=0.05 if wanted.alpha is None else wanted.alpha,
+        alpha=wanted.level,
         threshold=wanted.threshold,
     )
 

@@ -6,13 +6,13 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from dal_jax import thinned, thinned_test
+from dal_jax import TestOptions, thinned, thinned_test
 from dal_jax._errors import InputError
 from dal_jax._json import dumps
 from dal_jax._version import __version__
 from dal_jax.cli import _options as options
 from dal_jax.cli._spec import expand_patterns
-from dal_jax.cli._test import Alternative, References
+from dal_jax.cli._test import References
 from dal_jax.cli._thin import Record, check_copy, read_record, thinned_files
 from dal_jax.images import read_pixels
 from dal_jax.noise import Covariance, parse_noise
@@ -57,6 +57,7 @@ Confidence = Annotated[float, typer.Option("--confidence", help="Of the interval
 _WHITE = (1, 255, 65535)
 
 
+@options.declared(TestOptions, "alternative")
 def test_thinned(
     mask: Mask,
     copies: Copies,
@@ -64,8 +65,8 @@ def test_thinned(
     reference: References = [],  # noqa: B006 (typer copies it)
     noise: Noise = None,
     randomization: Randomization = None,
-    alternative: Alternative = "two-sided",
-    confidence: Confidence = 0.95,
+    alternative: str = TestOptions.alternative,
+    confidence: Confidence = TestOptions.confidence,
     alpha: Alpha = 0.05,
     seed: Seed = None,
     json: options.Json = False,

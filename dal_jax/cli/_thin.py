@@ -10,10 +10,10 @@ import numpy as np
 import typer
 
 from dal_jax import thinned
+from dal_jax._config import fit_fields
+from dal_jax._dal_test import check_randomization
 from dal_jax._errors import InputError
 from dal_jax._json import dumps
-from dal_jax._options import check_randomization
-from dal_jax._toml import fit_fields
 from dal_jax._version import __version__
 from dal_jax.cli import _options as options
 from dal_jax.cli._spec import expand_patterns

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from dal_jax._dal_test import GAMMA
 from dal_jax._errors import InputError
 from dal_jax._json import dumps
-from dal_jax._options import GAMMA
 from dal_jax.cli import _data as data_options
 from dal_jax.cli import _options as options
 from dal_jax.cli import _train_options as words

@@ -23,6 +23,7 @@ from dal_jax.inference._intervals import union as union
 from dal_jax.inference._p_value import ALTERNATIVES as ALTERNATIVES
 from dal_jax.inference._p_value import SelectiveP as SelectiveP
 from dal_jax.inference._p_value import check_alternative as check_alternative
+from dal_jax.inference._p_value import check_level as check_level
 from dal_jax.inference._p_value import check_procedure as check_procedure
 from dal_jax.inference._p_value import decision as decision
 from dal_jax.inference._p_value import discovery_q as discovery_q

@@ -265,6 +265,23 @@ def check_procedure(name: str, procedure: str) -> None:
         raise InputError(f"{name} is {procedure!r}, expected one of {', '.join(PROCEDURES)}")
 
 
+def check_level(name: str, level: float) -> None:
+    """Refuse a level that is not strictly between 0 and 1.
+
+    Args:
+        name: Name of the argument, for the error.
+        level: Level of a decision, or confidence of an interval.
+
+    Raises:
+        InputError: The level is out of range.
+
+    Example:
+        >>> check_level("alpha", 0.05)
+    """
+    if not 0 < level < 1:
+        raise InputError(f"{name} is {level!r}, expected a level between 0 and 1")
+
+
 def check_alternative(alternative: str) -> None:
     """Refuse an unknown name of an alternative.
 

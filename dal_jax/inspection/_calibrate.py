@@ -11,11 +11,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import ndimage
 
+from dal_jax._dal_test import (
+    ImageToTest,
+    QueuedImage,
+    TestOptions,
+    parts_of_record,
+    region_of,
+    run_tests,
+)
 from dal_jax._errors import InputError
-from dal_jax._one_test import ImageToTest
-from dal_jax._options import TestOptions
-from dal_jax._result import parts_of_record, region_of
-from dal_jax._test_run import QueuedImage, run_tests
 from dal_jax.images import DataSet
 from dal_jax.inspection._calibration import (
     Calibration,

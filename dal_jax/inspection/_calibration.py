@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+from dal_jax._dal_test import parts_of_record
 from dal_jax._errors import CheckpointError, InputError
-from dal_jax._result import parts_of_record
 from dal_jax._typing import Float, Int
 from dal_jax.images import cluster_interval, cluster_standard_error, split_groups, write_text
 from dal_jax.inference import (

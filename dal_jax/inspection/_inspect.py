@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dal_jax._dal_test import TestOptions, run_tests
 from dal_jax._json import dumps
-from dal_jax._options import TestOptions
-from dal_jax._test_run import run_tests
 from dal_jax.images import (
     NORMAL,
     UNKNOWN,

@@ -9,10 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dal_jax._dal_test import evaluator_of
+from dal_jax._dal_test import GAMMA, check_randomization, evaluator_of, randomization
 from dal_jax._errors import InputError
-from dal_jax._options import GAMMA, check_randomization
-from dal_jax._randomization import randomization
 from dal_jax._typing import Bool, Float, PyTree
 from dal_jax.images import (
     DataSet,

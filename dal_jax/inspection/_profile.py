@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dal_jax._dal_test import TestOptions
 from dal_jax._errors import CheckpointError, InputError
 from dal_jax._files import file_digest
-from dal_jax._options import TestOptions
 from dal_jax._typing import Bool, Float
 from dal_jax.images import DataSet, Fitted, open_data, write_array, write_text
 from dal_jax.localizers import Localizer, load_localizer, with_rescaling

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dal_jax._dal_test import parts_of_record
 from dal_jax._errors import InputError
-from dal_jax._result import parts_of_record
 from dal_jax.images import Sample, atomic_path
 from dal_jax.inference import SelectiveP, check_procedure, discovery_q
 from dal_jax.inspection._calibration import (

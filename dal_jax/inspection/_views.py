@@ -11,10 +11,8 @@ from zlib import error as ZlibError
 
 import numpy as np
 
+from dal_jax._dal_test import ImageToTest, QueuedImage, TestResult
 from dal_jax._errors import InputError
-from dal_jax._one_test import ImageToTest
-from dal_jax._result import TestResult
-from dal_jax._test_run import QueuedImage
 from dal_jax._typing import Bool, Float
 from dal_jax.images import (
     DataSet,

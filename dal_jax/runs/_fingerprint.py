@@ -101,7 +101,9 @@ def _name(part: Callable[..., Any] | type) -> bytes:
             f"fingerprint: got the function {module}.{name}, "
             "expected one defined at the top of a module or a frozen dataclass with __call__"
         )
-    return f"{module}.{name}".encode()
+    # A class that has moved goes by the name of its first place.
+    own = getattr(part, "__dict__", {}).get("__fingerprint__")
+    return (own or f"{module}.{name}").encode()
 
 
 def _unsupported(part: Any) -> InputError:

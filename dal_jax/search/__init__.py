@@ -12,8 +12,8 @@ from dal_jax.search._evaluator import Evaluator as Evaluator
 from dal_jax.search._evaluator import Functions as Functions
 from dal_jax.search._line_search import SearchOptions as SearchOptions
 from dal_jax.search._line_search import SearchResult as SearchResult
+from dal_jax.search._line_search import SharedSearchOptions as SharedSearchOptions
 from dal_jax.search._line_search import Status as Status
-from dal_jax.search._line_search import check_options as check_options
 from dal_jax.search._line_search import reach_limit as reach_limit
 from dal_jax.search._line_search import search_line as search_line
 from dal_jax.search._problem import LineProblem as LineProblem
@@ -24,6 +24,7 @@ from dal_jax.search._schedule import ScoreReply as ScoreReply
 from dal_jax.search._schedule import ScoreRequest as ScoreRequest
 from dal_jax.search._schedule import Task as Task
 from dal_jax.search._schedule import run_side_by_side as run_side_by_side
+from dal_jax.search._selection import REGIONS as REGIONS
 from dal_jax.search._selection import Margins as Margins
 from dal_jax.search._selection import SelectedRegion as SelectedRegion
 from dal_jax.search._selection import check_region as check_region

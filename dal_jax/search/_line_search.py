@@ -4,13 +4,15 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import ndtri_exp
 
+from dal_jax._config import check_choices, option
 from dal_jax._errors import InputError
 from dal_jax.inference import (
+    ALTERNATIVES,
     NO_PERTURBATION,
     Intervals,
     NullLaw,
@@ -19,7 +21,7 @@ from dal_jax.inference import (
     Ranks,
     SelectiveP,
     as_intervals,
-    check_alternative,
+    check_level,
     decision,
     intersect,
     log_total_mass,
@@ -76,7 +78,7 @@ Progress = Callable[[SelectiveP, float], None]  # bounds so far, |z| reached
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """What is wanted of a search, as `search_line` takes it.
+    """How far a line is searched, and for which decisions.
 
     Raises:
         InputError: An option does not fit.
@@ -86,33 +88,59 @@ class SearchOptions:
         0.001
     """
 
-    alternative: str = "two-sided"  # or "equal-tailed", "greater", "less"
-    precision: float = 1e-3  # width of the bounds on p, in [0, 1)
-    alpha: float | None = None  # level in (0, 1) whose decision is enough
-    z_max: float | None = None  # half the range, standard deviations; None: 10 + |z_obs|
-    level: float | None = None  # in (0, 1), at which the decision must be certain, too
+    alternative: str = option(
+        "two-sided", "Which statistics count as extreme.", choices=ALTERNATIVES
+    )
+    # Width of the bounds on p, in [0, 1); 0 searches all of the range.
+    precision: float = option(1e-3, "Widest bounds on p to stop at.", metavar="P")
+    # In (0, 1).
+    alpha: float | None = option(None, "Stop as soon as the decision at this level is certain.")
+    # Half the range, standard deviations, widened to |z_obs| + 0.5 if it would not hold z_obs;
+    # None: 10 + |z_obs|.
+    z_max: float | None = None
+    # In (0, 1): the search goes on, however narrow the bounds are, until they tell the decision.
+    level: float | None = None
     recalibrations: tuple[
         NullLaw | Ranks, ...
     ] = ()  # whose decisions at it must be certain as well
-    shares: int = 1  # tests that share a level: decisions at 1/2, 1/3, ... of it must be certain
+    shares = 1  # see `SharedSearchOptions`
 
     def __post_init__(self) -> None:
-        check_options(self.alternative, self.precision, self.alpha, self.z_max, self.level)
+        check_choices(self)
+        if not 0 <= self.precision < 1:
+            raise InputError(f"precision is {self.precision!r}, expected a number in [0, 1)")
+        for name in ("alpha", "level"):
+            value = getattr(self, name)
+            if value is not None:
+                check_level(name, value)
+        if self.z_max is not None and not 0 < self.z_max < math.inf:
+            raise InputError(f"z_max is {self.z_max!r}, expected a positive finite number")
+
+
+@dataclass(frozen=True)
+class SharedSearchOptions(SearchOptions):
+    """Options of one of several tests that share alpha and level.
+
+    Raises:
+        InputError: an option does not fit.
+
+    Example:
+        >>> SharedSearchOptions(alpha=0.05, shares=2).shares
+        2
+    """
+
+    # Number of tests: decisions at the whole level, 1/2, ..., 1/shares of it must be certain,
+    # between which Holm's procedure chooses.
+    shares: int = 1
 
 
 def search_line(
     engine: Engine,
     z_obs: float,
     *,
-    alternative: str = "two-sided",
-    precision: float = 1e-3,
-    alpha: float | None = None,
-    z_max: float | None = None,
-    level: float | None = None,
-    recalibrations: tuple[NullLaw | Ranks, ...] = (),
-    shares: int = 1,
     perturbation: Perturbation = NO_PERTURBATION,
     progress: Progress | None = None,
+    **options: Any,
 ) -> SearchResult:
     """Search outwards from 0 and from z_obs until the bounds on p are tight.
 
@@ -123,18 +151,9 @@ def search_line(
     Args:
         engine: Engine that finds the observed region's set on given parts of the line.
         z_obs: Statistic that the selection saw, in units of its standard deviation.
-        alternative: Alternative hypothesis, as in `selective_p`.
-        precision: Width of the bounds on p to be reached, in [0, 1); 0 searches all of the range.
-        alpha: Level in (0, 1) of the decision that may end the search, or None.
-        z_max: Half the width of the range, standard deviations; None is 10 + |z_obs|. A range
-            that would not hold z_obs is widened to |z_obs| + 0.5.
-        level: Level in (0, 1) at which the decision must be certain, however narrow the bounds are;
-            or None.
-        recalibrations: Recalibrations whose p-values must decide at the level, too.
-        shares: Number of tests that share alpha and level. The decisions that count are those at
-            the whole, 1/2, ..., 1/shares of them, between which Holm's procedure chooses.
         perturbation: Noise that was added to the statistic for the selection.
         progress: Function that is called after every round.
+        **options: Fields of `SearchOptions` or `SharedSearchOptions`.
 
     Returns:
         The sets, the bounds, the counts and the status.
@@ -152,8 +171,9 @@ def search_line(
 
     Source: Early stopping on bounds: Katsuoka et al., arXiv 2402.11789.
     """
-    options = SearchOptions(alternative, precision, alpha, z_max, level, recalibrations, shares)
-    reach_max = reach_limit(z_obs, z_max)
+    wanted = SharedSearchOptions(**options)
+    precision = wanted.precision
+    reach_max = reach_limit(z_obs, wanted.z_max)
     total = EngineResult(as_intervals([]), as_intervals([]), 0, 0, True)
     searched = as_intervals([])
     reach = reach_max if precision == 0 else min(CORE, reach_max)
@@ -165,11 +185,11 @@ def search_line(
         searched = target
         known = subtract(searched, total.gaps)
         observed = on_line(z_obs, total.inside, known, perturbation)
-        bounds = NullLaw().p_value(observed, alternative)
+        bounds = NullLaw().p_value(observed, wanted.alternative)
         if progress is not None:
             progress(bounds, reach)
-        status = search_status(bounds, options) if total.finite else Status.NON_FINITE
-        if status is Status.OK and not is_decided(observed, options):
+        status = search_status(bounds, wanted) if total.finite else Status.NON_FINITE
+        if status is Status.OK and not is_decided(observed, wanted):
             status = Status.NOT_CONVERGED if reach < reach_max else status
         if status is not Status.NOT_CONVERGED or reach >= reach_max:
             break
@@ -178,42 +198,6 @@ def search_line(
         bounds = SelectiveP(math.nan, math.nan, math.nan)
     truncation = intersect(total.inside, known)
     return SearchResult(truncation, known, bounds, total.num_windows, total.num_evaluations, status)
-
-
-def check_options(
-    alternative: str,
-    precision: float,
-    alpha: float | None,
-    z_max: float | None,
-    level: float | None = None,
-) -> None:
-    """Check the options of a search that do not depend on the data.
-
-    Args:
-        alternative: Alternative hypothesis, as in `search_line`.
-        precision: Width of the bounds on p, as in `search_line`.
-        alpha: Level whose decision may end the search, as in `search_line`.
-        z_max: Half the width of the range, as in `search_line`.
-        level: Level whose decision must be certain, as in `search_line`.
-
-    Raises:
-        InputError: An option is out of range.
-
-    Example:
-        >>> try:
-        ...     check_options("two-sided", precision=2.0, alpha=None, z_max=None)
-        ... except InputError as error:
-        ...     print(error)
-        precision is 2.0, expected a number in [0, 1)
-    """
-    check_alternative(alternative)
-    if not 0 <= precision < 1:
-        raise InputError(f"precision is {precision!r}, expected a number in [0, 1)")
-    for name, value in (("alpha", alpha), ("level", level)):
-        if value is not None and not 0 < value < 1:
-            raise InputError(f"{name} is {value!r}, expected a level between 0 and 1")
-    if z_max is not None and not 0 < z_max < math.inf:
-        raise InputError(f"z_max is {z_max!r}, expected a positive finite number")
 
 
 def reach_limit(z_obs: float, z_max: float | None) -> float:

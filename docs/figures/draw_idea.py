@@ -18,9 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy.stats import norm
 
-from dal_jax import Localizer, TestResult, dal_test, dal_test_batch
-from dal_jax._options import GAMMA
-from dal_jax._randomization import randomization
+from dal_jax import GAMMA, Localizer, TestResult, dal_test, dal_test_batch, randomization
 from dal_jax.affine import sweep
 from dal_jax.cli import _demo
 from dal_jax.cli import _demo_data as data

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dal_jax._options import TestOptions
+from dal_jax._dal_test._options import TestOptions
 from dal_jax._typing import Bool, Float, Int
 from dal_jax.inference import permutation_p
 from dal_jax.search import ScoreReply, ScoreRequest, select_region

@@ -1,8 +1,7 @@
-"""The test of one image: what to ask of the localizer, the line, the search, the result."""
+"""The test of one image: localizer, line, search and result."""
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -10,15 +9,14 @@ import jax
 import numpy as np
 
 from dal_jax._compat import exact_arithmetic
+from dal_jax._dal_test._image import ImageToTest, Looked, looked_at
+from dal_jax._dal_test._options import TestOptions
+from dal_jax._dal_test._permutation import permutation_test
+from dal_jax._dal_test._result import TestResult, empty_result, with_components, with_search
 from dal_jax._errors import InputError
-from dal_jax._options import TestOptions
-from dal_jax._permutation import permutation_test
-from dal_jax._randomization import randomization
-from dal_jax._result import TestResult, empty_result, with_components, with_search
-from dal_jax._typing import Bool, Float
 from dal_jax.affine import AffinePiece, affine_piece
 from dal_jax.inference import Line, Noise, region_line
-from dal_jax.localizers import Localizer, check_draws, check_threshold
+from dal_jax.localizers import Localizer
 from dal_jax.search import (
     AdaptiveResult,
     LineProblem,
@@ -42,102 +40,11 @@ from dal_jax.search import (
 )
 
 
-class ImageToTest(NamedTuple):
-    """One image to be tested.
-
-    Example:
-        >>> ImageToTest(np.ones((2, 2, 1)), np.zeros((5, 2, 2, 1))).references.shape
-        (5, 2, 2, 1)
-    """
-
-    image: Float[np.ndarray, "H W C"]  # finite, in units of the noise
-    references: Float[np.ndarray, "*K H W C"]  # one, or K independent ones to be averaged
-    draws: Any = None  # those of this image; None: the localizer's
-    noise: Noise | None = None  # the covariance of this image; None: that of all
-    where: Bool[np.ndarray, "H W"] | None = None  # pixels that may be flagged; None: all
-    level: float | None = None  # of this image's decision; None: that of the options
-    name: str | int = 0  # with the seed tells its randomization from those of other images
-
-
-def validate_image(localizer: Localizer, case: ImageToTest) -> ImageToTest:
-    """The case in float64; an `InputError` names what of it does not fit the localizer."""
-    check_threshold(localizer.threshold)
-    shape = tuple(localizer.image_shape)
-    image = np.asarray(case.image, np.float64)
-    references = np.asarray(case.references, np.float64)
-    if image.shape != shape:
-        raise InputError(f"x has shape {image.shape}, expected {shape} (H, W, C)")
-    if references.shape[-3:] != shape or references.ndim not in (3, 4) or not references.size:
-        raise InputError(f"x_ref has shape {references.shape}, expected {shape} or (K, *{shape})")
-    for name, array in (("x", image), ("x_ref", references)):
-        if not np.isfinite(array).all():
-            count = int((~np.isfinite(array)).sum())
-            raise InputError(f"{name} has {count} NaN or infinite values, expected finite pixels")
-    draws = case.draws
-    if draws is not None:
-        draws = check_draws(draws, np.shape(localizer.draws))
-    if case.noise is not None:
-        check_noise(case.noise, shape)
-    where = case.where
-    if where is not None:
-        where = np.asarray(where)
-        if where.shape != shape[:2] or where.dtype != bool:
-            raise InputError(
-                f"where is {where.dtype} of shape {where.shape}, expected bool {shape[:2]}"
-            )
-    if case.level is not None and not 0 < case.level < 1:
-        raise InputError(f"level is {case.level!r}, expected a level between 0 and 1")
-    return case._replace(image=image, references=references, draws=draws, where=where)
-
-
-class Looked(NamedTuple):
-    """What the localizer is given of a case: the image, or a noisier copy of it."""
-
-    image: Float[np.ndarray, "H W C"]
-    omega: Float[np.ndarray, "H W C"] | None  # what was added; None: nothing
-
-
 class _Test(NamedTuple):
     """A region of an image and the line along which its mean difference varies."""
 
     empty: TestResult
     line: Callable[[], Line]  # two images, made when their turn comes; or an InputError
-
-
-def looked_at(case: ImageToTest, noise: Noise, options: TestOptions) -> Looked:
-    """Adds the randomization of the options to a checked case.
-
-    Args:
-        case: with its name.
-        noise: of images that do not bring their own.
-        options: how much, and the seed.
-
-    Returns:
-        The image that the localizer sees, and what was added.
-
-    Raises:
-        InputError: noise that cannot be sampled.
-    """
-    if not options.randomization:
-        return Looked(case.image, None)
-    omega = randomization(
-        noise if case.noise is None else case.noise,
-        case.image.shape,
-        options.randomization,
-        options.seed,
-        case.name,
-    )
-    return Looked(case.image + omega, omega)
-
-
-def check_noise(noise: Any, shape: tuple[int, ...]) -> None:
-    """Refuses what is no covariance of images of a shape (H, W, C) by an `InputError`."""
-    if not isinstance(noise, Noise):
-        raise InputError(
-            f"noise is of type {type(noise).__name__}, expected a covariance of dal_jax.noise or "
-            "its string form"
-        )
-    noise.check(shape)
 
 
 def invalid_result(localizer: Localizer, options: TestOptions, error: InputError) -> TestResult:
@@ -175,7 +82,7 @@ def exact_test(
         empty, selected, tests = _hypotheses(localizer, case, looked, noise, options, *maps)
         if not tests:
             return _timed(empty, started)
-        wanted = vars(_wanted(case, options, len(tests)))
+        wanted = vars(options.search(len(tests), case.level))
         found = []
         for test in tests:
             try:
@@ -198,12 +105,6 @@ def exact_test(
             )
             found.append(_fill_result(test, line, searched, window, options))
     return _timed(_whole(empty, found, options), started)
-
-
-def _wanted(case: ImageToTest, options: TestOptions, shares: int) -> SearchOptions:
-    level = options.level if case.level is None else case.level
-    precision = options.precision / shares  # Holm's procedure multiplies by up to so many
-    return replace(options.search, precision=precision, level=level, shares=shares)
 
 
 def _fill_result(
@@ -268,7 +169,7 @@ def adaptive_test(
     empty = empty._replace(num_evaluations=1)
     if not tests:
         return _timed(empty, started)
-    wanted = _wanted(case, options, len(tests))
+    wanted = options.search(len(tests), case.level)
     found = yield [
         _search(localizer, case, selected, test, wanted, options, progress) for test in tests
     ]

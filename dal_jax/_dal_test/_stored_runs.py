@@ -1,13 +1,13 @@
-"""Tests of many images as a run on disk: resumable, and shared out over processes and hosts."""
+"""Tests stored in a run directory: resumable, and shared by processes and hosts."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dal_jax._dal_test import covariance_of, stream_tests
-from dal_jax._one_test import ImageToTest
-from dal_jax._options import TestOptions
-from dal_jax._result import TestResult, as_record, contradiction
+from dal_jax._dal_test._image import ImageToTest, covariance_of
+from dal_jax._dal_test._many_tests import stream_tests
+from dal_jax._dal_test._options import TestOptions
+from dal_jax._dal_test._result import TestResult, as_record, contradiction
 from dal_jax._version import __version__
 from dal_jax.inference import Noise
 from dal_jax.localizers import Localizer

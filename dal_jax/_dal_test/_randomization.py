@@ -1,6 +1,7 @@
 """What is added to an image so that selection leaves evidence for the test."""
 
 import hashlib
+from typing import Any
 
 import numpy as np
 
@@ -8,6 +9,11 @@ from dal_jax._errors import InputError
 from dal_jax._typing import Float
 from dal_jax.inference import Noise
 
+# Of the randomization: what power, localization and interval lengths gain most from together, by
+# experiments/specs/gammas.toml (docs/results.md).
+GAMMA = 0.5
+# Of the randomization: less does nothing, more leaves nothing of the image to be seen.
+LEAST, MOST = 1e-3, 1e3
 # Sets these random numbers apart from others of the same seed.
 STREAM = 1507_06739
 
@@ -54,3 +60,12 @@ def check_sampled(noise: Noise) -> None:
             f"noise is of type {type(noise).__name__} without `sample`, expected a covariance that "
             "can be sampled: its noise is added to the image (tests with randomization 0 add none)"
         )
+
+
+def check_randomization(gamma: Any, name: str = "randomization", none: bool = True) -> None:
+    """Refuses what is no share of the noise to be added, and 0 if some must be."""
+    number = isinstance(gamma, int | float | np.integer | np.floating)
+    number = number and not isinstance(gamma, bool)
+    if not number or not (LEAST <= gamma <= MOST or (none and gamma == 0)):
+        expected = f"{'0 or ' if none else ''}a number from {LEAST:g} to {MOST:g}"
+        raise InputError(f"{name} is {gamma!r}, expected {expected}")

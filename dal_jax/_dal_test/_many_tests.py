@@ -1,4 +1,4 @@
-"""The DAL-Test: from a localizer and images to valid p-values. Joins the rooms."""
+"""The DAL-Test of one image, and of many side by side."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -8,22 +8,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from dal_jax._dal_test._image import ImageToTest, covariance_of, validate_image
+from dal_jax._dal_test._one_test import adaptive_test, exact_test, invalid_result
+from dal_jax._dal_test._options import TestOptions, test_options
+from dal_jax._dal_test._randomization import check_sampled
+from dal_jax._dal_test._result import TestResult
 from dal_jax._errors import InputError
-from dal_jax._one_test import (
-    ImageToTest,
-    adaptive_test,
-    check_noise,
-    exact_test,
-    invalid_result,
-    validate_image,
-)
-from dal_jax._options import TestOptions, test_options
-from dal_jax._randomization import check_sampled
-from dal_jax._result import TestResult
 from dal_jax._typing import Bool, Float
 from dal_jax.inference import Noise
 from dal_jax.localizers import Localizer
-from dal_jax.noise import parse_noise
 from dal_jax.search import Evaluator, Functions, Status, Task, run_side_by_side
 
 # What the searches under way may keep in the host's memory, and about how much a pixel takes there.
@@ -263,6 +256,16 @@ def stream_tests(
 
     Raises:
         InputError: batch_size or devices do not fit.
+
+    Example:
+        >>> from dal_jax import TestOptions, from_score
+        >>> from dal_jax.noise import iid
+        >>> brightness = from_score(lambda params, draws, x: x[..., 0], (1, 1, 1), 2.5)
+        >>> x = np.full((1, 1, 1), 3.0)
+        >>> images = [("a.png", lambda: ImageToTest(x, np.zeros_like(x)))]
+        >>> for name, result in stream_tests(brightness, images, iid(1.0), TestOptions()):
+        ...     print(name, result.status.value)
+        a.png OK
     """
     if options.randomization:
         check_sampled(noise)
@@ -297,26 +300,6 @@ def _in_flight(evaluator: Evaluator, localizer: Localizer, options: TestOptions)
     return max(1, min(2 * evaluator.capacity(options.dtype or "float32"), room))
 
 
-def covariance_of(noise: Noise | str, localizer: Localizer) -> Noise:
-    """The covariance that is meant, checked against the images of a localizer.
-
-    Args:
-        noise: an operator of `dal_jax.noise` or its string form.
-        localizer: whose images it is for.
-
-    Returns:
-        The operator.
-
-    Raises:
-        InputError: it does not fit.
-    """
-    shape = tuple(localizer.image_shape)
-    if isinstance(noise, str):
-        return parse_noise(noise, shape)
-    check_noise(noise, shape)
-    return noise
-
-
 def _each(
     localizer: Localizer, load: Callable[[], ImageToTest], noise: Noise, options: TestOptions
 ) -> TestResult:
@@ -343,6 +326,12 @@ def evaluator_of(
 
     Raises:
         InputError: no devices.
+
+    Example:
+        >>> from dal_jax import from_score
+        >>> brightness = from_score(lambda params, draws, x: x[..., 0], (2, 2, 1), 2.5)
+        >>> evaluator_of(brightness).capacity("float64") > 0
+        True
     """
     height, width, channels = localizer.image_shape
     shape = (height, width, channels)

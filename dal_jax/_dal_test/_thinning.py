@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import ndtri
 
+from dal_jax._dal_test._options import TestOptions
+from dal_jax._dal_test._randomization import check_randomization, randomization
 from dal_jax._errors import InputError
-from dal_jax._options import check_randomization
-from dal_jax._randomization import randomization
 from dal_jax._typing import Bool, Float
-from dal_jax.inference import Noise, naive_p, region_line
+from dal_jax.inference import Noise, check_level, naive_p, region_line
 
 
 class Thinned(NamedTuple):
@@ -95,8 +95,8 @@ def thinned_test(
     x_ref: ArrayLike,
     noise: Noise,
     *,
-    alternative: str = "two-sided",
-    confidence: float = 0.95,
+    alternative: str = TestOptions.alternative,
+    confidence: float = TestOptions.confidence,
 ) -> ThinnedTest:
     """Tests whether a region that was found in the seen half differs from references.
 
@@ -128,8 +128,7 @@ def thinned_test(
 
     Source: Neufeld, Dharamshi, Gao and Witten, arXiv 2301.07276; with references: this project.
     """
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence is {confidence!r}, expected a level between 0 and 1")
+    check_level("confidence", confidence)
     line = region_line(halves.kept, x_ref, region, noise)
     references = np.asarray(x_ref)
     count = len(references) if references.ndim == 4 else 1

@@ -267,6 +267,10 @@ def parts_of_record(record: dict[str, Any]) -> list[dict[str, Any]]:
 
     Returns:
         Records, one or more.
+
+    Example:
+        >>> parts_of_record({"name": "a.png", "components": []})
+        [{'name': 'a.png', 'components': []}]
     """
     return record.get("components") or [record]
 
@@ -280,6 +284,13 @@ def as_record(result: TestResult) -> dict[str, Any]:
     Returns:
         Its fields; `region` as runs [start, length] of flagged pixels in row-major order beside
         `region_shape`, of the score its maximum `max_score` alone, no reconstruction.
+
+    Example:
+        >>> score = np.array([[3.0, 1.0]])
+        >>> result = empty_result(score, score[..., None], score > 2.5, "adaptive")
+        >>> record = as_record(result)
+        >>> record["region"], record["region_shape"], record["max_score"]
+        ([[0, 1]], [1, 2], 3.0)
     """
     record: dict[str, Any] = {}
     for name, value in result._asdict().items():

@@ -1,0 +1,139 @@
+"""Settings declared once, as fields of dataclasses: their help, their checks, their TOML keys."""
+
+import difflib
+import tomllib
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from dal_jax._errors import InputError
+
+
+def read_toml(path: str | Path, name: str) -> dict[str, Any]:
+    """Reads a TOML file.
+
+    Args:
+        path: of the file.
+        name: of the argument, for the error.
+
+    Returns:
+        Its entries.
+
+    Raises:
+        InputError: no such file, or not TOML.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{name} {str(path)!r}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{name} {str(path)!r}: {error}") from error
+
+
+def option(
+    default: Any, text: str, *, metavar: str | None = None, choices: Sequence[str] = ()
+) -> Any:
+    """Declare a field of a dataclass that is an option of the command line and a key in TOML, too.
+
+    Args:
+        default: Value where none is given.
+        text: Help of the option.
+        metavar: Placeholder of the value in the help; None takes that of the type.
+        choices: Values that fit; none for other checks.
+
+    Returns:
+        The field.
+    """
+    return field(
+        default=default, metadata={"help": text, "metavar": metavar, "choices": tuple(choices)}
+    )
+
+
+def options_of(kind: Any) -> dict[str, Field[Any]]:
+    """Return the fields of a dataclass that `option` declared, by name."""
+    return {own.name: own for own in fields(kind) if "help" in own.metadata}
+
+
+def check_choices(settings: Any) -> None:
+    """Refuse a value that is not among the choices of its option by an `InputError`."""
+    for name, own in options_of(settings).items():
+        value, choices = getattr(settings, name), own.metadata["choices"]
+        if choices and value not in choices:
+            raise InputError(f"{name} is {value!r}, expected one of {', '.join(choices)}")
+
+
+def fit_fields(kind: Any, entries: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Check entries against the annotated fields of a dataclass.
+
+    A whole number will do for a number, a list for a tuple, a string for a path. A field that is
+    a dataclass itself is made of the entries that have the names of its options.
+
+    Args:
+        kind: Dataclass; its fields are of type bool, int, float, str, Path, tuples of one of
+            these, one of these or None, or a dataclass with a default.
+        entries: Values by field.
+        name: Where the entries are from, for the error.
+
+    Returns:
+        The values, in the types of the fields.
+
+    Raises:
+        InputError: An unknown field (the nearest known one is named), or a value that does not fit.
+    """
+    types = typing.get_type_hints(kind)
+    parts: dict[str, Any] = {own: part for own, part in types.items() if is_dataclass(part)}
+    inner = {key: part for part in parts.values() for key in options_of(part)}
+    known = [own.name for own in fields(kind) if own.name not in parts] + list(inner)
+    for key in entries:
+        if key not in known:
+            raise InputError(f"{name}: unknown key {key!r}, {nearest(key, known)}")
+    for part in parts.values():
+        types |= typing.get_type_hints(part)
+    fitted = {key: _fitted(value, types[key], f"{name}: {key}") for key, value in entries.items()}
+    for own, part in parts.items():
+        told = {key: fitted.pop(key) for key in options_of(part) if key in fitted}
+        fitted |= {own: part(**told)} if told else {}
+    return fitted
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """Says what was probably meant, or what there is.
+
+    Args:
+        word: unknown.
+        known: what there is.
+
+    Returns:
+        "did you mean 'X'?", or "expected A, B, C".
+
+    Example:
+        >>> nearest("sise", ["size", "images"])
+        "did you mean 'size'?"
+    """
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"expected {', '.join(known)}"
+
+
+def _fitted(value: Any, declared: Any, name: str) -> Any:
+    parts = typing.get_args(declared)
+    if typing.get_origin(declared) is tuple:
+        if not isinstance(value, list | tuple):
+            raise InputError(f"{name} is {value!r}, expected a list")
+        return tuple(_fitted(item, parts[0], name) for item in value)
+    if type(None) in parts:
+        declared = next(part for part in parts if part is not type(None))
+    accepted, expected = _ACCEPTED[declared]
+    if not isinstance(value, accepted) or (isinstance(value, bool) and declared is not bool):
+        raise InputError(f"{name} is {value!r}, expected {expected}")
+    return declared(value)
+
+
+_ACCEPTED: dict[Any, tuple[Any, str]] = {
+    bool: (bool, "true or false"),
+    int: (int, "a whole number"),
+    float: (int | float, "a number"),
+    str: (str, "a string"),
+    Path: (str, "a path"),
+}
