@@ -8,7 +8,6 @@ import pytest
 
 from benchmarks import scaling
 from benchmarks.queue_model import (
-    CALLS,
     Costs,
     Run,
     process_seconds,
@@ -35,9 +34,6 @@ def test_one_test_alone_waits_for_each_of_its_requests() -> None:
     assert done.calls == len(list(requests(40)))
     assert done.seconds == pytest.approx(done.calls * COSTS.call)
     assert done.latency == pytest.approx(done.seconds)
-
-
-def test_the_queue_has_as_many_calls_under_way_as_the_search() -> None:
 
 
 def test_many_tests_fill_the_batches() -> None:

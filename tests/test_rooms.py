@@ -57,7 +57,7 @@ PRIVATE_IMPORTS = {
     "tests/test_models_unet.py": "its fast paths are compared with models._convolve, _fold",
     "tests/test_noise_stationary.py": "the blocks of its sums, of noise._blocks",
     "tests/test_permutation.py": "the tests of _dal_test._permutation",
-    "tests/test_randomized_rates.py": "the statistic of a stored result, of inspection._calibration",
+    "tests/test_randomized_rates.py": "statistics of stored results, of inspection._calibration",
     "tests/test_recalibrated_rates.py": STEPS,
     "tests/test_search_engines.py": "the nodes of a sweep, of affine._sweep",
     "tests/test_search_schedule.py": "a fake of search._evaluator.Evaluated",
