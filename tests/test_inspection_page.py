@@ -24,6 +24,7 @@ from dal_jax import InputError
 from dal_jax.inference import NullLaw, Ranks, SelectiveP, conformal_p
 from dal_jax.inspection import METHODS, Calibration, ViewResult, page
 from dal_jax.inspection._calibration import Rate, save_calibration
+from dal_jax.inspection._page_read import _kind
 from dal_jax.inspection._results import write_views
 from dal_jax.noise import fit_report, iid
 from dal_jax.report import calibration_figure, calibration_picture
@@ -415,3 +416,18 @@ def test_band_holds_its_share_of_uniform_values() -> None:
     low, high = uniform_band(places, 19)
     held = ((drawn >= low) & (drawn <= high)).mean(axis=0)
     assert np.all(np.abs(held - 0.95) < 4 * 0.0035)
+
+
+@pytest.mark.parametrize(
+    "low, high, kind",
+    [
+        (0.06, 0.3, "bad"),
+        (0.01, 0.08, "good"),
+        (0.01, 0.3, "careful"),  # too few views to tell
+        (0.001, 0.04, "careful"),  # power is given away
+    ],
+)
+def test_the_colour_of_the_verdict_follows_its_words(low: float, high: float, kind: str) -> None:
+    rates = [{"method": "selective", "alpha": 0.05, "low": low, "high": high}]
+    assert _kind(rates) == kind
+    assert _kind([]) == "careful"

@@ -359,6 +359,17 @@ def test_tiles_cover_an_image_and_it_has_one_row(tiles):
 @pytest.mark.slow
 def test_the_number_of_views_reaches_what_is_said_of_conformal_p_values(tiles, tmp_path, capsys):
     shutil.copytree(tiles / "m", tmp_path / "m")
+    early = [
+        "test",
+        str(tiles / "data"),
+        "--model",
+        str(tmp_path / "m"),
+        "--decide-by",
+        "conformal",
+    ]
+    assert main([*early, "--out", str(tmp_path / "early")]) == 2
+    assert "expected 'selective' for a model without a calibration" in capsys.readouterr().err
+    assert not (tmp_path / "early").exists()  # nothing was tested in vain
     words = ["--model", str(tmp_path / "m"), "--data", str(tiles / "data"), "--control", "0"]
     assert main(["calibrate", *words, "--no-lengths"]) == 0
     told = "the level of each view of an image of 6 views"

@@ -33,6 +33,7 @@ from dal_jax.inspection._results import (
     ViewRef,
     ViewResult,
     adjusted_p,
+    check_decider,
     image_result,
     picture_name,
     region_number,
@@ -195,9 +196,10 @@ def _decider(
     calibration: Calibration | None, alpha: float, num_views: int, asked: str | None
 ) -> str:
     """Names the method whose p-value decides, and prints what a reader must know of it."""
+    decide_by = asked or ("selective" if calibration is None else calibration.decide_by)
+    check_decider(decide_by, calibration)  # before the tests, which may take hours
     if calibration is None:
-        return asked or "selective"
-    decide_by = asked or calibration.decide_by
+        return decide_by
     told = out_of_reach(calibration, alpha, num_views) if decide_by == "conformal" else ""
     if decide_by == "selective" and calibration.unchecked:
         told = (

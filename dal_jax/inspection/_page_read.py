@@ -23,12 +23,12 @@ from dal_jax.inspection._results import (
     adjusted_p,
     decide,
 )
+from dal_jax.inspection._verdict import ALPHA, CERTAIN
 from dal_jax.report import format_p
 from dal_jax.runs import decode
 
 # A p-value of the table is that of the calibration up to the rounding of a division.
 _SAME = 1e-9
-_ALPHA = 0.05  # level at which the raw p-values are judged
 NAMES = {
     "selective": "raw selective",
     "inflated": "inflated",
@@ -197,7 +197,7 @@ class Trust(NamedTuple):
 
     calibration: Calibration
     verdict: list[str]
-    kind: str  # "good", "bad" or "careful": the raw p at `_ALPHA`
+    kind: str  # "good", "bad" or "careful": the raw p at `ALPHA`
     levels: list[float]
     rates: list[dict[str, Any]]  # of a method: name, assumes, cells, uniformity
     control: list[dict[str, Any]]  # the same, of images drawn from the noise model
@@ -285,10 +285,10 @@ def _trust(calibration: Calibration, found: dict[str, Any]) -> Trust:
 
 def _kind(rates: list[dict[str, Any]]) -> str:
     for rate in rates:
-        if (rate["method"], rate["alpha"]) == ("selective", _ALPHA):
-            if rate["low"] > _ALPHA:
+        if (rate["method"], rate["alpha"]) == ("selective", ALPHA):
+            if rate["low"] > ALPHA:
                 return "bad"
-            return "good" if rate["low"] <= _ALPHA <= rate["high"] else "careful"
+            return "good" if rate["low"] <= ALPHA <= rate["high"] <= CERTAIN else "careful"
     return "careful"
 
 

@@ -192,6 +192,15 @@ class ImageResult(NamedTuple):
     warning: str = ""
 
 
+def check_decider(decide_by: str, calibration: Calibration | None) -> None:
+    """Raise an `InputError` for a recalibrated p-value of a model without a calibration."""
+    if calibration is None and decide_by != "selective":
+        raise InputError(
+            f"decide_by is {decide_by!r}, expected 'selective' for a model without a calibration: "
+            "run dal-jax calibrate"
+        )
+
+
 def view_results(
     tested: Sequence[tuple[ViewRef, dict[str, Any]]],
     calibration: Calibration | None,
@@ -223,11 +232,7 @@ def view_results(
         >>> one.name, one.decision, one.num_tested
         ('a.png', 'no region', 0)
     """
-    if calibration is None and options.decide_by != "selective":
-        raise InputError(
-            f"decide_by is {options.decide_by!r}, expected 'selective' for a model without a "
-            "calibration: run dal-jax calibrate"
-        )
+    check_decider(options.decide_by, calibration)
     views = []
     for item, record in tested:
         parts = parts_of_record(record)

@@ -9,7 +9,7 @@ ALPHA = 0.05
 # Kurtosis in excess of the normal's from which tails are called heavy.
 _HEAVY = 1.0
 # An interval that reaches further says that there are too few images to trust anything.
-_CERTAIN = 2 * ALPHA
+CERTAIN = 2 * ALPHA
 
 
 def verdict(
@@ -83,7 +83,7 @@ def decider(rates: Sequence[Rate], calibration: Calibration, num_views: int) -> 
         image of that many views.
     """
     raw = _at(rates, "selective")
-    if raw is None or (raw.low <= ALPHA and raw.high <= _CERTAIN):
+    if raw is None or (raw.low <= ALPHA and raw.high <= CERTAIN):
         return "selective"
     few = unchecked(rates) and bool(out_of_reach(calibration, ALPHA, num_views))
     return "selective" if few else "conformal"
@@ -99,7 +99,7 @@ def unchecked(rates: Sequence[Rate]) -> bool:
         Whether the interval of their false calls holds the level and reaches far beyond it.
     """
     raw = _at(rates, "selective")
-    return raw is not None and raw.low <= ALPHA and raw.high > _CERTAIN
+    return raw is not None and raw.low <= ALPHA and raw.high > CERTAIN
 
 
 def out_of_reach(calibration: Calibration, alpha: float, num_views: int) -> str:
@@ -134,7 +134,7 @@ def _first(raw: Rate) -> str:
         return f"{told}: too many. Do NOT trust the raw p-values; use a recalibrated one."
     if raw.high < ALPHA:
         return f"{told}: fewer than the level. The raw p-values give power away on these images."
-    if raw.high > _CERTAIN:
+    if raw.high > CERTAIN:
         return (
             f"{told}: so few views CANNOT tell whether the raw p-values hold the level; hold out "
             "more normal images, or use a recalibrated one."
@@ -148,7 +148,7 @@ def _first(raw: Rate) -> str:
 def _search(drawn: Rate) -> str:
     if drawn.low > ALPHA:
         return "the search calls too much: please report this."
-    if drawn.high > _CERTAIN:
+    if drawn.high > CERTAIN:
         return "too few to tell whether the search calls too much: try a larger --control."
     return f"no excess of the search shows; rates above {drawn.high:.1%} are excluded."
 
