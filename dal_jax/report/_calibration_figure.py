@@ -12,7 +12,7 @@ from dal_jax._typing import Float
 from dal_jax.images import atomic_path
 from dal_jax.report._figure import blank_page
 
-_ALPHA = 0.05  # of the panels on rejections
+_ALPHA = 0.05  # level of the panels on rejections
 _INCHES = (4.4, 4.0)
 _PAGE = (7.6, 7.2)  # inches; about 800 pixels wide, so that the text is legible without scaling
 _LEAST = 1e-6  # smallest p-value on the logarithmic axes; smaller ones are drawn at this value
