@@ -114,7 +114,7 @@ class ViewResult(NamedTuple):
     max_score: float = math.nan
     message: str = ""  # reason why there is no result
     warning: str = ""  # warning about the image
-    touches_mask: bool | None = None  # whether the region touches a defect; None without a mask
+    touches_mask: bool | None = None  # whether the region touches a defect; None if none is marked
     # (top, left, bottom, right) in the image, pixels, the last two excluded; None without a pixel
     box: tuple[int, int, int, int] | None = None
 
