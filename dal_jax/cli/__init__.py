@@ -1,4 +1,4 @@
-"""The command `dal-jax`: thin, one module per verb."""
+"""Command line `dal-jax`: thin functions, one module per verb."""
 
 from dal_jax._config import nearest as nearest
 from dal_jax.cli._main import main as main

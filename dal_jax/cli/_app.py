@@ -1,4 +1,4 @@
-"""The application: one verb from each module."""
+"""Application of typer, which registers the verb of each module."""
 
 import typer
 

@@ -1,4 +1,4 @@
-"""`dal-jax bench`: what a test costs here, beside its floor and, if wanted, another program."""
+"""`dal-jax bench`: cost of a test on this machine, beside its floor and an optional peer."""
 
 import sys
 from dataclasses import asdict
@@ -157,7 +157,7 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
 
 
 def _peer(python: str, settings: dict[str, Any]) -> Beside:
-    """The peer's side of the measurement, from the repository: it is not installed with dal_jax."""
+    """Return the peer's side of the measurement, from the repository, since it is not installed."""
     return import_beside("benchmarks.peer_rounds", "--peer").beside(python, **settings)
 
 

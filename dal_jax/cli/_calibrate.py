@@ -1,4 +1,4 @@
-"""`dal-jax calibrate`: how far the p-values of a model can be trusted on real images."""
+"""`dal-jax calibrate`: check and recalibration of a model's p-values on real normal images."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Options that say how a folder of images is read and prepared."""
+"""Options for reading and preparing a folder of images."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -58,7 +58,7 @@ Foreground = Annotated[
     ),
 ]
 
-# Of the options that say nothing without `Data`.
+# Parameters whose options have no effect without `Data`.
 NAMES = (
     *("layout", "category", "contrast", "slices", "groups"),
     *("view", "intensity", "background", "scale", "reduce", "border", "overlap"),
@@ -69,20 +69,20 @@ NAMES = (
 def source_of(
     layout: str, category: str | None, contrast: str | None, slices: str | None, groups: str | None
 ) -> Source:
-    """Reads the options of a data set.
+    """Return the source that the options of a data set describe.
 
     Args:
-        layout: of the folder.
-        category: of a set that holds several, or None.
-        contrast: of volumes, or None.
-        slices: "A:B" or "A:B:STEP", or None.
-        groups: what tells the physical object, or None.
+        layout: Layout of the folder.
+        category: Category in a data set of several, or None.
+        contrast: Contrast of volumes, or None.
+        slices: Slices as "A:B" or "A:B:STEP", or None.
+        groups: Rule that names the physical object, or None.
 
     Returns:
         The source.
 
     Raises:
-        InputError: slices that are none.
+        InputError: The slices have another form.
     """
     parts: tuple[int, ...] | None = None
     if slices is not None:

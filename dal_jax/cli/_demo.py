@@ -1,4 +1,4 @@
-"""`dal-jax demo`: real photographs, a small model, a dozen tests, one picture."""
+"""`dal-jax demo`: twelve tests on a real photograph with a small model, and a picture of them."""
 
 import importlib.resources
 from collections.abc import Iterator
@@ -28,8 +28,8 @@ from dal_jax.report import NO_REGION, SIGNIFICANT, figure, outcome, table
 NUM_VIEWS = 12
 NUM_REFERENCES = 8
 ALPHA = 0.05
-_FLAGGED = 0.5  # share of normal training views in which the threshold lets something be flagged
-_CALIBRATION = 200  # training views that the threshold is taken from
+_FLAGGED = 0.5  # share of normal training views in which the threshold flags a pixel
+_CALIBRATION = 200  # number of training views that set the threshold
 _CONFIG = DalConfig(
     unet=UNetConfig(1, (8, 16, 32)),
     reverse=ReverseConfig(600, 3),
@@ -81,9 +81,9 @@ def _localizer(
     seed: int,
     gamma: float = GAMMA,
 ) -> Localizer:
-    """Loads or trains the model and sets the threshold from training views alone.
+    """Load or train the model, and set the threshold from training views alone.
 
-    They are looked at as tested ones will be, with the randomization added.
+    As in the tests, the randomization is added to these views.
     """
     if train:
         train_with_bar(normal, _CONFIG, _TRAINING, out / "model", resume=False)

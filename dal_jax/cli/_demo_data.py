@@ -1,8 +1,8 @@
-"""The demonstration's data: views of real brick faces, and defects put into some of them.
+"""Data of the demonstration: views of real brick faces, some of them with artificial defects.
 
-The photograph is `brick.png` in scikit-image's wheel (public domain, CC0): a brick wall. A view is
-a square of 16x16 pixels on the face of a brick. Every third band of the photograph is kept for
-test and reference views; training never sees it.
+The photograph of a brick wall is `brick.png` in scikit-image's wheel (public domain, CC0). A view
+is a square of 16x16 pixels on the face of a brick. Every third band of the photograph is reserved
+for test and reference views and excluded from training.
 """
 
 import importlib.util
@@ -16,38 +16,38 @@ from dal_jax._errors import InputError
 from dal_jax._typing import Bool, Float
 from dal_jax.images import read_image
 
-SIDE = 16  # of a view, pixels
-_BORDER = 1  # pixels around a view that belong to the square in which it is standardized
+SIDE = 16  # side of a view, pixels
+_BORDER = 1  # width of the margin by which a view is enlarged to be standardized, pixels
 _WIDE = SIDE + 2 * _BORDER
-_BAND = 32  # rows; bands 2, 5, 8, ... are for testing
-_FACE = 0.0085  # squares with a larger standard deviation of the log grey value hold mortar
-_AMPLITUDE = 12.0  # of a defect, in standard deviations of the brick's grain
+_BAND = 32  # height of a band, rows; bands 2, 5, 8, ... are for testing
+_FACE = 0.0085  # largest standard deviation of the log grey value in a square without mortar
+_AMPLITUDE = 12.0  # amplitude of a defect, in standard deviations of the brick's grain
 KINDS = ("dark stain", "bright spot", "dark scratch")
 
 
 class View(NamedTuple):
-    """A view to be tested."""
+    """View to be tested, with its true defect."""
 
     image: Float[np.ndarray, "H W C"]  # standardized, no unit
-    truth: Bool[np.ndarray, "H W"]  # where a defect was put in
-    kind: str  # "normal", or what the defect looks like
+    truth: Bool[np.ndarray, "H W"]  # pixels of the artificial defect
+    kind: str  # "normal", or the kind of defect, one of `KINDS`
 
 
 class Scene(NamedTuple):
-    """What the demonstration tests, and what with."""
+    """Tested views and references of the demonstration."""
 
-    views: list[View]  # normal ones first
+    views: list[View]  # normal views first
     references: Float[np.ndarray, "K H W C"]  # normal views of other places
 
 
 def photograph() -> Float[np.ndarray, "H W"]:
-    """Reads the photograph out of scikit-image's wheel, without importing it and offline.
+    """Read the photograph from scikit-image's wheel, offline and without importing the package.
 
     Returns:
-        Log grey values.
+        Log grey values (H, W).
 
     Raises:
-        InputError: scikit-image is not installed or has no such file.
+        InputError: The package scikit-image is not installed or has no such file.
     """
     package = importlib.util.find_spec("skimage")
     if package is None or package.origin is None:
@@ -56,10 +56,10 @@ def photograph() -> Float[np.ndarray, "H W"]:
 
 
 def training_views(photo: Float[np.ndarray, "H W"]) -> Float[np.ndarray, "N H W C"]:
-    """Cuts overlapping normal views out of the training bands, each in four orientations.
+    """Cut overlapping normal views from the training bands, each in four orientations.
 
     Args:
-        photo: log grey values.
+        photo: (H, W) log grey values.
 
     Returns:
         Standardized views (N, 16, 16, 1).
@@ -73,19 +73,19 @@ def training_views(photo: Float[np.ndarray, "H W"]) -> Float[np.ndarray, "N H W 
 
 
 def scene(photo: Float[np.ndarray, "H W"], count: int, num_references: int, seed: int) -> Scene:
-    """Cuts views out of the test bands and puts defects into the second half of them.
+    """Cut views from the test bands and add defects to the second half of them.
 
     Args:
-        photo: log grey values.
-        count: number of views to be tested.
-        num_references: number of further normal views, to compare with.
-        seed: of the choice of places, and of the defects' positions and forms.
+        photo: (H, W) log grey values.
+        count: Number of views to test.
+        num_references: Number of further normal views, the references.
+        seed: Seed of the places of the views, and of the positions and forms of the defects.
 
     Returns:
         The views and the references; no two share a pixel.
 
     Raises:
-        InputError: the photograph has too few places.
+        InputError: The photograph has too few places.
     """
     rng = np.random.default_rng(seed)
     corners = _test_corners(photo)
@@ -105,13 +105,13 @@ def scene(photo: Float[np.ndarray, "H W"], count: int, num_references: int, seed
 
 
 def _faces(photo: Float[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
-    """Says of each possible corner whether its square is free of mortar."""
+    """Return for each corner whether its square is free of mortar."""
     squares = np.lib.stride_tricks.sliding_window_view(photo, (_WIDE, _WIDE))
     return np.stack([_flattened(row).std(axis=(1, 2)) < _FACE for row in squares])
 
 
 def _test_corners(photo: Float[np.ndarray, "H W"]) -> list[tuple[int, int]]:
-    """Lists corners of squares that lie in the test bands and do not overlap."""
+    """Return corners of squares without mortar that lie in the test bands and do not overlap."""
     taken = np.zeros(photo.shape, bool)
     corners = []
     for row, column in np.argwhere(_faces(photo)):
@@ -129,19 +129,19 @@ def _square(photo: np.ndarray, corner: tuple[int, int]) -> np.ndarray:
 
 @cache
 def _background() -> Float[np.ndarray, "n 6"]:
-    """Orthonormal quadratic polynomials on a square."""
+    """Return orthonormal quadratic polynomials on a square."""
     u, v = (axis.ravel() for axis in np.mgrid[-1 : 1 : _WIDE * 1j, -1 : 1 : _WIDE * 1j])
     return np.linalg.qr(np.stack([np.ones_like(u), u, v, u * u, u * v, v * v], axis=-1))[0]
 
 
 def _flattened(squares: Float[np.ndarray, "*N H W"]) -> Float[np.ndarray, "*N H W"]:
-    """Takes off the quadratic background."""
+    """Subtract the quadratic background."""
     flat = squares.reshape(*squares.shape[:-2], -1)
     return (flat - flat @ _background() @ _background().T).reshape(squares.shape)
 
 
 def _scale(flat: Float[np.ndarray, "H W"]) -> float:
-    """Standard deviation from the median, which a small defect hardly moves."""
+    """Return the standard deviation, estimated from a median that a small defect hardly changes."""
     return float(np.median(np.abs(flat)) / 0.6745)
 
 
@@ -155,7 +155,7 @@ def _standardized(square: Float[np.ndarray, "H W"]) -> Float[np.ndarray, "H W C"
 
 
 def _mask(kind: str, rng: np.random.Generator) -> Float[np.ndarray, "H W"]:
-    """Draws a defect, 1 inside and 0 outside with an edge of about a pixel, within a square."""
+    """Draw a defect in a square: 1 inside and 0 outside, with an edge of about a pixel."""
     row, column = rng.uniform(6, _WIDE - 7, size=2)
     angle = rng.uniform(0, np.pi)
     i, j = np.mgrid[:_WIDE, :_WIDE]

@@ -1,4 +1,4 @@
-"""`dal-jax experiment`: the paper's experiments, from the repository's folder `experiments`."""
+"""`dal-jax experiment`: experiments of the paper, from the repository's folder `experiments`."""
 
 import importlib
 import sys

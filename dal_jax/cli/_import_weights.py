@@ -1,4 +1,4 @@
-"""`dal-jax import-weights`: a checkpoint from the weights of a PyTorch network."""
+"""`dal-jax import-weights`: conversion of a PyTorch network's weights into a checkpoint."""
 
 from pathlib import Path
 from typing import Annotated, Literal

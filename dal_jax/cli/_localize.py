@@ -1,4 +1,4 @@
-"""`dal-jax localize`: score map, region and reconstruction of an image, no test."""
+"""`dal-jax localize`: score map, region and reconstruction of an image, without a test."""
 
 import numpy as np
 import typer

@@ -1,4 +1,4 @@
-"""Entry point of the command: runs a verb and turns refusals into one line and exit code 2."""
+"""Entry point of the command, which turns errors into one line and an exit code."""
 
 import sys
 from collections.abc import Sequence
@@ -10,14 +10,14 @@ INTERRUPTED = 130
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs `dal-jax VERB ...`.
+    """Run `dal-jax VERB ...`.
 
     Args:
-        args: the words after the command's name; by default those of the process.
+        args: Words after the command's name; None for those of the process.
 
     Returns:
-        The exit code: 0; else, with one line on standard error, 2 for bad input or a missing
-        library, 1 for a run that cannot go on, 130 for an interruption.
+        Exit code: 0 for success; otherwise, with one line on standard error, 2 for bad input or a
+        missing library, 1 for a run that cannot continue, and 130 for an interruption.
     """
     words = list(sys.argv[1:] if args is None else args)
     try:
@@ -42,7 +42,7 @@ def main(args: Sequence[str] | None = None) -> int:
         _refuse(name, "interrupted")
         return INTERRUPTED
     except Exception as error:
-        # The parser's own refusals; typer keeps their class to itself, so they are known by form.
+        # Errors of the parser have this method; typer does not export their class.
         describe = getattr(error, "format_message", None)
         if describe is None:
             raise

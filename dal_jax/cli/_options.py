@@ -78,15 +78,15 @@ ProcessId = Annotated[
 
 
 def flag(kind: Any, name: str, more: str = "") -> Any:
-    """Make the option of the command line that a field of a dataclass declares.
+    """Return the command-line option that a field of a dataclass declares.
 
     Args:
-        kind: Dataclass.
-        name: Field, declared by `dal_jax._config.option`.
-        more: End of the help, of what holds for one verb alone.
+        kind: Dataclass of the field.
+        name: Name of the field, declared by `dal_jax._config.option`.
+        more: End of the help text, for conditions of a single verb.
 
     Returns:
-        The option, to annotate a parameter with.
+        The option, for the annotation of a parameter.
     """
     words, word = options_of(kind)[name].metadata, name.replace("_", "-")
     both = f"/--no-{word}" if get_type_hints(kind)[name] is bool else ""
@@ -95,7 +95,7 @@ def flag(kind: Any, name: str, more: str = "") -> Any:
 
 
 def annotation(kind: Any, name: str, more: str = "") -> Any:
-    """The annotation of a verb's parameter that a field declares; arguments as of `flag`."""
+    """Return the annotation of a verb's parameter that a field declares; arguments as in `flag`."""
     declared, choices = get_type_hints(kind)[name], options_of(kind)[name].metadata["choices"]
     if choices:
         one_of: Any = Literal[choices]
@@ -107,8 +107,8 @@ def declared(kind: Any, *names: str) -> Callable[[Any], Any]:
     """Let fields of a dataclass declare parameters of a verb that have their names.
 
     Args:
-        kind: Dataclass.
-        *names: Fields, declared by `dal_jax._config.option`.
+        kind: Dataclass of the fields.
+        *names: Names of the fields, declared by `dal_jax._config.option`.
 
     Returns:
         Decorator of the verb.
@@ -125,9 +125,9 @@ def with_fields(kind: Any, parameter: str, more: dict[str, str]) -> Callable[[An
     """Give a verb the options that a dataclass declares, in place of one parameter.
 
     Args:
-        kind: Dataclass.
-        parameter: Parameter of the verb that takes the dataclass, made of the options.
-        more: Ends of the help of some options, by field.
+        kind: Dataclass that declares the options.
+        parameter: Parameter of the verb that takes an instance, built from the options.
+        more: Ends of the help texts of some options, by field.
 
     Returns:
         Decorator of the verb.
@@ -160,10 +160,10 @@ def with_fields(kind: Any, parameter: str, more: dict[str, str]) -> Callable[[An
 
 
 def noise_option(more: str = "") -> Any:
-    """Declares `--noise`, once for all verbs that read a covariance.
+    """Return the option `--noise`, shared by all verbs that read a covariance.
 
     Args:
-        more: of the help, what holds for one verb alone.
+        more: End of the help text, for conditions of a single verb.
 
     Returns:
         The option.
@@ -180,15 +180,15 @@ Seed = Annotated[int, flag(TestOptions, "seed")]
 
 
 def refuse(context: typer.Context, names: Iterable[str], why: str) -> None:
-    """Refuses options that were given, rather than ignore them.
+    """Refuse options that were given but would be ignored.
 
     Args:
-        context: of the verb.
-        names: of its parameters.
-        why: what they do not go with.
+        context: Context of the verb.
+        names: Names of the parameters to refuse.
+        why: End of the message, which names the reason.
 
     Raises:
-        InputError: one of them was given.
+        InputError: One of the options was given.
     """
     for name in names:
         source = context.get_parameter_source(name)
@@ -197,13 +197,13 @@ def refuse(context: typer.Context, names: Iterable[str], why: str) -> None:
 
 
 def keep_compilations(directory: Path | None) -> None:
-    """Lets JAX keep compiled programs on disk, so that a later process need not compile them.
+    """Let JAX store compiled programs on disk, so that later processes need not compile them.
 
     Args:
-        directory: made if missing; None leaves JAX as it is.
+        directory: Directory of the programs, created if missing; None to leave JAX unchanged.
 
     Raises:
-        InputError: it is no directory and cannot be made.
+        InputError: The path is no directory and cannot be made one.
     """
     if directory is None:
         return
@@ -218,20 +218,20 @@ def keep_compilations(directory: Path | None) -> None:
 def open_localizer(
     model: Path, threshold: float, draws: Path | None, seed: int, use: str | None = None
 ) -> Localizer:
-    """Loads a localizer as the options say.
+    """Load the localizer that the options describe.
 
     Args:
-        model: checkpoint directory.
-        threshold: positive, in units of the score.
-        draws: .npy file, or None to draw from `seed`.
-        seed: not negative.
-        use: of the network, if not the one that it was trained for.
+        model: Checkpoint directory.
+        threshold: Threshold of the score, positive, in units of the score.
+        draws: File .npy of the draws, or None to draw from `seed`.
+        seed: Seed of the draws, not negative.
+        use: Use of the network; None for the one that it was trained for.
 
     Returns:
         The localizer.
 
     Raises:
-        InputError: a file or a value does not fit.
+        InputError: A file or a value does not fit.
     """
     if seed < 0:
         raise InputError(f"--seed: got {seed}, expected 0 or more")
@@ -240,17 +240,17 @@ def open_localizer(
 
 
 def open_image(path: Path, localizer: Localizer) -> np.ndarray:
-    """Reads an image and checks that the localizer can take it.
+    """Read an image and checks that the localizer can take it.
 
     Args:
-        path: image file.
-        localizer: what will see the image.
+        path: Path of the image file.
+        localizer: Localizer that takes the image.
 
     Returns:
-        float64 (H, W, C).
+        Image (H, W, C), float64.
 
     Raises:
-        InputError: unreadable, of another shape, or not finite.
+        InputError: The image cannot be read, has another shape, or is not finite.
     """
     image = finite_image(path)
     expected = tuple(localizer.image_shape)
@@ -260,16 +260,16 @@ def open_image(path: Path, localizer: Localizer) -> np.ndarray:
 
 
 def finite_image(path: Path) -> np.ndarray:
-    """Reads an image and checks its pixels.
+    """Read an image and checks its pixels.
 
     Args:
-        path: image file.
+        path: Path of the image file.
 
     Returns:
-        float64 (H, W, C).
+        Image (H, W, C), float64.
 
     Raises:
-        InputError: unreadable, or not finite.
+        InputError: The image cannot be read, or is not finite.
     """
     image = read_image(path)
     if not np.isfinite(image).all():

@@ -1,4 +1,4 @@
-"""Output of the verbs: JSON, arrays, figures."""
+"""Output of the verbs: JSON, arrays and figures."""
 
 import importlib.util
 from pathlib import Path
@@ -12,24 +12,24 @@ from dal_jax.images import write_array
 
 
 def encode_regions(fields: dict[str, Any]) -> dict[str, Any]:
-    """Puts regions as run lengths beside their shape; other arrays become lists later."""
+    """Encode regions as run lengths, with their shape; other arrays become lists later."""
     region = np.asarray(fields["region"])
     shown = {**fields, "region": run_lengths(region), "region_shape": list(region.shape)}
     return {**shown, "components": _records(fields)}
 
 
 def file_maps(fields: dict[str, Any], out: Path) -> dict[str, Any]:
-    """Writes the maps to `out` as .npy and puts their paths in their places.
+    """Write the maps to `out` as .npy files, and replace the arrays by their paths.
 
     Args:
-        fields: with the arrays of `MAPS`.
-        out: folder, made if missing.
+        fields: Fields of a result, with the arrays of `MAPS`.
+        out: Folder of the files, created if missing.
 
     Returns:
-        The fields with paths.
+        The fields, with paths in place of arrays.
 
     Raises:
-        InputError: a file cannot be written.
+        InputError: A file cannot be written.
     """
     region = np.asarray(fields["region"])
     for name in MAPS:
@@ -44,7 +44,7 @@ def _records(fields: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def need_figures(out: Path | None) -> None:
-    """Says at once, before any work, if a figure is wanted but cannot be drawn."""
+    """Refuse, before any other work, an output folder for figures that cannot be drawn."""
     if out is not None and importlib.util.find_spec("matplotlib") is None:
         raise InputError('--out: the figure needs matplotlib: pip install "dal-jax[figures]"')
     if out is not None and out.exists() and not out.is_dir():

@@ -1,4 +1,4 @@
-"""`dal-jax report`: one HTML page of a tested folder, to be shown to a colleague."""
+"""`dal-jax report`: one HTML page of a tested folder, which can be passed on."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Parts of the repository that are not installed with the package."""
+"""Import of parts of the repository that are not installed with the package."""
 
 import importlib
 import sys
@@ -10,17 +10,17 @@ from dal_jax._errors import InputError
 
 
 def import_beside(module: str, needed_by: str) -> Any:
-    """Imports a module of the repository: from the working directory, or beside the package.
+    """Import a module of the repository, from the working directory or from beside the package.
 
     Args:
-        module: its full name, as in "benchmarks.peer_rounds".
-        needed_by: the option or verb, for the error.
+        module: Full name of the module, such as "benchmarks.peer_rounds".
+        needed_by: Name of the option or verb, for the error.
 
     Returns:
         The module.
 
     Raises:
-        InputError: the repository is not there.
+        InputError: The repository is missing.
     """
     folder, *_ = module.split(".")
     for root in (Path.cwd(), Path(dal_jax.__file__).parents[1]):

@@ -1,4 +1,4 @@
-"""What `dal-jax test` is to do: from its options, or from a TOML file with the same names."""
+"""Specification of `dal-jax test`, from its options or from a TOML file with the same names."""
 
 import glob
 from collections.abc import Sequence
@@ -13,24 +13,24 @@ from dal_jax.cli._options import open_localizer
 
 @dataclass(frozen=True)
 class TestSpec:
-    """A run of tests; the same from the command line and from a file.
+    """Specification of a run of tests, the same from the command line and from a file.
 
     Raises:
-        InputError: there is no model, image, reference or noise.
+        InputError: The model, an image, a reference or the noise is missing.
     """
 
     model: Path
     images: tuple[Path, ...]
     references: tuple[Path, ...]
-    noise: str  # in the units of the images: no default fits all files
+    noise: str  # in the units of the images; there is no default, since none fits all files
     draws: Path | None = None
     threshold: float = 0.8
     devices: int | None = None
     batch_size: int | None = None
-    localizer: str | None = None  # another use of the model's network
+    localizer: str | None = None  # use of the model's network, if not the trained one
     options: TestOptions = TestOptions()  # noqa: RUF009 (frozen)
 
-    __test__ = False  # not a test case, whatever pytest thinks of the name
+    __test__ = False  # keeps pytest from collecting the class because of its name
 
     def __post_init__(self) -> None:
         for name in ("images", "references"):
@@ -43,29 +43,30 @@ class TestSpec:
             )
 
     def open_localizer(self) -> Localizer:
-        """Loads the localizer."""
+        """Load the localizer."""
         seed = self.options.seed
         return open_localizer(self.model, self.threshold, self.draws, seed, self.localizer)
 
     @property
     def level(self) -> float:
-        """Level of the decisions that are shown, in (0, 1)."""
+        """Level of the displayed decisions, in (0, 1)."""
         return 0.05 if self.options.alpha is None else self.options.alpha
 
 
 def read_spec(path: Path) -> TestSpec:
-    """Reads a run from a TOML file; paths in it are relative to the file's folder.
+    """Read a run from a TOML file, in which paths are relative to the file's folder.
 
     Args:
-        path: of the file; `model`, `images`, `references` and `noise` must be there,
-            other fields, and the options of `TestOptions`, may.
+        path: Path of the file. The keys `model`, `images`, `references` and `noise` are required;
+            other fields and the options of `TestOptions` are optional. `images` and `references`
+            may hold patterns, whose files are taken in order.
 
     Returns:
-        The run; `images` and `references` may hold patterns, whose files are taken in order.
+        The run.
 
     Raises:
-        InputError: no such file, not TOML, an unknown key, a value of another type, or no file
-            that fits a pattern.
+        InputError: The file does not exist or is no TOML, a key is unknown, a value has another
+            type, or no file matches a pattern.
     """
     source = f"--spec {str(path)!r}"
     entries = fit_fields(TestSpec, read_toml(path, "--spec"), source)
@@ -79,24 +80,24 @@ def read_spec(path: Path) -> TestSpec:
     if "draws" in entries:
         entries["draws"] = folder / entries["draws"]
     noise = entries["noise"]
-    if not noise.partition(":")[1]:  # a file
+    if not noise.partition(":")[1]:  # path of a file
         entries["noise"] = str(folder / noise)
     return TestSpec(**entries)
 
 
 def expand_patterns(patterns: Sequence[str | Path], folder: Path, name: str) -> tuple[Path, ...]:
-    """Files that fit patterns, pattern by pattern, in the order of their names.
+    """Return the files that match patterns, pattern by pattern, in the order of their names.
 
     Args:
-        patterns: paths, or patterns with `*`, `?`, `[...]` or `**`.
-        folder: that relative ones start from.
-        name: of the argument, for the error.
+        patterns: Paths, or patterns with `*`, `?`, `[...]` or `**`.
+        folder: Folder that relative paths and patterns start from.
+        name: Name of the argument, for the error.
 
     Returns:
-        The paths; a file that is named like a pattern is that file.
+        Paths of the files; a pattern that is the name of an existing file stands for that file.
 
     Raises:
-        InputError: no file fits a pattern.
+        InputError: No file matches a pattern.
     """
     found: list[Path] = []
     for pattern in map(str, patterns):

@@ -76,7 +76,7 @@ DecideBy = Annotated[
 Overlays = Annotated[
     bool, typer.Option("--overlays/--no-overlays", help="FOLDER: a picture of each image.")
 ]
-# What a model trained with --data has fixed; the alternative is that of the calibration.
+# Options that a model trained with --data has fixed; the alternative is that of the calibration.
 _FIXED = (
     "noise",
     "threshold",
@@ -87,7 +87,7 @@ _FIXED = (
     "alternative",
     "randomization",
 )
-# What a file of --spec does not say.
+# Options that are allowed beside --spec, since its file does not hold them.
 _BESIDE = ("spec", "out", "maps", "json", "cache", "coordinator", "num_processes", "process_id")
 
 
@@ -198,7 +198,7 @@ def _shown(result: TestResult, out: Path | None) -> dict[str, Any]:
 
 
 def _circumstances(wanted: TestSpec, result: TestResult) -> dict[str, Any]:
-    """What a record of one test needs beside the result, to be read on its own."""
+    """Return the settings that make the record of one test complete without other files."""
     return {
         "z": result.statistic / result.sd,
         "decision": decide(result.status.value, (result.p_low, result.p_high), wanted.level, 1),

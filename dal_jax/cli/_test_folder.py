@@ -1,4 +1,4 @@
-"""`dal-jax test FOLDER`: every image of a data set, with tables and pictures."""
+"""`dal-jax test FOLDER`: tests of every image of a data set, with tables and pictures."""
 
 import sys
 from pathlib import Path
@@ -26,24 +26,24 @@ def test_folder(
     overlays: bool,
     json: bool,
 ) -> None:
-    """Tests the test images of a folder with a progress bar, and prints the counts.
+    """Test the images of a folder with a progress bar, and print the counts.
 
     Args:
-        model: directory of a model trained with --data.
-        folder: data set of the same layout, or any folder of images.
-        out: directory of the run; None is refused.
-        alpha: level for all views of an image together.
-        decide_by: method whose p-value decides; None: the one that the calibration names.
-        test_options: of the tests; the region is the model's.
-        host: this process.
-        devices: number of devices to use; None: all.
-        batch_size: number of tests under way at a time; None fills the devices.
-        overlays: whether to write pictures.
-        json: whether to print one JSON object.
+        model: Directory of a model trained with --data.
+        folder: Data set of the same layout, or any folder of images.
+        out: Directory of the run; None is refused.
+        alpha: Level for all views of an image together.
+        decide_by: Method whose p-value decides; None for the one that the calibration names.
+        test_options: Options of the tests; the model's region and randomization replace theirs.
+        host: This process among those that share the run.
+        devices: Number of devices to use; None for all.
+        batch_size: Number of tests that run at the same time; None to fill the devices.
+        overlays: Whether to write pictures of the images.
+        json: Whether to print one JSON object.
 
     Raises:
-        InputError: something that all images need does not fit.
-        RunError: the disk is full, or another process was lost.
+        InputError: An argument does not fit, or a condition that all images share is violated.
+        RunError: The disk is full, or another process was lost.
     """
     if out is None:
         raise InputError("--out: got none, expected a directory for the results of a folder")

@@ -1,4 +1,4 @@
-"""Several images of `dal-jax test`: side by side in memory, or as a run on disk."""
+"""Several images of `dal-jax test`, tested side by side in memory or as a run on disk."""
 
 import csv
 import io
@@ -32,7 +32,8 @@ from dal_jax.report import figure
 from dal_jax.runs import Host
 from dal_jax.search import misjudged_length
 
-# Columns of results.csv, a row an image or a component; results.jsonl holds all but the maps.
+# Columns of results.csv, which has a row per image or component. The file results.jsonl holds all
+# fields but the maps.
 COLUMNS: tuple[str, ...] = (
     "name",
     "component",
@@ -64,25 +65,26 @@ COLUMNS: tuple[str, ...] = (
 
 
 def test_many(wanted: TestSpec, out: Path | None, maps: bool, json: bool, host: Host) -> None:
-    """Tests all images of a run; this process its share of them.
+    """Test all images of a run, or this process's share of them.
 
     Args:
-        wanted: the run.
-        out: directory to file the results in, or None to print them.
-        maps: whether to write the maps and a figure of each image there.
-        json: whether to print one JSON object.
-        host: this process.
+        wanted: Specification of the run.
+        out: Directory for the results, or None to print them.
+        maps: Whether to write the maps and a figure of each image to the directory.
+        json: Whether to print one JSON object.
+        host: This process among those that share the run.
 
     Raises:
-        InputError: something that all images need does not fit.
-        RunError: the disk is full, or another process was lost.
+        InputError: An option does not fit, or a condition that all images share is violated.
+        RunError: The disk is full, or another process was lost.
     """
     if maps and out is None:
         raise InputError("--maps: expected --out with it, where they are written")
     localizer = wanted.open_localizer()
     references = np.stack([options.open_image(file, localizer) for file in wanted.references])
     items = [
-        # Known by its name alone: with many processes even a look at every file takes hours.
+        # The name alone identifies an image: with many processes, reading the size of every file
+        # takes hours.
         QueuedImage(name, None, partial(_case, path, localizer, references))
         for name, path in zip(_names(wanted.images), wanted.images, strict=True)
     ]
@@ -110,7 +112,7 @@ def test_many(wanted: TestSpec, out: Path | None, maps: bool, json: bool, host: 
 
 
 def _names(paths: tuple[Path, ...]) -> list[str]:
-    """Short names that tell the images apart."""
+    """Return the file names of the images, or their paths if file names coincide."""
     names = [path.name for path in paths]
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
@@ -193,7 +195,7 @@ def _csv(records: list[dict[str, Any]]) -> str:
             tested = sum(length for _, length in part["region"])
             named = {"name": record["name"], "component": number if record["components"] else 0}
             rows.append({**part, **named, "num_tested": tested})
-    # The tests share their references.
+    # The tests share their references and are dependent, for which "by" is valid.
     q_values = discovery_q([row["p_high"] for row in rows], "by")
     writer.writerows({**row, "q_value": q} for row, q in zip(rows, q_values, strict=True))
     return text.getvalue()

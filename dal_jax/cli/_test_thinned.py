@@ -1,4 +1,4 @@
-"""`dal-jax test-thinned`: tests what any detector flagged in a copy that `dal-jax thin` wrote."""
+"""`dal-jax test-thinned`: test of a region that a detector flagged in a copy by `dal-jax thin`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -53,7 +53,7 @@ Seed = Annotated[
 Alpha = Annotated[float, typer.Option("--alpha", help="Level of the decision.")]
 Confidence = Annotated[float, typer.Option("--confidence", help="Of the interval.")]
 
-# Of a mask that flags every pixel, which no 0 tells from scores.
+# Accepted values of a mask that flags every pixel. Without a 0, other values could be scores.
 _WHITE = (1, 255, 65535)
 
 
@@ -156,7 +156,7 @@ def _region(path: Path, shape: tuple[int, ...]) -> np.ndarray:
         raise InputError(f"--mask {str(error).removeprefix('image ')}") from error
     if values.dtype.kind not in "biuf":
         raise InputError(f"{source}: values of type {values.dtype}, expected bool or numbers")
-    values = values.max(-1) if values.ndim == 3 and values.size else values  # of colours
+    values = values.max(-1) if values.ndim == 3 and values.size else values  # maximum of colours
     if values.shape != shape[:2]:
         raise InputError(f"{source}: shape {values.shape}, expected {shape[:2]} as the image")
     region = values != 0

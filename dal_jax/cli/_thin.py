@@ -1,4 +1,4 @@
-"""`dal-jax thin`: noisier copies of images, for any detector, each with a record for the test."""
+"""`dal-jax thin`: noisier copies of images for any detector, each with a record for the test."""
 
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -53,19 +53,19 @@ Out = Annotated[
 
 @dataclass(frozen=True)
 class Record:
-    """How one image was thinned: what the test needs to split it again."""
+    """Record of a thinned image, from which the test splits the image again."""
 
-    image: str  # name of the file, by which the added noise is drawn
+    image: str  # name of the file, which enters the seed of the added noise
     pixels_sha256: str
-    gamma: float  # standard deviation of the added noise, in those of the noise
+    gamma: float  # standard deviation of the added noise, in standard deviations of the noise
     seed: int
-    noise: str  # as it was given
+    noise: str  # option as given on the command line
     noise_sha256: str
-    version: str  # of this package
+    version: str  # version of this package
 
     @property
     def settings(self) -> tuple[Any, ...]:
-        """What decides on the copy; the same noise may be given in other words."""
+        """Fields that determine the copy; the same noise may be given by different options."""
         return self.image, self.pixels_sha256, self.gamma, self.seed, self.noise_sha256
 
 
@@ -107,7 +107,7 @@ def thin(
         if beside.exists() and copy.exists():
             check_copy(copy, halves.seen, halves.seen - x)
             continue
-        # A copy without a record is not tested, should this end in between.
+        # The copy is written first: if the process ends before the record, the copy is not tested.
         write_array(copy, halves.seen[..., 0] if x.shape[2] == 1 else halves.seen)
         write_text(beside, dumps(asdict(record)) + "\n")
     if json:
@@ -123,29 +123,29 @@ def thin(
 
 
 def thinned_files(out: Path, image: Path) -> tuple[Path, Path]:
-    """Names the files of a thinned image.
+    """Return the paths of the files of a thinned image.
 
     Args:
-        out: their folder.
-        image: file of the image.
+        out: Folder of the files.
+        image: Path of the image.
 
     Returns:
-        The noisier copy and its record.
+        Paths of the noisier copy and of its record.
     """
     return out / f"{image.stem}.thinned.npy", out / f"{image.stem}.thinned.json"
 
 
 def read_record(path: Path) -> Record:
-    """Reads how an image was thinned.
+    """Read the record of a thinned image.
 
     Args:
-        path: file that `thin` wrote.
+        path: Path of the record that `thin` wrote.
 
     Returns:
         The record.
 
     Raises:
-        InputError: no such file, or not a whole record.
+        InputError: The file is missing or is no complete record.
     """
     source = f"record {str(path)!r}"
     try:
@@ -163,21 +163,21 @@ def read_record(path: Path) -> Record:
 
 
 def check_copy(path: Path, seen: np.ndarray, added: np.ndarray) -> None:
-    """Refuses a copy that is not what the image and its record give.
+    """Refuse a copy that differs from the one that the image and its record determine.
 
-    An edited copy, or other random numbers of another release of a library, would leave the two
-    halves dependent.
+    If the copy was edited, or if another release of a library draws other random numbers, the two
+    halves of the image are dependent.
 
     Args:
-        path: of the copy.
-        seen: (H, W, C) expected in it.
-        added: (H, W, C) noise in it, whose size says which difference is rounding.
+        path: Path of the copy.
+        seen: (H, W, C) expected pixels of the copy.
+        added: (H, W, C) noise in the copy; differences far below it count as rounding.
 
     Raises:
-        InputError: another copy, or none.
+        InputError: The copy differs or is missing.
     """
     copy = options.finite_image(path)
-    # Factors of a covariance differ by up to 1e-8 of its largest root between machines.
+    # Between machines, factors of a covariance differ by up to 1e-8 of its largest root.
     rounding = 1e-6 * float(np.abs(added).max())
     if copy.shape != seen.shape or not np.abs(copy - seen).max() <= rounding:
         raise InputError(

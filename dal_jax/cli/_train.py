@@ -1,4 +1,4 @@
-"""`dal-jax train`: a localizer, learned from normal images."""
+"""`dal-jax train`: training of a localizer on normal images."""
 
 from functools import partial
 from pathlib import Path
@@ -198,7 +198,7 @@ def _say_learned(learned: Learned, out: Path, json: bool) -> None:
     typer.echo(f"noise {profile.noise_kind}, threshold {profile.threshold:.3g}: {out}")
 
 
-# Fields that options of their own stand for.
+# Fields that have options of their own.
 _NETWORK = {"channels": "unet.channels", "activation": "unet.activation"}
 _FLAGS = {
     "dal": {
@@ -219,10 +219,10 @@ _FLAGS = {
 
 
 def _changes(localizer: str, flags: dict[str, Any]) -> dict[str, Any]:
-    """Fields of a configuration that options were given for, with their values."""
+    """Return the fields of a configuration that options set, with their values."""
     kind = split_settings(localizer)[0].partition(":")[0]
     given = {name: value for name, value in flags.items() if value is not None}
-    known = _FLAGS.get(kind, {})  # an unknown kind is refused where the rest is read
+    known = _FLAGS.get(kind, {})  # an unknown kind is refused when the configuration is read
     for name, value in given.items():
         if known and name not in known:
             option = "--" + name.replace("_", "-")
@@ -231,16 +231,16 @@ def _changes(localizer: str, flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_extractor(text: str) -> ExtractorFile:
-    """Reads words such as "resnet:weights.npz,blocks=[3,4]".
+    """Parse an extractor such as "resnet:weights.npz,blocks=[3,4]".
 
     Args:
-        text: KIND:FILE[,FIELD=VALUE...], values as in TOML.
+        text: Text of the form KIND:FILE[,FIELD=VALUE...], with values as in TOML.
 
     Returns:
         The file, its kind and settings.
 
     Raises:
-        InputError: another form.
+        InputError: The text has another form.
     """
     head, settings = split_settings(text)
     kind, colon, path = head.partition(":")
@@ -250,16 +250,16 @@ def parse_extractor(text: str) -> ExtractorFile:
 
 
 def parse_channels(text: str) -> tuple[int, ...]:
-    """Reads widths such as "32,64,128".
+    """Parse channel widths such as "32,64,128".
 
     Args:
-        text: whole numbers with commas between them.
+        text: Whole numbers, separated by commas.
 
     Returns:
         The numbers.
 
     Raises:
-        InputError: it is something else.
+        InputError: The text has another form.
     """
     try:
         return tuple(int(word) for word in text.split(","))
@@ -268,17 +268,17 @@ def parse_channels(text: str) -> tuple[int, ...]:
 
 
 def cut_views(images: np.ndarray, size: int | None) -> np.ndarray:
-    """Cuts images into square views side by side.
+    """Cut images into square views side by side.
 
     Args:
-        images: (N, H, W, C).
-        size: side of a view, or None for whole images.
+        images: (N, H, W, C) images.
+        size: Side of a view, pixels, or None for whole images.
 
     Returns:
-        (N * rows * columns, size, size, C).
+        Views (N * rows * columns, size, size, C); the images themselves for None.
 
     Raises:
-        InputError: the images are smaller than a view.
+        InputError: The images are smaller than a view.
     """
     if size is None:
         return images

@@ -1,4 +1,4 @@
-"""The options of `dal-jax train`."""
+"""Options of `dal-jax train`."""
 
 from pathlib import Path
 from typing import Annotated, Literal

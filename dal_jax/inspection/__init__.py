@@ -1,4 +1,4 @@
-"""From a folder of images to decisions: profile, calibration, tests of every view, the page."""
+"""Inspection of image folders: profile, calibration, tests of every view, and the HTML page."""
 
 from dal_jax.inspection._calibrate import Calibrated as Calibrated
 from dal_jax.inspection._calibrate import CalibrateOptions as CalibrateOptions

@@ -1,4 +1,4 @@
-"""Calibration: tests of the normal images that training kept aside, and what follows from them."""
+"""Calibration: tests of the held-out normal images, recalibrations and verdict."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -43,18 +43,19 @@ from dal_jax.noise import Covariance, FitReport, fit_report, stationary
 from dal_jax.report import calibration_picture, overlay
 from dal_jax.runs import Host
 
-# Wider laws weigh the far tails more, and conformal p-values are ranks: both need p well known.
+# Wider laws give the far tails more weight, and conformal p-values are ranks: both need precise p.
 PRECISION = 1e-6
-# Factors of the noise's standard deviation, free; and of its correlation length, searched anew.
+# Factors of the noise's standard deviation, which need no new search, and of its correlation
+# length, which do.
 SIGMA_FACTORS = (0.8, 0.9, 1.0, 1.1, 1.25)
 LENGTH_FACTORS = (0.7, 1.4)
-# Normal views of the smallest p-values that are shown.
+# Largest number of normal views of smallest p-value that are shown.
 _SHOWN = 12
 
 
 @dataclass(frozen=True)
 class CalibrateOptions:
-    """How much is tested besides the held-out images.
+    """Options of a calibration: additional tests, and the seed.
 
     Example:
         >>> options = CalibrateOptions(control=50, lengths=False)  # quicker
@@ -62,9 +63,9 @@ class CalibrateOptions:
         (50, 0)
     """
 
-    control: int = 200  # images drawn from the fitted noise model; 0 leaves them out
-    lengths: bool = True  # test under other correlation lengths, too
-    seed: int = 0  # of the folds and of the drawn images
+    control: int = 200  # number of images drawn from the fitted noise model; 0 for none
+    lengths: bool = True  # whether views are also tested under other correlation lengths
+    seed: int = 0  # seed of the folds and of the drawn images
 
 
 class Calibrated(NamedTuple):
@@ -82,21 +83,21 @@ class Calibrated(NamedTuple):
         (1.2, 20)
     """
 
-    calibration: Calibration  # for p-values of further images
-    records: list[dict[str, Any]]  # of the held-out normal views
-    groups: list[str]  # the physical object of each
-    p_values: dict[str, np.ndarray]  # cross-fitted, by method
-    rates: list[Rate]  # false calls of the held-out views
+    calibration: Calibration  # recalibrations for p-values of further images
+    records: list[dict[str, Any]]  # records of the held-out normal views
+    groups: list[str]  # physical object of each view
+    p_values: dict[str, np.ndarray]  # cross-fitted p-values, by method
+    rates: list[Rate]  # rates of false calls on the held-out views
     control: list[dict[str, Any]]  # records of images drawn from the noise model
-    control_rates: list[Rate]  # false calls of these
-    fit: FitReport  # of the noise model on the held-out views
+    control_rates: list[Rate]  # rates of false calls on the drawn images
+    fit: FitReport  # fit of the noise model to the held-out views
     sensitivity: list[dict[str, Any]]  # false calls under another standard deviation or length
     moved: list[dict[str, Any]]  # p-value of each view under each factor
-    verdict: list[str]  # plain sentences
+    verdict: list[str]  # verdict in sentences
     smallest: list[tuple[dict[str, Any], np.ndarray]]  # records and views (H, W, C), see `smallest`
 
 
-# (directory, items, noise) -> records
+# Function (directory, items, noise) -> records.
 Runner = Callable[[Path, Sequence[QueuedImage], Covariance], list[dict[str, Any]]]
 
 
@@ -112,30 +113,30 @@ def calibrate_folder(
     devices: int | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Calibrated:
-    """Tests the normal images that training kept aside, and fits and writes the recalibrations.
+    """Test the normal images that training held out, then fit and write the recalibrations.
 
-    The same call goes on after an interruption. Of several processes that share the directory the
-    first one writes; all return the results.
+    After an interruption the same call resumes the run. Of several processes that share the
+    directory the first one writes; all return the results.
 
     Args:
-        folder: the data set that the model was trained on.
-        model: directory of the model.
-        options: what is tested besides the held-out images.
-        test_options: how to search; region and randomization are replaced by the profile's.
-        out: directory for calibration.json and the folder calibration; None: that of the model,
-            where `inspect_folder` looks for them.
-        select: chooses some of the images of the data set; None: all.
-        host: this process among those that share the runs.
-        devices: number of devices to use; None: all.
-        progress: called with (name of the run, number of finished tests, number of tests).
+        folder: Data set that the model was trained on.
+        model: Directory of the model.
+        options: Additional tests, and the seed.
+        test_options: Options of the search; the profile's region and randomization replace theirs.
+        out: Directory for calibration.json and the folder calibration; None for that of the model,
+            where `inspect_folder` reads them.
+        select: Function that selects images of the data set; None for all images.
+        host: This process among those that share the runs.
+        devices: Number of devices to use; None for all.
+        progress: Function called with (name of the run, number of finished tests, number of tests).
 
     Returns:
-        The calibration and what it is made of.
+        The calibration, with the tests and the fit that it is based on.
 
     Raises:
-        InputError: fewer than two held-out objects in the data, or too few views with a region.
-        CheckpointError: the model is missing or damaged.
-        RunError: the disk is full, or another process was lost.
+        InputError: The data have fewer than two held-out objects, or too few views have a region.
+        CheckpointError: The model is missing or damaged.
+        RunError: The disk is full, or another process was lost.
 
     Example:
         >>> found = calibrate_folder(Path("tiles"), Path("model"))  # doctest: +SKIP
@@ -174,14 +175,14 @@ def calibrate_folder(
 
 
 def stage_progress(bar: Any, before: str = "") -> Callable[[str, int, int], None]:
-    """Shows on a progress bar which of several runs is under way, and how far it is.
+    """Return a function that shows the name and the progress of the current run on a bar.
 
     Args:
-        bar: of tqdm.
-        before: put before the name of the run.
+        bar: Progress bar of tqdm.
+        before: Text before the name of the run.
 
     Returns:
-        What `calibrate_folder` and `inspect_folder` take as `progress`.
+        Function for the argument `progress` of `calibrate_folder` and `inspect_folder`.
 
     Example:
         >>> from tqdm import tqdm
@@ -225,7 +226,7 @@ def _calibrated(
         [str(k) for k in range(len(control))],
     )
     pixels, where = _read(reader, [listed[k] for k in kept])
-    some = where.any(axis=(1, 2))  # a tile without foreground says nothing of the noise
+    some = where.any(axis=(1, 2))  # a tile without foreground shows no noise
     shown, objects = rescale_to_foreground(pixels[some], where[some]), np.array(groups)[some]
     fit = fit_report(profile.noise, shown, objects, kind=profile.noise_kind)
     moved = _moved(found, profile, run, directory, items, options)
@@ -251,7 +252,7 @@ def _calibrated(
 
 
 def _write(directory: Path, found: Calibrated) -> None:
-    """Writes a calibration, a picture of it, and those of the normal views of smallest p."""
+    """Write a calibration, its picture, and pictures of the normal views of smallest p-value."""
     facts = {
         "verdict": found.verdict,
         "rates": [rate._asdict() for rate in found.rates],
@@ -270,31 +271,32 @@ def _write(directory: Path, found: Calibrated) -> None:
     for number, (record, view) in enumerate(found.smallest, 1):
         region = region_of(record["region"], view.shape[:2])
         called = region & bool(view_p(record).p <= ALPHA)
-        limits = (-3.0, 3.0) if view.min() < 0 else None  # standard deviations of the view
+        limits = (-3.0, 3.0) if view.min() < 0 else None  # in standard deviations of the view
         overlay(view, region, called, folder / "smallest" / f"{number:02d}.png", limits=limits)
 
 
 def smallest(records: Sequence[dict[str, Any]]) -> list[int]:
-    """The views of the smallest raw selective p-values: contaminated normal images show here.
+    """Return the views of smallest raw selective p-value, where contaminated images show.
 
     Args:
-        records: of views.
+        records: Records of the views.
 
     Returns:
-        The numbers of at most a dozen, the smallest p first.
+        Indices of at most 12 views, in ascending order of p.
     """
     p = [view_p(record).p for record in records]
     return sorted(np.flatnonzero(~np.isnan(p)).tolist(), key=lambda k: p[k])[:_SHOWN]
 
 
 def by_distance(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Raw selective rejections by |z|: tails heavier than the model's show here.
+    """Count raw selective rejections by |z|, where tails heavier than the model's show.
 
     Args:
-        records: of normal views.
+        records: Records of normal views.
 
     Returns:
-        For |z| below 1, 1 to 2, 2 to 3 and above: views (or components), and rejections at 0.05.
+        Numbers of views (or components) and of rejections at 0.05, for |z| below 1, from 1 to 2,
+        from 2 to 3, and above 3.
     """
     parts = [part for record in records for part in tested_parts(record)]
     tested = [part for part in parts if part["status"] == "OK"]
@@ -321,7 +323,7 @@ def _need_objects(data: DataSet, groups: Sequence[str]) -> None:
 
 
 def _usable(found: Sequence[dict[str, Any]]) -> list[int]:
-    """Numbers of the views that could be tested; the others are told."""
+    """Return the indices of the tested views, and print the reason for each of the others."""
     for record in found:
         if record["status"] == "INVALID_INPUT":
             print(f"{record['name']}: left out: {record['message']}", file=sys.stderr)
@@ -329,7 +331,7 @@ def _usable(found: Sequence[dict[str, Any]]) -> list[int]:
 
 
 def _read(reader: Reader, listed: Sequence[ViewRef]) -> tuple[np.ndarray, np.ndarray]:
-    """The views (N, H, W, C), and which of their pixels may be flagged (N, H, W)."""
+    """Return the views (N, H, W, C) and a mask of the pixels that may be flagged (N, H, W)."""
     found = [(reader.read(one.sample)[2], one.view) for one in listed]
     pixels, where = zip(*((cut.pixels[k], cut.foreground[k]) for cut, k in found), strict=True)
     return np.stack(pixels), np.stack(where)
@@ -338,7 +340,7 @@ def _read(reader: Reader, listed: Sequence[ViewRef]) -> tuple[np.ndarray, np.nda
 def _control(
     profile: Profile, run: Runner, directory: Path, options: CalibrateOptions
 ) -> list[dict[str, Any]]:
-    """Tests images of the fitted model itself: there the raw p-values must be uniform."""
+    """Test images drawn from the fitted model itself, whose raw p-values must be uniform."""
     if not options.control:
         return []
     items = [
@@ -365,10 +367,10 @@ def _moved(
     items: Sequence[QueuedImage],
     options: CalibrateOptions,
 ) -> list[dict[str, Any]]:
-    """Each view's raw p-value if the noise were another.
+    """Return the raw p-value of each view under noise of another standard deviation or length.
 
-    With another standard deviation the lines stay the same: no new searches. With another
-    correlation length they do not.
+    Another standard deviation leaves the line of each test unchanged, so that no new search is
+    needed. Another correlation length changes the line.
     """
     rows = []
     for factor in SIGMA_FACTORS:
@@ -391,7 +393,7 @@ def _row(name: str, what: str, factor: float, p: float) -> dict[str, Any]:
 
 
 def _sensitivity(moved: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """False calls under each factor, and decisions that are not those of the fitted noise."""
+    """Count the false calls under each factor, and the decisions that differ from factor 1."""
     plain = {row["name"]: row["called"] for row in moved if row["factor"] == 1.0}
     rows = []
     for what, factor in dict.fromkeys((row["what"], row["factor"]) for row in moved):
@@ -410,18 +412,18 @@ def _sensitivity(moved: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def stretch_correlation(noise: Covariance, shape: tuple[int, ...], factor: float) -> Covariance:
-    """Returns stationary noise correlated over `factor` times the distance.
+    """Return stationary noise whose correlation extends over `factor` times the distance.
 
-    `R'(l) = R(l / factor)`, R the covariance of the middle pixel with the others; what the change
-    makes negative in the spectrum is clipped and the variance kept.
+    `R'(l) = R(l / factor)`, with R the covariance of the middle pixel with the others. Negative
+    values of the resulting spectrum are clipped, and the variance is kept.
 
     Args:
-        noise: of images of the shape.
-        shape: (H, W, C).
-        factor: above 0.
+        noise: Covariance of images of this shape.
+        shape: Shape (H, W, C) of the images.
+        factor: Factor of the correlation length, positive.
 
     Returns:
-        Covariance for images of the shape.
+        Covariance of images of this shape.
     """
     height, width, channels = shape
     rows, columns = (_torus_lags(side) for side in (height, width))
@@ -436,11 +438,13 @@ def stretch_correlation(noise: Covariance, shape: tuple[int, ...], factor: float
             table[..., channel, other] = ndimage.map_coordinates(
                 covariance[..., other], places, order=1, mode="constant", cval=0.0
             )
-    # R[-l] = R[l]': the middle of an even side is no centre of symmetry.
+    # R[-l] = R[l]' has to be enforced: the middle of an even side is no centre of symmetry.
     mirrored = np.roll(table[::-1, ::-1], 1, axis=(0, 1)).swapaxes(2, 3)
     return stationary((table + mirrored) / 2, clip=True)
 
 
 def _torus_lags(side: int) -> np.ndarray:
-    """Lags 0, 1, ..., -2, -1 of a torus on which an image's opposite edges do not meet."""
+    """Return the lags 0, 1, ..., -2, -1 of a torus of twice the side, where opposite edges of an
+    image do not meet.
+    """
     return np.fft.fftfreq(2 * side, 1 / (2 * side))

@@ -1,4 +1,4 @@
-"""How far the p-values of a profile can be trusted: tests of held-out normal images."""
+"""Calibration of p-values, fitted to tests of held-out normal images."""
 
 import json
 from collections import Counter
@@ -33,10 +33,10 @@ from dal_jax.runs import decode, encode
 RECORD = "calibration.json"
 LEVELS = (0.01, 0.05, 0.10)
 FOLDS = 5
-FORMAT = 2  # of the file
-# Of what has a p-value within bounds.
+FORMAT = 2  # version of the file format
+# Statuses of regions that have a p-value with bounds.
 _TESTED = ("OK", "NOT_CONVERGED")
-# What each p-value is, in words; "raw" is what the others are shown beside, never in place of.
+# Description of each p-value; the raw one is always shown, and the others stand beside it.
 METHODS = {
     "selective": "raw: the noise model as fitted",
     "inflated": "selective, standard deviation of the statistic times a factor of 1 or more",
@@ -51,7 +51,7 @@ _RANKS = ("conformal", "conformal_naive", "conformal_score")
 
 @dataclass(frozen=True)
 class Calibration:
-    """What held-out normal images taught, for p-values of further images.
+    """Recalibrations fitted to held-out normal images, for p-values of further images.
 
     Example:
         >>> p, one = (0.1, 0.4, 0.9), (1.0, 1.0, 1.0)
@@ -65,30 +65,30 @@ class Calibration:
         (0.5, True)
     """
 
-    inflated: NullLaw  # normal, its standard deviation fitted
-    heavy_tails: NullLaw  # Student's, its scale and degrees of freedom fitted
-    selective: Ranks  # raw p-values of normal views, the smallest of their components that have one
+    inflated: NullLaw  # normal law with a fitted standard deviation
+    heavy_tails: NullLaw  # Student's law with fitted scale and degrees of freedom
+    selective: Ranks  # raw p of each normal view with a region, the smallest of its components
     naive: tuple[float, ...]  # naive p-values of the same views
     score: tuple[float, ...]  # minus the maximum score of normal views, also without a region
-    score_weights: tuple[float, ...]  # of each, see `conformal_p`
-    num_views: int  # with and without a region
-    num_groups: int  # physical objects that they are of
-    decide_by: str = "selective"  # whose p-values decide unless others are asked for
-    unchecked: bool = False  # too few normal views to tell whether raw p-values hold the level
+    score_weights: tuple[float, ...]  # weight of each score, see `conformal_p`
+    num_views: int  # number of normal views, with and without a region
+    num_groups: int  # number of physical objects that the views show
+    decide_by: str = "selective"  # method that decides unless another one is requested
+    unchecked: bool = False  # too few normal views to check whether raw p-values hold the level
 
     @property
     def deciding(self) -> tuple[NullLaw | Ranks, ...]:
-        """What p-values that may decide are recalibrated by."""
+        """Recalibrations of the p-values that may decide."""
         return self.inflated, self.heavy_tails, self.selective
 
     def p_values(self, record: dict[str, Any]) -> dict[str, SelectiveP]:
-        """All p-values of one tested region, with bounds for what was not searched.
+        """Return all p-values of one tested region, with bounds for what was not searched.
 
         Args:
-            record: of a view's one region or of a component, `as_record` with `max_score`.
+            record: Record of a view's one region or of a component: `as_record` with `max_score`.
 
         Returns:
-            p by method, see `METHODS`; NaN without a region.
+            P-values by method, see `METHODS`; NaN without a region.
         """
         found = raw_p_values(record)
         found["conformal_score"] = _known(
@@ -106,92 +106,94 @@ class Calibration:
 
 
 def over_components(method: str, p_values: Sequence[SelectiveP]) -> list[SelectiveP]:
-    """Adjusts the p-values of all components of a view for their number.
+    """Adjust the p-values of all components of a view for the number of components.
 
     Args:
-        method: see `METHODS`.
-        p_values: of each component, one or more.
+        method: Method, a key of `METHODS`.
+        p_values: P-values of the components, one or more.
 
     Returns:
-        Holm's adjusted ones; ranks as they are, since they are ranks among the smallest of each
-        normal view.
+        Holm's adjusted p-values; conformal ones unchanged, since they are ranks among the smallest
+        p-value of each normal view.
     """
     return list(p_values) if method in _RANKS else holm(p_values)
 
 
 def smallest_p(method: str, p_values: Sequence[SelectiveP]) -> SelectiveP:
-    """The p-value of a view: the smallest adjusted one of its components.
+    """Return the p-value of a view: the smallest adjusted p-value of its components.
 
     Args:
-        method: as in `over_components`.
-        p_values: as in `over_components`.
+        method: Method, as in `over_components`.
+        p_values: P-values of the components, as in `over_components`.
 
     Returns:
-        p with bounds; NaN where all are.
+        The p-value with bounds; NaN if all are NaN.
     """
     adjusted = np.array(over_components(method, p_values))
     return SelectiveP(*np.fmin.reduce(adjusted, axis=0).tolist())
 
 
 def view_p_values(calibration: Calibration, record: dict[str, Any]) -> dict[str, SelectiveP]:
-    """All p-values of one tested view.
+    """Return all p-values of one tested view.
 
     Args:
-        calibration: of the model.
-        record: of the view.
+        calibration: Calibration of the model.
+        record: Record of the view.
 
     Returns:
-        p by method; with components the smallest adjusted ones.
+        P-values by method; if the view has components, the smallest adjusted p-value of each
+        method.
     """
     own = [calibration.p_values(part) for part in parts_of_record(record)]
     return {method: smallest_p(method, [p[method] for p in own]) for method in METHODS}
 
 
 def tested_parts(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """What of a view has a p-value: its components, or its one region.
+    """Return the parts of a view that have a p-value: its components, or its one region.
 
     Args:
-        record: of the view.
+        record: Record of the view.
 
     Returns:
-        Their records; none where nothing was flagged, or nothing of it could be tested.
+        Records of the parts; empty if nothing was flagged, or if no flagged part could be tested.
     """
     return [part for part in parts_of_record(record) if part["status"] in _TESTED]
 
 
 def view_p(record: dict[str, Any]) -> SelectiveP:
-    """The raw p-value of a view, as the table has it.
+    """Return the raw p-value of a view.
 
     Args:
-        record: of the view.
+        record: Record of the view.
 
     Returns:
-        p with bounds; with components the smallest adjusted one of those that have one.
+        The p-value with bounds; if the view has components, the smallest of the adjusted p-values
+        that are numbers.
     """
     return smallest_p("selective", [raw_p_values(p)["selective"] for p in parts_of_record(record)])
 
 
 class Rate(NamedTuple):
-    """How often a method calls a normal view significant."""
+    """Rate at which a method calls normal views significant."""
 
     method: str
-    alpha: float
-    rejected: int
-    tested: int
+    alpha: float  # level
+    rejected: int  # number of views called significant
+    tested: int  # number of views that have a p-value
     rate: float
     standard_error: float  # clustered by physical object
-    low: float  # 95% interval, clustered; 0 and 1 with one physical object
+    low: float  # 95% interval, clustered by physical object; 0 and 1 for one object
     high: float
 
 
 def raw_p_values(record: dict[str, Any]) -> dict[str, SelectiveP]:
-    """The p-values of one tested region that need no calibration.
+    """Return the p-values of one tested region that need no calibration.
 
     Args:
-        record: of a view's one region or of a component.
+        record: Record of a view's one region or of a component.
 
     Returns:
-        By method, with bounds; NaN where there is none.
+        P-values by method, with bounds; NaN for methods that need a calibration.
     """
     found = dict.fromkeys(METHODS, _known(float("nan")))
     raw = SelectiveP(record["p_value"], record["p_low"], record["p_high"])
@@ -203,13 +205,13 @@ def _known(p: float) -> SelectiveP:
 
 
 def observed_of(record: dict[str, Any]) -> Observed:
-    """What recalibration needs of a record.
+    """Return the observation that is recalibrated, in standard deviations of the statistic.
 
     Args:
-        record: of a view with one region, or of a component.
+        record: Record of a view with one region, or of a component.
 
     Returns:
-        The observation, standardized.
+        Statistic, truncation set, searched part and randomization, standardized.
     """
     sd = record["sd"]
     return Observed(
@@ -221,14 +223,14 @@ def observed_of(record: dict[str, Any]) -> Observed:
 
 
 def p_with_sigma(record: dict[str, Any], factor: float) -> SelectiveP:
-    """The raw p-value, with bounds, if the noise's deviation were another; no new search.
+    """Return the raw p-value under noise of another standard deviation, without a new search.
 
     Args:
-        record: of a view's one region or of a component.
-        factor: of the standard deviation.
+        record: Record of a view's one region or of a component.
+        factor: Factor of the noise's standard deviation.
 
     Returns:
-        p; NaN where there is none.
+        The p-value with bounds; NaN if the region has none.
     """
     if record["status"] not in _TESTED:
         return _known(float("nan"))
@@ -236,20 +238,21 @@ def p_with_sigma(record: dict[str, Any], factor: float) -> SelectiveP:
 
 
 def fit_calibration(records: Sequence[dict[str, Any]], groups: Sequence[str]) -> Calibration:
-    """Fits the laws and keeps the p-values of normal views.
+    """Fit a calibration to the tests of normal views.
 
-    A component without a p-value (TIE) counts as one with p = 1, as in the table of tested views:
-    ranks hold only if normal and tested views have their smallest p by the same rule.
+    A component without a p-value (TIE) counts as one with p = 1, as in the table of tested views.
+    Ranks are valid only if the smallest p-value of normal and of tested views follows the same
+    rule.
 
     Args:
-        records: of normal views, with `max_score`.
-        groups: the physical object of each.
+        records: Records of normal views, with `max_score`.
+        groups: Physical object of each view.
 
     Returns:
         The calibration.
 
     Raises:
-        InputError: no view has a region.
+        InputError: No view has a region.
     """
     parts = {k: own for k, record in enumerate(records) if (own := tested_parts(record))}
     regions = [
@@ -264,7 +267,7 @@ def fit_calibration(records: Sequence[dict[str, Any]], groups: Sequence[str]) ->
             "with: more normal images, or training with a larger flag_share"
         )
     observed = [one for _, one in regions]
-    sizes = Counter(groups)  # views without a region count, too
+    sizes = Counter(groups)  # views without a region are included
     scored = [k for k, record in enumerate(records) if np.isfinite(record["max_score"])]
     low, p, high = (
         tuple(min(part[name] for part in own) for own in parts.values())
@@ -285,15 +288,15 @@ def fit_calibration(records: Sequence[dict[str, Any]], groups: Sequence[str]) ->
 def cross_fitted_p(
     records: Sequence[dict[str, Any]], groups: Sequence[str], seed: int
 ) -> dict[str, Float[np.ndarray, " m"]]:
-    """P-values of normal views, each by a calibration that never saw its physical object.
+    """Return p-values of normal views by calibrations fitted without the view's physical object.
 
     Args:
-        records: of normal views, with `max_score`.
-        groups: the physical object of each.
-        seed: of the folds.
+        records: Records of m normal views, with `max_score`.
+        groups: Physical object of each view.
+        seed: Seed of the folds.
 
     Returns:
-        (m,) p-values by method, the upper bound of each, which is what decides; NaN for views
+        Upper bounds on the p-values, (m,) by method; decisions use these bounds. NaN for views
         without a region.
     """
     folds = _folds(groups, seed)
@@ -307,14 +310,14 @@ def cross_fitted_p(
 
 
 def rates(p_values: dict[str, Float[np.ndarray, " m"]], groups: Sequence[str]) -> list[Rate]:
-    """False calls on normal views at each level, with errors clustered by physical object.
+    """Return the rates of false calls on normal views, with errors clustered by physical object.
 
     Args:
-        p_values: by method; NaN where there was nothing to test.
-        groups: the physical object of each view.
+        p_values: P-values (m,) by method; NaN where nothing was tested.
+        groups: Physical object of each of the m views.
 
     Returns:
-        A rate for each method and level, among the views that have a p-value.
+        A rate for each method and level in `LEVELS`, among the views that have a p-value.
     """
     out = []
     for method, p in p_values.items():
@@ -333,7 +336,7 @@ def rates(p_values: dict[str, Float[np.ndarray, " m"]], groups: Sequence[str]) -
                     len(called),
                     float(called.mean()),
                     cluster_standard_error(called, own),
-                    max(0.0, low),  # the order makes 0 and 1 of NaN: nothing is known
+                    max(0.0, low),  # this order of arguments turns NaN into 0, and into 1 below
                     min(1.0, high),
                 )
             )
@@ -341,28 +344,28 @@ def rates(p_values: dict[str, Float[np.ndarray, " m"]], groups: Sequence[str]) -
 
 
 def uniformity(p: Float[np.ndarray, " m"]) -> float:
-    """Kolmogorov-Smirnov p of uniformity, as if the views were independent.
+    """Return the Kolmogorov-Smirnov p-value of uniformity, as if the views were independent.
 
     Args:
-        p: p-values, NaN left out.
+        p: (m,) p-values; NaN entries are ignored.
 
     Returns:
-        p; NaN if there are none.
+        The p-value of the Kolmogorov-Smirnov test; NaN if all entries are NaN.
     """
     known = p[~np.isnan(p)]
     return float(stats.kstest(known, "uniform").pvalue) if len(known) else float("nan")
 
 
 def save_calibration(directory: Path, calibration: Calibration, facts: dict[str, Any]) -> None:
-    """Writes a calibration beside the model, whole or not at all.
+    """Write a calibration as calibration.json, whole or not at all.
 
     Args:
-        directory: of the model.
-        calibration: to be kept.
-        facts: what else was found, JSON values.
+        directory: Directory of the file, in general that of the model.
+        calibration: Calibration to write.
+        facts: Further results of the calibration, JSON values.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: The file cannot be written.
     """
     held = encode({"format": FORMAT, **asdict(calibration), "found": facts})
     text = json.dumps(held, indent=1, allow_nan=False)
@@ -370,16 +373,16 @@ def save_calibration(directory: Path, calibration: Calibration, facts: dict[str,
 
 
 def load_calibration(directory: Path) -> Calibration | None:
-    """Reads what `save_calibration` wrote.
+    """Read a calibration that `save_calibration` wrote.
 
     Args:
-        directory: of the model.
+        directory: Directory of the model.
 
     Returns:
-        The calibration; None if there is none.
+        The calibration; None if the model has none.
 
     Raises:
-        CheckpointError: the file is damaged, or of an earlier version, whose inflation may have
+        CheckpointError: The file is damaged, or of an earlier version, whose inflation may have
             been below 1 and which ranked every view as if it were an object.
 
     Example:

@@ -1,4 +1,4 @@
-"""The folder pipeline: every image of a folder is tested, and tables, pictures, metrics written."""
+"""Inspection of a folder: tests of all images, with tables, pictures and metrics."""
 
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -69,13 +69,13 @@ class Inspection(NamedTuple):
         ('selective', {'no region': 1})
     """
 
-    directory: Path  # that holds the tables
+    directory: Path  # directory of the tables
     options: InspectOptions  # level, deciding p-value and procedure for q-values
-    views: list[ViewResult]  # of views and their components, image by image
+    views: list[ViewResult]  # results of views and their components, image by image
     images: list[ImageResult]
-    metrics: dict[str, Any]  # see `Measures.result`; {} where the truth of no image is known
+    metrics: dict[str, Any]  # see `Measures.result`; empty if no image has a known label
     tally: Tally
-    discovered: int  # regions with a q-value of at most the level
+    discovered: int  # number of regions with a q-value of at most the level
 
 
 def inspect_folder(
@@ -94,35 +94,35 @@ def inspect_folder(
     batch_size: int | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Inspection:
-    """Tests every image of a folder that the model has not seen, and writes tables and pictures.
+    """Test every image of a folder that the model has not seen, and write tables and pictures.
 
-    The same call goes on after an interruption. Of several processes that share `out` the first
-    one writes; all return the results.
+    After an interruption the same call resumes the run. Of several processes that share `out` the
+    first one writes; all return the results.
 
     Args:
-        folder: data set of the layout that the model was trained on, or any folder of images.
-        model: directory of a model trained with --data.
-        out: directory for the results.
-        test_options: how to search; region and randomization are replaced by the profile's, level
-            and recalibrations by what the decisions need.
-        alpha: level for all views of an image together.
-        decide_by: method whose p-value decides, one of `DECIDING`; None: the one that the
+        folder: Data set of the layout that the model was trained on, or any folder of images.
+        model: Directory of a model trained with --data.
+        out: Directory for the results.
+        test_options: Options of the search; region and randomization are replaced by the profile's,
+            level and recalibrations by those that the decisions need.
+        alpha: Level for all views of an image together, in (0, 1).
+        decide_by: Method whose p-value decides, one of `DECIDING`; None for the one that the
             calibration names.
-        calibration: of the model; None: the one beside it, if there is one.
-        select: chooses some of the images of the data set; None: all are tested.
-        overlays: whether to write pictures of the images.
-        host: this process among those that share the run.
-        devices: number of devices to use; None: all.
-        batch_size: number of tests under way at a time; None fills the devices.
-        progress: called with ("test", number of finished views, number of views).
+        calibration: Calibration of the model; None for the one in the model's directory, if any.
+        select: Function that selects images of the data set; None for all images.
+        overlays: Whether to write pictures of the images.
+        host: This process among those that share the run.
+        devices: Number of devices to use; None for all.
+        batch_size: Number of tests that run at the same time; None to fill the devices.
+        progress: Function called with ("test", number of finished views, number of views).
 
     Returns:
-        The results, as they stand in the tables.
+        The results, as written to the tables.
 
     Raises:
-        InputError: something that all images need does not fit.
-        CheckpointError: the model or its calibration is missing or damaged.
-        RunError: the disk is full, or another process was lost.
+        InputError: An argument does not fit, or a condition that all images share is violated.
+        CheckpointError: The model or its calibration is missing or damaged.
+        RunError: The disk is full, or another process was lost.
 
     Example:
         >>> found = inspect_folder(Path("tiles"), Path("model"), Path("run"))  # doctest: +SKIP
@@ -137,7 +137,8 @@ def inspect_folder(
     reader = Reader(data, profile.fitted, profile.seen())
     decide_by = _decider(calibration, alpha, max(map(reader.num_views, samples)), decide_by)
     options = InspectOptions(alpha, decide_by, _discoveries(profile, samples, decide_by))
-    # Whichever p-value decides, now or in a later call, its decision shall be certain.
+    # The search goes on until the decision by each of these p-values is certain, so that a later
+    # call may decide by another one.
     laws = () if calibration is None else calibration.deciding
     tested = _test_views(
         out / "run",
@@ -171,7 +172,7 @@ def _test_views(
     host: Host,
     **places: Any,
 ) -> list[tuple[ViewRef, dict[str, Any]]]:
-    """Tests all views of samples in a run directory, where their maps are kept, too."""
+    """Test all views of samples in a run directory, which also stores their maps."""
     check_options(options, profile)
     listed = list_views(reader, samples)
     own = profile.references_of([one.sample.group for one in listed])
@@ -195,7 +196,7 @@ def _test_views(
 def _decider(
     calibration: Calibration | None, alpha: float, num_views: int, asked: str | None
 ) -> str:
-    """Names the method whose p-value decides, and prints what a reader must know of it."""
+    """Return the method whose p-value decides, and print a warning about it where one applies."""
     decide_by = asked or ("selective" if calibration is None else calibration.decide_by)
     check_decider(decide_by, calibration)  # before the tests, which may take hours
     if calibration is None:
@@ -213,7 +214,7 @@ def _decider(
 
 
 def _discoveries(profile: Profile, samples: Sequence[Sample], decide_by: str) -> str:
-    """Benjamini and Hochberg's procedure only where no two tests share anything but their ranks."""
+    """Return the procedure for q-values: "bh" if tests share nothing but ranks, "by" otherwise."""
     apart = profile.each > 0 and len({sample.group for sample in samples}) == len(samples)
     one = profile.fitted.preparation.view != "tile" and profile.region != "components"
     return "bh" if apart and one and decide_by in ("selective", "conformal") else "by"
@@ -226,7 +227,7 @@ def _collect(
     pictures: Collection[str],
     write: bool,
 ) -> Inspection:
-    """Goes through the images, one in memory at a time, and writes their pictures and volumes."""
+    """Collect the results of images, one in memory at a time, and write pictures and volumes."""
     views: list[ViewResult] = []
     sums: list[ImageResult] = []
     measures, maps = Measures(), VolumeMaps(directory / "volumes")
@@ -254,18 +255,18 @@ def _write(found: Inspection) -> None:
 
 
 def _draw(one: AssembledImage, path: Path) -> None:
-    """Writes the picture of an image, its components numbered."""
+    """Write the picture of an image, with numbered components."""
     assert one.image is not None and one.region is not None and one.significant is not None
     labels = [
         (region_number(part), part.box[:2])
         for part in one.views
-        if part.component and part.box  # None if lost in an image smaller than its view
+        if part.component and part.box  # no box if the component vanishes in a smaller image
     ]
     overlay(one.image, one.region, one.significant, path, truth=one.mask, labels=labels)
 
 
 class Measures:
-    """Metrics of a folder whose truth is known; of a pixel no more than `PixelMetrics` is kept.
+    """Metrics of a folder of labelled images; of the pixels only `PixelMetrics` is stored.
 
     Example:
         >>> measures = Measures()
@@ -284,10 +285,10 @@ class Measures:
         self._views: list[ViewResult] = []
 
     def add(self, one: AssembledImage) -> None:
-        """Counts an image; one that could not be tested, or of unknown kind, is left out.
+        """Add an image to the metrics, unless it was not tested or has no known label.
 
         Args:
-            one: tested.
+            one: Image with its results.
         """
         if one.score is None or one.sample.label == UNKNOWN:
             return
@@ -302,15 +303,15 @@ class Measures:
             self._any_pixels = True
 
     def result(self, alpha: float) -> dict[str, Any]:
-        """The metrics so far.
+        """Return the metrics of the images added so far.
 
         Args:
-            alpha: level at which regions are called significant.
+            alpha: Level at which regions are called significant.
 
         Returns:
             JSON values: image (AUROC, AP, F1-max), pixel (the same and AUPRO), and for each
-            p-value the share of tested regions that it calls significant, adjusted like decisions,
-            on normal and on anomalous images; empty without images of known kind.
+            p-value, adjusted like decisions, the share of tested regions that it calls significant
+            on normal and on anomalous images. Empty if no image has a known label.
         """
         if not self._labels:
             return {}
@@ -332,7 +333,7 @@ class Measures:
         return found
 
     def _adjusted(self, method: str) -> np.ndarray:
-        """Upper bounds on the adjusted p: at most alpha where it is decided so."""
+        """Return upper bounds on the adjusted p-values, for components and views of an image."""
         upper = [p.high for p in adjusted_p(self._views, method)]
         return np.minimum(1.0, np.array(upper) * [one.views for one in self._views])
 
@@ -348,14 +349,15 @@ def _shares(
 
 
 class VolumeMaps:
-    """Writes three volumes for each tested one, as soon as its last slice has come.
+    """Writer of three maps for each tested volume, as soon as its last slice has been added.
 
-    `score` and `p_adjusted` (that of the decision, inside the tested regions) are NaN elsewhere;
-    `significant` is 1 in regions called significant.
+    The map `score` is NaN outside the tested views; `p_adjusted`, the adjusted p-value of the
+    decision, is NaN outside the tested regions; `significant` is 1 in significant regions and 0
+    elsewhere.
 
     Args:
-        folder: where, as `<name of the volume>_<kind>.nii.gz`; of two volumes with the same name
-            the second one keeps its ending in it.
+        folder: Folder of the maps, named `<name of the volume>_<kind>.nii.gz`; of two volumes with
+            the same name, the second one keeps its file extension in the name.
 
     Example:
         >>> import tempfile
@@ -375,18 +377,18 @@ class VolumeMaps:
         self._folder = folder
         self._path: Path | None = None
         self._name = ""
-        self._names: set[str] = set()  # of all volumes so far
+        self._names: set[str] = set()  # names of all volumes so far
         self._affine: Any = None
         self._maps: dict[str, np.ndarray] = {}
 
     def add(self, one: AssembledImage) -> None:
-        """Fills in a slice; images that are no slices of NIfTI volumes are passed over.
+        """Add a slice; an image that is no slice of a NIfTI volume is ignored.
 
         Args:
-            one: tested; the slices of a volume come one after the other.
+            one: Image with its results; the slices of a volume have to be added in succession.
 
         Raises:
-            InputError: a volume cannot be read or written.
+            InputError: A volume cannot be read or written.
         """
         sample = one.sample
         if sample.slice is None or not is_volume(sample.path) or one.score is None:
@@ -400,10 +402,10 @@ class VolumeMaps:
             axial_slice(self._maps[kind], self._affine, sample.slice)[...] = values
 
     def close(self) -> None:
-        """Writes the volume that is open, if any.
+        """Write the maps of the current volume, if any.
 
         Raises:
-            InputError: it cannot be written.
+            InputError: A map cannot be written.
         """
         for kind, voxels in self._maps.items():
             write_volume(self._folder / f"{self._name}_{kind}.nii.gz", voxels, self._affine)
@@ -413,7 +415,7 @@ class VolumeMaps:
         volume = read_volume(sample.path)
         shape = volume.voxels.shape
         self._path, self._affine = sample.path, volume.affine
-        whole = sample.name.rpartition("#")[0]  # the name below the root
+        whole = sample.name.rpartition("#")[0]  # path below the root of the data set
         name = whole.removesuffix(".gz").removesuffix(".nii")
         self._name = whole if name in self._names else name
         self._names.add(self._name)

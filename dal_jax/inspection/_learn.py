@@ -1,4 +1,4 @@
-"""From normal images to a profile: who serves for what, views, noise, references, threshold."""
+"""Parts of a profile, learned from normal images: roles, views, noise, references, threshold."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,25 +29,25 @@ from dal_jax.localizers import Localizer, PerceptualConfig, learn_scales, make_l
 from dal_jax.noise import Covariance, NoiseRanking, choose, estimate
 from dal_jax.search import check_region
 
-# Shares of the normal training images; references serve for nothing else.
+# Shares of the normal training images by role; no object has two roles.
 ROLES = {"train": 0.5, "tune": 0.1, "reference": 0.15, "calibrate": 0.25}
-# The same where each tested object gets references of its own.
+# Shares if each tested object gets references of its own.
 DEALT_ROLES = {"train": 0.35, "tune": 0.1, "reference": 0.4, "calibrate": 0.15}
 MOST_REFERENCES = 20
-# Views on which the threshold is set: enough pixels for a quantile, few seconds of work.
+# Number of views that set the threshold: enough pixels for a quantile in a few seconds.
 _TUNING = 128
-# Views from which constants are learned, which takes a reconstruction of each.
+# Number of views from which constants are learned; each view has to be reconstructed.
 _CONSTANTS = 32
-# Images of other things.
+# Largest number of texture images.
 _TEXTURES = 512
 
 
 @dataclass(frozen=True)
 class LearnOptions:
-    """How a profile is made.
+    """Options of a profile that is learned from normal images.
 
     Raises:
-        InputError: a value does not fit.
+        InputError: A field is out of range or unknown.
 
     Example:
         >>> options = LearnOptions(noise="stationary", flag_share=0.01)
@@ -55,12 +55,12 @@ class LearnOptions:
         ('stationary', 20)
     """
 
-    views_per_image: int = 8  # random ones, to train on; the tested geometry's own come on top
-    noise: str = "auto"  # a kind of `dal_jax.noise.estimate`, or the best on held-out groups
-    references: int = MOST_REFERENCES  # at most; of as many physical objects
-    deal: bool = False  # give each tested object `references` of its own, not the same to all
-    flag_share: float = 0.02  # of the pixels of normal views, to be flagged
-    region: str = "peak"  # which flagged pixels are tested, as in `TestOptions`
+    views_per_image: int = 8  # random training views of an image, besides those as in tests
+    noise: str = "auto"  # kind for `dal_jax.noise.estimate`; "auto" for the best on held-out groups
+    references: int = MOST_REFERENCES  # largest number, each of another physical object
+    deal: bool = False  # whether each tested object gets references of its own
+    flag_share: float = 0.02  # share of the pixels of normal views to be flagged, in (0, 1)
+    region: str = "peak"  # tested pixels, as in `TestOptions`
     seed: int = 0
     randomization: float = GAMMA  # as in `TestOptions`
 
@@ -76,22 +76,22 @@ class LearnOptions:
 
 
 class Normal(NamedTuple):
-    """Views of normal images and the physical object that each is of."""
+    """Views of normal images, with the physical object of each."""
 
     pixels: Float[np.ndarray, "N H W C"]
-    groups: tuple[str, ...]
-    names: tuple[str, ...]  # of their samples
+    groups: tuple[str, ...]  # physical object of each view
+    names: tuple[str, ...]  # sample of each view
     where: Bool[np.ndarray, "N H W"]  # pixels that may be flagged
 
 
 def picture_of(image: Float[np.ndarray, "H W C"]) -> str:
-    """A digest of an image's pixels, the same for copies; "" for one without contrast.
+    """Return a digest of an image's pixels, which identifies copies of a picture.
 
     Args:
-        image: as read.
+        image: (H, W, C) image as read from its file.
 
     Returns:
-        16 hexadecimal digits, or "".
+        16 hexadecimal digits; "" for an image without contrast.
     """
     if not np.ptp(image):
         return ""
@@ -100,14 +100,14 @@ def picture_of(image: Float[np.ndarray, "H W C"]) -> str:
 
 
 def concatenate(one: Normal, other: Normal) -> Normal:
-    """The views of both.
+    """Concatenate two sets of views.
 
     Args:
-        one: views.
-        other: more of them, of other objects.
+        one: First set.
+        other: Second set, of other objects.
 
     Returns:
-        All, in order.
+        The views of both sets, in order.
     """
     return Normal(
         np.concatenate([one.pixels, other.pixels]),
@@ -123,22 +123,22 @@ def share_out(
     roles: Mapping[str, float] = ROLES,
     pictures: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, list[Sample]], tuple[str, ...]]:
-    """Deals the normal training samples out to roles, each physical object to one.
+    """Assign the normal training samples to roles, each physical object to one role.
 
-    Objects that are also among the test samples serve for nothing. Of copies of one picture the
-    first serves, and the objects that they were said to be are one.
+    Objects that are also among the test samples get no role. Of copies of one picture only the
+    first is used, and the objects of all copies count as one object.
 
     Args:
-        data: the samples.
-        seed: of the dealing.
-        roles: names and shares.
-        pictures: digest of each sample by name, of those that are known; None: of none.
+        data: Data set of the samples.
+        seed: Seed of the assignment.
+        roles: Share of each role, by name.
+        pictures: Digests of the samples that can be read, by name; None for no digests.
 
     Returns:
-        (samples of each role, groups left out since they are tested).
+        Samples of each role, and the groups left out because they are tested.
 
     Raises:
-        InputError: too few groups.
+        InputError: There are fewer groups than roles.
     """
     left_out = set(shared_groups(data))
     usable = [s for s in data.samples if s.split == "train" and s.group not in left_out]
@@ -158,7 +158,7 @@ def share_out(
 def _distinct(
     samples: Sequence[Sample], pictures: Mapping[str, str]
 ) -> tuple[list[Sample], list[str]]:
-    """The first sample of each picture, and their objects: groups that share one are joined."""
+    """Return the first sample of each picture, and its object; groups that share one are joined."""
     kept: dict[str, Sample] = {}
     joined_to: dict[str, str] = {}
 
@@ -176,14 +176,14 @@ def _distinct(
 
 
 class Images:
-    """Images of samples, read one at a time, as often as wanted; what cannot be read is told."""
+    """Images of samples, read one at a time on each iteration; unreadable ones are reported."""
 
     def __init__(self, data: DataSet, samples: Sequence[Sample]):
         self._data, self._samples = data, samples
         self.refused: dict[str, str] = {}
 
     def pairs(self) -> Iterator[tuple[Sample, np.ndarray]]:
-        """Yields (sample, image) of those that can be read."""
+        """Yield each sample that can be read, with its image."""
         for sample in self._samples:
             try:
                 image, _ = read_sample(self._data, sample)
@@ -193,33 +193,33 @@ class Images:
             yield sample, image
 
     def pictures(self) -> dict[str, str]:
-        """Returns the digests of those that can be read, by name of the sample."""
+        """Return the digests of the images that can be read, by name of the sample."""
         return {sample.name: picture_of(image) for sample, image in self.pairs()}
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return (image for _, image in self.pairs())
 
     def normal_views(self, fitted: Fitted) -> Normal:
-        """The views of all images that are tested in this geometry.
+        """Return the views of all images in the geometry of the tests.
 
         Args:
-            fitted: the preparation.
+            fitted: Fitted preparation.
 
         Returns:
-            The views; images that the preparation refuses are left out and told.
+            The views; images that the preparation refuses are left out and reported.
         """
         return self._cut(lambda _, image: [views(fitted, image)])
 
     def training_views(self, fitted: Fitted, count: int, seed: int) -> Normal:
-        """Views to train on: those of the tested geometry, and random ones (none if "resize").
+        """Return training views: those in the geometry of the tests, and random ones.
 
         Args:
-            fitted: the preparation.
-            count: random views of each image, 0 or more.
-            seed: of their places.
+            fitted: Fitted preparation; with "resize" there are no random views.
+            count: Number of random views of each image, 0 or more.
+            seed: Seed of the positions of the random views.
 
         Returns:
-            The views, float32.
+            The views, in float32.
         """
         count = 0 if fitted.preparation.view == "resize" else count
 
@@ -258,18 +258,18 @@ class Images:
 def rescale_to_foreground(
     pixels: Float[np.ndarray, "N H W C"], where: Bool[np.ndarray, "N H W"]
 ) -> Float[np.ndarray, "N H W C"]:
-    """Views as their noise is estimated from them: the zeros outside the foreground are no noise.
+    """Rescale views for the estimation of noise, so that zeros outside the foreground do not count.
 
-    `x_i / sqrt(q_i c)`, q_i the share of the views in whose foreground pixel i is, and c the share
-    of the pixels that are in any: mean squares are then those inside the foreground. With less
-    noise than there is in it, p-values would be too small.
+    The result is `x_i / sqrt(q_i c)`, with q_i the share of the views whose foreground contains
+    pixel i, and c the share of the pixels that are in any foreground: mean squares are then those
+    inside the foreground. An underestimate of the noise would make p-values too small.
 
     Args:
-        pixels: views, 0 outside their foreground.
-        where: their foreground.
+        pixels: (N, H, W, C) views, 0 outside their foreground.
+        where: (N, H, W) foreground of the views.
 
     Returns:
-        The views, as they are where all of them is foreground.
+        The rescaled views; unchanged if every pixel is foreground.
     """
     share = where.mean(axis=0)
     scale = np.sqrt(share * (share > 0).mean())
@@ -277,17 +277,18 @@ def rescale_to_foreground(
 
 
 def fit_noise(normal: Normal, options: LearnOptions) -> NoiseRanking:
-    """Estimates the covariance of normal views.
+    """Estimate the covariance of normal views.
 
     Args:
-        normal: views, with the objects they are of.
-        options: which kind; "auto" takes the best judge of held-out region means.
+        normal: Views, with their physical objects.
+        options: Kind of noise model; "auto" selects the kind that fits the variance of held-out
+            region means best.
 
     Returns:
-        The estimate, and how the kinds compared (a given kind is not compared).
+        The estimate, and the comparison of the kinds, which is empty for a given kind.
 
     Raises:
-        InputError: unknown kind, or too few views.
+        InputError: The kind is unknown, or there are too few views.
     """
     pixels = rescale_to_foreground(normal.pixels, normal.where)
     if options.noise == "auto":
@@ -297,14 +298,15 @@ def fit_noise(normal: Normal, options: LearnOptions) -> NoiseRanking:
 
 
 def choose_references(normal: Normal, options: LearnOptions) -> np.ndarray:
-    """Selects normal views to compare with, each of another physical object.
+    """Select normal views as references, each of another physical object.
 
     Args:
-        normal: views of objects that serve for nothing else.
-        options: how many, whether they are dealt out, and the seed.
+        normal: Views of objects that have no other role.
+        options: Number K of references, whether each tested object gets its own, and the seed.
 
     Returns:
-        (K, H, W, C); if dealt out, of all objects, a multiple of K.
+        At most K references (K, H, W, C); if each tested object gets its own, the largest multiple
+        of K that the number of objects allows.
     """
     rng = np.random.default_rng((options.seed, 1))
     groups = np.array(normal.groups)
@@ -318,18 +320,18 @@ def choose_references(normal: Normal, options: LearnOptions) -> np.ndarray:
 
 
 def texture_views(folder: Path, fitted: Fitted, seed: int) -> Float[np.ndarray, "T H W C"]:
-    """Views of images of other things, to take synthetic anomalies from.
+    """Return views of texture images, the source of synthetic anomalies.
 
     Args:
-        folder: of images of any size that holds a view.
-        fitted: the preparation.
-        seed: of the choice and of the places.
+        folder: Folder of images, each at least as large as a view.
+        fitted: Fitted preparation.
+        seed: Seed of the choice of images and of the positions.
 
     Returns:
-        float32, of at most so many images that they fit a device.
+        Views (T, H, W, C) of at most 512 images, in float32, so that they fit on a device.
 
     Raises:
-        InputError: no image in the folder can be used.
+        InputError: No image in the folder can be used.
     """
     paths = image_files(folder, "textures", deep=True)
     order = np.random.default_rng((seed, 3)).permutation(len(paths))
@@ -351,20 +353,20 @@ def texture_views(folder: Path, fitted: Fitted, seed: int) -> Float[np.ndarray, 
 def learn_constants(
     variables: PyTree, config: Any, normal: Float[np.ndarray, "N H W C"], seed: int, **parts: Any
 ) -> Any:
-    """Learns the constants of MDPS and GLAD from normal images; other kinds have none.
+    """Learn the constants of MDPS and GLAD from normal images; other kinds have none.
 
     Args:
-        variables: of the trained network.
-        config: of the localizer.
-        normal: images; at most some dozens of them are looked at.
-        seed: of the choice, and of the localizer's draws.
-        **parts: of `make_localizer`.
+        variables: Variables of the trained network.
+        config: Configuration of the localizer.
+        normal: (N, H, W, C) normal images, of which at most 32 are used.
+        seed: Seed of the choice of images, and of the localizer's draws.
+        **parts: Further arguments of `make_localizer`.
 
     Returns:
         The configuration with the constants.
 
     Raises:
-        InputError: images or constants that the localizer refuses.
+        InputError: The localizer refuses the images or the constants.
 
     Example:
         >>> from dal_jax.diffusion import DalConfig
@@ -382,15 +384,15 @@ def learn_constants(
 
 
 def as_looked_at(normal: Normal, noise: Covariance, options: LearnOptions) -> Normal:
-    """Normal views as a localizer will see tested ones: with the randomization added.
+    """Add the randomization of the tests to normal views, as the localizer sees tested views.
 
     Args:
-        normal: views.
-        noise: covariance of a view.
-        options: how much, and the seed.
+        normal: Views.
+        noise: Covariance of a view.
+        options: Size of the randomization, and the seed.
 
     Returns:
-        The views; without a randomization those that were given.
+        The randomized views; without a randomization the given ones.
     """
     gamma, shape = options.randomization, normal.pixels.shape[1:]
     if not gamma:
@@ -403,18 +405,18 @@ def as_looked_at(normal: Normal, noise: Covariance, options: LearnOptions) -> No
 
 
 def set_threshold(localizer: Localizer, normal: Normal, options: LearnOptions) -> float:
-    """The score that a wanted share of the pixels of normal views exceeds.
+    """Return the score that the share `flag_share` of the pixels of normal views exceeds.
 
     Args:
-        localizer: whose scores.
-        normal: views that are not tested afterwards; some are looked at.
-        options: the share.
+        localizer: Localizer that computes the scores.
+        normal: Views that are not tested afterwards, of which at most 128 are used.
+        options: Share to flag, and the seed of the choice of views.
 
     Returns:
-        The threshold.
+        The threshold, in units of the score.
 
     Raises:
-        InputError: scores that are not finite, or no positive threshold.
+        InputError: Scores are not finite, or the threshold is not positive.
     """
     rng = np.random.default_rng((options.seed, 2))
     chosen = rng.choice(len(normal.pixels), min(_TUNING, len(normal.pixels)), replace=False)
@@ -427,19 +429,19 @@ def threshold_of(
     flag_share: float,
     where: Bool[np.ndarray, "N H W"] | None = None,
 ) -> float:
-    """The score that a share of the pixels of images exceeds.
+    """Return the score that a given share of the pixels of images exceeds.
 
     Args:
-        localizer: whose scores.
-        images: normal ones that are not tested afterwards.
-        flag_share: the share, in (0, 1).
-        where: pixels that count; None: all.
+        localizer: Localizer that computes the scores.
+        images: (N, H, W, C) normal images that are not tested afterwards.
+        flag_share: Share of the pixels, in (0, 1).
+        where: (N, H, W) pixels that count; None for all.
 
     Returns:
-        The threshold.
+        The threshold, in units of the score.
 
     Raises:
-        InputError: scores that are not finite, or no positive threshold.
+        InputError: Scores are not finite, or the threshold is not positive.
 
     Example:
         >>> from dal_jax.localizers import from_score

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a tested folder: decisions, trust, pictures, table."""
+"""Self-contained HTML page of a tested folder: decisions, calibration, pictures, table."""
 
 import base64
 import hashlib
@@ -46,24 +46,24 @@ from dal_jax.report import (
 )
 
 NUM_PICTURES = 60
-_LINES = 2000  # of the full table, at most
+_LINES = 2000  # largest number of lines of the full table
 _TEMPLATES = "templates"
-SIDE = 320  # pixels, longer side of an embedded picture at most
-_LISTED = 8  # components of an image in words, at most
-# Shown beside the raw p-value, where known.
+SIDE = 320  # largest longer side of an embedded picture, pixels
+_LISTED = 8  # largest number of components of an image that are described
+# Methods whose p-values are shown beside the raw one, where available.
 _BESIDE = ("inflated", "heavy_tails", "conformal", "naive")
 
 
 class Pictures(NamedTuple):
-    """What the page shows of the images."""
+    """Cards of the images that the page shows."""
 
     cards: list[dict[str, Any]]
-    num_images: int
-    num_missing: int  # cards without a picture
+    num_images: int  # number of all images, with and without a card
+    num_missing: int  # number of cards without a picture
 
 
 class Page(NamedTuple):
-    """A page that was written.
+    """Description of a written page.
 
     Example:
         >>> counts = {"significant": 3}, "80 views of 70 images: 3 significant"
@@ -73,14 +73,14 @@ class Page(NamedTuple):
     """
 
     path: Path
-    num_bytes: int  # of the file
-    num_views: int  # tested
-    num_images: int  # that they are of
-    num_pictures: int  # embedded
-    num_left_out: int  # images that are not among the cards
-    calibrated: bool  # the page shows a calibration
-    decisions: dict[str, int]  # regions by decision, and views without one
-    counts: str  # images, views, regions and decisions in words
+    num_bytes: int  # size of the file, bytes
+    num_views: int  # number of tested views
+    num_images: int  # number of images that the views belong to
+    num_pictures: int  # number of embedded pictures
+    num_left_out: int  # number of images without a card
+    calibrated: bool  # whether the page shows a calibration
+    decisions: dict[str, int]  # number of regions by decision, and of views without a region
+    counts: str  # numbers of images, views, regions and decisions, in words
 
 
 def page(
@@ -90,23 +90,25 @@ def page(
     model: str | Path | None = None,
     num_pictures: int = NUM_PICTURES,
 ) -> Page:
-    """Writes the results of `dal-jax test FOLDER` as one HTML file, whole or not at all.
+    """Write the results of `dal-jax test FOLDER` as one HTML file, whole or not at all.
 
-    The file needs no other file and no network: pictures and figures are inside, and a content
-    security policy in it forbids the browser to load anything. Every text is escaped.
+    The file needs no other file and no network: it contains its pictures and figures, and its
+    content security policy forbids the browser to load anything. Every text is escaped.
 
     Args:
-        directory: the `--out` of `dal-jax test FOLDER`.
-        path: the file; by default report.html in the directory.
-        model: folder of the model, for its settings and calibration; None: they are left out, and
-            the page says so.
-        num_pictures: images that are shown, those with the smallest p-values; not negative.
+        directory: Folder given as `--out` to `dal-jax test FOLDER`.
+        path: Path of the file; None for report.html in the directory.
+        model: Folder of the model, for its settings and calibration; None to leave them out, which
+            the page states.
+        num_pictures: Number of images to show, those with the smallest p-values; not negative.
 
     Returns:
-        What was written.
+        Path, size and counts of the page.
 
     Raises:
-        InputError: a file is missing or damaged, cannot be written, or a library is missing.
+        InputError: A file is missing or damaged, the page cannot be written, a library is missing,
+            or the number of pictures is negative.
+        CheckpointError: The model has no profile, or its calibration is damaged.
 
     Example:
         >>> made = page("results", model="model")  # doctest: +SKIP
@@ -137,7 +139,7 @@ def page(
         versions=_versions(),
         digests=tested.digests | ({} if known is None else known.digests),
     )
-    # Half of a surrogate pair is no text that a file can hold.
+    # Lone surrogates cannot be encoded in UTF-8.
     text = text.encode("utf-8", "backslashreplace").decode()
     target = tested.directory / "report.html" if path is None else Path(path)
     write_text(target, text)
@@ -175,14 +177,14 @@ def _template() -> Any:
         lstrip_blocks=True,
     )
     script = (folder / "sort.js").read_text(encoding="utf-8")
-    # The one script that the page lets run is known by its hash.
+    # The content security policy admits this script alone, by its hash.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     environment.globals.update(script=markupsafe.Markup(script), script_hash=digest)
     return environment.get_template("report.html")
 
 
 def _notices(tested: Tested, known: Model | None) -> list[str]:
-    """Warnings that a reader needs before trusting the p-values."""
+    """Return the warnings that a reader needs before relying on the p-values."""
     told = [] if known is None else [f"The model: {warning}." for warning in known.warnings]
     warned = {one.name: one.warning for one in tested.views if one.warning}
     if warned:
@@ -192,7 +194,7 @@ def _notices(tested: Tested, known: Model | None) -> list[str]:
 
 
 def _of_calibration(tested: Tested, known: Model | None) -> list[str]:
-    """Warnings that a reader needs before trusting the recalibrated p-values."""
+    """Return the warnings that a reader needs before relying on the recalibrated p-values."""
     inside = recalibrated(tested.views)
     if known is None and inside:
         return [
@@ -211,7 +213,7 @@ def _of_calibration(tested: Tested, known: Model | None) -> list[str]:
 
 
 def _figures(trust: Trust) -> list[tuple[str, str]]:
-    """(address, what it shows) of each figure."""
+    """Return the address and the description of each figure."""
     held = trust.calibration
     texts = ("All p-values of normal views", "The small p-values of normal views, powers of ten")
     return [
@@ -238,7 +240,7 @@ def _versions() -> list[tuple[str, str]]:
 
 
 def _pictures(directory: Path, results: Sequence[ViewResult], limit: int) -> Pictures:
-    """Makes cards of images: those with the smallest raw p first, without a p last."""
+    """Return the cards of images, in ascending order of the raw p; images without a p are last."""
     images: dict[str, list[ViewResult]] = {}
     for one in results:
         images.setdefault(one.name, []).append(one)
@@ -252,7 +254,7 @@ def _pictures(directory: Path, results: Sequence[ViewResult], limit: int) -> Pic
 
 
 def _data_uri(data: bytes, kind: str) -> str:
-    """Writes a file of a media type as an address that holds it."""
+    """Encode data of a media type as a data URI."""
     return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
@@ -262,10 +264,10 @@ def _card(first: ViewResult, views: Sequence[ViewResult]) -> dict[str, Any]:
         for method in _BESIDE
         if not math.isnan(first.p[method].high)
     ]
-    # Views without a region are no regions.
+    # Once there are components, views without a region are not listed.
     own = [one for one in views if one.component] or views
     decisions = {one.decision for one in own}
-    # Of several views the strongest word is the picture's; how many share it is said beside.
+    # The card shows the first of these decisions that occurs, and its number of views or regions.
     order = (SIGNIFICANT, UNDECIDED, NOT_SIGNIFICANT, NO_REGION)
     decision = next((word for word in order if word in decisions), own[0].decision)
     count = sum(one.decision == decision for one in own)
@@ -288,7 +290,7 @@ def _card(first: ViewResult, views: Sequence[ViewResult]) -> dict[str, Any]:
 
 
 def _region(one: ViewResult) -> str:
-    """A component in words, under the number that it has in the picture."""
+    """Describe a component, with the number that it has in the picture."""
     return (
         f"{region_number(one)}: p {format_p(one.p['selective'].p)}, adjusted "
         f"{format_p(one.p_adjusted)}, difference {difference_of(one)}, {one.decision}"
@@ -296,18 +298,18 @@ def _region(one: ViewResult) -> str:
 
 
 def _picture(folder: Path, name: str) -> tuple[str | None, str]:
-    """The picture's address, or why there is none."""
+    """Return the picture as a data URI and "", or None and the reason why there is no picture."""
     path = folder / name
     try:
         if not path.resolve().is_relative_to(folder.resolve()):
             raise InputError(f"picture {str(path)!r} leads outside the folder {str(folder)!r}")
         if not path.is_file():
             return None, "no picture"
-    except (OSError, RuntimeError) as error:  # a name too long, a loop of links
+    except (OSError, RuntimeError) as error:  # name too long, or loop of links
         raise InputError(f"picture {str(path)!r}: {error}") from error
     try:
         return _data_uri(_small(path), "image/png"), ""
-    except (OSError, ValueError, SyntaxError) as error:  # what pillow raises for spoilt files
+    except (OSError, ValueError, SyntaxError) as error:  # raised by pillow for damaged files
         if isinstance(error, InputError):
             raise
         return None, "picture cannot be read"
@@ -320,7 +322,7 @@ def _small(path: Path) -> bytes:
         raise InputError('report: pictures need pillow: pip install "dal-jax[images]"') from error
     file = io.BytesIO()
     with warnings.catch_warnings():
-        # Large scans are what the pictures are made of; what is shown is small.
+        # Large scans are expected as originals, and the embedded picture is small.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with Image.open(path, formats=["PNG"]) as image:
             shown = image.convert("RGB")

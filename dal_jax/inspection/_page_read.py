@@ -1,4 +1,4 @@
-"""Files of a tested folder and of its model, read back and checked for the page."""
+"""Reading and checking of the files of a tested folder and of its model, for the page."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ from dal_jax.inspection._verdict import ALPHA, CERTAIN
 from dal_jax.report import format_p
 from dal_jax.runs import decode
 
-# A p-value of the table is that of the calibration up to the rounding of a division.
+# A p-value of the table equals that of the calibration up to the rounding of a division.
 _SAME = 1e-9
 NAMES = {
     "selective": "raw selective",
@@ -42,7 +42,7 @@ _TEXTS = ("name", "label", "group", "status", "decision", "message")
 _COUNTS = ("view", "views", "component", "components", "num_tested")
 _LOWER = tuple(COLUMNS[method] + LOW for method in DECIDING[1:])
 _EFFECT = ("estimate", "ci_low", "ci_high", "p_adjusted", "q_value")
-# Rows of earlier versions lack these.
+# Keys that rows of earlier versions lack.
 _NEW = (*_LOWER, *_EFFECT, "naive_p", "num_tested", "component", "components")
 _NUMBERS = (
     "p_low",
@@ -59,30 +59,30 @@ _KINDS = dict.fromkeys(_TEXTS, str) | dict.fromkeys(_COUNTS, int) | dict.fromkey
 
 
 class Tested(NamedTuple):
-    """The tests of a folder of images."""
+    """Results of a tested folder of images."""
 
     directory: Path
     views: list[ViewResult]  # in the order of the file
-    metrics: dict[str, Any]  # empty where no truth was known
-    alpha: float | None  # level of the decisions; None: not recorded
-    decide_by: str | None  # method whose p decided; None: not recorded
-    discoveries: str | None  # how q-values were computed, "by" or "bh"; None: not recorded
-    agreeing: tuple[str, ...]  # methods whose p-values give these decisions at alpha
-    digests: dict[str, str]  # SHA-256 by name of file
-    written: str  # when the rows were
+    metrics: dict[str, Any]  # empty if no image has a known label
+    alpha: float | None  # level of the decisions; None if not recorded
+    decide_by: str | None  # method whose p-value decided; None if not recorded
+    discoveries: str | None  # procedure for q-values, "by" or "bh"; None if not recorded
+    agreeing: tuple[str, ...]  # methods whose p-values give the same decisions at alpha
+    digests: dict[str, str]  # SHA-256 by file name
+    written: str  # date and time at which the rows were written, UTC
 
 
 def read_results(directory: Path) -> Tested:
-    """Reads the results, metrics and settings of a tested folder.
+    """Read the results, metrics and settings of a tested folder.
 
     Args:
-        directory: the `--out` of `dal-jax test FOLDER`.
+        directory: Folder given as `--out` to `dal-jax test FOLDER`.
 
     Returns:
-        Its contents.
+        Contents of the folder.
 
     Raises:
-        InputError: the folder or rows.jsonl is missing, or a file is damaged.
+        InputError: The folder or rows.jsonl is missing, or a file is damaged.
     """
     if not directory.is_dir():
         raise InputError(f"folder {str(directory)!r}: no such folder")
@@ -108,7 +108,7 @@ def read_results(directory: Path) -> Tested:
 
 
 def _read(path: Path, digests: dict[str, str]) -> bytes:
-    """Reads a file and notes its SHA-256 under its name."""
+    """Read a file and add its SHA-256 to the digests, under its name."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -181,7 +181,7 @@ def _level(path: Path, value: Any) -> float | None:
 
 
 def _agrees(views: Sequence[ViewResult], method: str, alpha: float) -> bool:
-    """Would this method's p-values have given the decisions of the table?"""
+    """Return whether the p-values of a method give the decisions of the table."""
     return all(
         decide(one.status, p[1:], alpha, one.views) == one.decision
         for one, p in zip(views, adjusted_p(views, method), strict=True)
@@ -193,40 +193,40 @@ def _short(what: Any) -> str:
 
 
 class Trust(NamedTuple):
-    """Results of a calibration, ready for the page; text in the cells."""
+    """Results of a calibration, formatted for the page."""
 
     calibration: Calibration
-    verdict: list[str]
-    kind: str  # "good", "bad" or "careful": the raw p at `ALPHA`
+    verdict: list[str]  # sentences
+    kind: str  # "good", "bad" or "careful", for the raw p at `ALPHA`
     levels: list[float]
-    rates: list[dict[str, Any]]  # of a method: name, assumes, cells, uniformity
-    control: list[dict[str, Any]]  # the same, of images drawn from the noise model
-    distance: list[dict[str, Any]]  # by |z|: range, views, rejected, share
-    sensitivity: list[dict[str, Any]]  # what, factor, rejected, tested, share
-    smallest: list[str]  # names of normal views
+    rates: list[dict[str, Any]]  # for each method: name, assumes, cells, uniformity
+    control: list[dict[str, Any]]  # the same for images drawn from the noise model
+    distance: list[dict[str, Any]]  # for each interval of |z|: range, rejected, tested, share
+    sensitivity: list[dict[str, Any]]  # what, factor, alpha, rejected, tested, share, changed
+    smallest: list[str]  # names of the normal views of smallest p
 
 
 class Model(NamedTuple):
-    """A model's folder."""
+    """Contents of a model's folder."""
 
     profile: list[tuple[str, str]]  # setting and value, in the order of the file
-    trust: Trust | None  # None: not calibrated
-    digests: dict[str, str]  # SHA-256 by name of file
-    warnings: list[str]  # of the training images
+    trust: Trust | None  # None if the model is not calibrated
+    digests: dict[str, str]  # SHA-256 by file name
+    warnings: list[str]  # warnings about the training images
 
 
 def read_model(directory: Path) -> Model:
-    """Reads profile and calibration of a model.
+    """Read the profile and the calibration of a model.
 
     Args:
-        directory: of a model trained with --data.
+        directory: Folder of a model trained with --data.
 
     Returns:
-        Its contents.
+        Contents of the folder.
 
     Raises:
-        InputError: the folder or its profile is missing.
-        CheckpointError: a file is damaged.
+        InputError: The folder is missing, or the profile is damaged.
+        CheckpointError: The folder has no profile, or the calibration is damaged.
     """
     if not directory.is_dir():
         raise InputError(f"model {str(directory)!r}: no such folder")
@@ -252,14 +252,14 @@ def read_model(directory: Path) -> Model:
 
 
 def of_this_calibration(views: Sequence[ViewResult], calibration: Calibration) -> bool:
-    """Were the recalibrated p-values of results made by this calibration?
+    """Return whether the recalibrated p-values of results are from a given calibration.
 
     Args:
-        views: results.
-        calibration: of the model.
+        views: Results of views and components.
+        calibration: Calibration of the model.
 
     Returns:
-        Whether the conformal p-value of each is the rank of its raw one here.
+        True if every conformal p-value is the rank of its raw p-value in this calibration.
     """
     for one in views:
         p, held = calibration.selective.rank(one.p["selective"]).high, one.p["conformal"].high
@@ -336,26 +336,26 @@ def _share(rejected: int, tested: int) -> dict[str, Any]:
 
 
 def percent(value: float | None) -> str:
-    """Writes a share for reading.
+    """Format a share as a percentage.
 
     Args:
-        value: in [0, 1]; NaN or None where unknown.
+        value: Share in [0, 1]; NaN or None if unknown.
 
     Returns:
-        For instance "5.2%", or a dash.
+        Text such as "5.2%"; "-" if the share is unknown.
     """
     return "-" if value is None or math.isnan(value) else f"{value:.1%}"
 
 
 def interval(low: float | None, high: float | None) -> str:
-    """Writes the interval of a share for reading.
+    """Format the confidence interval of a share.
 
     Args:
-        low: in [0, 1]; NaN or None where unknown.
-        high: the same.
+        low: Lower end in [0, 1]; NaN or None if unknown.
+        high: Upper end in [0, 1]; NaN or None if unknown.
 
     Returns:
-        For instance "1.0% to 9.4%", or that there is none.
+        Text such as "1.0% to 9.4%", or a statement that there is no interval.
     """
     if percent(low) == "-":
         return "no interval: one group"
@@ -363,7 +363,7 @@ def interval(low: float | None, high: float | None) -> str:
 
 
 def _flat(prefix: str, value: Any) -> list[tuple[str, str]]:
-    """Settings under dotted names; of lists of groups only their number."""
+    """Flatten settings to dotted names; lists of groups, images and runs become their lengths."""
     if isinstance(value, dict) and value:
         return [
             pair for key, item in value.items() for pair in _flat(f"{prefix}.{key}"[:200], item)

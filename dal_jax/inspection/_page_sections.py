@@ -41,13 +41,13 @@ _METRICS = {
 
 
 def summary(tested: Tested) -> dict[str, Any]:
-    """Counts decisions.
+    """Count the decisions of a tested folder.
 
     Args:
-        tested: the folder.
+        tested: Results of the folder.
 
     Returns:
-        Counts by decision, by label and decision, and what decided.
+        Counts by decision, counts by label and decision, and the method that decided.
     """
     views = tested.views
     by_label: dict[str, Counter[str]] = {}
@@ -59,7 +59,7 @@ def summary(tested: Tested) -> dict[str, Any]:
     with_p = sum(not math.isnan(one.p["selective"].p) for one in views)
     components = any(one.component for one in views)
     several = components or any(one.views > 1 for one in views)
-    tried = counted.images if several else with_p  # what the level is the rate of
+    tried = counted.images if several else with_p  # number of decisions that the level refers to
     rate = 0.05 if tested.alpha is None else tested.alpha
     failed = Counter(one.status for one in views if one.status not in ("OK", "NO_REGION"))
     return {
@@ -87,25 +87,27 @@ def summary(tested: Tested) -> dict[str, Any]:
 
 
 def recalibrated(views: Sequence[ViewResult]) -> bool:
-    """Do results hold recalibrated p-values?
+    """Return whether results hold recalibrated p-values.
 
     Args:
-        views: results.
+        views: Results of views and components.
 
     Returns:
-        Whether any is a number.
+        True if any recalibrated p-value is a number.
     """
     return any(not math.isnan(one.p[method].high) for one in views for method in DECIDING[1:])
 
 
 def by_p(one: ViewResult) -> tuple[bool, float, bool, str, int, int]:
-    """Sorts results by raw p; those without one last, of them those that failed first.
+    """Return the key that sorts results by raw p.
+
+    Results without a p-value are last, and among them those of failed tests come first.
 
     Args:
-        one: result of a view or component.
+        one: Result of a view or component.
 
     Returns:
-        A key.
+        Key of the sort.
     """
     p, quiet = one.p["selective"].p, one.status == "NO_REGION"
     unknown = math.isnan(p)
@@ -113,27 +115,27 @@ def by_p(one: ViewResult) -> tuple[bool, float, bool, str, int, int]:
 
 
 def difference_of(one: ViewResult) -> str:
-    """Writes the mean difference of a region and its interval for reading.
+    """Format the mean difference of a region and its confidence interval.
 
     Args:
-        one: result of a view or component.
+        one: Result of a view or component.
 
     Returns:
-        See `format_difference`.
+        Text as of `format_difference`.
     """
     return format_difference(one.estimate, one.ci_low, one.ci_high)
 
 
 def full_table(views: Sequence[ViewResult], limit: int) -> dict[str, Any]:
-    """Lays out the table of all views and components, the smallest raw p first.
+    """Return the table of all views and components, in ascending order of the raw p.
 
     Args:
-        views: results.
-        limit: number of lines, at most.
+        views: Results of views and components.
+        limit: Largest number of lines.
 
     Returns:
-        Titles and lines; a cell is (text, number to sort by, kind). Columns without content are
-        left out and named.
+        Titles, lines, names of the p-values that are left out because no result has them, and the
+        total number of results. A cell is (text, number to sort by, kind).
     """
     known = [m for m in METHODS if any(not math.isnan(one.table_p(m)) for one in views)]
     several = any(one.views > 1 for one in views)
@@ -181,16 +183,16 @@ def full_table(views: Sequence[ViewResult], limit: int) -> dict[str, Any]:
 
 
 def metrics(tested: Tested) -> dict[str, Any] | None:
-    """Lays out the metrics of a folder whose truth is known.
+    """Return the metrics of a folder of labelled images, formatted for the page.
 
     Args:
-        tested: the folder.
+        tested: Results of the folder.
 
     Returns:
-        Lists of (name, value) and the shares of significant regions; None without metrics.
+        Lists of (name, value), and the shares of significant regions; None if there are no metrics.
 
     Raises:
-        InputError: the file is damaged.
+        InputError: The file of metrics is damaged.
     """
     found = tested.metrics
     if not found:
@@ -242,7 +244,7 @@ def _count(value: int) -> tuple[str, str, str]:
 
 
 def _number(value: float, text: str) -> tuple[str, str, str]:
-    # Every digit goes into the page: what is read may be rounded, what is sorted is not.
+    # The displayed text may be rounded; the key of the sort keeps every digit.
     return text, repr(value), "number"
 
 

@@ -1,4 +1,4 @@
-"""What makes a trained model fit for a folder of images: preparation, noise, references."""
+"""Profile of a trained model: preparation of images, noise, references, threshold and roles."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ _FORMAT = 3
 
 @dataclass(frozen=True)
 class Source:
-    """How a folder of images is read; see `open_data`.
+    """Options for reading a folder of images, as in `open_data`.
 
     Example:
         >>> import tempfile
@@ -34,23 +34,23 @@ class Source:
         ['a.png']
     """
 
-    layout: str = "auto"  # or its name
-    category: str | None = None  # of the product; None: the only one
-    contrast: str | None = None  # of BraTS; None: FLAIR
+    layout: str = "auto"  # name of the layout; "auto" to detect it
+    category: str | None = None  # category of products; None for the only one
+    contrast: str | None = None  # contrast of BraTS volumes; None for FLAIR
     slices: tuple[int, ...] | None = None  # (start, stop) or (start, stop, step)
-    groups: str | None = None  # what makes one physical object, as in `group_of`
+    groups: str | None = None  # rule that names the physical object, as in `group_of`
 
     def open(self, root: Path) -> DataSet:
-        """Lists the samples of a folder.
+        """Open a folder as a data set, with a list of its samples.
 
         Args:
-            root: the folder.
+            root: Root of the folder.
 
         Returns:
             The data set.
 
         Raises:
-            InputError: it does not fit.
+            InputError: The folder does not fit the options.
         """
         return open_data(
             root,
@@ -63,7 +63,7 @@ class Source:
 
 
 class Profile(NamedTuple):
-    """Everything about the images that was fixed before any tested image was seen.
+    """Settings and estimates of a model that are fixed before any tested image is seen.
 
     Example:
         >>> from dal_jax.images import Preparation
@@ -75,20 +75,20 @@ class Profile(NamedTuple):
         ('iid', (2, 4, 4, 1), ('a', 'b'))
     """
 
-    source: Source  # how the folder was read
-    fitted: Fitted  # what is done to each image
-    noise_kind: str  # a kind of `dal_jax.noise.estimate`
-    noise: Covariance  # of one view
+    source: Source  # options for reading the folder
+    fitted: Fitted  # preparation of each image
+    noise_kind: str  # kind of noise model, as in `dal_jax.noise.estimate`
+    noise: Covariance  # covariance of one view
     references: Float[np.ndarray, "K H W C"]  # views of normal images, of K physical objects
-    threshold: float  # of the score, units of a view
-    region: str  # which flagged pixels are tested, as in `TestOptions`
-    flag_share: float  # of the pixels of normal views that the threshold was to flag
-    roles: dict[str, tuple[str, ...]]  # groups: "train", "tune", "reference", "calibrate"
-    seed: int  # of the roles, the references and the localizer's draws
-    each: int = 0  # references dealt to each tested object; 0: all get the same, all of them
+    threshold: float  # threshold of the score, in units of a view
+    region: str  # tested pixels, as in `TestOptions`
+    flag_share: float  # share of the pixels of normal views for which the threshold was set
+    roles: dict[str, tuple[str, ...]]  # groups by role: "train", "tune", "reference", "calibrate"
+    seed: int  # seed of the roles, the references and the localizer's draws
+    each: int = 0  # number of each tested object's own references; 0 if all objects share them
     pictures: Mapping[str, tuple[str, ...]] = MappingProxyType({})  # digests of images by role
-    warnings: tuple[str, ...] = ()  # of the training images, for whoever reads a p-value
-    randomization: float = 0.0  # gamma of all tests, as in `TestOptions`; the threshold is for it
+    warnings: tuple[str, ...] = ()  # warnings about the training images, shown with every result
+    randomization: float = 0.0  # gamma of the threshold and of all tests, as in `TestOptions`
 
     @property
     def num_references(self) -> int:
@@ -98,17 +98,19 @@ class Profile(NamedTuple):
     def references_of(
         self, groups: Sequence[str], calibrating: bool = False
     ) -> dict[str, np.ndarray]:
-        """The references of tested objects.
+        """Return the references of each tested object.
 
         Args:
-            groups: of the tested views.
-            calibrating: whether these are the objects kept aside, for which the last are reserved.
+            groups: Groups of the tested views.
+            calibrating: Whether the objects are those held out for the calibration, for which the
+                last references are reserved.
 
         Returns:
-            (K, H, W, C) by group; dealt out, no two of these share any.
+            References (K, H, W, C) by group; if objects have references of their own, no two
+            groups share any.
 
         Raises:
-            InputError: more objects than there are references for.
+            InputError: There are not enough references for all objects.
         """
         names = list(dict.fromkeys(groups))
         if not self.each:
@@ -124,23 +126,23 @@ class Profile(NamedTuple):
         return dict(zip(names, pool, strict=False))
 
     def adapt(self, options: TestOptions) -> TestOptions:
-        """Puts the region and the randomization of the profile into options.
+        """Return options with the region and the randomization of the profile.
 
         Args:
-            options: of the tests.
+            options: Options of the tests.
 
         Returns:
-            The options for this model.
+            Options for this model.
         """
         return replace(options, region=self.region, randomization=self.randomization)
 
     def seen(self, but: str = "") -> frozenset[str]:
-        """Digests of the images that served for anything, or for anything but a role."""
+        """Return the digests of the images of all roles, or of all roles but one."""
         return frozenset(d for role, own in self.pictures.items() if role != but for d in own)
 
     @property
     def tested_noise(self) -> Covariance:
-        """Covariance of a view as it is tested: outside the foreground, which is 0, none."""
+        """Covariance of a tested view: 0 outside the foreground, where the pixels are 0."""
         shown = self.where
         if shown is None:
             return self.noise
@@ -149,19 +151,20 @@ class Profile(NamedTuple):
 
     @property
     def where(self) -> Bool[np.ndarray, "H W"] | None:
-        """Pixels of a view that may be flagged, fixed by the training images; None: all."""
+        """Pixels of a view that may be flagged, fixed by the training images; None for all."""
         return self.fitted.shown if self.fitted.foreground else None
 
 
 def save_profile(directory: Path, profile: Profile) -> None:
-    """Writes a profile beside a checkpoint; `profile.json` comes last and vouches for the rest.
+    """Write a profile beside a checkpoint.
 
+    The file `profile.json` is written last and holds the digests of the others.
     Args:
-        directory: of the model.
-        profile: to be kept.
+        directory: Directory of the model.
+        profile: Profile to write.
 
     Raises:
-        InputError: a file cannot be written.
+        InputError: A file cannot be written.
 
     Example:
         >>> import tempfile
@@ -197,16 +200,17 @@ def save_profile(directory: Path, profile: Profile) -> None:
 
 
 def load_profile(directory: Path) -> Profile:
-    """Reads what `save_profile` wrote.
+    """Read a profile that `save_profile` wrote.
 
     Args:
-        directory: of the model.
+        directory: Directory of the model.
 
     Returns:
         The profile.
 
     Raises:
-        CheckpointError: there is none, or a file is damaged or of another profile.
+        CheckpointError: The model has no profile, a file is damaged, or a file belongs to another
+            profile.
 
     Example:
         >>> import tempfile
@@ -243,20 +247,20 @@ def load_profile(directory: Path) -> Profile:
 
 
 def open_model(directory: Path, profile: Profile) -> Localizer:
-    """Loads the localizer that a profile belongs to.
+    """Load the localizer that a profile belongs to.
 
-    Where views are divided by their own deviation, the localizer divides anew at each point of the
-    line that is searched (`with_rescaling`).
+    If each view is divided by its own standard deviation, the localizer repeats the division at
+    each point of the searched line (`with_rescaling`).
 
     Args:
-        directory: of the model.
-        profile: of the model.
+        directory: Directory of the model.
+        profile: Profile of the model.
 
     Returns:
-        The localizer, with the profile's threshold and draws of its seed.
+        The localizer, with the threshold of the profile and draws from its seed.
 
     Raises:
-        CheckpointError: missing or damaged checkpoint.
+        CheckpointError: The checkpoint is missing or damaged.
 
     Example:
         >>> profile = load_profile(Path("model"))  # doctest: +SKIP
@@ -268,16 +272,16 @@ def open_model(directory: Path, profile: Profile) -> Localizer:
 
 
 def check_options(options: TestOptions, profile: Profile) -> None:
-    """Refuses options that do not fit a profile.
+    """Refuse options that do not fit a profile.
 
     Args:
-        options: of the tests.
-        profile: of the model.
+        options: Options of the tests.
+        profile: Profile of the model.
 
     Raises:
-        InputError: the regions or the randomizations differ, or the score is not piecewise affine
-            as the options need it,
-            since views are divided by their own deviation.
+        InputError: The regions or the randomizations differ, or the options require a piecewise
+            affine score, which a model that divides each view by its own standard deviation does
+            not have.
     """
     if options.region != profile.region:
         raise InputError(
@@ -297,7 +301,7 @@ def check_options(options: TestOptions, profile: Profile) -> None:
 
 
 def own_scale(fitted: Fitted) -> bool:
-    """Whether a view is divided by the deviation of all of its pixels."""
+    """Return whether a view is divided by the standard deviation of all of its pixels."""
     preparation = fitted.preparation
     return preparation.scale == "view" and preparation.foreground == "none"
 
@@ -320,5 +324,5 @@ def _parsed(directory: Path, facts: dict[str, Any]) -> Profile:
         int(facts["each"]),
         {role: tuple(digests) for role, digests in facts["pictures"].items()},
         tuple(facts["warnings"]),
-        float(facts.get("randomization", 0.0)),  # models of before had none
+        float(facts.get("randomization", 0.0)),  # absent in models of earlier versions
     )

@@ -1,4 +1,4 @@
-"""Results of a tested folder: of each view or component, and of each image; their tables."""
+"""Results of a tested folder, for each view or component and for each image, and their tables."""
 
 import csv
 import json
@@ -29,24 +29,24 @@ from dal_jax.runs import encode
 TABLE, ROWS = "results.csv", "rows.jsonl"
 # Methods whose p-values may decide; the others test another null or are not valid.
 DECIDING = ("selective", "inflated", "heavy_tails", "conformal")
-# The raw p-value is also given for the noise's standard deviation times these.
+# Factors of the noise's standard deviation for which the raw p-value is also given.
 SIGMA = (0.8, 1.25)
-# Column of each method: a recalibrated p-value is given by its upper bound, with LOW in a column
-# beside it. The raw one has `p_low` and `p_high` beside it.
+# Column of each method. The column of a recalibrated p-value holds its upper bound, and a column
+# with the suffix LOW the lower one. The bounds of the raw p-value are in `p_low` and `p_high`.
 LOW = "_low"
 COLUMNS = {method: f"p_{method}" for method in METHODS}
 COLUMNS |= {"selective": "p_value", "naive": "naive_p"}
 BOX = ("top", "left", "bottom", "right")
-# Decisions, the most telling first.
+# Decisions in order of precedence: that of an image is the first that any of its views has.
 _TELLING = (SIGNIFICANT, UNDECIDED, NOT_VALID, NOT_SIGNIFICANT, NO_REGION)
 
 
 @dataclass(frozen=True)
 class InspectOptions:
-    """How decisions are made.
+    """Options of decisions: level, deciding p-value and procedure for q-values.
 
     Raises:
-        InputError: a value does not fit.
+        InputError: A field is out of range or unknown.
 
     Example:
         >>> options = InspectOptions(decide_by="conformal")
@@ -56,7 +56,7 @@ class InspectOptions:
 
     alpha: float = 0.05  # level for all views of an image together
     decide_by: str = "selective"  # one of `DECIDING`: selective, inflated, heavy_tails, conformal
-    discoveries: str = "by"  # how q-values are computed, see `discovery_q`: by or bh
+    discoveries: str = "by"  # procedure for q-values, "by" or "bh", see `discovery_q`
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:
@@ -68,7 +68,7 @@ class InspectOptions:
 
 
 class ViewRef(NamedTuple):
-    """One view to be tested, or the first of an image that cannot be read.
+    """Reference to a view to be tested, or to an image that cannot be read, as its view 0.
 
     Example:
         >>> sample = Sample("a.png", Path("a.png"), "test", "unknown", None, "a")
@@ -78,7 +78,7 @@ class ViewRef(NamedTuple):
 
     sample: Sample
     view: int  # number of the view in its image, from 0
-    num_views: int  # of the image
+    num_views: int  # number of views of the image
 
 
 class ViewResult(NamedTuple):
@@ -91,46 +91,46 @@ class ViewResult(NamedTuple):
         (0.02, 0.03, 0.01)
     """
 
-    name: str  # of the image
-    view: int  # its number in the image, from 0
-    views: int  # of the image
-    component: int  # number of the component in its view, from 1; 0: the view has one region
-    components: int  # of the view; 0: it has one region
+    name: str  # name of the image
+    view: int  # number of the view in its image, from 0
+    views: int  # number of views of the image
+    component: int  # number of the component in its view, from 1; 0 if the view has one region
+    components: int  # number of components of the view; 0 if it has one region
     label: str
-    group: str  # the physical object
-    status: str  # of the test
+    group: str  # physical object
+    status: str  # status of the test
     decision: str = ""  # see `decide`
     p_adjusted: float = math.nan  # upper bound, adjusted for all components and views of the image
-    q_value: float = math.nan  # false discovery rate at which it would be called
-    p: Mapping[str, SelectiveP] = {}  # by method, see `METHODS`; NaN where there is none
+    q_value: float = math.nan  # false discovery rate at which the region would be rejected
+    p: Mapping[str, SelectiveP] = {}  # by method, see `METHODS`; NaN if there is none
     p_sigma: Mapping[float, SelectiveP] = {}  # raw p by factor of the noise's standard deviation
-    num_tested: int = 0  # pixels of the region
-    statistic: float = math.nan  # in units of the view, as are its deviation and the difference
-    sd: float = math.nan
-    z: float = math.nan
-    estimate: float = math.nan  # of the mean difference, with its confidence interval
+    num_tested: int = 0  # number of pixels of the region
+    statistic: float = math.nan  # in units of the view, like `sd` and `estimate`
+    sd: float = math.nan  # standard deviation of the statistic
+    z: float = math.nan  # statistic / sd
+    estimate: float = math.nan  # estimate of the mean difference, with its confidence interval
     ci_low: float = math.nan
     ci_high: float = math.nan
     max_score: float = math.nan
-    message: str = ""  # why there is no result
-    warning: str = ""  # of the image
-    touches_mask: bool | None = None  # whether the region touches the known defect
-    # (top, left, bottom, right) in the image, pixels, the last two excluded; None: it has no pixel
+    message: str = ""  # reason why there is no result
+    warning: str = ""  # warning about the image
+    touches_mask: bool | None = None  # whether the region touches a defect; None if none is marked
+    # (top, left, bottom, right) in the image, pixels, the last two excluded; None without a pixel
     box: tuple[int, int, int, int] | None = None
 
     def table_p(self, method: str) -> float:
-        """The p-value that the table shows: the raw one as it is, others by their upper bound.
+        """Return the p-value that the table shows: the raw p-value, or the upper bound of another.
 
         Args:
-            method: one of `METHODS`.
+            method: Method, a key of `METHODS`.
 
         Returns:
-            p, NaN where there is none.
+            The p-value; NaN if there is none.
         """
         return self.p[method].p if method == "selective" else self.p[method].high
 
     def as_row(self) -> dict[str, Any]:
-        """Lays the result out as a row of the table.
+        """Return the result as a row of the table.
 
         Returns:
             Plain values by column, in the order of the columns.
@@ -147,7 +147,7 @@ def _p_cells(p: Mapping[str, SelectiveP]) -> dict[str, float]:
     for method, column in COLUMNS.items():
         if method != "selective":
             cells[column] = p[method].high
-        if method in DECIDING[1:]:  # of the others nothing is left open by the search
+        if method in DECIDING[1:]:  # the search leaves no bounds on the other p-values
             cells[column + LOW] = p[method].low
     return cells
 
@@ -163,7 +163,7 @@ def _box_cells(box: tuple[int, int, int, int] | None) -> dict[str, int | None]:
     return dict(zip(BOX, box or (None,) * len(BOX), strict=True))
 
 
-# Fields of a result that take several columns.
+# Functions that spread a field of a result over several columns.
 _CELLS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "p": _p_cells,
     "p_sigma": _sigma_cells,
@@ -181,10 +181,10 @@ class ImageResult(NamedTuple):
 
     name: str
     label: str
-    group: str  # the physical object
-    decision: str  # the most telling one of its views
-    p_adjusted: float  # the smallest one
-    views: int
+    group: str  # physical object
+    decision: str  # decision of highest precedence among its views and components
+    p_adjusted: float  # smallest adjusted p-value of its views and components
+    views: int  # number of views
     views_with_region: int
     views_significant: int
     views_without_result: int
@@ -206,22 +206,22 @@ def view_results(
     calibration: Calibration | None,
     options: InspectOptions,
 ) -> list[ViewResult]:
-    """Decides on each view, or component of one, and computes all of its p-values.
+    """Compute all p-values of each view, or of each of its components, and decide on it.
 
-    Of an image of V views each decision is at level alpha / V (Bonferroni), of the components of a
-    view by Holm's adjusted p-values: the chance that any of a normal image is called significant is
-    alpha at most.
+    In an image of V views each view is decided at level alpha / V (Bonferroni), and the components
+    of a view by Holm's adjusted p-values. The chance that any region of a normal image is called
+    significant is at most alpha.
 
     Args:
-        tested: views and the records of their tests.
-        calibration: of the model; None: only raw p-values.
-        options: which p-value decides, and at what level.
+        tested: Views and the records of their tests.
+        calibration: Calibration of the model; None for raw p-values alone.
+        options: Deciding p-value, level, and procedure for q-values.
 
     Returns:
         Results in the order of the views.
 
     Raises:
-        InputError: a recalibrated p-value is to decide and there is no calibration.
+        InputError: A recalibrated p-value is to decide and there is no calibration.
 
     Example:
         >>> sample = Sample("a.png", Path("a.png"), "test", "unknown", None, "a")
@@ -283,14 +283,15 @@ def _view(
 
 
 def adjusted_p(views: Sequence[ViewResult], method: str) -> list[SelectiveP]:
-    """Adjusts the p-values of regions for the number of components of their view.
+    """Adjust the p-values of regions for the number of components of their view.
 
     Args:
-        views: results, all of a view side by side.
-        method: one of `METHODS`.
+        views: Results, those of each view in succession.
+        method: Method, a key of `METHODS`.
 
     Returns:
-        p of each with bounds, NaN where there is none; not yet adjusted for the number of views.
+        P-value of each result with bounds, not adjusted for the number of views; NaN if there is
+        none.
     """
     found: list[SelectiveP] = []
     for _, own in groupby(views, key=lambda one: (one.name, one.view)):
@@ -299,13 +300,14 @@ def adjusted_p(views: Sequence[ViewResult], method: str) -> list[SelectiveP]:
 
 
 def image_result(views: Sequence[ViewResult]) -> ImageResult:
-    """Sums up the views of an image and their components.
+    """Summarize the results of the views of an image and of their components.
 
     Args:
-        views: results of one image.
+        views: Results of one image, one or more.
 
     Returns:
-        The most telling decision of its views, the smallest adjusted p-value, and counts.
+        The decision of highest precedence ("significant", "undecided", "no valid result", "not
+        significant", "no region"), the smallest adjusted p-value, and counts.
 
     Example:
         >>> one = ViewResult("a.png", 0, 2, 0, 0, "unknown", "a", "NO_REGION", "no region")
@@ -345,16 +347,16 @@ class Tally(NamedTuple):
 
     images: int
     views: int
-    regions: int  # flagged, each in a row of its own
-    decisions: dict[str, int]  # rows by decision: regions, and views without one
-    words: str
+    regions: int  # number of flagged regions, each in a row of its own
+    decisions: dict[str, int]  # number of rows by decision: regions, and views without a region
+    words: str  # the same counts in words
 
 
 def tally(views: Sequence[ViewResult]) -> Tally:
-    """Counts images, views, regions and decisions.
+    """Count images, views, regions and decisions.
 
     Args:
-        views: results of one image or more; a view has one, or one for each component.
+        views: Results of one or more images; a view has one, or one for each component.
 
     Returns:
         The counts, and the same in words.
@@ -391,13 +393,13 @@ def _plural(count: int, what: str) -> str:
 
 
 def decide(status: str, bounds: tuple[float, float], alpha: float, num_views: int) -> str:
-    """Decides on a view at level alpha / num_views.
+    """Decide on a view at level alpha / num_views.
 
     Args:
-        status: of its test.
-        bounds: lower and upper, on the p-value that decides; NaN where there is none.
-        alpha: level for all views of an image together.
-        num_views: of the image.
+        status: Status of the test.
+        bounds: Lower and upper bound on the deciding p-value; NaN if there is none.
+        alpha: Level for all views of an image together.
+        num_views: Number of views of the image.
 
     Returns:
         "significant", "not significant", "undecided", "no region" or "no valid result".
@@ -416,13 +418,13 @@ def decide(status: str, bounds: tuple[float, float], alpha: float, num_views: in
 
 
 def region_number(one: ViewResult) -> str:
-    """Names a component in pictures: its number, after that of its view if there are several.
+    """Return the number of a component in pictures, preceded by its view's if there are several.
 
     Args:
-        one: result of a component.
+        one: Result of a component or view.
 
     Returns:
-        "2", or "5.2" in view 5; "" where the view has one region.
+        Text such as "2", or "5.2" in view 5; "" if the view has one region.
     """
     if not one.component:
         return ""
@@ -430,29 +432,29 @@ def region_number(one: ViewResult) -> str:
 
 
 def picture_name(name: str, names: Container[str]) -> str:
-    """Names the picture of an image: `a.png` is that of a.png, `b.jpg.png` that of b.jpg.
+    """Return the name of an image's picture: `a.png` for a.png, and `b.jpg.png` for b.jpg.
 
     Args:
-        name: of the image.
-        names: of all images of the table: where `a` is among them, its picture is `a.png`, and that
-            of a.png `a.png.png`.
+        name: Name of the image.
+        names: Names of all images of the table. If `a` is among them, its picture is `a.png`, and
+            that of a.png is `a.png.png`.
 
     Returns:
-        The name below the folder of pictures, another one for each image.
+        Path below the folder of pictures, unique for each image.
     """
     own = name.endswith(".png") and name.removesuffix(".png") not in names
     return name if own else f"{name}.png"
 
 
 def write_views(directory: Path, views: Sequence[ViewResult]) -> None:
-    """Writes results.csv and rows.jsonl, each whole or not at all.
+    """Write results.csv and rows.jsonl, each whole or not at all.
 
     Args:
-        directory: of the results.
-        views: results.
+        directory: Directory of the results.
+        views: Results of views and components.
 
     Raises:
-        InputError: a file cannot be written.
+        InputError: A file cannot be written.
     """
     rows = [one.as_row() for one in views]
     write_csv(directory / TABLE, rows)
@@ -465,14 +467,14 @@ def write_views(directory: Path, views: Sequence[ViewResult]) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes a table, whole or not at all; no text becomes a formula of a spreadsheet.
+    """Write a table, whole or not at all, with text escaped that a spreadsheet takes for a formula.
 
     Args:
-        path: of the file.
-        rows: with the same keys.
+        path: Path of the file.
+        rows: Rows, all with the same keys.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: The file cannot be written.
     """
     with (
         atomic_path(path) as temporary,
@@ -484,7 +486,7 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _cell(value: Any) -> Any:
-    # A name that begins like a formula must not become one in a spreadsheet.
+    # Spreadsheets take text that begins with one of these characters for a formula.
     if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
         return "'" + value
     return value

@@ -1,4 +1,4 @@
-"""Training on a folder of images: the network, and the profile that goes with it."""
+"""Training on a folder of images: the network and its profile."""
 
 import sys
 import time
@@ -39,14 +39,15 @@ from dal_jax.localizers import (
 )
 from dal_jax.noise import NoiseRanking
 
-# As `dal_jax.diffusion.train` without `progress` and `resume`: trains, or goes on with it.
+# Function with the arguments of `dal_jax.diffusion.train` except `progress` and `resume`, which
+# starts a training or resumes it.
 Trainer = Callable[..., Any]
-# Share of copies among the training images from which on every result carries a warning.
+# Share of copies among the training images above which every result carries a warning.
 _COPIES = 0.1
 
 
 class Learned(NamedTuple):
-    """What training on a folder gave.
+    """Results of training on a folder.
 
     Example:
         >>> learned = learn(  # doctest: +SKIP
@@ -56,15 +57,15 @@ class Learned(NamedTuple):
         True
     """
 
-    profile: Profile  # that was written beside the network
-    choice: NoiseRanking  # of the noise model
-    num_views: int  # trained on
-    left_out: tuple[str, ...]  # groups that are tested too
-    refused: dict[str, str]  # images that could not be used, and why
+    profile: Profile  # profile, as written beside the network
+    choice: NoiseRanking  # choice of the noise model
+    num_views: int  # number of training views
+    left_out: tuple[str, ...]  # groups left out because they are also tested
+    refused: dict[str, str]  # reason for each image that could not be used, by name
 
 
 class LearnedViews(NamedTuple):
-    """What training on views gave.
+    """Results of training on views.
 
     Example:
         >>> from dal_jax.diffusion import DalConfig
@@ -74,9 +75,9 @@ class LearnedViews(NamedTuple):
         (8, 8, 1)
     """
 
-    config: Any  # of the localizer, with what was learned
-    threshold: float  # that the wanted share of the views' pixels exceeds
-    trained: Any  # what the trainer returned
+    config: Any  # configuration of the localizer, with learned constants
+    threshold: float  # score that the share `flag_share` of the views' pixels exceeds
+    trained: Any  # result of the trainer
 
 
 def train_with_bar(
@@ -87,18 +88,18 @@ def train_with_bar(
     resume: bool = True,
     **parts: Any,
 ) -> tuple[float, float]:
-    """Trains with a progress bar that shows the loss, on standard error.
+    """Train with a progress bar on standard error that shows the loss.
 
     Args:
-        views: (N, H, W, C).
-        config: of the localizer.
-        settings: how to train.
-        out: folder for checkpoint, state and log.
-        resume: go on with the run found there.
-        **parts: further arguments of `dal_jax.diffusion.train`.
+        views: (N, H, W, C) training views.
+        config: Configuration of the localizer.
+        settings: Settings of the training.
+        out: Folder for checkpoint, state and log.
+        resume: Whether to resume a run stored in the folder.
+        **parts: Further arguments of `dal_jax.diffusion.train`.
 
     Returns:
-        The last mean loss (NaN if the run was finished already), and the seconds taken.
+        The last mean loss (NaN if the run had already finished), and the duration in seconds.
 
     Example:
         >>> learn_views(  # doctest: +SKIP
@@ -127,25 +128,26 @@ def learn_views(
     textures: np.ndarray | None = None,
     extractor: ExtractorFile | None = None,
 ) -> LearnedViews:
-    """Trains a localizer on views of normal images and writes it; nothing is learned of noise.
+    """Train a localizer on views of normal images and write it, without a noise model.
 
-    Constants of MDPS and GLAD and the threshold are from some of the views themselves.
+    The constants of MDPS and GLAD and the threshold are computed from some of the training views.
 
     Args:
-        views: (N, H, W, C).
-        config: of the localizer; its image size and channels are replaced by the views'.
-        train_config: how to train.
-        options: the share to flag, and the seed.
-        directory: of the model.
-        trainer: what trains, in `directory`.
-        textures: (T, H, W, C), images of other things, for GLAD's synthetic anomalies.
-        extractor: of features, for MDPS and GLAD; None: the network's own encoder.
+        views: (N, H, W, C) views of normal images.
+        config: Configuration of the localizer; its image size and channels are replaced by those
+            of the views.
+        train_config: Settings of the training.
+        options: Share to flag, and the seed.
+        directory: Directory of the model.
+        trainer: Function that trains the network in `directory`.
+        textures: (T, H, W, C) texture images, for GLAD's synthetic anomalies.
+        extractor: Feature extractor, for MDPS and GLAD; None for the network's own encoder.
 
     Returns:
-        The configuration, a threshold and what training told.
+        The configuration, the threshold and the result of the trainer.
 
     Raises:
-        InputError: parts that do not fit each other.
+        InputError: The arguments do not fit each other.
 
     Example:
         >>> from dal_jax.diffusion import train
@@ -180,29 +182,32 @@ def learn(
     textures: Path | None = None,
     extractor: ExtractorFile | None = None,
 ) -> Learned:
-    """Trains a network on the normal images of a folder and writes it with its profile.
+    """Train a network on the normal images of a folder and write it with its profile.
 
-    Normal training images are dealt out by physical object: 50% train the network, 10% set the
-    threshold, 15% are references and 25% are kept for `calibrate`. The noise is from the first two
-    parts. If references are dealt out, the shares are 35, 10, 40 and 15%.
+    Normal training images are assigned to roles by physical object: 50% train the network, 10% set
+    the threshold, 15% are references and 25% are held out for `calibrate_folder`. The noise is
+    estimated from the first two parts. If each tested object gets references of its own, the shares
+    are 35, 10, 40 and 15%.
 
     Args:
-        root: of the data set.
-        source: how it is read.
-        preparation: what is done to each image.
-        config: of the localizer; its image size and channels are replaced by the views'.
-        train_config: how to train.
-        options: noise, references, threshold.
-        directory: of the model.
-        trainer: what trains, in `directory`.
-        textures: folder of images of other things, for GLAD's synthetic anomalies.
-        extractor: of features, for MDPS and GLAD; None: the network's own encoder.
+        root: Root of the data set.
+        source: Options for reading the data set.
+        preparation: Preparation of each image.
+        config: Configuration of the localizer; its image size and channels are replaced by those
+            of the views.
+        train_config: Settings of the training.
+        options: Options of noise, references and threshold.
+        directory: Directory of the model.
+        trainer: Function that trains the network in `directory`.
+        textures: Folder of texture images, for GLAD's synthetic anomalies.
+        extractor: Feature extractor, for MDPS and GLAD; None for the network's own encoder.
 
     Returns:
-        The profile and what else was found; both are on disk.
+        The profile, the choice of the noise model, and the images and groups left out. Network and
+        profile are written to `directory`.
 
     Raises:
-        InputError: the data do not fit.
+        InputError: The data set or an image of it does not fit the options.
 
     Example:
         >>> from dal_jax.diffusion import train
@@ -228,7 +233,7 @@ def learn(
     more = _more(config, preparation, training, textures, fitted, options.seed)
     plan = _Plan(config, train_config, directory, trainer, extractor, options.seed)
     known = concatenate(images.normal_views(fitted), tuning)
-    choice = fit_noise(known, options)  # before hours of training: it may refuse
+    choice = fit_noise(known, options)  # may raise, and therefore precedes hours of training
     apart = Images(data, dealt["reference"])
     references = choose_references(apart.normal_views(fitted), options)
     roles = {role: tuple(sorted({s.group for s in part})) for role, part in dealt.items()}
@@ -259,7 +264,7 @@ def learn(
 
 
 def _of_copies(pictures: Mapping[str, str]) -> tuple[str, ...]:
-    """A warning, said at once and kept, if training images are copies of one another."""
+    """Print a warning if training images are copies of others, and return it if they are many."""
     known = [digest for digest in pictures.values() if digest]
     copies = len(known) - len(set(known))
     if not copies:
@@ -279,7 +284,7 @@ def _check_dealt(references: np.ndarray, options: LearnOptions, reserved: int) -
 
 
 class _Plan(NamedTuple):
-    """How a network is trained, and what is learned of it before it is stored."""
+    """Plan of a training, including the constants that are learned before the network is stored."""
 
     config: Any
     train_config: TrainConfig
@@ -289,7 +294,7 @@ class _Plan(NamedTuple):
     seed: int
 
     def run(self, views: np.ndarray, tuning: np.ndarray, **more: Any) -> Any:
-        """Trains on views, and learns the localizer's constants from others."""
+        """Train on views, and learn the localizer's constants from the tuning views."""
         parts: dict[str, Any] = {}
         if self.extractor is not None:
             parts = self.extractor.load()
@@ -297,7 +302,7 @@ class _Plan(NamedTuple):
 
         def finish(variables: PyTree) -> Any:
             config = learn_constants(variables, self.config, tuning, self.seed, **parts)
-            save_extractor(self.directory, self.extractor)  # the checkpoint comes right after
+            save_extractor(self.directory, self.extractor)  # the checkpoint is written next
             return config
 
         more = {"finish": finish, **more}
@@ -312,7 +317,7 @@ def _more(
     fitted: Fitted,
     seed: int,
 ) -> dict[str, Any]:
-    """What training is given besides views, if the localizer has a use for it."""
+    """Return further arguments of the trainer: foreground and textures for GLAD, else none."""
     _check_textures(config, textures)
     if config.kind != "glad":
         return {}

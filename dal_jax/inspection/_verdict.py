@@ -1,4 +1,4 @@
-"""In plain words: what the false calls of normal images exclude, and what to try."""
+"""Verdict of a calibration in sentences, and the choice of the deciding p-value."""
 
 from collections.abc import Sequence
 
@@ -6,9 +6,9 @@ from dal_jax.inspection._calibration import Calibration, Rate
 from dal_jax.noise import FitReport
 
 ALPHA = 0.05
-# Kurtosis in excess of the normal's from which tails are called heavy.
+# Excess kurtosis above which tails are called heavy.
 _HEAVY = 1.0
-# An interval that reaches further says that there are too few images to trust anything.
+# If an interval extends above this rate, there are too few images for a conclusion.
 CERTAIN = 2 * ALPHA
 
 
@@ -20,18 +20,18 @@ def verdict(
     calibration: Calibration,
     num_views: int,
 ) -> list[str]:
-    """Says what the false calls on held-out normal images mean.
+    """Return the conclusions from the false calls on held-out normal images.
 
     Args:
-        rates: on held-out normal views, by method and level.
-        control: on images drawn from the noise model.
-        fit: of the noise model on the held-out views.
-        kind: of noise model.
-        calibration: what was fitted.
-        num_views: the largest number of views of an image.
+        rates: Rates of false calls on held-out normal views, by method and level.
+        control: Rates of false calls on images drawn from the noise model.
+        fit: Fit of the noise model to the held-out views.
+        kind: Kind of noise model.
+        calibration: Fitted calibration.
+        num_views: Largest number of views of an image.
 
     Returns:
-        Sentences, the verdict first.
+        Sentences; the first one is the verdict on the raw p-values.
     """
     raw = _at(rates, "selective")
     told = [_first(raw)] if raw else ["No view had a region: nothing can be said."]
@@ -70,17 +70,17 @@ def verdict(
 
 
 def decider(rates: Sequence[Rate], calibration: Calibration, num_views: int) -> str:
-    """Which p-value decides where none is asked for.
+    """Return the method whose p-value decides by default.
 
     Args:
-        rates: on held-out normal views, by method and level.
-        calibration: what was fitted.
-        num_views: the largest number of views of an image.
+        rates: Rates of false calls on held-out normal views, by method and level.
+        calibration: Fitted calibration.
+        num_views: Largest number of views of an image.
 
     Returns:
-        "selective", the raw one, where the held-out normal views bear it out; "conformal" where
-        they do not, but not where they merely are too few and no rank could be small enough for an
-        image of that many views.
+        "selective", the raw p-value, if no held-out view has a region, if the rate of false calls
+        on them agrees with the level, or if they are merely too few to tell and no conformal
+        p-value can be small enough for an image of that many views; "conformal" otherwise.
     """
     raw = _at(rates, "selective")
     if raw is None or (raw.low <= ALPHA and raw.high <= CERTAIN):
@@ -90,31 +90,32 @@ def decider(rates: Sequence[Rate], calibration: Calibration, num_views: int) -> 
 
 
 def unchecked(rates: Sequence[Rate]) -> bool:
-    """Are the held-out normal views too few to tell whether raw p-values hold the level?
+    """Return whether held-out normal views are too few to check that raw p-values hold the level.
 
     Args:
-        rates: on held-out normal views, by method and level.
+        rates: Rates of false calls on held-out normal views, by method and level.
 
     Returns:
-        Whether the interval of their false calls holds the level and reaches far beyond it.
+        True if the interval of the raw p-value's rate at 0.05 begins at or below 0.05 and extends
+        above 0.10.
     """
     raw = _at(rates, "selective")
     return raw is not None and raw.low <= ALPHA and raw.high > CERTAIN
 
 
 def out_of_reach(calibration: Calibration, alpha: float, num_views: int) -> str:
-    """Says that no conformal p-value can be small enough, where that is so.
+    """Return a statement that no conformal p-value can be small enough, if that is the case.
 
-    Each of V views is decided at alpha / V. Components of a view need nothing smaller: theirs are
-    ranks among the smallest of each normal view.
+    Each of V views is decided at alpha / V. Components of a view need no smaller p-value, since
+    theirs are ranks among the smallest p-value of each normal view.
 
     Args:
-        calibration: of the model.
-        alpha: level for all views of an image together.
-        num_views: the largest number of views of an image.
+        calibration: Calibration of the model.
+        alpha: Level for all views of an image together.
+        num_views: Largest number of views of an image.
 
     Returns:
-        A sentence; "" where a conformal p-value can be small enough.
+        One sentence; "" if a conformal p-value can be small enough.
     """
     least = calibration.selective.least
     if num_views * least <= alpha:

@@ -1,4 +1,4 @@
-"""The views of a folder's images: read and cut, queued for their tests, put together again."""
+"""Views of a folder's images: reading and cutting, the queue of tests, and reassembly."""
 
 import sys
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -34,17 +34,17 @@ from dal_jax.inspection._results import ViewRef, ViewResult
 from dal_jax.report import SIGNIFICANT
 
 MAPS = "maps"
-# Images are read again only where those before them take more than this, bytes.
+# Images are kept in memory until they take more than this, bytes; later ones are read again.
 _KEPT = 64 * 2**20
 
 
 class Reader:
-    """Reads samples and cuts their views, each once while they take little memory.
+    """Reader of samples and their views, which caches the first 64 MiB and the latest image.
 
     Args:
-        data: the samples' data set.
-        fitted: the preparation.
-        seen: digests of pictures that training has seen, which are refused.
+        data: Data set of the samples.
+        fitted: Fitted preparation.
+        seen: Digests of pictures that training has seen, which are refused.
 
     Example:
         >>> import tempfile
@@ -62,22 +62,22 @@ class Reader:
     def __init__(self, data: DataSet, fitted: Fitted, seen: Container[str] = ()):
         self._data, self.fitted, self._seen = data, fitted, seen
         self._kept: dict[str, tuple[np.ndarray, np.ndarray | None, Views]] = {}
-        self._num_bytes = 0  # of those kept
+        self._num_bytes = 0  # size of the cache
         self._latest = ""
         self._counts: dict[str, int] = {}
 
     def read(self, sample: Sample) -> tuple[np.ndarray, np.ndarray | None, Views]:
-        """Reads a sample.
+        """Read a sample.
 
         Args:
-            sample: of the data set.
+            sample: Sample of the data set.
 
         Returns:
-            Its image (H, W, C), its mask bool (H, W) or None, and its views.
+            Image (H, W, C) of the sample, its mask, bool (H, W), or None, and its views.
 
         Raises:
-            InputError: the file cannot be read, training has seen the picture, the preparation
-                refuses the image, or its pixels are in other units than training's.
+            InputError: The file cannot be read, training has seen the picture, the preparation
+                refuses the image, or its pixels are in other units than those of training.
         """
         if sample.name not in self._kept:
             image, mask = read_sample(self._data, sample)
@@ -89,7 +89,7 @@ class Reader:
         return self._kept[sample.name]
 
     def _keep(self, name: str, image: np.ndarray, mask: np.ndarray | None, found: Views) -> None:
-        """Keeps the first images as long as they are few, and the latest one for its next view."""
+        """Keep the first images up to the limit, and the latest image for its next view."""
         if self._num_bytes > _KEPT:
             self._kept.pop(self._latest, None)
             self._latest = name
@@ -97,13 +97,13 @@ class Reader:
         self._kept[name] = image, mask, found
 
     def num_views(self, sample: Sample) -> int:
-        """Counts the views of a sample; only tiles need the image, which is read once for that.
+        """Return the number of views of a sample; the image is read for tiles alone, and once.
 
         Args:
-            sample: of the data set.
+            sample: Sample of the data set.
 
         Returns:
-            The number; 1 for an image that cannot be read.
+            Number of views; 1 for an image that cannot be read.
         """
         if self.fitted.preparation.view != "tile":
             return 1
@@ -111,22 +111,23 @@ class Reader:
             try:
                 self._counts[sample.name] = len(self.read(sample)[2].pixels)
             except InputError:
-                self._counts[sample.name] = 1  # said when its turn comes
+                self._counts[sample.name] = 1  # reported when the image is tested
         return self._counts[sample.name]
 
 
 def to_test(data: DataSet, profile: Profile) -> list[Sample]:
-    """Lists the samples of a folder that the model has never seen, and prints how many others are.
+    """List the test samples that training has not seen, and print the number of the others.
 
     Args:
-        data: the folder.
-        profile: of the model.
+        data: Data set of the folder.
+        profile: Profile of the model.
 
     Returns:
-        Its test samples, all samples if it has no split, but none of a group of the profile's.
+        Test samples of the data set, or all samples if it has no split, except those whose group
+        is in the profile.
 
     Raises:
-        InputError: none are left.
+        InputError: No sample is left.
 
     Example:
         >>> from dal_jax.images import Preparation
@@ -151,14 +152,14 @@ def to_test(data: DataSet, profile: Profile) -> list[Sample]:
 
 
 def list_views(reader: Reader, samples: Sequence[Sample]) -> list[ViewRef]:
-    """Lists the views of samples; with one view an image nothing is read.
+    """List the views of samples; if every image has one view, no file is read.
 
     Args:
-        reader: of the samples.
-        samples: to be tested.
+        reader: Reader of the samples.
+        samples: Samples to test.
 
     Returns:
-        The views, image by image.
+        References to the views, image by image.
     """
     counts = [(sample, reader.num_views(sample)) for sample in samples]
     return [ViewRef(sample, view, count) for sample, count in counts for view in range(count)]
@@ -170,13 +171,14 @@ def queue_views(
     references: Mapping[str, np.ndarray],
     level: float | None = None,
 ) -> list[QueuedImage]:
-    """Queues views for their tests.
+    """Queue views for their tests.
 
     Args:
-        reader: of the samples.
-        listed: views to be tested.
-        references: (K, H, W, C) of each group.
-        level: for all views of an image together: each of V is decided at level / V; or None.
+        reader: Reader of the samples.
+        listed: Views to test.
+        references: References (K, H, W, C) of each group.
+        level: Level for all views of an image together, so that each of V views is decided at
+            level / V; None for no level.
 
     Returns:
         Images for `run_tests`, identified by name and size of the file.
@@ -211,7 +213,7 @@ def _load(reader: Reader, one: ViewRef, references: np.ndarray, level: float | N
 
 
 class AssembledImage(NamedTuple):
-    """One image after its tests; without maps if it could not be read.
+    """Image with the results of its tests; without maps if the file could not be read.
 
     Example:
         >>> sample = Sample("a.png", Path("a.png"), "test", "unknown", None, "a")
@@ -221,29 +223,29 @@ class AssembledImage(NamedTuple):
     """
 
     sample: Sample
-    views: list[ViewResult]  # of its views and their components
-    image: Float[np.ndarray, "H W C"] | None = None  # as read
-    mask: Bool[np.ndarray, "H W"] | None = None  # known defects, where there is a mask
+    views: list[ViewResult]  # results of its views and their components
+    image: Float[np.ndarray, "H W C"] | None = None  # image as read from the file
+    mask: Bool[np.ndarray, "H W"] | None = None  # labelled defects; None if there is no mask
     score: Float[np.ndarray, "H W"] | None = None  # NaN outside the views
     region: Bool[np.ndarray, "H W"] | None = None  # flagged pixels
-    significant: Bool[np.ndarray, "H W"] | None = None  # those in regions called significant
-    p_adjusted: Float[np.ndarray, "H W"] | None = None  # of the region a pixel is in, else NaN
+    significant: Bool[np.ndarray, "H W"] | None = None  # pixels of significant regions
+    p_adjusted: Float[np.ndarray, "H W"] | None = None  # p of the pixel's region; NaN outside
 
 
 def keep_maps(directory: Path, number: int, result: TestResult) -> None:
-    """Writes the score and the region of a view, for `assemble_images`.
+    """Write the score and the region of a view, for `assemble_images`.
 
     Args:
-        directory: of the run.
-        number: of the view in the run.
-        result: of its test; of an invalid one nothing is kept.
+        directory: Directory of the run.
+        number: Number of the view in the run.
+        result: Result of its test; for an invalid input nothing is written.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: The file cannot be written.
     """
     if result.status.value == "INVALID_INPUT":
         return
-    labels = result.region.astype(np.int32)  # of components their numbers, from 1
+    labels = result.region.astype(np.int32)  # numbers of the components, from 1
     for component, part in enumerate(result.components, 1):
         labels[part.region] = component
     with atomic_path(_maps_path(directory, number)) as temporary:
@@ -257,7 +259,7 @@ def _maps_path(directory: Path, number: int) -> Path:
 def _load_maps(
     directory: Path, number: int, profile: Profile, status: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    if status == "INVALID_INPUT":  # none were kept
+    if status == "INVALID_INPUT":  # no maps were written
         size = profile.fitted.preparation.size
         return np.full((size, size), np.nan), np.zeros((size, size), np.int32)
     path = _maps_path(directory, number)
@@ -277,20 +279,20 @@ def assemble_images(
     tested: Sequence[tuple[ViewRef, dict[str, Any]]],
     results: Sequence[ViewResult],
 ) -> Iterator[AssembledImage]:
-    """Puts the views of each image together again, one image at a time.
+    """Assemble the views of each image, one image at a time.
 
     Args:
-        directory: of the run.
-        reader: of the samples.
-        profile: of the model.
-        tested: views and records, all views of an image side by side.
-        results: of the views and their components, in the same order.
+        directory: Directory of the run.
+        reader: Reader of the samples.
+        profile: Profile of the model.
+        tested: Views and the records of their tests, all views of an image in succession.
+        results: Results of the views and their components, in the same order.
 
     Yields:
-        The images in order; their results have warnings, boxes and what touches the mask.
+        The images in order; their results have the fields warning, box and touches_mask.
 
     Raises:
-        InputError: the maps of a view are missing or damaged.
+        InputError: The maps of a view are missing or damaged.
     """
     end, pictures = 0, dict[str, str]()
     for name, of_image in groupby(results, key=lambda one: one.name):
@@ -340,7 +342,7 @@ def _together(
             called[one.view] += region
         covered = enlarge(region.astype(float), extent) > 0
         part = cut(p_adjusted, corner, extent)
-        # Of tiles that overlap the smaller one.
+        # Where tiles overlap, the smaller p-value counts.
         np.fmin(part, np.where(covered, one.p_adjusted, np.nan), out=part)
         touches = None if defects is None else bool((defects[one.view] & region).any())
         placed.append(one._replace(touches_mask=touches, box=_box(covered, corner)))
@@ -351,7 +353,7 @@ def _together(
 
 
 def _box(covered: Bool[np.ndarray, "h w"], corner: np.ndarray) -> tuple[int, int, int, int] | None:
-    """The place of a region in its image, pixels; None for an empty one."""
+    """Return the bounding box of a region in its image, pixels; None for an empty region."""
     if not covered.any():
         return None
     pixels = np.argwhere(covered)

@@ -1,4 +1,4 @@
-"""Results for people: figures, overlays, a text table, and the words for decisions."""
+"""Presentation of results: figures, overlays, a text table, and the words for decisions."""
 
 from dal_jax.report._calibration_figure import calibration_figure as calibration_figure
 from dal_jax.report._calibration_figure import calibration_picture as calibration_picture

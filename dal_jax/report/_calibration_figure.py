@@ -1,4 +1,4 @@
-"""What calibration found, drawn: p-values of normal views, fixed regions, false calls."""
+"""Figures of a calibration: p-values of normal views, fixed regions, false calls."""
 
 import io
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from dal_jax._typing import Float
 from dal_jax.images import atomic_path
 from dal_jax.report._figure import blank_page
 
-_ALPHA = 0.05  # of the panels on rejections
+_ALPHA = 0.05  # level of the panels on rejections
 _INCHES = (4.4, 4.0)
-_PAGE = (7.6, 7.2)  # inches of the picture, about 800 pixels wide: the words are read as they are
-_LEAST = 1e-6  # smallest p-value that the logarithmic axes show; smaller ones are drawn there
-_POINTS = 400  # of a curve, at most; the smallest p-values are all among them
+_PAGE = (7.6, 7.2)  # inches; about 800 pixels wide, so that the text is legible without scaling
+_LEAST = 1e-6  # smallest p-value on the logarithmic axes; smaller ones are drawn at this value
+_POINTS = 400  # largest number of points of a curve; the smallest p-values are always included
 
 
 def calibration_figure(
@@ -26,30 +26,30 @@ def calibration_figure(
     *,
     logarithmic: bool = False,
 ) -> str:
-    """Draws quantiles of p-values of normal views against those of a uniform law.
+    """Draw the quantiles of p-values of normal views against those of a uniform law.
 
-    The k-th of m p-values is drawn over `(k - 1/2)/m`. The band holds 95% of the values at each
-    place if as many p-values as there are physical objects were drawn from the uniform law:
-    views of one object count as one value, which is careful.
+    The k-th of m p-values is drawn over `(k - 1/2)/m`. At each place the band covers 95% of the
+    values of independent uniform p-values, one for each physical object. The band is conservative,
+    because all views of an object count as one value.
 
     Args:
-        selective: p-values of normal views, raw.
-        naive: the same, naive.
-        num_groups: physical objects that the views are from, positive.
-        logarithmic: draw both axes as powers of ten, where small p-values can be seen.
+        selective: Raw selective p-values of normal views.
+        naive: Naive p-values of the same views.
+        num_groups: Number of physical objects that the views show, positive.
+        logarithmic: Whether both axes are logarithmic, which makes small p-values visible.
 
     Returns:
-        An SVG document; the same for the same values.
+        An SVG document, identical for identical values.
 
     Raises:
-        InputError: matplotlib is missing.
+        InputError: The package matplotlib is missing.
 
     Example:
         >>> calibration_figure([0.2, 0.7], [0.01, 0.1], 2).startswith("<?xml")
         True
     """
     page = blank_page("report", figsize=_INCHES, layout="constrained")
-    from matplotlib import rc_context  # of an extra, which the line above asks for
+    from matplotlib import rc_context  # optional dependency, checked by `blank_page`
 
     with rc_context({"svg.hashsalt": "dal_jax", "svg.fonttype": "path"}):
         _draw(page.add_subplot(), selective, naive, num_groups, logarithmic)
@@ -66,22 +66,23 @@ def calibration_picture(
     fit: Any,
     rates: Sequence[Any],
 ) -> None:
-    """Draws what calibration found as one picture of four panels, two above two.
+    """Draw the results of a calibration as one picture of four panels, two above two.
 
-    The upper ones are those of `calibration_figure`; below, one shows how often regions fixed in
-    advance are rejected at 0.05, by their size, the other the false calls of each p-value at
-    0.05. Bars are 95% intervals, clustered by physical object.
+    The upper panels are those of `calibration_figure`. Of the lower panels, one shows how often
+    regions fixed in advance are rejected at 0.05, by their size; the other shows the rate of false
+    calls of each p-value at 0.05. Bars are 95% intervals, clustered by physical object.
 
     Args:
-        path: of the picture, .png or another kind that matplotlib writes.
-        selective: p-values of normal views, raw.
-        naive: the same, naive.
-        num_groups: physical objects that the views are from.
-        fit: a `dal_jax.noise.FitReport` on the same views.
-        rates: `method`, `alpha`, `rate`, `low`, `high` of each method and level.
+        path: Path of the picture, .png or another format that matplotlib writes.
+        selective: Raw selective p-values of normal views.
+        naive: Naive p-values of the same views.
+        num_groups: Number of physical objects that the views show.
+        fit: Fit of the noise model to the same views, a `dal_jax.noise.FitReport`.
+        rates: One object for each method and level, with the attributes `method`, `alpha`, `rate`,
+            `low` and `high`.
 
     Raises:
-        InputError: matplotlib is missing, or the file cannot be written.
+        InputError: The package matplotlib is missing, or the file cannot be written.
 
     Example:
         >>> import tempfile
@@ -126,7 +127,7 @@ def _draw_rates(axes: Any, rates: Sequence[Any]) -> None:
 
 
 def _draw_shares(axes: Any, names: Sequence[str], values: np.ndarray, errors: Any) -> None:
-    """A point with its error bar for each name, and the level."""
+    """Draw a point with its error bar for each name, and a line at the level."""
     places = np.arange(len(names))
     axes.errorbar(places, values, np.nan_to_num(errors), fmt="o", color="#1f77b4", capsize=2)
     axes.axhline(_ALPHA, color="#888888", linewidth=1, linestyle=":")
@@ -137,18 +138,17 @@ def _draw_shares(axes: Any, names: Sequence[str], values: np.ndarray, errors: An
 def uniform_band(
     expected: Float[np.ndarray, " m"], count: int
 ) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
-    """Pointwise band that holds 95% of the quantiles of uniform values.
+    """Return the pointwise band that holds 95% of the quantiles of uniform values.
 
-    The quantile at u of n values is taken to be Beta(u (n + 1), (1 - u) (n + 1)).
+    The quantile at u of n values is taken to be Beta(u (n + 1), (1 - u) (n + 1)), the law of order
+    statistics at fractional ranks.
 
     Args:
-        expected: (m,) u in (0, 1).
-        count: n, number of independent values.
+        expected: (m,) values of u, in (0, 1).
+        count: Number n of independent values.
 
     Returns:
-        (m,) lower and upper ends.
-
-    Source: the law of order statistics, at fractional ranks.
+        Lower and upper ends of the band, each (m,).
     """
     a, b = expected * (count + 1), (1 - expected) * (count + 1)
     return special.betaincinv(a, b, 0.025), special.betaincinv(a, b, 0.975)
@@ -185,7 +185,7 @@ def _draw(
     axes.set_xlabel("expected p of a normal view")
     axes.set_ylabel("observed p")
     axes.set_title("small p-values, powers of ten" if logarithmic else "all p-values", fontsize=10)
-    if not logarithmic:  # there curves may be anywhere, and the words are the same
+    if not logarithmic:  # on logarithmic axes curves may cover the legend, which is the same
         axes.legend(fontsize=8, frameon=False, loc="upper left")
 
 

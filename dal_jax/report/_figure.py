@@ -1,4 +1,4 @@
-"""One picture of many tests: image, reconstruction, score, and the region with its p-value."""
+"""Figure of several tests: image, reconstruction, score, and the region with its p-value."""
 
 import math
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ COLOURS = {
     words.NOT_TESTED: "#ff7f0e",
 }
 _PANELS = ("image", "reconstruction", "score", "flagged region")
-_CELL = 1.05  # inches
-_TEXT = 1.75  # widths of a panel, for the words beside the last one
-_SHOWN = 4  # components in words beside the last panel
-_LETTER = 0.075  # inches, a generous mean at the size of the titles
+_CELL = 1.05  # width and height of a panel, inches
+_TEXT = 1.75  # width of the text beside the last panel, in widths of a panel
+_SHOWN = 4  # largest number of components described beside the last panel
+_LETTER = 0.075  # width of a letter of the titles, inches, a generous mean
 
 
 def figure(
@@ -40,28 +40,28 @@ def figure(
     heading: str | None = None,
     blocks: Sequence[str] = ("",),
 ) -> None:
-    """Draws one row per image and writes the picture, whole or not at all.
+    """Draw one row per image and write the picture, whole or not at all.
 
-    Each row shows image, reconstruction, score and the image with the flagged region outlined, in
-    red where the selective p-value is significant at `alpha`, labelled with the selective p-value,
-    the naive one and the decision. Components that were tested one by one are numbered. Grey values
-    are shown on one scale for all rows.
+    Each row shows the image, the reconstruction, the score, and the image with the flagged region
+    outlined, in red where the selective p-value is significant at `alpha`. The row is labelled with
+    the selective p-value, the naive p-value and the decision. Components that were tested one by
+    one are numbered. Grey values are shown on one scale for all rows.
 
     Args:
-        images: the tested images, each (H, W, C).
-        results: what `dal_test` returned for each.
-        path: the file, .png (or another kind that matplotlib writes).
-        titles: a name for each row.
-        truths: for each row the true region, bool (H, W), dotted in yellow, or None.
-        alpha: significance level in (0, 1).
-        threshold: the score above which a pixel is flagged, marked on the colour bar.
-        heading: a line above the picture.
-        blocks: titles of the blocks that stand side by side; the rows are dealt out evenly, the
-            first block first.
+        images: Tested images, each (H, W, C).
+        results: Result of `dal_test` for each image.
+        path: Path of the file, .png or another format that matplotlib writes.
+        titles: Name of each row; None for no names.
+        truths: True region of each row, bool (H, W), outlined by yellow dots, or None.
+        alpha: Significance level in (0, 1).
+        threshold: Score above which a pixel is flagged, marked on the colour bar.
+        heading: Line of text above the picture; None for none.
+        blocks: Titles of the blocks, which stand side by side; rows are distributed evenly, and the
+            first block is filled first.
 
     Raises:
-        InputError: no image, lengths differ, an image of another shape, matplotlib is missing, or
-            the file cannot be written.
+        InputError: There is no image, the lengths differ, an image is not (H, W, C), the package
+            matplotlib is missing, or the file cannot be written.
 
     Example:
         >>> import tempfile
@@ -122,17 +122,17 @@ def _draw(
 
 
 def blank_page(needed_by: str, **options: Any) -> Any:
-    """Makes an empty figure of matplotlib, without a window.
+    """Return an empty figure of matplotlib, without a window.
 
     Args:
-        needed_by: function or verb, for the error.
-        **options: of `matplotlib.figure.Figure`.
+        needed_by: Name of the function or verb that draws, for the error.
+        **options: Arguments of `matplotlib.figure.Figure`.
 
     Returns:
         The figure.
 
     Raises:
-        InputError: matplotlib is missing.
+        InputError: The package matplotlib is missing.
 
     Example:
         >>> blank_page("example", figsize=(4, 3)).get_size_inches().tolist()
@@ -244,7 +244,7 @@ def _label(
 
 
 def _component_lines(result: Result, alpha: float) -> list[tuple[str, str, str, float]]:
-    """The smallest p-values of the components, as many as there is room for."""
+    """Return lines of text for the components of smallest p-value, at most `_SHOWN` of them."""
     numbered = sorted(enumerate(parts(result), 1), key=lambda pair: (pair[1].p_holm, pair[0]))
     lines = []
     for number, part in numbered[:_SHOWN]:

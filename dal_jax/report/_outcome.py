@@ -1,4 +1,4 @@
-"""What a report needs of a test's result, and the words for it."""
+"""Protocol of the results that reports read, and the words for decisions and p-values."""
 
 import math
 from typing import Any, NamedTuple, Protocol
@@ -40,7 +40,7 @@ class Result(Protocol):
 
     @property
     def naive_p(self) -> float:
-        """P-value that ignores the selection."""
+        """Naive p-value, which ignores the selection."""
         ...
 
     @property
@@ -50,32 +50,32 @@ class Result(Protocol):
 
     @property
     def ci_low(self) -> float:
-        """Lower end of its confidence interval."""
+        """Lower end of the confidence interval of the mean difference."""
         ...
 
     @property
     def ci_high(self) -> float:
-        """Upper end of its confidence interval."""
+        """Upper end of the confidence interval of the mean difference."""
         ...
 
     @property
     def p_holm(self) -> float:
-        """Of a component: the p-value adjusted for their number; else NaN."""
+        """P-value of a component, adjusted for the number of components; NaN otherwise."""
         ...
 
     @property
     def p_holm_low(self) -> float:
-        """Lower bound on that."""
+        """Lower bound on the adjusted p-value."""
         ...
 
     @property
     def p_holm_high(self) -> float:
-        """Upper bound on that."""
+        """Upper bound on the adjusted p-value."""
         ...
 
     @property
     def components(self) -> Any:
-        """Results of the connected components, where each was tested; else empty."""
+        """Results of the connected components if each was tested; empty otherwise."""
         ...
 
     @property
@@ -95,7 +95,7 @@ class Result(Protocol):
 
     @property
     def status(self) -> Any:
-        """Status code, OK if all went well."""
+        """Status code; OK for a valid result."""
         ...
 
 
@@ -112,12 +112,12 @@ class Maps(NamedTuple):
     region: Any  # bool (H, W)
     score: Any  # (H, W)
     reconstruction: Any  # (H, W, C)
-    p_value: float = math.nan  # selective, in [0, 1]; NaN: not tested
-    p_low: float = math.nan  # bounds on it
+    p_value: float = math.nan  # selective p-value, in [0, 1]; NaN if not tested
+    p_low: float = math.nan  # bounds on the selective p-value
     p_high: float = math.nan
-    naive_p: float = math.nan  # that ignores the selection
-    status: str = "NOT_TESTED"  # a `Status` for one that was tested
-    estimate: float = math.nan  # of the mean difference, with its confidence interval
+    naive_p: float = math.nan  # p-value that ignores the selection
+    status: str = "NOT_TESTED"  # or the name of a `Status`, for a tested image
+    estimate: float = math.nan  # estimate of the mean difference, with its confidence interval
     ci_low: float = math.nan
     ci_high: float = math.nan
     p_holm: float = math.nan
@@ -127,27 +127,27 @@ class Maps(NamedTuple):
 
 
 def parts(result: Result) -> list[Result]:
-    """What was tested of an image: its components, or its one region.
+    """Return the results for the tested regions of an image: its components, or its one region.
 
     Args:
-        result: of the image.
+        result: Result of the image.
 
     Returns:
-        Results, one or more.
+        One or more results.
     """
     return list(result.components) or [result]
 
 
 def format_difference(estimate: float, low: float, high: float) -> str:
-    """Writes the estimated mean difference and its confidence interval.
+    """Format an estimated mean difference and its confidence interval.
 
     Args:
-        estimate: in any unit.
-        low: end of the interval.
-        high: the other one.
+        estimate: Estimate, in any unit.
+        low: Lower end of the interval, in the same unit.
+        high: Upper end of the interval, in the same unit.
 
     Returns:
-        "0.52 [0.11, 0.93]"; "-" where there is none.
+        Text such as "0.52 [0.11, 0.93]"; "-" if the estimate is NaN.
 
     Example:
         >>> format_difference(0.52, 0.111, 0.929)
@@ -157,15 +157,15 @@ def format_difference(estimate: float, low: float, high: float) -> str:
 
 
 def outcome(result: Result, alpha: float = 0.05) -> str:
-    """Puts a result into words at the level `alpha`.
+    """Return the decision on a result at the level `alpha`, in words.
 
-    "significant" if p_high <= alpha, "not significant" if p_low > alpha, "undecided" if the bounds
-    lie on both sides, "no region" if nothing was flagged, "not tested" for `Maps`, else "no valid
-    result". Of a component the adjusted p-value counts.
+    The decision is "significant" if p_high <= alpha, "not significant" if p_low > alpha,
+    "undecided" if the bounds lie on both sides, "no region" if nothing was flagged, "not tested"
+    for `Maps`, and "no valid result" otherwise. For a component the adjusted p-value decides.
 
     Args:
-        result: what `dal_test` returned.
-        alpha: significance level in (0, 1).
+        result: Result of `dal_test`, or `Maps`.
+        alpha: Significance level in (0, 1).
 
     Returns:
         One of the six phrases.
@@ -188,13 +188,13 @@ def outcome(result: Result, alpha: float = 0.05) -> str:
 
 
 def format_p(p: float) -> str:
-    """Writes a p-value for reading: three decimals, or a power of ten when it is small.
+    """Format a p-value: with three decimals, or with a power of ten if it is below 0.001.
 
     Args:
-        p: in [0, 1], or NaN.
+        p: P-value in [0, 1], or NaN.
 
     Returns:
-        For instance "0.042", "3e-05", "<1e-300", or "-" for NaN.
+        Text such as "0.042", "3e-05" or "<1e-300"; "-" for NaN.
 
     Example:
         >>> format_p(0.0416), format_p(0.00003)

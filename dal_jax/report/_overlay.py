@@ -1,4 +1,4 @@
-"""Regions on images: as outlines, and as tints coloured by the decision."""
+"""Regions drawn on images, as outlines or as tints coloured by the decision."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from dal_jax._errors import InputError
 from dal_jax._typing import Bool, Float
 from dal_jax.images import atomic_path
 
-# Red: significant. Blue: flagged, not significant.
+# Significant regions are red, other flagged regions blue.
 SIGNIFICANT, FLAGGED = (0.84, 0.15, 0.16), (0.12, 0.47, 0.71)
 TRUTH = (0.95, 0.85, 0.1)
 _OPACITY = 0.45
@@ -26,23 +26,23 @@ def overlay(
     limits: tuple[float, float] | None = None,
     labels: Sequence[tuple[str, tuple[int, int]]] = (),
 ) -> None:
-    """Writes an image as a picture, its flagged pixels tinted, on a fixed scale of grey.
+    """Write an image as a picture on a fixed grey scale, with its flagged pixels tinted.
 
-    A normal image without a region looks like itself: nothing is stretched by the image's own
-    scores.
+    The score map is not drawn and does not change the grey scale, so that a normal image without a
+    region keeps its appearance.
 
     Args:
-        image: (H, W, C); of C other than 3 the first channel is shown.
-        region: (H, W) bool, flagged pixels.
-        significant: (H, W) bool, those of regions called significant.
-        path: the file, .png.
-        truth: (H, W) bool, edged in yellow, or None.
-        limits: values shown as black and white; None: 0 and 1 for images within, else the image's
-            own extremes.
-        labels: texts and the pixels (row, column) above which they are written.
+        image: (H, W, C) image; unless C is 3, the first channel is shown.
+        region: (H, W) bool mask of the flagged pixels.
+        significant: (H, W) bool mask of the pixels of significant regions.
+        path: Path of the file, .png.
+        truth: (H, W) bool mask, whose edge is drawn in yellow, or None.
+        limits: Values shown as black and as white; None for 0 and 1 if all pixels lie between
+            them, and for the extremes of the image otherwise.
+        labels: Texts, each with the pixel (row, column) above which it is written.
 
     Raises:
-        InputError: shapes that do not fit, pillow is missing, or the file cannot be written.
+        InputError: The shapes differ, the package pillow is missing, or the file cannot be written.
 
     Example:
         >>> import tempfile
@@ -80,7 +80,7 @@ def overlay(
 
 
 def _grey(image: np.ndarray, limits: tuple[float, float] | None) -> np.ndarray:
-    """(H, W, 3) in [0, 1]."""
+    """Return the displayed pixels, (H, W, 3) in [0, 1]."""
     values = np.asarray(image, np.float64)
     if limits is None:
         inside = values.min() >= 0 and values.max() <= 1
@@ -91,21 +91,21 @@ def _grey(image: np.ndarray, limits: tuple[float, float] | None) -> np.ndarray:
 
 
 def _edge(mask: np.ndarray) -> np.ndarray:
-    """Pixels of a mask that touch the outside."""
+    """Return the pixels of a mask that have a neighbour outside it, diagonals excluded."""
     padded = np.pad(mask, 1)
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return mask & ~inner
 
 
 def outline(region: Bool[np.ndarray, "H W"]) -> Float[np.ndarray, "K 2 2"]:
-    """Lists the pixel edges that separate a region from the rest.
+    """Return the pixel edges that separate a region from the rest of the image.
 
     Args:
-        region: bool (H, W).
+        region: (H, W) bool mask.
 
     Returns:
-        K segments ((x0, y0), (x1, y1)) in the coordinates of `imshow`: pixel (i, j) covers
-        [j - 1/2, j + 1/2] x [i - 1/2, i + 1/2]. No segment for an empty region.
+        K segments ((x0, y0), (x1, y1)) in the coordinates of `imshow`, where pixel (i, j) covers
+        [j - 1/2, j + 1/2] x [i - 1/2, i + 1/2]; K is 0 for an empty region.
 
     Example:
         >>> import numpy as np

@@ -1,4 +1,4 @@
-"""A table of results as plain text."""
+"""Table of results as plain text."""
 
 import math
 from collections.abc import Sequence
@@ -16,22 +16,23 @@ def table(
     truths: Sequence[str] | None = None,
     alpha: float = 0.05,
 ) -> str:
-    """Lays out one line per result: region size, naive p, selective p with bounds, decision.
+    """Return a table with one line per result: region size, p-values, bounds and decision.
 
-    Results that know how large the difference is have a column for it, with its interval. An image
-    whose components were tested has a line for each, with Holm's adjusted p.
+    The p-values are the naive and the selective one. If any result has an estimate of the mean
+    difference, the table has a column for it, with its interval. An image whose components were
+    tested has one line per component, with Holm's adjusted p-value.
 
     Args:
-        results: what `dal_test` returned, one per image.
-        titles: a name for each image.
-        truths: what is known of each image, if anything; a column of its own.
-        alpha: significance level in (0, 1).
+        results: Results of `dal_test`, one per image.
+        titles: Name of each image.
+        truths: True kind of each image, shown in a column of its own; None for no such column.
+        alpha: Significance level in (0, 1).
 
     Returns:
-        The table, lines joined by newlines, columns aligned.
+        The table, with aligned columns; lines are joined by newlines.
 
     Raises:
-        InputError: the lengths differ.
+        InputError: The lengths of the arguments differ.
 
     Example:
         >>> from dal_jax.report import Maps
