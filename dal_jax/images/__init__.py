@@ -1,4 +1,4 @@
-"""Reading images and data sets, preparing them, and writing so that nothing is half-written."""
+"""Reading of images and data sets, their preparation, and the writing of whole files."""
 
 from dal_jax._files import atomic_path as atomic_path
 from dal_jax._files import write_array as write_array
