@@ -57,7 +57,7 @@ def dal_test(
                 evaluations are interpolated, the error of the interpolation is estimated, and the
                 result is checked at random points. "sweep" is exact, for a score that is piecewise
                 affine in the image. "scan" is the slower check of the sweep (float64 only).
-            dtype: "float32" searches in float32 and recomputes in float64 what decides; "float64"
+            dtype: "float32" searches in float32 and settles decisive points in float64; "float64"
                 uses float64 throughout. None is float32 for the adaptive engine and float64 for the
                 exact ones. Region, score and reconstruction are float64 in any case.
             precision: Width of the bounds on p to be reached, in [0, 1); for components, of the

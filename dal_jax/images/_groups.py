@@ -23,8 +23,8 @@ def group_of(names: Sequence[str], groups: str | None = None) -> list[str]:
 
     Args:
         names: Unique names of the images, paths with "/" between their parts.
-        groups: Rule for the groups. None makes each name a group. "regex:PATTERN" takes what the
-            only capture group of the pattern matches in the name. "csv:FILE:COLUMN" reads a table
+        groups: Rule for the groups. None makes each name a group. "regex:PATTERN" takes the
+            match of the pattern's only capture group in the name. "csv:FILE:COLUMN" reads a table
             with a column "name" and the named column. "runs:N" joins N neighbours in one folder,
             counted in the natural order of the names (9 before 10). "gap:N" starts a new group
             where the last number in the name exceeds that of the image before it by more than N,

@@ -165,8 +165,8 @@ class Histogram:
     """Pixels counted in bins that are the leading bits of the score as a 32-bit float.
 
     Those bits are ordered as the numbers themselves, so the bins are monotone; they are fixed in
-    advance, so the counts do not depend on the order of the images. With B bits a bin is `2^-(B -
-    9)` of its score wide, whatever the scale of the scores.
+    advance, so the counts do not depend on the order of the images. With B bits a bin is
+    `2^-(B - 9)` of its score wide, whatever the scale of the scores.
 
     Source: IEEE 754 (the order of the bits).
     """

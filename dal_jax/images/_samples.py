@@ -1,4 +1,4 @@
-"""The samples of a data set: how they are listed, and how one is read with its mask."""
+"""The samples of a data set: their listing, and the reading of one with its mask."""
 
 import functools
 import zipfile

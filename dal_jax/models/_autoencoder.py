@@ -1,4 +1,4 @@
-"""A plain convolutional autoencoder, whose narrow code limits what it can reconstruct."""
+"""A plain convolutional autoencoder, whose narrow code limits its reconstructions."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -31,8 +31,8 @@ from dal_jax.models._unet import NORM_EPSILON, UNetConfig, level_code
 def fold_norm(variables: PyTree, dtype: Any) -> dict[str, dict[str, Any]]:
     """Merge the batch norms into the convolutions before them, in a given dtype.
 
-    `scale (w * x + b - mean) / sqrt(var + eps) + bias = (g w) * x + (g (b - mean) + bias)`, with `g
-    = scale / sqrt(var + eps)`.
+    `scale (w * x + b - mean) / sqrt(var + eps) + bias = (g w) * x + (g (b - mean) + bias)`, with
+    `g = scale / sqrt(var + eps)`.
 
     Args:
         variables: Variables {"params": ..., "batch_stats": ...} of `UNet(config)`.

@@ -155,8 +155,8 @@ def _positive(variance: float) -> float:
 def _stationary_from(sample: WeightedDeviations, shrinkage: float) -> Covariance:
     """Return stationary noise with the tapered sample autocovariance of the images.
 
-    `R(l) = w(l) sum_p d(p + l) d(p)' / (number of pixels p)`, with the Tukey-Hanning window w, `(1
-    + cos(pi |l| / side)) / 2` along both axes. Negative values of its spectrum on the torus of
+    `R(l) = w(l) sum_p d(p + l) d(p)' / (number of pixels p)`, with the Tukey-Hanning window w,
+    `(1 + cos(pi |l| / side)) / 2` along both axes. Negative values of its spectrum on the torus of
     twice the sides are set to zero and the variance is restored. A share `shrinkage` of the
     covariance of one pixel is moved to lag 0; above 0, it leaves a spectrum without zeros.
     """
@@ -276,11 +276,12 @@ def estimate_dense(
 ) -> Covariance:
     """Return the sample covariance of images, shrunk towards a simpler one.
 
-    `Sigma = (1 - a) S + a D`, where S is the sample covariance around the mean image (divisor N -
-    1) and D is either diag(S), the mean variance times I, or the stationary estimate. By default
-    the intensity a estimates the one with least expected squared error, `sum Var(S_ij) / sum (S_ij
-    - D_ij)^2` over the entries that shrink, within [0.001, 1]; the matrix is then positive definite
-    even if N < n. With groups, N is their number G and `Var(S_ij)` is the variance between them.
+    `Sigma = (1 - a) S + a D`, where S is the sample covariance around the mean image (divisor
+    N - 1) and D is either diag(S), the mean variance times I, or the stationary estimate. By
+    default the intensity a estimates the one with least expected squared error,
+    `sum Var(S_ij) / sum (S_ij - D_ij)^2` over the entries that shrink, within [0.001, 1]; the
+    matrix is then positive definite even if N < n. With groups, N is their number G and `Var(S_ij)`
+    is the variance between them.
 
     Args:
         images: Images (N, H, W, C) of one mean and covariance, N >= 2.

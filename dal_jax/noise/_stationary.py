@@ -123,8 +123,8 @@ def stationary(
 
     Args:
         autocovariance: Table R (P, Q) or (P, Q, C, C) in FFT order (lag 0 first, then 1, 2, ...,
-            then ..., -2, -1), in squared units of the image; `R[-l] = R[l]'`. `table[..., None,
-            None] * channels` gives channels with one covariance (C, C).
+            then ..., -2, -1), in squared units of the image; `R[-l] = R[l]'`.
+            `table[..., None, None] * channels` gives channels with one covariance (C, C).
         spectrum: Discrete Fourier transform of the autocovariance, to be given instead, of the same
             shape, real or (for several channels) complex and Hermitian.
         clip: True to replace negative values of the spectrum by zero and rescale each channel to
