@@ -59,7 +59,7 @@ def open_jaxpr(found: core.Jaxpr | core.ClosedJaxpr) -> tuple[core.Jaxpr, list[A
 
 
 def scan_counts(eqn: core.JaxprEqn) -> tuple[int, int]:
-    """Return the numbers of a scan's operands that are constants and that are carried."""
+    """Return the numbers of constants and of carried values among the operands of a scan."""
     if "num_consts" in eqn.params:
         return eqn.params["num_consts"], eqn.params["num_carry"]
     consts, carry, _ = eqn.params["ft_in"].unpack()  # JAX 0.12 and above
@@ -101,7 +101,7 @@ def launched_processes() -> int | None:
 
 
 def start_distributed(**arguments: Any) -> None:
-    """Call `jax.distributed.initialize`, and keep the usual effect of SIGTERM, to end the process.
+    """Call `jax.distributed.initialize`, leaving SIGTERM to end the process as usual.
 
     JAX's preemption service would catch the signal for a checkpoint at the next step of a training.
     """

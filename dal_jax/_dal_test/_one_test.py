@@ -155,7 +155,7 @@ def adaptive_test(
     options: TestOptions,
     progress: Any = None,
 ) -> Task[TestResult]:
-    """Test a checked case adaptively, as a task of `run_side_by_side`; returns the result."""
+    """Test a checked case adaptively, as a task of `run_side_by_side` that returns the result."""
     started = time.perf_counter()
     try:
         looked = looked_at(case, noise, options)

@@ -68,7 +68,7 @@ def in_process(
         seconds: Time limit in seconds; None is none.
 
     Returns:
-        The output, or {"failure": why} if the program failed or took too long.
+        The value of that line, or {"failure": why} if the program failed or took too long.
 
     Example:
         >>> in_process([sys.executable, "-c", "print('[1, 2]')"])

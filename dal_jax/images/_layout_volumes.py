@@ -108,7 +108,7 @@ def arrays(root: Path, choice: DataSelection) -> list[Sample]:
 
 
 def by_group(samples: list[Sample], share: float = TRAIN_SHARE) -> list[Sample]:
-    """Split samples by group: in the order of a hash of the group, the first share is to train.
+    """Split samples by group: in the order of a hash of the group, the first share trains.
 
     Args:
         samples: Samples of a data set, of any split.

@@ -65,7 +65,7 @@ class PixelResult(NamedTuple):
 
 
 def image_auroc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Return the probability that an anomalous image scores above a normal one, ties half.
+    """Return the probability that an anomalous image scores above a normal one, ties as half.
 
     Args:
         labels: True or 1 for an anomalous image, (m,) bool, or 0 and 1.

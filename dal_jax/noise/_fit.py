@@ -52,7 +52,7 @@ def fixed_shapes(height: int, width: int) -> tuple[Shape, ...]:
 def _region_scores(
     covariance: Covariance, deviations: Float[np.ndarray, "N H W C"], share: float = 1.0
 ) -> Scores:
-    """Return the frequency at which a fixed rectangle's mean differs from that of the mean image.
+    """Return z scores of the differences between rectangles of the images and of the mean image.
 
     `z = nu . d / sqrt(share nu' Sigma nu)`, with nu the mean over the rectangle and all channels,
     at up to 4 x 4 positions spread evenly over the image; rejected where |z| > 1.96. The removed
