@@ -1,4 +1,4 @@
-"""Pytrees of arrays: what several rooms do with them."""
+"""Operations on pytrees of arrays that several rooms share."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from dal_jax._typing import PyTree
 
 
 def cast_floats(tree: PyTree, dtype: Any) -> PyTree:
-    """Casts the floating arrays of a pytree and leaves the others as they are.
+    """Cast the floating arrays of a pytree and leave the others as they are.
 
     Args:
-        tree: of arrays.
-        dtype: floating dtype.
+        tree: Pytree of arrays.
+        dtype: Floating dtype.
 
     Returns:
         A pytree of JAX arrays (numpy stays numpy until it is used).

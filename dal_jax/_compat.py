@@ -1,6 +1,6 @@
-"""Everything that touches parts of JAX which change between releases: the one file to mend.
+"""Uses of the parts of JAX that change between releases, collected in one file.
 
-Tried on the oldest and the newest supported release by the continuous integration script.
+The continuous integration script tests it on the oldest and the newest supported release.
 """
 
 import contextlib
@@ -16,34 +16,34 @@ from jax.extend import core
 
 @contextlib.contextmanager
 def enable_x64() -> Iterator[None]:
-    """Computes in float64 within the block, leaving JAX's global configuration as it was."""
+    """Compute in float64 within the block, leaving JAX's global configuration unchanged."""
     with jax.enable_x64(True):
         yield
 
 
 def trace(f: Callable[..., Any], *args: Any) -> tuple[core.ClosedJaxpr, Any]:
-    """The jaxpr of `f` at `args` and the tree of its output shapes."""
+    """Return the jaxpr of `f` at `args` and the tree of its output shapes."""
     return jax.make_jaxpr(f, return_shape=True)(*args)
 
 
 def is_literal(atom: Any) -> bool:
-    """Whether an operand of an equation is a constant written into the jaxpr."""
+    """Return whether an operand of an equation is a constant written into the jaxpr."""
     return isinstance(atom, core.Literal)
 
 
 def literal_value(atom: Any) -> np.ndarray:
-    """The value of a literal, with the dtype that the jaxpr gives it."""
+    """Return the value of a literal, with the dtype that the jaxpr gives it."""
     return np.asarray(atom.val, dtype=atom.aval.dtype)
 
 
 def bind(eqn: core.JaxprEqn, *args: Any) -> list[Any]:
-    """Evaluates one equation of a jaxpr as it stands; always a list of outputs."""
+    """Evaluate one equation of a jaxpr unchanged; the result is always a list of outputs."""
     out = eqn.primitive.bind(*args, **eqn.primitive.get_bind_params(eqn.params))
     return list(out) if eqn.primitive.multiple_results else [out]
 
 
 def inner_jaxpr(eqn: core.JaxprEqn) -> tuple[core.Jaxpr, list[Any]]:
-    """The jaxpr and constants of a call-like equation (jit, custom_jvp, remat, scan, ...)."""
+    """Return jaxpr and constants of a call-like equation (jit, custom_jvp, remat, scan, ...)."""
     for name in ("call_jaxpr", "jaxpr", "fun_jaxpr"):
         found = eqn.params.get(name)
         if found is not None:
@@ -52,14 +52,14 @@ def inner_jaxpr(eqn: core.JaxprEqn) -> tuple[core.Jaxpr, list[Any]]:
 
 
 def open_jaxpr(found: core.Jaxpr | core.ClosedJaxpr) -> tuple[core.Jaxpr, list[Any]]:
-    """A jaxpr and its constants, whether they came closed over or not."""
+    """Return a jaxpr and its constants, whether it is closed over them or not."""
     if isinstance(found, core.ClosedJaxpr):
         return found.jaxpr, list(found.consts)
     return found, []
 
 
 def scan_counts(eqn: core.JaxprEqn) -> tuple[int, int]:
-    """How many of a scan's operands are constants, and how many are carried."""
+    """Return the numbers of constants and of carried values among the operands of a scan."""
     if "num_consts" in eqn.params:
         return eqn.params["num_consts"], eqn.params["num_carry"]
     consts, carry, _ = eqn.params["ft_in"].unpack()  # JAX 0.12 and above
@@ -67,18 +67,18 @@ def scan_counts(eqn: core.JaxprEqn) -> tuple[int, int]:
 
 
 def is_extended(dtype: Any) -> bool:
-    """Whether a dtype has no numpy counterpart (random keys)."""
+    """Return whether a dtype has no numpy counterpart (random keys)."""
     return jnp.issubdtype(dtype, jax.dtypes.extended)
 
 
 def source_line(eqn: core.JaxprEqn) -> str:
-    """`file:line:column (function)` of the user's code that made an equation."""
+    """Return `file:line:column (function)` of the user's code that made an equation."""
     return source_info_util.summarize(eqn.source_info)
 
 
 @contextlib.contextmanager
 def exact_arithmetic() -> Iterator[None]:
-    """float64, and no reduced-precision matrix products, within the block.
+    """Compute in float64, and without matrix products of reduced precision, within the block.
 
     Detection and inference must round alike: tensor-float products would move the region.
     """
@@ -87,10 +87,10 @@ def exact_arithmetic() -> Iterator[None]:
 
 
 def launched_processes() -> int | None:
-    """How many processes the launcher around this one started; None if JAX knows no launcher.
+    """Return the number of processes that the launcher started; None if JAX knows no launcher.
 
-    Slurm, Open MPI and TPU pods, by JAX's own detection; Kubernetes is left out since JAX asks the
-    network there.
+    JAX's own detection covers Slurm, Open MPI and TPU pods; Kubernetes is left out because JAX asks
+    the network there.
     """
     from jax._src.clusters import ClusterEnv
 
@@ -101,7 +101,7 @@ def launched_processes() -> int | None:
 
 
 def start_distributed(**arguments: Any) -> None:
-    """Calls `jax.distributed.initialize`, leaving SIGTERM to end the process as it always does.
+    """Call `jax.distributed.initialize`, leaving SIGTERM to end the process as usual.
 
     JAX's preemption service would catch the signal for a checkpoint at the next step of a training.
     """
@@ -114,7 +114,7 @@ def start_distributed(**arguments: Any) -> None:
 
 
 def wait_at_barrier(name: str, seconds: float) -> None:
-    """Waits until every process of `jax.distributed` has come to the barrier of this name.
+    """Wait until every process of `jax.distributed` has reached the barrier of this name.
 
     The public barrier of JAX runs on the devices, which may all be busy for hours before it.
     """
@@ -127,11 +127,11 @@ def wait_at_barrier(name: str, seconds: float) -> None:
 def split_known(
     f: Callable[..., Any], fixed: Any, moving: Any
 ) -> tuple[Callable[[Any], list[Any]], Callable[[list[Any], Any], Any]]:
-    """Splits `f(fixed, moving)` into what `fixed` alone decides and the rest.
+    """Split `f(fixed, moving)` into the part that depends on `fixed` alone, and the rest.
 
-    Returns `(prepare, apply)` with `apply(prepare(fixed), moving) == f(fixed, moving)`; what of a
-    loop's body does not depend on `moving` is computed by `prepare`, too. The arguments here are
-    arrays or their shapes.
+    The result is `(prepare, apply)` with `apply(prepare(fixed), moving) == f(fixed, moving)`; the
+    part of a loop's body that does not depend on `moving` is computed by `prepare`, too. The
+    arguments here are arrays or their shapes.
     """
     from jax._src.interpreters import partial_eval
 

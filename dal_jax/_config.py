@@ -1,4 +1,4 @@
-"""Settings declared once, as fields of dataclasses: their help, their checks, their TOML keys."""
+"""Settings declared once, as fields of dataclasses, with their help, checks and TOML keys."""
 
 import difflib
 import tomllib
@@ -12,17 +12,17 @@ from dal_jax._errors import InputError
 
 
 def read_toml(path: str | Path, name: str) -> dict[str, Any]:
-    """Reads a TOML file.
+    """Read a TOML file.
 
     Args:
-        path: of the file.
-        name: of the argument, for the error.
+        path: Path of the file.
+        name: Name of the argument, for the error.
 
     Returns:
-        Its entries.
+        The entries of the file.
 
     Raises:
-        InputError: no such file, or not TOML.
+        InputError: The file does not exist or is not TOML.
     """
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -38,10 +38,10 @@ def option(
     """Declare a field of a dataclass that is an option of the command line and a key in TOML, too.
 
     Args:
-        default: Value where none is given.
+        default: Default value.
         text: Help of the option.
         metavar: Placeholder of the value in the help; None takes that of the type.
-        choices: Values that fit; none for other checks.
+        choices: Allowed values; empty if the option is checked elsewhere.
 
     Returns:
         The field.
@@ -67,20 +67,20 @@ def check_choices(settings: Any) -> None:
 def fit_fields(kind: Any, entries: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Check entries against the annotated fields of a dataclass.
 
-    A whole number will do for a number, a list for a tuple, a string for a path. A field that is
-    a dataclass itself is made of the entries that have the names of its options.
+    A whole number is accepted for a number, a list for a tuple, a string for a path. A field that
+    is a dataclass itself is created from the entries with the names of its options.
 
     Args:
-        kind: Dataclass; its fields are of type bool, int, float, str, Path, tuples of one of
+        kind: Dataclass whose fields are of type bool, int, float, str, Path, tuples of one of
             these, one of these or None, or a dataclass with a default.
         entries: Values by field.
-        name: Where the entries are from, for the error.
+        name: Origin of the entries, for the error.
 
     Returns:
         The values, in the types of the fields.
 
     Raises:
-        InputError: An unknown field (the nearest known one is named), or a value that does not fit.
+        InputError: A field is unknown (the nearest known one is named), or a value does not fit.
     """
     types = typing.get_type_hints(kind)
     parts: dict[str, Any] = {own: part for own, part in types.items() if is_dataclass(part)}
@@ -99,14 +99,14 @@ def fit_fields(kind: Any, entries: Mapping[str, Any], name: str) -> dict[str, An
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """Says what was probably meant, or what there is.
+    """Return a hint on an unknown word: the nearest known one, or all of them.
 
     Args:
-        word: unknown.
-        known: what there is.
+        word: Unknown word.
+        known: Known words.
 
     Returns:
-        "did you mean 'X'?", or "expected A, B, C".
+        The text "did you mean 'X'?", or "expected A, B, C".
 
     Example:
         >>> nearest("sise", ["size", "images"])

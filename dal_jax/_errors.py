@@ -1,4 +1,4 @@
-"""Exceptions of the package: one clear line each, naming the argument, its value and what fits."""
+"""Exceptions of the package, each with one line that names argument, value and expectation."""
 
 
 class DalJaxError(Exception):
@@ -41,7 +41,7 @@ class CheckpointError(InputError):
 
 
 class RunError(DalJaxError):
-    """A long run cannot go on, for want of disk space or of a process; finished tests are kept.
+    """A long run cannot continue, for lack of disk space or of a process; finished tests are kept.
 
     Example:
         >>> try:
@@ -53,12 +53,12 @@ class RunError(DalJaxError):
 
 
 class NotPiecewiseAffineError(DalJaxError, TypeError):
-    """A function is not piecewise affine in its argument; names the primitive and the line.
+    """A function is not piecewise affine in its argument; the error names primitive and line.
 
     Args:
-        primitive: name of the JAX primitive, also an attribute, as the others are.
-        line: file and line of its source, "" where not known.
-        why: what is wrong with it, in words.
+        primitive: Name of the JAX primitive, also an attribute, like the others.
+        line: File and line of its source, "" if unknown.
+        why: Reason in words.
 
     Example:
         >>> from jax.numpy import exp

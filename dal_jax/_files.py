@@ -14,23 +14,23 @@ from dal_jax._errors import InputError
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Lends a temporary path beside `path` and renames it to `path` if the block succeeds.
+    """Lend a temporary path beside `path`, renamed to `path` if the block succeeds.
 
     Args:
-        path: where the file shall lie; its folder is created if missing.
+        path: Path of the file to write; its folder is created if missing.
 
     Yields:
-        A path in the same folder with the same suffix, to write to.
+        A temporary path in the same folder with the same suffix, to write to.
 
     Raises:
-        InputError: the folder or the file cannot be written.
+        InputError: The folder or the file cannot be written.
 
     Example:
         >>> with atomic_path("figure.png") as temporary:  # doctest: +SKIP
         ...     canvas.savefig(temporary)
     """
     path = Path(path)
-    # Processes of several hosts may write one file, under one process id.
+    # Processes of several hosts may write one file under the same process id.
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(8)}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,14 +45,14 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def write_array(path: str | Path, array: np.ndarray) -> None:
-    """Writes an array as .npy, whole or not at all.
+    """Write an array as .npy, whole or not at all.
 
     Args:
-        path: the file; the name is used as it is.
-        array: any array without objects.
+        path: Path of the file; the name is used unchanged.
+        array: Any array without objects.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: The file cannot be written.
 
     Example:
         >>> import tempfile
@@ -66,14 +66,14 @@ def write_array(path: str | Path, array: np.ndarray) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes a text file in UTF-8, whole or not at all.
+    """Write a text file in UTF-8, whole or not at all.
 
     Args:
-        path: the file.
-        text: its contents.
+        path: Path of the file.
+        text: Contents of the file.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: The file cannot be written.
 
     Example:
         >>> import tempfile
@@ -87,6 +87,6 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, hexadecimal."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,7 +10,7 @@ import numpy as np
 
 
 def plain(value: Any) -> Any:
-    """Turns a value into what JSON can hold; NaN becomes null, infinities "Infinity" strings."""
+    """Convert a value to JSON's types; NaN becomes null, infinities "Infinity" strings."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, enum.Enum):
@@ -31,5 +31,5 @@ def plain(value: Any) -> Any:
 
 
 def dumps(fields: dict[str, Any]) -> str:
-    """Writes fields as one line of standard JSON."""
+    """Write fields as one line of standard JSON."""
     return json.dumps(plain(fields), allow_nan=False)

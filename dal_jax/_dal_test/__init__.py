@@ -1,4 +1,4 @@
-"""The DAL-Test: where localizer, line, search and p-value meet. Public names stand in `dal_jax`."""
+"""The DAL-Test, which joins localizer, line, search and p-value; public names are in `dal_jax`."""
 
 from dal_jax._dal_test._image import ImageToTest as ImageToTest
 from dal_jax._dal_test._image import covariance_of as covariance_of

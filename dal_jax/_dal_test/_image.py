@@ -1,4 +1,4 @@
-"""One image to be tested: its checks, and what the localizer sees of it."""
+"""One image to be tested: its checks, and the input of the localizer."""
 
 from typing import Any, NamedTuple
 
@@ -23,15 +23,15 @@ class ImageToTest(NamedTuple):
 
     image: Float[np.ndarray, "H W C"]  # finite, in units of the noise
     references: Float[np.ndarray, "*K H W C"]  # one, or K independent ones to be averaged
-    draws: Any = None  # those of this image; None: the localizer's
-    noise: Noise | None = None  # the covariance of this image; None: that of all
+    draws: Any = None  # draws of this image; None: those of the localizer
+    noise: Noise | None = None  # covariance of this image; None: the common one
     where: Bool[np.ndarray, "H W"] | None = None  # pixels that may be flagged; None: all
-    level: float | None = None  # of this image's decision; None: that of the options
-    name: str | int = 0  # with the seed tells its randomization from those of other images
+    level: float | None = None  # level of this image's decision; None: that of the options
+    name: str | int = 0  # with the seed, separates its randomization from that of other images
 
 
 def validate_image(localizer: Localizer, case: ImageToTest) -> ImageToTest:
-    """The case in float64; an `InputError` names what of it does not fit the localizer."""
+    """Return the case in float64; an `InputError` names the part that does not fit."""
     check_threshold(localizer.threshold)
     shape = tuple(localizer.image_shape)
     image = np.asarray(case.image, np.float64)
@@ -62,25 +62,25 @@ def validate_image(localizer: Localizer, case: ImageToTest) -> ImageToTest:
 
 
 class Looked(NamedTuple):
-    """What the localizer is given of a case: the image, or a noisier copy of it."""
+    """Input of the localizer for one case: the image, or a noisier copy of it."""
 
     image: Float[np.ndarray, "H W C"]
-    omega: Float[np.ndarray, "H W C"] | None  # what was added; None: nothing
+    omega: Float[np.ndarray, "H W C"] | None  # added noise; None without randomization
 
 
 def looked_at(case: ImageToTest, noise: Noise, options: TestOptions) -> Looked:
-    """Adds the randomization of the options to a checked case.
+    """Add the randomization of the options to a checked case.
 
     Args:
-        case: with its name.
-        noise: of images that do not bring their own.
-        options: how much, and the seed.
+        case: Checked case, with its name.
+        noise: Covariance of images that do not bring their own.
+        options: Test options, of which the randomization and the seed are used.
 
     Returns:
-        The image that the localizer sees, and what was added.
+        The image that the localizer sees, and the noise that was added to it.
 
     Raises:
-        InputError: noise that cannot be sampled.
+        InputError: The noise cannot be sampled.
     """
     if not options.randomization:
         return Looked(case.image, None)
@@ -95,7 +95,7 @@ def looked_at(case: ImageToTest, noise: Noise, options: TestOptions) -> Looked:
 
 
 def check_noise(noise: Any, shape: tuple[int, ...]) -> None:
-    """Refuses what is no covariance of images of a shape (H, W, C) by an `InputError`."""
+    """Refuse anything but a covariance of images of a shape (H, W, C) by an `InputError`."""
     if not isinstance(noise, Noise):
         raise InputError(
             f"noise is of type {type(noise).__name__}, expected a covariance of dal_jax.noise or "
@@ -105,17 +105,17 @@ def check_noise(noise: Any, shape: tuple[int, ...]) -> None:
 
 
 def covariance_of(noise: Noise | str, localizer: Localizer) -> Noise:
-    """The covariance that is meant, checked against the images of a localizer.
+    """Return a covariance as an operator, checked against the images of a localizer.
 
     Args:
-        noise: an operator of `dal_jax.noise` or its string form.
-        localizer: whose images it is for.
+        noise: Operator of `dal_jax.noise`, or its string form.
+        localizer: Localizer of the images.
 
     Returns:
         The operator.
 
     Raises:
-        InputError: it does not fit.
+        InputError: The covariance does not fit the images.
 
     Example:
         >>> from dal_jax import from_score

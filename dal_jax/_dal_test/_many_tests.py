@@ -1,4 +1,4 @@
-"""The DAL-Test of one image, and of many side by side."""
+"""The DAL-Test of one image, and of many images side by side."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +19,7 @@ from dal_jax.inference import Noise
 from dal_jax.localizers import Localizer
 from dal_jax.search import Evaluator, Functions, Status, Task, run_side_by_side
 
-# What the searches under way may keep in the host's memory, and about how much a pixel takes there.
+# Host memory, in bytes, for concurrent searches, and approximate bytes kept for each pixel.
 HOST_BYTES, KEPT = 2**31, 64 * 3 * 8
 
 
@@ -34,79 +34,80 @@ def dal_test(
     progress: Any = None,
     **options: Any,
 ) -> TestResult:
-    """Tests whether the region that a localizer flags in an image differs from a reference.
+    """Test whether the region that a localizer flags in an image differs from a reference.
 
     The region M is where `score > threshold`, or part of it (see `region`); the statistic is the
     difference of means inside M, `T = mean(x[M]) - mean(x_ref[M])`; the p-value is that of T under
     the null given that M was selected, `P(|T| >= |T_obs| given T in Z)`, uniform under the null.
 
     Args:
-        localizer: from `load_localizer`, `dal_localizer` or `from_score`.
-        x: (H, W, C) the test image, finite.
-        x_ref: (H, W, C) the reference image, or (K, H, W, C) independent ones to be averaged.
-        noise: covariance of one image: an operator of `dal_jax.noise` or its string form
+        localizer: Localizer from `load_localizer`, `dal_localizer` or `from_score`.
+        x: Test image (H, W, C), finite.
+        x_ref: Reference image (H, W, C), or (K, H, W, C) independent ones to be averaged.
+        noise: Covariance of one image: an operator of `dal_jax.noise` or its string form
             ("iid:SIGMA", "ar1:RHO:SIGMA" or a file), in units of the image.
-        where: (H, W) bool, pixels that may be flagged; None: all. It must not depend on the noise
-            in x: a fixed mask, or one from elsewhere than the tested pixels.
-        name: of the image, or its number: images of one seed but other names are randomized
-            independently.
-        progress: called with (bounds on p, |z| reached) after every round of the search.
-        **options: the fields of `TestOptions`:
+        where: Pixels that may be flagged, bool (H, W); None stands for all. The mask must not
+            depend on the noise in x: it is fixed, or comes from elsewhere than the tested pixels.
+        name: Name of the image, or its number: images with the same seed and different names are
+            randomized independently.
+        progress: Function called with (bounds on p, |z| reached) after every round of the search.
+        **options: Fields of `TestOptions`:
             alternative: "two-sided", "equal-tailed", "greater" or "less".
-            engine: "adaptive" for any score function, by evaluations alone: what lies between
-                them is judged by interpolation, with an error that is estimated, and checked at
-                random points; "sweep", exact, for a score that is piecewise affine in the image;
-                "scan", the slower check of the sweep (float64 only).
-            dtype: "float32" searches in float32 and settles what decides in float64; "float64".
-                None is float32 for the adaptive engine and float64 for the exact ones. Region,
-                score and reconstruction are float64 in any case.
-            precision: width of the bounds on p to be reached, in [0, 1), of components on the
-                adjusted p; 0 searches the whole range. (The adaptive engine takes what is below
-                1e-7, of each component, for 1e-7.)
-            alpha: level in (0, 1): the search may end as soon as the decision at alpha is certain.
-            level: level in (0, 1) at which p will be decided on: the search does not end before
-                the bounds tell that decision, however narrow they are. Where the range is
-                exhausted, or the evaluations are, the decision may stay open.
-            recalibrations: laws and ranks (`dal_jax.inference`) whose p-values will be decided on
-                at the level, too: see `recalibrated`.
-            z_max: half the range searched, standard deviations, widened if it would not hold the
+            engine: "adaptive" serves any score function and only evaluates it: values between the
+                evaluations are interpolated, the error of the interpolation is estimated, and the
+                result is checked at random points. "sweep" is exact, for a score that is piecewise
+                affine in the image. "scan" is the slower check of the sweep (float64 only).
+            dtype: "float32" searches in float32 and settles decisive points in float64; "float64"
+                uses float64 throughout. None is float32 for the adaptive engine and float64 for the
+                exact ones. Region, score and reconstruction are float64 in any case.
+            precision: Width of the bounds on p to be reached, in [0, 1); for components, of the
+                adjusted p; 0 searches the whole range. (The adaptive engine replaces values below
+                1e-7, for each component, by 1e-7.)
+            alpha: Level in (0, 1); the search may end as soon as the decision at alpha is certain.
+            level: Level in (0, 1) at which p will be decided on: the search does not end before the
+                bounds settle that decision, however narrow they are. If the range or the
+                evaluations are exhausted first, the decision may stay open.
+            recalibrations: Laws and ranks (`dal_jax.inference`) whose p-values will be decided on
+                at the level, too; see `recalibrated`.
+            z_max: Half the searched range in standard deviations, widened if it would not hold the
                 observed statistic; None is 10 + |z_obs|.
-            adaptive: an `AdaptiveOptions`: spacing, safety, checks and so on.
-            seed: of the random checks of the adaptive engine, of the permutations and, with the
-                image's name, of the randomization.
-            randomization: gamma, 0 or from .001 to 1000; .5 by default. The localizer sees a
-                noisier image `x + omega`, `omega ~ N(0, gamma^2 Sigma)`; what is tested is x
-                itself. p is exact for any gamma, and the larger gamma the less evidence selection
-                uses up, while the localizer sees less of what it looks for. 0 is the test as
-                published.
-            confidence: of the interval for the mean difference inside M, in (0, 1). The interval
-                is always finite with a randomization, and may be infinite without one.
-            first_window: True computes the first window, and with it `over_conditioned_p`, with
-                the adaptive engine, too; the score must then be piecewise affine. The exact
-                engines always do.
-            region: which flagged pixels are M: "all", as published; "peak", those connected with
-                the highest score through flagged ones (eight neighbours). p is then conditional on
-                less: other flagged pixels may come and go as long as none has a higher score;
-                "components", each connected component of "all" on its own, given all that is
-                flagged: see `components` and `p_holm` of the result. What the result says of the
-                image as a whole is then the smallest of Holm's adjusted p-values.
-            permutations: how many times to permute the pixels of the image for `permutation_p`, 0
-                or more; adaptive engine only. The localizer flags a region M_b in each permuted
-                image, `T_b = mean(x_b[M_b]) - mean(x_ref[M_b])`, 0 where nothing is flagged, and
-                p is the share of them, T among them, that are at least as extreme as T. It is
-                exact if the pixels are exchangeable under the null, and over all images: those
-                in which nothing is flagged count as not rejected. It is not valid for correlated
+            adaptive: Settings of the adaptive engine as `AdaptiveOptions`: spacing, safety, checks
+                and others.
+            seed: Seed of the random checks of the adaptive engine, of the permutations and, with
+                the image's name, of the randomization.
+            randomization: Gamma, 0 or from .001 to 1000; .5 by default. The localizer sees a
+                noisier image `x + omega`, `omega ~ N(0, gamma^2 Sigma)`; x itself is tested. p is
+                exact for any gamma. The larger gamma is, the less evidence selection uses up, and
+                the less the localizer sees of its target. 0 is the test as published.
+            confidence: Confidence of the interval for the mean difference inside M, in (0, 1). The
+                interval is always finite with a randomization, and may be infinite without one.
+            first_window: True computes the first window, and with it `over_conditioned_p`, with the
+                adaptive engine, too; the score must then be piecewise affine. The exact engines
+                always compute it.
+            region: Choice of the flagged pixels that form M. "all" takes every one, as published.
+                "peak" takes those connected with the highest score through flagged ones (eight
+                neighbours); p is then conditional on less: other flagged pixels may come and go as
+                long as none has a higher score. "components" tests each connected component of
+                "all" on its own, given all flagged pixels: see `components` and `p_holm` of the
+                result; the p-value of the whole image is then the smallest of Holm's adjusted
+                p-values.
+            permutations: Number of permutations of the image's pixels for `permutation_p`, 0 or
+                more; adaptive engine only. The localizer flags a region M_b in each permuted image,
+                `T_b = mean(x_b[M_b]) - mean(x_ref[M_b])`, 0 where nothing is flagged, and p is the
+                share of these statistics, T among them, that are at least as extreme as T. It is
+                exact if the pixels are exchangeable under the null, and over all images: images in
+                which nothing is flagged count as not rejected. It is not valid for correlated
                 noise. A permuted image whose score is not finite counts as extreme. With a
-                randomization this is still the test of x itself, without noise added.
+                randomization this is still the test of x itself, without added noise.
 
     Returns:
-        The result. Its `status`: OK; NO_REGION (nothing flagged, p is NaN); NOT_CONVERGED (the
-        bounds are wider than asked for, yet valid); TIE or NON_FINITE (p is NaN).
+        The result. Its `status` is OK; NO_REGION (nothing is flagged, and p is NaN); NOT_CONVERGED
+        (the bounds are wider than requested, yet valid); TIE or NON_FINITE (p is NaN).
 
     Raises:
-        InputError: an argument that does not fit; the message names it.
-        NotPiecewiseAffineError: exact engines, or first_window: the score is not piecewise affine
-            in the image.
+        InputError: An argument does not fit; the message names it.
+        NotPiecewiseAffineError: With an exact engine or first_window, the score is not piecewise
+            affine in the image.
 
     Example:
         >>> from dal_jax import from_score
@@ -116,7 +117,7 @@ def dal_test(
         >>> round(result.naive_p, 2), round(result.p_value, 3), result.status.value
         (0.03, 0.125, 'OK')
 
-    Source: Katsuoka et al., arXiv 2402.11789; bounds and engines: this project.
+    Source: Katsuoka et al., arXiv 2402.11789 (the test); this project (bounds and engines).
     """
     chosen = test_options(options)
     case = validate_image(
@@ -124,7 +125,7 @@ def dal_test(
     )
     covariance = covariance_of(noise, localizer)
     if chosen.engine == "adaptive":
-        evaluator = evaluator_of(localizer, False, _devices(1))  # too little work for more
+        evaluator = evaluator_of(localizer, False, _devices(1))  # one test fills no more
         task = adaptive_test(localizer, case, covariance, chosen, progress)
         parted = chosen.region == "components"
         in_flight = _in_flight(evaluator, localizer, chosen) if parted else 1
@@ -150,36 +151,38 @@ def dal_test_batch(
     progress: Any = None,
     **options: Any,
 ) -> list[TestResult]:
-    """Tests many images side by side, on all devices, with one compiled program.
+    """Test many images side by side, on all devices, with one compiled program.
 
-    With the adaptive engine the evaluations of all tests under way share the batches of the
+    With the adaptive engine the evaluations of all concurrent tests share the batches of the
     devices, and a finished test makes room for the next. The batch size, the order and the other
     images change a result by rounding alone: region (where `num_ties` is 0), status and number of
-    intervals stay the same, statistic, p-value and ends of intervals to 1e-9 (relative to 1 or to
-    the number; ends in standard deviations). Bounds on p, and after a search that `alpha` ended
-    early p and ends, too, stay compatible: they are known to the width of the bounds. The exact
-    engines take one image after the other.
+    intervals stay the same; statistic, p-value and ends of intervals agree to 1e-9 (relative to 1
+    or to the number; ends in standard deviations). Bounds on p stay compatible; so do p and the
+    ends of intervals after a search that `alpha` ended early, because they are determined only to
+    the width of the bounds. The exact engines take one image after the other.
 
     Args:
-        localizer: as in `dal_test`.
-        x: (B, H, W, C) the test images.
-        x_ref: (B, H, W, C) or (B, K, H, W, C), the references of each.
-        noise: as in `dal_test`, of all images but those with their own.
-        draws: None: those of the localizer for all; or with a leading axis B, each image's own.
-        noises: None: `noise` for all; or of each image its own, or None where that is `noise`.
-        where: None, or (B, H, W) bool: of each image the pixels that may be flagged.
-        batch_size: how many tests are under way at a time, that of each component being one; None
-            fills the devices.
-        devices: JAX devices of this process, or how many of them; None is all.
-        progress: called with the number of finished tests and each result as it comes.
-        **options: the fields of `TestOptions`, as in `dal_test`.
+        localizer: Localizer, as in `dal_test`.
+        x: Test images (B, H, W, C), finite.
+        x_ref: References of each image, (B, H, W, C) or (B, K, H, W, C).
+        noise: Covariance, as in `dal_test`, of all images but those with their own.
+        draws: Draws with a leading axis B, one entry for each image; None uses those of the
+            localizer for all.
+        noises: Covariance of each image, or None for an image with `noise`; None uses `noise` for
+            all.
+        where: Pixels of each image that may be flagged, bool (B, H, W); None stands for all.
+        batch_size: Number of concurrent tests, where each component counts as one; None fills the
+            devices.
+        devices: JAX devices of this process, or their number; None is all.
+        progress: Function called with the number of finished tests and each result as it comes.
+        **options: Fields of `TestOptions`, as in `dal_test`.
 
     Returns:
-        One result an image, in order. An image that cannot be tested has the status INVALID_INPUT
-        and a `message`; the others are tested.
+        One result for each image, in order. An image that cannot be tested has the status
+        INVALID_INPUT and a `message`; the others are tested.
 
     Raises:
-        InputError: an argument that does not fit as a whole.
+        InputError: An argument does not fit as a whole.
 
     Example:
         >>> from dal_jax import from_score
@@ -239,23 +242,23 @@ def stream_tests(
     batch_size: int | None = None,
     devices: Sequence[Any] | int | None = None,
 ) -> Iterator[tuple[Any, TestResult]]:
-    """Tests images that are loaded when their turn comes, and gives results as they come.
+    """Test images that are loaded when their turn comes, and yield results as they come.
 
     Args:
-        localizer: as in `dal_test`.
-        cases: (key, function that loads the image) each; an `InputError` of the function becomes
+        localizer: Localizer, as in `dal_test`.
+        cases: Pairs (key, function that loads the image); an `InputError` of the function becomes
             the status INVALID_INPUT of that image.
-        noise: covariance of one image, for those that do not bring their own.
-        options: of the tests.
-        own_draws: whether the cases bring their draws.
-        batch_size: as in `dal_test_batch`.
-        devices: as in `dal_test_batch`.
+        noise: Covariance of one image, for those that do not bring their own.
+        options: Options of the tests.
+        own_draws: True if the cases bring their draws.
+        batch_size: Number of concurrent tests, as in `dal_test_batch`.
+        devices: JAX devices, as in `dal_test_batch`.
 
     Yields:
-        (key, result), in the order in which they finish.
+        Pairs (key, result), in the order in which the tests finish.
 
     Raises:
-        InputError: batch_size or devices do not fit.
+        InputError: The argument batch_size or devices does not fit.
 
     Example:
         >>> from dal_jax import TestOptions, from_score
@@ -295,7 +298,7 @@ def stream_tests(
 
 
 def _in_flight(evaluator: Evaluator, localizer: Localizer, options: TestOptions) -> int:
-    """How many searches fill the devices, if the host has room for what they keep."""
+    """Return the number of searches that fill the devices, at most as many as host memory holds."""
     room = HOST_BYTES // (KEPT * math.prod(localizer.image_shape))
     return max(1, min(2 * evaluator.capacity(options.dtype or "float32"), room))
 
@@ -314,18 +317,18 @@ def _each(
 def evaluator_of(
     localizer: Localizer, own_draws: bool = False, devices: Sequence[Any] | None = None
 ) -> Evaluator:
-    """The evaluator of a localizer's images.
+    """Return the evaluator of a localizer's images.
 
     Args:
-        localizer: as in `dal_test`.
-        own_draws: whether every image comes with its own draws.
-        devices: to be used; None is all of this process.
+        localizer: Localizer, as in `dal_test`.
+        own_draws: True if every image comes with its own draws.
+        devices: JAX devices to be used; None is all of this process.
 
     Returns:
         The evaluator.
 
     Raises:
-        InputError: no devices.
+        InputError: There are no devices.
 
     Example:
         >>> from dal_jax import from_score

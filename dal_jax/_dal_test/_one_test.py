@@ -44,11 +44,11 @@ class _Test(NamedTuple):
     """A region of an image and the line along which its mean difference varies."""
 
     empty: TestResult
-    line: Callable[[], Line]  # two images, made when their turn comes; or an InputError
+    line: Callable[[], Line]  # builds it, two images, when its turn comes; or raises an InputError
 
 
 def invalid_result(localizer: Localizer, options: TestOptions, error: InputError) -> TestResult:
-    """The result of an image that cannot be tested."""
+    """Return the result of an image that cannot be tested."""
     nothing = np.full(localizer.image_shape, np.nan)
     return empty_result(
         nothing[..., 0],
@@ -71,7 +71,7 @@ def _window_fn(membership: Membership) -> Any:
 def exact_test(
     localizer: Localizer, case: ImageToTest, noise: Noise, options: TestOptions, progress: Any
 ) -> TestResult:
-    """Tests a checked case by an exact engine."""
+    """Test a checked case by an exact engine."""
     started = time.perf_counter()
     try:
         looked = looked_at(case, noise, options)
@@ -120,7 +120,7 @@ def _refused(test: _Test, error: InputError) -> TestResult:
 
 def _whole(empty: TestResult, found: list[TestResult], options: TestOptions) -> TestResult:
     for part in found:
-        if part.status is Status.INVALID_INPUT:  # the others of a batch are tested
+        if part.status is Status.INVALID_INPUT:  # as in a batch, where the others are tested
             return empty._replace(status=part.status, message=part.message)
     return with_components(empty, found) if options.region == "components" else found[0]
 
@@ -142,7 +142,7 @@ def _line_problem(
 
 @exact_arithmetic()
 def _first_window(problem: LineProblem) -> np.ndarray:
-    """The window of the observed image, in standardized z."""
+    """Return the window of the observed image, in standardized z."""
     values = operands(problem, "float64")
     piece = _window_fn(problem.membership)(values, np.float64(problem.z_obs))
     return np.array([float(piece.lo), float(piece.hi)])
@@ -155,7 +155,7 @@ def adaptive_test(
     options: TestOptions,
     progress: Any = None,
 ) -> Task[TestResult]:
-    """Tests a checked case adaptively, as a task of `run_side_by_side`; returns the result."""
+    """Test a checked case adaptively, as a task of `run_side_by_side` that returns the result."""
     started = time.perf_counter()
     try:
         looked = looked_at(case, noise, options)
@@ -193,7 +193,7 @@ def _search(
     options: TestOptions,
     progress: Any,
 ) -> Task[TestResult]:
-    """Tests one region; what it keeps of the evaluations ends with it."""
+    """Test one region; the evaluations that it keeps are released at its end."""
     try:
         line = test.line()
     except InputError as error:
@@ -238,7 +238,7 @@ def _hypotheses(
     score: np.ndarray,
     reconstruction: np.ndarray,
 ) -> tuple[TestResult, SelectedRegion, list[_Test]]:
-    """The result so far, what was selected, and what of it is tested if there is anything."""
+    """Return the result so far, the selection, and the regions to test, if there are any."""
     if score.shape != case.image.shape[:2]:
         raise InputError(f"localizer has scores {score.shape}, expected {case.image.shape[:2]}")
     selected = select_region(score, localizer.threshold, options.region, case.where)

@@ -1,4 +1,4 @@
-"""How images are tested: the options, checked once."""
+"""The options of a test, checked once."""
 
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -17,10 +17,10 @@ DTYPES = ("float64", "float32")
 
 @dataclass(frozen=True)
 class TestOptions(SearchOptions):
-    """How images are tested; `dal_test` says what each field means.
+    """Options of a test; `dal_test` describes each field.
 
     Raises:
-        InputError: an option does not fit.
+        InputError: An option does not fit.
 
     Example:
         >>> TestOptions(engine="sweep", alpha=0.05).dtype
@@ -34,7 +34,7 @@ class TestOptions(SearchOptions):
         "slower check of the sweep.",
         choices=ENGINES,
     )
-    # None becomes the engine's.
+    # None stands for the dtype of the engine.
     dtype: str | None = option(
         None,
         "Computing type of the search; by default float32, settled in float64, for adaptive and "
@@ -70,8 +70,8 @@ class TestOptions(SearchOptions):
     )
     confidence: float = 0.95  # of the interval for the mean difference, in (0, 1)
 
-    __test__ = False  # not a test case, whatever pytest thinks of the name
-    __fingerprint__ = "dal_jax._options.TestOptions"  # its first place: runs under way go on
+    __test__ = False  # the name makes pytest take it for a test case
+    __fingerprint__ = "dal_jax._options.TestOptions"  # fixed, so that older runs continue
 
     def __post_init__(self) -> None:
         if self.dtype is None:
@@ -98,12 +98,12 @@ class TestOptions(SearchOptions):
             )
 
     def search(self, shares: int, level: float | None = None) -> SharedSearchOptions:
-        """Options of the search of each of several lines of one image.
+        """Return the options of the search of each of several lines of one image.
 
         Args:
             shares: Number of tests of the image. As Holm's procedure multiplies p-values by up to
                 this number, each line is searched that much more precisely.
-            level: Level of the image's decision, in (0, 1); None: that of the options.
+            level: Level of the image's decision, in (0, 1); None stands for that of the options.
 
         Returns:
             The options.
@@ -114,16 +114,16 @@ class TestOptions(SearchOptions):
 
 
 def test_options(options: dict[str, Any]) -> TestOptions:
-    """Makes options of keyword arguments.
+    """Create options from keyword arguments.
 
     Args:
-        options: fields of `TestOptions` by name.
+        options: Fields of `TestOptions` by name.
 
     Returns:
         The options.
 
     Raises:
-        InputError: an unknown name, or a value that does not fit.
+        InputError: A name is unknown, or a value does not fit.
     """
     unknown = sorted(set(options) - set(TestOptions.__dataclass_fields__))
     if unknown:

@@ -1,4 +1,4 @@
-"""The permutation baseline of one image: what is flagged in copies with shuffled pixels."""
+"""The permutation baseline of one image: regions flagged in copies with shuffled pixels."""
 
 import zlib
 from collections.abc import Generator, Iterator
@@ -12,9 +12,9 @@ from dal_jax._typing import Bool, Float, Int
 from dal_jax.inference import permutation_p
 from dal_jax.search import ScoreReply, ScoreRequest, select_region
 
-# Images asked for at a time: no more memory than the search of the line takes.
+# Images requested at once: they take no more memory than the search of the line.
 BLOCK = 64
-# Sets these random numbers apart from others of the same seed.
+# This constant separates these random numbers from others of the same seed.
 STREAM = 2402_11789
 
 
@@ -26,7 +26,7 @@ def permutation_test(
     options: TestOptions,
     where: Bool[np.ndarray, "H W"] | None = None,
 ) -> Generator[ScoreRequest, ScoreReply, float]:
-    """Compares the flagged region's difference of means with those of permuted images.
+    """Compare the flagged region's difference of means with those of permuted images.
 
     In each permuted image b the localizer, with the same draws and threshold, flags a region M_b;
     `T_b = mean(x_b[M_b]) - mean(x_ref[M_b])`, 0 where nothing is flagged. A permuted image whose
@@ -34,18 +34,18 @@ def permutation_test(
     is scored among them, in the same precision: where rounding decides, it decides for all alike.
 
     Args:
-        image: the test image; the channels of a pixel stay together.
-        references: stay as they are.
-        draws: of this image, where every image has its own.
-        threshold: of the score.
-        options: how many permutations, seed, alternative, dtype, region.
-        where: pixels that may be flagged; None: all.
+        image: Test image; the channels of a pixel stay together.
+        references: Reference images, which are not permuted.
+        draws: Draws of this image, if every image has its own.
+        threshold: Threshold of the score.
+        options: Number of permutations, seed, alternative, dtype and region.
+        where: Pixels that may be flagged; None stands for all.
 
     Yields:
-        Images to be scored.
+        Requests for the scores of images.
 
     Returns:
-        The p-value of `permutation_p`; NaN where the scores of the image itself are not finite.
+        The p-value of `permutation_p`; NaN if the scores of the image itself are not finite.
 
     Source: Katsuoka et al., arXiv 2402.11789.
     """
@@ -56,7 +56,7 @@ def permutation_test(
     def difference(order: np.ndarray, flagged: np.ndarray) -> float:
         if not flagged.any():
             return 0.0
-        # In the image's own order: the same pixels have the same mean to the last bit.
+        # In the image's own order, so that the same pixels have the same mean to the last bit.
         return float(means[np.sort(order[flagged])].mean() - reference[flagged].mean())
 
     wide = options.dtype == "float64"
@@ -79,16 +79,16 @@ def permutation_test(
 def permutations(
     image: Float[np.ndarray, "H W C"], count: int, seed: int
 ) -> Iterator[Int[np.ndarray, " n"]]:
-    """Random orders of an image's pixels, uniform and independent of the order they are in.
+    """Yield random orders of an image's pixels, uniform and independent of their present order.
 
     Args:
-        image: whose pixel values, not their order, decide the orders beside the seed: images have
-            their own ones, and given its values an image is still exchangeable.
-        count: how many.
-        seed: of the run.
+        image: Image whose pixel values, not their order, decide the orders beside the seed: each
+            image has its own ones, and given its values an image is still exchangeable.
+        count: Number of orders.
+        seed: Seed of the run.
 
     Yields:
-        The pixels' indices, n = H W; pixel i of the permuted image is pixel `order[i]`.
+        Indices of the pixels, n = H W; pixel i of the permuted image is pixel `order[i]`.
     """
     values = np.sort(image.reshape(-1, image.shape[-1]), axis=0)
     rng = np.random.default_rng((seed, STREAM, zlib.crc32(values.tobytes())))

@@ -1,4 +1,4 @@
-"""What a test says of one image."""
+"""The result of the test of one image."""
 
 import math
 from collections.abc import Sequence
@@ -24,10 +24,10 @@ from dal_jax.search import SearchResult, Status, misjudged_length
 
 # Fields of a result that are maps; a record holds the region as runs of pixels and no other map.
 MAPS = ("region", "score", "reconstruction")
-# Two computations of one test agree to this, relative to 1 or to the larger number, in all but what
-# depends on where the search happened to look: that is SEARCH, of which only the bounds on p are
-# compared. The same images in batches of another composition, on other devices or processors, give
-# other roundings, of 1e-15 in what float64 settles.
+# Two computations of one test agree to this tolerance, relative to 1 or to the larger number, in
+# all fields but those of SEARCH, which depend on the points that the search happened to evaluate:
+# of these only the bounds on p are compared. The same images in batches of another composition, on
+# other devices or processors, give other roundings, of 1e-15 in what float64 settles.
 TOLERANCE = 1e-9
 SEARCH = frozenset(
     [
@@ -54,12 +54,12 @@ SEARCH = frozenset(
 )
 
 
-# Of the components of an image the worst status is the image's.
+# The status of an image is the worst of its components.
 _SEVERITY = [Status.OK, Status.NOT_CONVERGED, Status.TIE, Status.NON_FINITE]
 
 
 class TestResult(NamedTuple):
-    """What a test says of one image; numbers that are not valid are NaN.
+    """Result of the test of one image; numbers that are not valid are NaN.
 
     Example:
         >>> from dal_jax import dal_test, from_score
@@ -69,12 +69,12 @@ class TestResult(NamedTuple):
         ('NO_REGION', nan)
     """
 
-    p_value: float  # selective; from the part of the truncation set that was found
+    p_value: float  # selective; from the part of the truncation set found by the search
     p_low: float  # p_low <= p <= p_high whatever the unsearched part of the line holds
     p_high: float
     naive_p: float  # as if the region had been chosen beforehand: not valid
     bonferroni_log10_p: float  # log10, over all 2^n regions
-    over_conditioned_p: float  # valid but weak: given the first window too; NaN where that is
+    over_conditioned_p: float  # valid but weak: also given the first window; NaN where that is
     statistic: float  # difference of means inside the region, in units of the image
     sd: float  # its standard deviation, in units of the image
     region: Bool[np.ndarray, "H W"]  # tested pixels
@@ -84,30 +84,30 @@ class TestResult(NamedTuple):
     searched: Float[np.ndarray, "m 2"]  # where that is known; both in units of the image
     window: Float[np.ndarray, " 2"]  # the first window; units of the statistic; NaN if not computed
     engine: str
-    num_windows: int  # affine pieces met; exact engines only
-    num_evaluations: int  # of the score function
+    num_windows: int  # affine pieces visited; exact engines only
+    num_evaluations: int  # evaluations of the score function
     status: Status
-    seconds: float  # wall time from start to end, compilation and tests beside it included
-    permutation_p: float = math.nan  # valid if pixels are exchangeable; NaN if not asked for
-    spacing: float = math.nan  # widest cell not divided, units of the statistic; adaptive only
+    seconds: float  # wall time from start to end, with compilation and concurrent tests
+    permutation_p: float = math.nan  # valid if pixels are exchangeable; NaN if not requested
+    spacing: float = math.nan  # widest undivided cell, units of the statistic; adaptive only
     num_checks: int = 0  # random points that were all as predicted in the end; adaptive only
-    num_disagreements: int = 0  # of any check, also those that were followed up; adaptive only
-    misjudged_length: float = math.nan  # share of the searched z, at most, by the checks alone
-    num_ties: int = 0  # pixels that rounding flags or not: their score is the threshold to 1e-12
-    message: str = ""  # why, where the status is INVALID_INPUT
+    num_disagreements: int = 0  # of any check, with those that were followed up; adaptive only
+    misjudged_length: float = math.nan  # bound on its share of the searched z, from checks alone
+    num_ties: int = 0  # pixels decided by rounding: their score is the threshold to 1e-12
+    message: str = ""  # reason, where the status is INVALID_INPUT
     randomization: float = 0.0  # gamma: noise added for the selection, in deviations of the noise
-    seed: int = 0  # from which, with the image's name, it was drawn; of the random checks, too
-    added: float = math.nan  # what that added to the statistic, in units of the image
-    added_sd: float = math.nan  # its standard deviation, in units of the image
+    seed: int = 0  # of the added noise, with the image's name, and of the random checks
+    added: float = math.nan  # change of the statistic by the added noise, in units of the image
+    added_sd: float = math.nan  # standard deviation of that change, in units of the image
     estimate: float = math.nan  # of the mean difference, median-unbiased, in units of the image
-    ci_low: float = math.nan  # of its confidence interval, the widest that the search allows;
-    ci_high: float = math.nan  # may be infinite, without randomization
+    ci_low: float = math.nan  # ends of its confidence interval, the widest that the search
+    ci_high: float = math.nan  # allows; they may be infinite without randomization
     p_holm: float = math.nan  # of a component: Holm's adjusted p over those of the image,
     p_holm_low: float = math.nan  # with bounds
     p_holm_high: float = math.nan
-    components: tuple["TestResult", ...] = ()  # each of them tested, with region "components"
+    components: tuple["TestResult", ...] = ()  # result of each component, with region "components"
 
-    __test__ = False  # not a test case, whatever pytest thinks of the name
+    __test__ = False  # the name makes pytest take it for a test case
 
 
 def empty_result(
@@ -118,18 +118,18 @@ def empty_result(
     status: Status = Status.NO_REGION,
     message: str = "",
 ) -> TestResult:
-    """A result without a test.
+    """Return a result without a test.
 
     Args:
-        score: (H, W).
-        reconstruction: (H, W, C).
-        region: (H, W) tested pixels.
-        engine: as in `dal_test`.
-        status: why there is no test.
-        message: the same in words.
+        score: Score map (H, W).
+        reconstruction: Reconstruction (H, W, C).
+        region: Mask (H, W) of the tested pixels.
+        engine: Engine, as in `dal_test`.
+        status: Reason why there is no test.
+        message: The reason in words.
 
     Returns:
-        The result, its numbers NaN.
+        The result, with NaN for its numbers.
     """
     none, nan = as_intervals([]), math.nan
     return TestResult(
@@ -166,20 +166,20 @@ def with_search(
     alternative: str,
     confidence: float,
 ) -> TestResult:
-    """Fills in what the search of a line found.
+    """Add the result of the search of a line.
 
     Args:
-        empty: from `empty_result`.
-        line: that was searched.
-        searched: its outcome, standardized.
-        window: (2,) the first window, standardized, or NaN.
-        alternative: of the test.
-        confidence: of the interval for the mean difference.
+        empty: Result from `empty_result`.
+        line: Line that was searched.
+        searched: Result of the search, standardized.
+        window: First window (2,), standardized, or NaN.
+        alternative: Alternative of the test.
+        confidence: Confidence of the interval for the mean difference.
 
     Returns:
         The result.
     """
-    over_conditioned = math.nan  # where no window can be told
+    over_conditioned = math.nan  # where no window was computed
     if not np.isnan(window).any():
         over_conditioned = over_conditioned_p(
             line.standardized, window * line.perturbation.scale, alternative, line.perturbation
@@ -212,16 +212,16 @@ def with_search(
 
 
 def with_components(empty: TestResult, found: Sequence[TestResult]) -> TestResult:
-    """The result of an image of which each component was tested, given all that was flagged.
+    """Return the result of an image whose components were tested, given all flagged pixels.
 
     Args:
-        empty: of the image, from `empty_result`.
-        found: of each component, from `with_search`.
+        empty: Result of the image from `empty_result`.
+        found: Result of each component from `with_search`.
 
     Returns:
-        The image's result. Its p-values are the smallest of Holm's adjusted ones: whether there is
-        anything at all; Bonferroni's are over all regions already. What belongs to one component
-        is NaN.
+        The image's result. Its p-values are the smallest of Holm's adjusted ones, which test
+        whether there is any anomaly at all; Bonferroni's are over all regions already. Fields that
+        belong to one component are NaN.
     """
     adjusted = holm([SelectiveP(part.p_value, part.p_low, part.p_high) for part in found])
     parts = tuple(
@@ -260,13 +260,13 @@ def _least(parts: Sequence[TestResult], name: str, factor: int = 1) -> float:
 
 
 def parts_of_record(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """The records of what was tested in an image: its components, or its one region.
+    """Return the records of the tested parts of an image: its components, or its one region.
 
     Args:
-        record: of an image, from `as_record`.
+        record: Record of an image from `as_record`.
 
     Returns:
-        Records, one or more.
+        Records, at least one.
 
     Example:
         >>> parts_of_record({"name": "a.png", "components": []})
@@ -276,14 +276,15 @@ def parts_of_record(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def as_record(result: TestResult) -> dict[str, Any]:
-    """A result without its maps, as plain Python values.
+    """Return a result without its maps, as plain Python values.
 
     Args:
-        result: of a test.
+        result: Result of a test.
 
     Returns:
-        Its fields; `region` as runs [start, length] of flagged pixels in row-major order beside
-        `region_shape`, of the score its maximum `max_score` alone, no reconstruction.
+        The fields. `region` is stored as runs [start, length] of flagged pixels in row-major order
+        beside `region_shape`; of the score only its maximum `max_score` is kept, and the
+        reconstruction is left out.
 
     Example:
         >>> score = np.array([[3.0, 1.0]])
@@ -306,15 +307,15 @@ def as_record(result: TestResult) -> dict[str, Any]:
 
 
 def contradiction(one: dict[str, Any], other: dict[str, Any]) -> str | None:
-    """Compares two records of one test, perhaps computed in other batches or on other processors.
+    """Compare two records of one test, perhaps computed in other batches or on other processors.
 
     Args:
-        one: a record from `as_record`, perhaps with more keys.
-        other: of the same test.
+        one: Record from `as_record`, perhaps with more keys.
+        other: Record of the same test.
 
     Returns:
-        A key in which they differ by more than rounding, "p_value" where their bounds on p have
-        nothing in common; None where there is none.
+        A key in which the records differ by more than rounding, or "p_value" where their bounds on
+        p do not overlap; None where the records agree.
 
     Example:
         >>> one = {"status": "OK", "statistic": 2.0, "p_low": 0.02, "p_high": 0.03}
@@ -334,7 +335,7 @@ def contradiction(one: dict[str, Any], other: dict[str, Any]) -> str | None:
     low, high = (np.array([r[name] for r in (one, other)], float) for name in ("p_low", "p_high"))
     if np.isnan(low).all():
         return None
-    return None if low.max() <= high.min() + TOLERANCE else "p_value"  # NaN beside a number is not
+    return None if low.max() <= high.min() + TOLERANCE else "p_value"  # one NaN: they differ
 
 
 def _close(one: Any, other: Any) -> bool:
@@ -348,10 +349,10 @@ def _close(one: Any, other: Any) -> bool:
 
 
 def run_lengths(region: np.ndarray) -> list[list[int]]:
-    """Codes a region as runs of flagged pixels in row-major order.
+    """Encode a region as runs of flagged pixels in row-major order.
 
     Args:
-        region: bool (H, W).
+        region: Mask, bool (H, W).
 
     Returns:
         Pairs [start, length]: pixels start, ..., start + length - 1 of the flattened region.
@@ -367,17 +368,17 @@ def run_lengths(region: np.ndarray) -> list[list[int]]:
 
 
 def region_of(runs: Sequence[Sequence[int]], shape: Sequence[int]) -> Bool[np.ndarray, "H W"]:
-    """Reads what `run_lengths` coded.
+    """Decode the runs of `run_lengths`.
 
     Args:
-        runs: pairs [start, length].
-        shape: (H, W).
+        runs: Pairs [start, length] of the flattened region.
+        shape: Shape (H, W) of the region.
 
     Returns:
-        bool (H, W).
+        The region, bool (H, W).
 
     Raises:
-        InputError: a run leaves the shape.
+        InputError: A run leaves the shape.
 
     Example:
         >>> region_of([[0, 2], [3, 1]], (2, 2)).tolist()

@@ -1,4 +1,4 @@
-"""Tests stored in a run directory: resumable, and shared by processes and hosts."""
+"""Tests stored in a run directory, which can be resumed and shared by processes and hosts."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,18 +25,18 @@ class QueuedImage(NamedTuple):
         (2, 2, 1)
     """
 
-    name: str  # in the records
-    identity: Any  # what tells its content from another's; None: its name alone does
-    load: Callable[[], ImageToTest]  # when its turn comes
+    name: str  # name in the records
+    identity: Any  # what identifies its content; None: its name alone does
+    load: Callable[[], ImageToTest]  # called when its turn comes
 
     def case(self) -> ImageToTest:
-        """The loaded case, known by the item's name: by that, not by its place, it is randomized.
+        """Return the loaded case under the item's name, which decides its randomization.
 
         Returns:
-            The case.
+            The case; its place among the items has no influence.
 
         Raises:
-            InputError: of the loading.
+            InputError: The image cannot be loaded.
         """
         return self.load()._replace(name=self.name)
 
@@ -56,33 +56,33 @@ def run_tests(
     progress: Callable[[int, dict[str, Any]], None] | None = None,
     keep: Callable[[QueuedImage, TestResult], None] | None = None,
 ) -> RunDirectory:
-    """Tests the images that a run directory does not hold yet, and files each result at once.
+    """Test the images that a run directory does not hold yet, and store each result at once.
 
-    How many processes or devices there are, and interruptions, change results as little as the
-    images beside an image do (see `dal_test_batch`). A finished test is never repeated: its record
-    stays as it was written.
+    The number of processes or devices and interruptions change results as little as the other
+    images of a batch do (see `dal_test_batch`). A finished test is never repeated: its record stays
+    as it was written.
 
     Args:
-        directory: of the run; made, or continued if it is of the same run.
-        localizer: as in `dal_test`.
-        items: the images; the same in all processes.
-        noise: covariance of one image.
-        options: of the tests.
-        host: this process among those that share the run.
-        shared: what else decides the results, for the fingerprint: references, for instance.
-        own_draws: whether the images bring their draws.
-        batch_size: as in `dal_test_batch`.
-        devices: as in `dal_test_batch`.
-        progress: called with the number of results that are there and the latest record; once at
-            the start with an empty record.
-        keep: called with each image and its whole result, before the record is filed.
+        directory: Directory of the run; created, or continued if it belongs to the same run.
+        localizer: Localizer, as in `dal_test`.
+        items: Images of the run, the same in all processes.
+        noise: Covariance of one image.
+        options: Options of the tests.
+        host: Place of this process among those that share the run.
+        shared: Anything else that decides the results, for the fingerprint, such as references.
+        own_draws: True if the images bring their draws.
+        batch_size: Number of concurrent tests, as in `dal_test_batch`.
+        devices: JAX devices, as in `dal_test_batch`.
+        progress: Function called with the number of stored results and the latest record, and once
+            at the start with an empty record.
+        keep: Function called with each image and its whole result, before the record is stored.
 
     Returns:
         The run; its process 0 has collected the records in results.jsonl.
 
     Raises:
-        InputError: an argument that does not fit, or the directory of another run.
-        RunError: the disk is full, or another process was lost.
+        InputError: An argument does not fit, or the directory belongs to another run.
+        RunError: The disk is full, or another process was lost.
 
     Example:
         >>> import numpy as np
@@ -110,7 +110,7 @@ def run_tests(
     )
     run = open_run(directory, fingerprint(*parts), len(items), what, contradiction)
     finished = run.finished()
-    wait_for_hosts("start")  # all have read what is finished before the first one writes
+    wait_for_hosts("start")  # all have read the finished tests before the first one writes
     if progress is not None:
         progress(len(finished), {})
     mine = share([task for task in range(len(items)) if task not in finished], host)

@@ -1,4 +1,4 @@
-"""Data thinning: two independent halves of one image, one to select a region on, one to test it."""
+"""Data thinning: two independent halves of one image, one to select a region, one to test it."""
 
 from typing import NamedTuple
 
@@ -25,11 +25,11 @@ class Thinned(NamedTuple):
 
     seen: Float[np.ndarray, "H W C"]  # x + omega, for a detector
     kept: Float[np.ndarray, "H W C"]  # x - omega / gamma^2, for the test
-    gamma: float  # standard deviation of omega, in those of the noise
+    gamma: float  # standard deviation of omega in units of the noise's
 
 
 class ThinnedTest(NamedTuple):
-    """What a test of a region says; in units of the image.
+    """Result of the test of a region, in units of the image.
 
     Example:
         >>> ThinnedTest(0.03, 2.2, 1.0, 0.2, 4.2).p_value
@@ -39,33 +39,33 @@ class ThinnedTest(NamedTuple):
     p_value: float
     statistic: float  # difference of means in the kept half: an unbiased estimate
     sd: float  # its standard deviation
-    ci_low: float  # of its confidence interval
+    ci_low: float  # ends of its confidence interval
     ci_high: float
 
 
 def thinned(
     x: ArrayLike, noise: Noise, gamma: float, *, seed: int = 0, name: str | int = 0
 ) -> Thinned:
-    """Splits an image into one that a detector may see and one that tests what it found.
+    """Split an image into one that a detector may see and one that tests its regions.
 
     With `omega ~ N(0, gamma^2 Sigma)`, `x + omega` and `x - omega / gamma^2` are independent of one
-    another: whatever any program flags in the first, a plain test of it in the second is valid. No
-    line is searched, so that the detector need not be a localizer of this package.
+    another: whatever region any program flags in the first, a plain test of it in the second is
+    valid. No line is searched, so that the detector need not be a localizer of this package.
 
     Args:
-        x: (H, W, C) image, finite.
-        noise: covariance Sigma of its noise; one that can be sampled.
-        gamma: how much noise is added, in standard deviations of the noise, from .001 to 1000. The
-            larger it is, the less the detector sees and the more the test has.
-        seed: 0 or above, chosen before the image is seen.
-        name: of the image, or its number: images of one seed but other names are split
-            independently.
+        x: Image (H, W, C), finite.
+        noise: Covariance Sigma of its noise; it must be one that can be sampled.
+        gamma: Standard deviation of the added noise in units of the noise's, from .001 to 1000. The
+            larger it is, the less the detector sees and the more evidence the test has.
+        seed: Seed, 0 or above, chosen before the image is seen.
+        name: Name of the image, or its number: images with the same seed and different names are
+            split independently.
 
     Returns:
-        Thinned(seen, kept, gamma), float64.
+        Thinned(seen, kept, gamma), with arrays in float64.
 
     Raises:
-        InputError: an argument that does not fit.
+        InputError: An argument does not fit.
 
     Example:
         >>> from dal_jax.noise import iid
@@ -98,25 +98,25 @@ def thinned_test(
     alternative: str = TestOptions.alternative,
     confidence: float = TestOptions.confidence,
 ) -> ThinnedTest:
-    """Tests whether a region that was found in the seen half differs from references.
+    """Test whether a region selected in the seen half differs from references.
 
     `T = nu . (kept - mean_k x_ref_k)` with `nu = 1_M / (|M| C)` is normal, whatever M the seen half
     led to, with the variance `nu' Sigma nu (1 + 1 / gamma^2 + 1 / K)`.
 
     Args:
-        halves: of the image, from `thinned`.
-        region: (H, W) bool, flagged pixels M; not empty. It may depend on the seen half alone.
-        x_ref: (H, W, C) reference, or (K, H, W, C) independent ones to be averaged, which the
+        halves: Halves of the image from `thinned`.
+        region: Flagged pixels M, bool (H, W), not empty. It may depend on the seen half alone.
+        x_ref: Reference (H, W, C), or (K, H, W, C) independent ones to be averaged, which the
             detector did not see.
-        noise: covariance Sigma, the one that the image was split with.
+        noise: Covariance Sigma, the one used to split the image.
         alternative: "two-sided", "equal-tailed", "greater" or "less".
-        confidence: of the interval, in (0, 1).
+        confidence: Confidence of the interval, in (0, 1).
 
     Returns:
         ThinnedTest(p_value, statistic, sd, ci_low, ci_high).
 
     Raises:
-        InputError: an argument that does not fit.
+        InputError: An argument does not fit.
 
     Example:
         >>> from dal_jax.noise import iid
@@ -126,7 +126,8 @@ def thinned_test(
         >>> bool(found.ci_low < 2.0 < found.ci_high)
         True
 
-    Source: Neufeld, Dharamshi, Gao and Witten, arXiv 2301.07276; with references: this project.
+    Source: Neufeld, Dharamshi, Gao and Witten, arXiv 2301.07276 (thinning); this project
+    (references).
     """
     check_level("confidence", confidence)
     line = region_line(halves.kept, x_ref, region, noise)

@@ -1,4 +1,4 @@
-"""Cost of a search beside its own floor, each measurement in a fresh process."""
+"""Cost of a search compared with its floor, each measurement in a fresh process."""
 
 from dal_jax.bench._measure import NOISE as NOISE
 from dal_jax.bench._measure import adaptive_records as adaptive_records

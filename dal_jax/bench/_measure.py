@@ -24,10 +24,10 @@ from dal_jax.search import CALLS, Evaluator
 
 
 def memory() -> dict[str, Any]:
-    """Peak memory of this process so far, and of its first device where that tells; MiB."""
+    """Return the peak memory of this process, and of its first device if reported, in MiB."""
     try:
         import resource
-    except ImportError:  # there is none on Windows
+    except ImportError:  # the module is missing on Windows
         return {"peak_memory_mb": None}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     out: dict[str, Any] = {"peak_memory_mb": peak / (2**20 if sys.platform == "darwin" else 2**10)}
@@ -41,7 +41,7 @@ def machine() -> dict[str, Any]:
     """Describe this machine: cores, memory, devices and versions, without any names.
 
     Returns:
-        Numbers and words by name, ready for JSON.
+        Numbers and words by field, ready for JSON.
 
     Example:
         >>> machine()["cores"] >= 1
@@ -70,22 +70,22 @@ def _memory_gib() -> float | None:
         return None
 
 
-# A measurement of the bare forward pass lasts about this long.
+# Approximate seconds that a measurement of the bare forward pass lasts, and its most calls.
 FLOOR_SECONDS, FLOOR_CALLS = 0.5, 200
 
 
 def bare_seconds(evaluator: Evaluator, dtype: str, images: np.ndarray) -> float:
-    """Seconds of one full batch by the evaluator's own program, arrays lying on the devices.
+    """Return the seconds of one full batch by the evaluator's program, with arrays on the devices.
 
-    As many calls are under way at a time as in a search, so that both overlap alike.
+    The number of concurrent calls is that of a search, so that both overlap alike.
 
     Args:
-        evaluator: whose program.
-        dtype: of the program.
-        images: (N, H, W, C), repeated to fill the batch.
+        evaluator: Evaluator whose program is measured.
+        dtype: Dtype of the program.
+        images: Images (N, H, W, C), repeated to fill the batch.
 
     Returns:
-        Wall time of many calls over their number.
+        Wall time of many calls in seconds, divided by their number.
 
     Example:
         >>> from dal_jax.search import Functions
@@ -117,10 +117,10 @@ def bare_seconds(evaluator: Evaluator, dtype: str, images: np.ndarray) -> float:
 
 @contextlib.contextmanager
 def counted_calls() -> Iterator[Counter[str]]:
-    """Counts calls and images of every evaluator, by dtype.
+    """Count calls and images of every evaluator, by dtype.
 
     Yields:
-        The counts so far, by "calls DTYPE" and "images DTYPE".
+        Running counts, by "calls DTYPE" and "images DTYPE".
 
     Example:
         >>> from dal_jax.search import Functions
@@ -160,22 +160,22 @@ def adaptive_records(
     repeats: int = 3,
     precision: float = TestOptions.precision,
 ) -> list[dict[str, Any]]:
-    """Times runs of many tests by the adaptive engine, and their floor in turn with them.
+    """Time runs of many tests by the adaptive engine, and alternately their floor.
 
     Args:
-        localizer: to be measured.
-        inputs: images, references and threshold.
-        dtype: of the search.
-        batch_sizes: tests under way at a time; None is what `dal_test_batch` takes by itself.
-        devices: how many; None is all.
-        repeats: of which the medians are given.
-        precision: of the tests.
+        localizer: Localizer to be measured.
+        inputs: Images, references and threshold.
+        dtype: Dtype of the search.
+        batch_sizes: Numbers of concurrent tests; None is the default of `dal_test_batch`.
+        devices: Number of devices; None is all.
+        repeats: Number of repetitions, whose medians are reported.
+        precision: Precision of the tests.
 
     Returns:
-        A record for each batch size; `benchmarks/README.md` says what the fields mean.
+        A record for each batch size; `benchmarks/README.md` describes the fields.
 
     Raises:
-        InputError: fewer devices than asked for.
+        InputError: There are fewer devices than requested.
 
     Example:
         >>> from dal_jax.localizers import from_score
@@ -217,7 +217,7 @@ def adaptive_records(
             devices=used,
             dtype=dtype,
             precision=precision,
-            randomization=0.0,  # the inputs were chosen by what is flagged in themselves
+            randomization=0.0,  # the inputs were chosen by their own flagged pixels
         )
 
     run(1, None)
@@ -240,19 +240,19 @@ def exact_record(
     repeat_first: bool = True,
     precision: float = TestOptions.precision,
 ) -> dict[str, Any]:
-    """Times tests by an exact engine, one after the other.
+    """Time tests by an exact engine, one after the other.
 
     Args:
-        localizer: to be measured.
-        inputs: images, references and threshold.
-        engine: "sweep" or "scan".
-        dtype: of the search; "float64" with "scan".
-        repeat_first: whether the first image, whose test compiles, is tested once more.
-        precision: of the tests.
+        localizer: Localizer to be measured.
+        inputs: Images, references and threshold.
+        engine: Engine, "sweep" or "scan".
+        dtype: Dtype of the search; "float64" with "scan".
+        repeat_first: True to test the first image, whose test compiles, once more.
+        precision: Precision of the tests.
 
     Returns:
-        A record as of `adaptive_records`, with windows; its compile time is that by which the
-        first test takes longer than its repetition.
+        A record with the fields of `adaptive_records`, and windows; its compile time is the excess
+        of the first test's time over that of its repetition.
 
     Example:
         >>> from dal_jax.localizers import from_score
@@ -301,7 +301,7 @@ def exact_record(
 
 
 def spread(values: Sequence[int]) -> dict[str, float]:
-    """Median, mean and maximum."""
+    """Return median, mean and maximum."""
     return {
         "median": float(np.median(values)),
         "mean": float(np.mean(values)),
@@ -317,7 +317,7 @@ def _repeat(
     batch_size: int | None,
     images: np.ndarray,
 ) -> dict[str, Any]:
-    """The floor of each dtype, then the run."""
+    """Return the floor of each dtype, then the run."""
     floor = {d: bare_seconds(evaluator, d, images) for d in dtypes}
     with counted_calls() as counts:
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Plans of measurements, each in a fresh process: its memory and compilation are its own."""
+"""Plans of measurements, each in a fresh process with memory and compilation of its own."""
 
 import json
 import os
@@ -24,17 +24,18 @@ from dal_jax.bench._subject import (
 )
 from dal_jax.localizers import localizer_preset
 
-# On one thread of a CPU; the host part of its client may overlap a little.
+# One thread of a CPU; the host part of the client of JAX may overlap a little.
 ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 POOLS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def thread_limits(threads: int = 0, host_devices: int | None = None) -> dict[str, str]:
-    """Environment variables of a process that shall use so many threads and devices.
+    """Return the environment variables of a process with these numbers of threads and devices.
 
     Args:
-        threads: 1, or 0 for as many as there are cores.
-        host_devices: into which JAX divides the processor; other devices are not touched.
+        threads: Number of threads: 1, or 0 for one per core.
+        host_devices: Number of devices into which JAX divides the processor; None keeps it as it
+            is. Other devices are not affected.
 
     Returns:
         Variables by name, to be added to the environment.
@@ -49,7 +50,7 @@ def thread_limits(threads: int = 0, host_devices: int | None = None) -> dict[str
     variables: dict[str, str] = {}
     if threads == 1:
         variables |= {name: "1" for name in POOLS}
-        flags.append(ONE_THREAD)  # last: what follows its second word is not read
+        flags.append(ONE_THREAD)  # at the end: anything after its second word is ignored
     joined = " ".join(flag for flag in flags if flag)
     return {**variables, "XLA_FLAGS": joined} if joined else variables
 
@@ -59,21 +60,21 @@ def in_process(
     variables: Mapping[str, str] | None = None,
     seconds: float | None = None,
 ) -> Any:
-    """Runs a program whose last line of output is JSON.
+    """Run a program whose last line of output is JSON.
 
     Args:
-        command: to be run.
-        variables: added to the environment.
-        seconds: limit; None is none.
+        command: Command to be run.
+        variables: Variables added to the environment.
+        seconds: Time limit in seconds; None is none.
 
     Returns:
-        What it printed, or {"failure": why} if it failed or took too long.
+        The value of that line, or {"failure": why} if the program failed or took too long.
 
     Example:
         >>> in_process([sys.executable, "-c", "print('[1, 2]')"])
         [1, 2]
     """
-    # A cache of compiled programs would hide what compilation costs.
+    # A cache of compiled programs would hide the cost of compilation.
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     try:
         done = subprocess.run(
@@ -103,18 +104,18 @@ def work(
     host_devices: int | None = None,
     seconds: float | None = None,
 ) -> Any:
-    """Has a fresh process do a task.
+    """Run a task in a fresh process.
 
     Args:
-        task: "do" is "choose", "adaptive" or "exact"; "subject" holds the fields of a `Subject`;
-            "inputs" is the file of the images, "images" how many of them to take; "options" go
-            to the measuring function.
-        threads: as for `thread_limits`.
-        host_devices: as for `thread_limits`.
-        seconds: limit; None is none.
+        task: Task: "do" is "choose", "adaptive" or "exact"; "subject" holds the fields of a
+            `Subject`; "inputs" is the file of the images; "images" is the number of them to take;
+            "options" go to the measuring function.
+        threads: Number of threads, as for `thread_limits`.
+        host_devices: Number of host devices, as for `thread_limits`.
+        seconds: Time limit in seconds; None is none.
 
     Returns:
-        What `do` returned, or a failure.
+        The result of `do`, or a failure.
 
     Example:
         >>> work({"do": "choose", "subject": {"size": 8}, "inputs": "8.npz"}, seconds=0.01)
@@ -126,18 +127,18 @@ def work(
 
 
 def do(task: Mapping[str, Any]) -> Any:
-    """Runs a task of `work` in this process.
+    """Run a task of `work` in this process.
 
     Args:
-        task: as for `work`.
+        task: Task, as for `work`.
 
     Returns:
-        For "choose" the machine and what was chosen, for "adaptive" a list of records, for
-        "exact" one.
+        The machine and the chosen inputs for "choose", a list of records for "adaptive", one record
+        for "exact".
     """
     subject = Subject(**task["subject"])
     localizer, source = open_subject(subject)
-    # Interpreter, imports and weights: what every process of a run pays besides compilation.
+    # Start of the interpreter, imports and weights: the cost of every process besides compilation.
     start = {"start_seconds": time.time() - task["launched"]} if "launched" in task else {}
     if task["do"] == "choose":
         inputs = choose_inputs(subject, localizer)
@@ -157,7 +158,7 @@ def do(task: Mapping[str, Any]) -> Any:
 
 
 def _first(inputs: Inputs, count: int | Sequence[int] | None) -> Inputs:
-    """Some of the images: the first ones, or those of a list."""
+    """Return some of the images: the first ones, or those of a list."""
     if count is None:
         return inputs
     kept = list(range(min(count, len(inputs.images)))) if isinstance(count, int) else list(count)
@@ -179,16 +180,16 @@ class Prepared(NamedTuple):
     plan: "Plan"  # the whole run
 
 
-# Measures something else on the same images.
+# Further measurement on the same images.
 Beside = Callable[[Prepared], Iterator[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Settings of a bench run; the last entry of a tuple serves all sizes that have none.
+    """Settings of a bench run; the last entry of a tuple serves all sizes without their own.
 
     Raises:
-        InputError: a value does not fit.
+        InputError: A value does not fit.
 
     Example:
         >>> plan = Plan(sizes=(8, 16, 32), tests=(64, 8))
@@ -203,14 +204,14 @@ class Plan:
     weights: tuple[str, ...] = ()  # per size, state dict files
     models: tuple[str, ...] = ()  # per size, checkpoints
     threshold: float | None = None  # None: half of the null images are flagged
-    devices: tuple[int, ...] = ()  # numbers of devices at which speed is measured
-    batch_sizes: tuple[int, ...] = ()  # numbers of tests under way at which it is
+    devices: tuple[int, ...] = ()  # numbers of devices for the measurement of speed
+    batch_sizes: tuple[int, ...] = ()  # numbers of concurrent tests for that measurement
     precision: float = TestOptions.precision
-    repeats: int = 3  # of which the medians are given
+    repeats: int = 3  # repetitions, whose medians are reported
     threads: int = 0  # 1, or 0 for all cores
     limit_seconds: float = 1800.0  # of one measurement
     seed: int = 0  # of the images, the draws and an untrained network
-    localizer: str | None = None  # as `localizer_preset` takes it
+    localizer: str | None = None  # a name for `localizer_preset`
 
     def __post_init__(self) -> None:
         if self.localizer is not None:
@@ -239,13 +240,13 @@ class Plan:
             self.subject(position)
 
     def subject(self, position: int) -> Subject:
-        """Returns the subject at the size of this position.
+        """Return the subject at the size of this position.
 
         Args:
-            position: of the size among `sizes`, from 0.
+            position: Position of the size among `sizes`, from 0.
 
         Returns:
-            The localizer and the images.
+            The settings of the localizer and the images.
         """
         return Subject(
             size=self.sizes[position],
@@ -259,20 +260,20 @@ class Plan:
 
 
 def at(values: tuple[Any, ...], position: int) -> Any:
-    """The entry for a size, the last one where there are fewer entries than sizes."""
+    """Return the entry for a size, the last one where there are fewer entries than sizes."""
     return values[min(position, len(values) - 1)]
 
 
 def measure(plan: Plan, beside: Beside | None = None) -> Iterator[dict[str, Any]]:
-    """Measures what a plan says, each thing in a process of its own.
+    """Measure all entries of a plan, each in a process of its own.
 
     Args:
-        plan: what.
-        beside: measures something more at each size, the peer for instance.
+        plan: Settings of the run.
+        beside: Function for a further measurement at each size, such as that of the peer.
 
     Yields:
-        Records as they come; what failed is a record with "failure". The first record of a size
-        has the kind "images" and tells machine, weights and threshold.
+        Records as they come; a failed measurement gives a record with "failure". The first record
+        of a size has the kind "images" and holds machine, weights and threshold.
 
     Example:
         >>> plan = Plan(sizes=(8,), limit_seconds=0.01)  # too short for any process
@@ -314,7 +315,7 @@ def _engine(prepared: Prepared, engine: str, exact_tests: int) -> dict[str, Any]
 
 
 def _speeds(prepared: Prepared) -> Iterator[dict[str, Any]]:
-    """Tests per second of the adaptive engine against devices and tests under way."""
+    """Yield the speeds of the adaptive engine for numbers of devices and of concurrent tests."""
     plan = prepared.plan
     for count in plan.devices or (1,):
         told = {"kind": "speed", "size": prepared.subject.size, "devices": count}

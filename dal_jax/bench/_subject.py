@@ -19,9 +19,9 @@ from dal_jax.localizers import Localizer, as_kind, localizer_preset, make_locali
 from dal_jax.models import import_state_dict, infer_unet_config
 from dal_jax.search import Evaluator
 
-# Without a threshold: half of this many null images are flagged.
+# Number of null images of which half are flagged, if no threshold is given.
 CALIBRATION = 32
-# Gives up when fewer than one null image in this many is flagged.
+# The choice fails if fewer than one null image in this many is flagged.
 PATIENCE = 64
 # A highest score closer to the threshold than this might be above it in one precision only.
 CLEAR = 1e-3
@@ -29,10 +29,10 @@ CLEAR = 1e-3
 
 @dataclass(frozen=True)
 class Subject:
-    """The localizer and the images of a measurement; plain values, so that they pass as JSON.
+    """Localizer and images of a measurement, as plain values that can be stored as JSON.
 
     Raises:
-        InputError: a value does not fit.
+        InputError: A value does not fit.
 
     Example:
         >>> subject = Subject(8, tests=2)
@@ -43,10 +43,10 @@ class Subject:
     size: int  # side of the images, pixels
     tests: int = 64  # images with a region
     weights: str | None = None  # state dict file of the network
-    model: str | None = None  # or checkpoint; without either an untrained network
+    model: str | None = None  # or checkpoint; if both are None, the network is untrained
     threshold: float | None = None  # of the score; None: half of the null images are flagged
     seed: int = 0  # of the images, the draws and an untrained network
-    localizer: str | None = None  # as `localizer_preset` takes it; None: dal, or the checkpoint's
+    localizer: str | None = None  # a name for `localizer_preset`; None: dal, or the checkpoint's
 
     def __post_init__(self) -> None:
         for name, low in (("size", 1), ("tests", 1), ("seed", 0)):
@@ -57,7 +57,7 @@ class Subject:
 
 
 class Inputs(NamedTuple):
-    """Images of the null hypothesis, all of them flagged somewhere.
+    """Images of the null hypothesis, each with a flagged region.
 
     Example:
         >>> images, references = np.random.default_rng(0).normal(size=(2, 3, 8, 8, 1))
@@ -67,23 +67,23 @@ class Inputs(NamedTuple):
     """
 
     images: Float[np.ndarray, "N H W C"]  # standard normal
-    references: Float[np.ndarray, "N H W C"]  # one for each, likewise
+    references: Float[np.ndarray, "N H W C"]  # one for each image, standard normal
     threshold: float  # of the score
     flagged: int  # images that were flagged ...
-    looked: int  # ... of this number of images
+    looked: int  # ... of this number of drawn images
 
 
 def open_subject(subject: Subject) -> tuple[Localizer, str]:
-    """Loads or makes the localizer.
+    """Load or create the localizer.
 
     Args:
-        subject: which; a threshold of None is left at 1.
+        subject: Settings of the localizer; a threshold of None is left at 1.
 
     Returns:
-        The localizer, and in words where its weights are from.
+        The localizer, and the origin of its weights in words.
 
     Raises:
-        InputError: a file that does not fit, or a size that the network cannot take.
+        InputError: A file does not fit, or the network cannot take the size.
 
     Example:
         >>> localizer, source = open_subject(Subject(8, localizer="autoencoder"))
@@ -109,17 +109,17 @@ def open_subject(subject: Subject) -> tuple[Localizer, str]:
 
 
 def choose_inputs(subject: Subject, localizer: Localizer) -> Inputs:
-    """Draws standard normal images until enough of them are flagged.
+    """Draw standard normal images until enough of them are flagged.
 
     Args:
-        subject: how many, and the threshold.
-        localizer: from `open_subject`.
+        subject: Settings with the number of images and the threshold.
+        localizer: Localizer from `open_subject`.
 
     Returns:
         The images, a reference for each, and the threshold (a float32, as the peer keeps it).
 
     Raises:
-        InputError: almost nothing is flagged at the threshold.
+        InputError: Almost nothing is flagged at the threshold.
 
     Example:
         >>> from dal_jax.localizers import from_score
@@ -157,14 +157,14 @@ def choose_inputs(subject: Subject, localizer: Localizer) -> Inputs:
 
 
 def save_inputs(path: str | Path, inputs: Inputs) -> None:
-    """Writes inputs to an .npz file, whole or not at all.
+    """Write inputs to an .npz file, whole or not at all.
 
     Args:
-        path: of the file.
-        inputs: from `choose_inputs`.
+        path: Path of the file.
+        inputs: Inputs from `choose_inputs`.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: The file cannot be written.
 
     Example:
         >>> import tempfile
@@ -179,16 +179,16 @@ def save_inputs(path: str | Path, inputs: Inputs) -> None:
 
 
 def load_inputs(path: str | Path) -> Inputs:
-    """Reads what `save_inputs` wrote.
+    """Read the inputs in a file of `save_inputs`.
 
     Args:
-        path: of the file.
+        path: Path of the file.
 
     Returns:
-        The inputs, as they were.
+        The inputs as they were written.
 
     Raises:
-        InputError: the file is missing, damaged or another.
+        InputError: The file is missing, damaged or of another kind.
 
     Example:
         >>> import tempfile
@@ -213,12 +213,12 @@ def load_inputs(path: str | Path) -> Inputs:
 
 
 def _pair(seed: int, number: int, shape: tuple[int, int, int]) -> np.ndarray:
-    """Image and reference; they depend on the seed and the number alone."""
+    """Return image and reference, which depend on the seed and the number alone."""
     return np.random.default_rng((seed, 1, number)).standard_normal((2, *shape))
 
 
 def _highest(evaluator: Evaluator, shape: tuple[int, int, int], seed: int) -> Iterator[float]:
-    """The highest score of one null image after the other."""
+    """Yield the highest score of one null image after the other."""
     count = evaluator.capacity("float32")
     first = 0
     while True:

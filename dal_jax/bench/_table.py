@@ -1,4 +1,4 @@
-"""Records of measurements as tables that can be read, and pasted into a document."""
+"""Records of measurements as tables to be read or pasted into a document."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,10 +23,10 @@ PEERS = ("size", "threads", "s a test", "peer, s a test", "ratio", "peer's tests
 
 
 def align_rows(rows: Sequence[Sequence[str]]) -> str:
-    """Lines up rows as a table; the first row holds the titles.
+    """Align rows as a table; the first row holds the titles.
 
     Args:
-        rows: cells, equally many in each row.
+        rows: Cells, the same number in each row.
 
     Returns:
         A Markdown table.
@@ -44,13 +44,13 @@ def align_rows(rows: Sequence[Sequence[str]]) -> str:
 
 
 def tables(records: Sequence[Mapping[str, Any]]) -> str:
-    """Tables of the engines, of batch sizes and devices, and of the peer, as far as there are any.
+    """Return tables of the engines, of batch sizes and devices, and of the peer, where present.
 
     Args:
-        records: of a bench run; failures among them are shown in their rows.
+        records: Records of a bench run; failures among them are shown in their rows.
 
     Returns:
-        The tables, an empty line between them.
+        The tables, separated by an empty line.
 
     Example:
         >>> record = {"size": 8, "engine": "sweep", "dtype": "float64", "failure": "out of memory"}
@@ -77,11 +77,12 @@ def tables(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """A number to so many significant digits; what is missing as a dash.
+    """Return a number rounded to significant digits; a missing one is a dash.
 
     Args:
-        value: a number; None: missing. Whole numbers are written in full.
-        digits: significant ones of a float, 1 or more; all before the point are written.
+        value: Number, or None if it is missing. Whole numbers are written in full.
+        digits: Number of significant digits of a float, 1 or more; all before the point are
+            written.
 
     Returns:
         The text.

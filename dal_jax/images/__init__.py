@@ -1,4 +1,4 @@
-"""Reading images and data sets, preparing them, and writing so that nothing is half-written."""
+"""Reading and preparation of images and data sets, and writing of files whole or not at all."""
 
 from dal_jax._files import atomic_path as atomic_path
 from dal_jax._files import write_array as write_array

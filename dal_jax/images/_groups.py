@@ -1,7 +1,7 @@
 """Groups: images of one physical object, kept together in every split.
 
-Photographs of one object are not independent: a split that cuts a group lets the test see what
-the model was trained on.
+Photographs of one object are not independent: a split that cuts a group trains the model on an
+object of the test.
 """
 
 import re
@@ -13,29 +13,29 @@ import numpy as np
 from dal_jax._errors import InputError
 from dal_jax.images._io import read_table
 
-# The ending of a file's name; not "#3", the number of a slice or row, nor the end of a UID.
+# Extension of a file's name; it excludes "#3", the number of a slice or row, and the end of a UID.
 _ENDING = re.compile(r"\.[A-Za-z]\w*$")
 _FORMS = "'regex:PATTERN', 'csv:FILE:COLUMN', 'runs:N' or 'gap:N'"
 
 
 def group_of(names: Sequence[str], groups: str | None = None) -> list[str]:
-    r"""Returns the group of each image from its name.
+    r"""Return the group of each image from its name.
 
     Args:
-        names: unique names of the images, paths with "/" between their parts.
-        groups: None, each name is a group; "regex:PATTERN", what the one capture group of the
-            pattern finds in the name; "csv:FILE:COLUMN", a table with a column "name" and the
-            named column; "runs:N", N neighbours in one folder, counted in the natural order of
-            the names (9 before 10); "gap:N", a new group where the last number in the name exceeds
-            that of the image before it by more than N, counted over all folders together: for
-            numbers that count the photographs of one camera.
+        names: Unique names of the images, paths with "/" between their parts.
+        groups: Rule for the groups. None makes each name a group. "regex:PATTERN" takes the
+            match of the pattern's only capture group in the name. "csv:FILE:COLUMN" reads a table
+            with a column "name" and the named column. "runs:N" joins N neighbours in one folder,
+            counted in the natural order of the names (9 before 10). "gap:N" starts a new group
+            where the last number in the name exceeds that of the image before it by more than N,
+            counted over all folders together, for numbers that count the photographs of one camera.
 
     Returns:
-        A group for each name, in the order given.
+        The group of each name, in the given order.
 
     Raises:
-        InputError: another form, a pattern without exactly one capture group, a table that cannot
-            be read, or a name without a group.
+        InputError: The rule has another form, the pattern has not exactly one capture group, the
+            table cannot be read, or a name has no group.
 
     Example:
         >>> group_of(["a/tile1_x.png", "a/tile1_y.png", "a/tile2_x.png"], r"regex:(tile\d+)")
@@ -51,20 +51,20 @@ def group_of(names: Sequence[str], groups: str | None = None) -> list[str]:
 
 
 def split_groups(groups: Sequence[str], shares: Sequence[float], seed: int = 0) -> list[np.ndarray]:
-    """Splits images into parts without cutting a group.
+    """Split images into parts without cutting a group.
 
     The groups are shuffled, and each goes to the part that lacks the most images.
 
     Args:
-        groups: the group of each image.
-        shares: the wanted share of images in each part, positive; they are divided by their sum.
-        seed: of the shuffling.
+        groups: Group of each image.
+        shares: Desired share of images in each part, positive; the shares are divided by their sum.
+        seed: Seed of the shuffling.
 
     Returns:
-        For each part the sorted indices of its images, int (n,); no part is empty.
+        Sorted indices (n,), int, of the images of each part; no part is empty.
 
     Raises:
-        InputError: fewer groups than parts, or a share that is not positive.
+        InputError: There are fewer groups than parts, or a share is not positive.
 
     Example:
         >>> parts = split_groups(["a", "a", "b", "c"], [0.5, 0.5])
@@ -92,7 +92,7 @@ def _assign(sizes: np.ndarray, order: np.ndarray, wanted: np.ndarray) -> np.ndar
     part, lacking = np.empty(len(sizes), np.intp), wanted.copy()
     empty = np.ones(len(wanted), bool)
     for done, group in enumerate(order):
-        # The last groups are kept for the parts that would otherwise stay empty.
+        # The last groups are reserved for the parts that would otherwise stay empty.
         scarce = len(sizes) - done == empty.sum()
         chosen = int(np.argmax(np.where(empty, lacking, -np.inf) if scarce else lacking))
         part[group], empty[chosen] = chosen, False
@@ -160,5 +160,5 @@ def _count(form: str, rest: str) -> int:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """A key by which 9 comes before 10."""
+    """Return a sort key by which 9 comes before 10."""
     return [(int(s), s) if s.isdecimal() else (-1, s) for s in re.split(r"(\d+)", name)]

@@ -7,7 +7,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from tokenize import TokenError  # numpy lets it out of a spoiled header
+from tokenize import TokenError  # numpy raises it for damaged headers
 from types import ModuleType
 from typing import Literal
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from dal_jax._errors import InputError
 
-# What the readers raise on damaged files; each decoder has its own favourites.
+# Errors that the readers raise on damaged files; they differ between decoders.
 DAMAGED = (
     OSError,
     ArithmeticError,
@@ -34,21 +34,21 @@ DAMAGED = (
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Reads an image as float64 with axes (H, W, C).
+    """Read an image as float64 with axes (H, W, C).
 
-    8- and 16-bit unsigned integers are divided by 255 and 65535; floating values, and NIfTI voxels
-    after the header's slope and intercept, are taken as they are. An alpha channel is dropped.
+    8- and 16-bit unsigned integers are divided by 255 and 65535; floating-point values, and NIfTI
+    voxels after the header's slope and intercept, are kept unchanged. An alpha channel is dropped.
 
     Args:
-        path: a .npy, .png, .jpg, .jpeg, .bmp, .tif, .tiff, .nii or .nii.gz file holding one image:
-            (H, W) or (H, W, C); for NIfTI one slice (H, W) or (H, W, 1).
+        path: File with one image, of type .npy, .png, .jpg, .jpeg, .bmp, .tif, .tiff, .nii or
+            .nii.gz: (H, W) or (H, W, C); for NIfTI one slice (H, W) or (H, W, 1).
 
     Returns:
-        The image, float64 (H, W, C), C = 1 for grey images.
+        The image, float64 (H, W, C), with C = 1 for grey images.
 
     Raises:
-        InputError: the file is missing, damaged, of an unknown kind, or holds no single image; or
-            the optional library that reads it is not installed.
+        InputError: The file is missing, damaged, of an unknown type, or does not hold exactly one
+            image; or the optional library that reads it is not installed.
 
     Example:
         >>> read_image("view.png").shape  # doctest: +SKIP
@@ -66,10 +66,10 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def read_pixels(path: str | Path) -> np.ndarray:
-    """Read the values of an image file as they are stored, in their own type.
+    """Read the values of an image file as stored, in their own type.
 
     Args:
-        path: Path of the file, of a kind that `read_image` reads.
+        path: Path of the file, of a type that `read_image` reads.
 
     Returns:
         The values (H, W) or (H, W, C), neither scaled nor converted.
@@ -88,12 +88,12 @@ def read_pixels(path: str | Path) -> np.ndarray:
 
 
 def is_image(path: Path) -> bool:
-    """Returns whether `read_image` reads files with a name like this."""
+    """Return whether `read_image` reads files of this type, judged by the name."""
     return _reader(path) is not None
 
 
 def load_npy(path: Path, mode: Literal["r"] | None = None) -> np.ndarray:
-    """Reads or maps a .npy file of plain numbers (objects are refused), with a one-line error."""
+    """Read or map a .npy file of plain numbers (objects are refused), with a one-line error."""
     try:
         return np.load(path, allow_pickle=False, mmap_mode=mode)
     except DAMAGED as error:
@@ -101,7 +101,7 @@ def load_npy(path: Path, mode: Literal["r"] | None = None) -> np.ndarray:
 
 
 def load_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Reads the voxels, after the file's slope and intercept, and the affine of a NIfTI file."""
+    """Read the voxels, after the file's slope and intercept, and the affine of a NIfTI file."""
     nibabel = optional("nibabel", "medical", path)
     own = nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError
     try:
@@ -113,7 +113,7 @@ def load_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_table(path: Path, columns: list[str], purpose: str) -> list[dict[str, str]]:
-    """Reads a CSV file that has at least the given columns; the purpose opens its errors."""
+    """Read a CSV file that has at least the given columns; its errors start with the purpose."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, restval="")
@@ -128,7 +128,7 @@ def read_table(path: Path, columns: list[str], purpose: str) -> list[dict[str, s
 
 
 def scale_integers(pixels: np.ndarray, path: Path) -> np.ndarray:
-    """Maps 8- and 16-bit integers to [0, 1] and keeps floats; refuses other types."""
+    """Map 8- and 16-bit integers to [0, 1], keep floats, and refuse other types."""
     if pixels.dtype in (np.dtype(np.uint8), np.dtype(np.uint16)):
         return pixels.astype(np.float64) / float(np.iinfo(pixels.dtype).max)
     if pixels.dtype.kind in "fb":
@@ -144,7 +144,7 @@ def _decode(path: Path) -> np.ndarray:
         raise InputError(f"image {str(path)!r}: unknown kind of file, expected one of {kinds}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # decoders only warn of cut-off data
+            warnings.simplefilter("error", UserWarning)  # decoders only warn of truncated data
             return reader(path)
     except InputError:
         raise
@@ -153,7 +153,7 @@ def _decode(path: Path) -> np.ndarray:
 
 
 def unreadable(path: Path, error: Exception) -> InputError:
-    """The one-line error for what a decoder raised."""
+    """Return the one-line error for an exception of a decoder."""
     reason = " ".join(str(error).split()) or type(error).__name__
     return InputError(f"image {str(path)!r}: unreadable or damaged ({reason[:160]})")
 
@@ -164,7 +164,7 @@ def _reader(path: Path) -> Callable[[Path], np.ndarray] | None:
 
 
 def optional(module: str, extra: str, path: Path) -> ModuleType:
-    """Imports a library that an extra of the package installs, or names the extra."""
+    """Import a library that an extra of the package installs; the error names the extra."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -223,17 +223,17 @@ _READERS: dict[str, Callable[[Path], np.ndarray]] = {
 
 
 def read_images(sources: Sequence[str | Path]) -> np.ndarray:
-    """Reads many images of one size into a stack.
+    """Read many images of one size into a stack.
 
     Args:
-        sources: at least one of: a folder (its images in order of name, not its subfolders), an
-            image file, or a .npy stack (N, H, W, C).
+        sources: Sources of images, at least one: a folder (its images in order of name, without
+            subfolders), an image file, or a .npy stack (N, H, W, C).
 
     Returns:
-        The images, float64 (N, H, W, C), in the order given.
+        The images, float64 (N, H, W, C), in the given order.
 
     Raises:
-        InputError: a source is missing or damaged, a folder holds no image, sizes differ, or a
+        InputError: A source is missing or damaged, a folder holds no image, sizes differ, or a
             pixel is NaN or infinite.
 
     Example:
@@ -256,18 +256,18 @@ def read_images(sources: Sequence[str | Path]) -> np.ndarray:
 
 
 def image_files(source: Path, name: str = "images", deep: bool = False) -> list[Path]:
-    """Lists the images of a folder by name.
+    """List the images of a folder by name.
 
     Args:
-        source: the folder, without its hidden files; a path that is none stands for itself.
-        name: of the argument that it was given as.
-        deep: with those of its subfolders.
+        source: Folder, whose hidden files are left out; any other path stands for itself.
+        name: Name of the argument that holds the folder, for the error.
+        deep: True to include the images of subfolders.
 
     Returns:
-        Paths.
+        Paths of the images.
 
     Raises:
-        InputError: a folder without images.
+        InputError: The folder holds no images.
 
     Example:
         >>> import tempfile
@@ -296,21 +296,21 @@ def _read_stack(path: Path) -> np.ndarray:
 
 
 def read_mask(path: str | Path, labels: bool = False) -> np.ndarray:
-    """Reads a mask: true where a picture is above 127/255 of its range, or where a label is set.
+    """Read a mask: true where a picture is above 127/255 of its range, or a label is set.
 
-    A picture whose largest value is 1 is taken as labels; of a colour picture the largest channel
+    A picture whose largest value is 1 is read as labels; of a colour picture the largest channel
     counts.
 
     Args:
-        path: an image file of one channel or of colours.
-        labels: take every value but zero as marked, whatever the range.
+        path: Image file of one channel or of colours.
+        labels: True to take every value but zero as marked, whatever the range.
 
     Returns:
         The mask, bool (H, W).
 
     Raises:
-        InputError: the file is missing, damaged or holds no single image, or its largest value is
-            neither 1 nor bright, so that nobody can tell what it means.
+        InputError: The file is missing, damaged or does not hold exactly one image, or its largest
+            value is neither 1 nor bright, so that its meaning is unclear.
 
     Example:
         >>> read_mask("ground_truth/bent/000_mask.png").any()  # doctest: +SKIP
@@ -326,13 +326,13 @@ def read_mask(path: str | Path, labels: bool = False) -> np.ndarray:
 
 
 def to_mask(values: np.ndarray, path: str | Path, labels: bool = False) -> np.ndarray:
-    """The same for stored values of any shape; the path is for the error's sake."""
+    """Return the mask of stored values of any shape, as `read_mask`; the path is for errors."""
     whole, top = values.dtype.kind in "biu", float(values.max(initial=0))
     if labels or (whole and top <= 1):
         return values != 0
     full = float(np.iinfo(values.dtype).max) if whole else (1.0 if top <= 1 else 255.0)
     marked = values > full * (127 / 255)
-    if top != 0 and not marked.any():  # a NaN is not 0 either
+    if top != 0 and not marked.any():  # NaN is not 0 either
         expected = f"0 and 1, or up to {full:g}"
         raise InputError(f"mask {str(path)!r}: largest value {top:g}, expected {expected}")
     return marked

@@ -1,6 +1,6 @@
 """Layouts of photographs: MVTec AD, MPDD, BTAD, VisA and plain folders.
 
-Each function lists the samples below a root; masks are named, not read, unless a label needs them.
+Each function lists the samples below a root; a mask is read only where a label depends on it.
 """
 
 from pathlib import Path
@@ -26,7 +26,7 @@ _NORMAL_NAMES = ("good", "ok", "normal")
 
 
 def mvtec(root: Path, choice: DataSelection) -> list[Sample]:
-    """Lists MVTec AD and MPDD: train/good, test/KIND, ground_truth/KIND/STEM_mask.png.
+    """List MVTec AD and MPDD: train/good, test/KIND, ground_truth/KIND/STEM_mask.png.
 
     Source: Bergmann et al., MVTec AD, CVPR 2019; Jezek et al., MPDD, ICUMT 2021.
     """
@@ -34,7 +34,7 @@ def mvtec(root: Path, choice: DataSelection) -> list[Sample]:
 
 
 def btad(root: Path, choice: DataSelection) -> list[Sample]:
-    """Lists BTAD: train/ok, test/ok, test/ko, ground_truth/ko/STEM.png or .bmp.
+    """List BTAD: train/ok, test/ok, test/ko, ground_truth/ko/STEM.png or .bmp.
 
     Source: Mishra et al., VT-ADL, ISIE 2021, and the archive published with it.
     """
@@ -42,7 +42,7 @@ def btad(root: Path, choice: DataSelection) -> list[Sample]:
 
 
 def visa(root: Path, choice: DataSelection) -> list[Sample]:
-    """Lists VisA by its table split_csv/1cls.csv: object, split, label, image, mask.
+    """List VisA by its table split_csv/1cls.csv: object, split, label, image, mask.
 
     Source: Zou et al., SPot-the-Difference, ECCV 2022, github.com/amazon-science/spot-diff.
     """
@@ -53,7 +53,7 @@ def visa(root: Path, choice: DataSelection) -> list[Sample]:
 
 
 def folder(root: Path, choice: DataSelection) -> list[Sample]:
-    """Lists normal/ (for training), test/ and masks/ of the same names; or images, all to test."""
+    """List normal/ (for training), test/ and masks/ with the same names; or images, all to test."""
     normal, test, masks = root / "normal", root / "test", root / "masks"
     if not (normal.is_dir() or test.is_dir()):
         return [photo(path, root, "test", UNKNOWN) for path in walk(root, root)]
@@ -63,7 +63,7 @@ def folder(root: Path, choice: DataSelection) -> list[Sample]:
 
 
 def choose(category: str | None, known: list[str], root: Path) -> str:
-    """Returns the requested category, or the only one of the data set."""
+    """Return the requested category, or the only one of the data set."""
     if category is None and len(known) == 1:
         return known[0]
     if category not in known:
@@ -76,7 +76,7 @@ def _category(root: Path, choice: DataSelection, sign: str) -> Path:
         return root
     known = [path.name for path in folders(root, root) if (path / sign).is_dir()]
     if not known and choice.category is None:
-        return root  # the error then names the folder that is missing here
+        return root  # the error then names the missing folder
     return root / choose(choice.category, known, root)
 
 
@@ -91,7 +91,7 @@ def _splits(base: Path, root: Path, good: str, layout: str) -> list[Sample]:
             else:
                 mask = _find_mask(truth, path.stem, root)
                 if mask is None and truth.is_dir():
-                    mask = truth / f"{path.stem}_mask.png"  # reading it will say that it is missing
+                    mask = truth / f"{path.stem}_mask.png"  # if it is missing, reading reports that
                 found.append(photo(path, root, "test", kind.name, mask))
     return found
 
@@ -132,7 +132,7 @@ def _tested(path: Path, test: Path, masks: Path, root: Path) -> Sample:
 
 
 def _marks(mask: Path) -> bool:
-    """Returns whether a mask marks any pixel; a damaged one counts, and its sample is refused."""
+    """Return whether a mask marks any pixel; a damaged mask counts, and its sample is refused."""
     try:
         return bool(np.any(read_mask(mask)))
     except InputError:

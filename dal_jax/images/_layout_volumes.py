@@ -28,7 +28,7 @@ from dal_jax.images._volumes import (
     plane,
 )
 
-# Share of the patients whose slices without tumour are for training.
+# Share of the patients whose slices without tumour are used for training.
 TRAIN_SHARE = 0.7
 CASE_2021 = re.compile(r"(BraTS2021_\d{5})")
 CASE_2023 = re.compile(r"(BraTS-[A-Za-z]+-\d{5})-\d{3}")
@@ -37,7 +37,7 @@ _CONTRASTS_2023 = ("t2f", "t1n", "t1c", "t2w")
 
 
 def brats2021(root: Path, choice: DataSelection) -> list[Sample]:
-    """Lists BraTS 2021: BraTS2021_00000/BraTS2021_00000_{t1,t1ce,t2,flair,seg}.nii.gz.
+    """List BraTS 2021: BraTS2021_00000/BraTS2021_00000_{t1,t1ce,t2,flair,seg}.nii.gz.
 
     Source: Baid et al., arXiv 2107.02314, and the archive published with it.
     """
@@ -45,7 +45,7 @@ def brats2021(root: Path, choice: DataSelection) -> list[Sample]:
 
 
 def brats2023(root: Path, choice: DataSelection) -> list[Sample]:
-    """Lists BraTS 2023: BraTS-GLI-00000-000/BraTS-GLI-00000-000-{t1n,t1c,t2w,t2f,seg}.nii.gz.
+    """List BraTS 2023: BraTS-GLI-00000-000/BraTS-GLI-00000-000-{t1n,t1c,t2w,t2f,seg}.nii.gz.
 
     The last number counts the visits of one patient.
 
@@ -55,7 +55,7 @@ def brats2023(root: Path, choice: DataSelection) -> list[Sample]:
 
 
 def nifti(root: Path, choice: DataSelection) -> list[Sample]:
-    """Lists a NIfTI file, or those of a folder, all to test; STEM_mask or STEM_seg marks STEM."""
+    """List a NIfTI file, or those of a folder, all to test; STEM_mask or STEM_seg marks STEM."""
     base = root if root.is_dir() else root.parent
     found = [p for p in entries(root, root) if is_volume(p)] if root.is_dir() else [root]
     if root.is_dir():
@@ -70,7 +70,7 @@ def nifti(root: Path, choice: DataSelection) -> list[Sample]:
 
 
 def dicom(root: Path, choice: DataSelection) -> list[Sample]:
-    """Lists the slices of a folder that holds one DICOM series, all to test, one patient.
+    """List the slices of a folder that holds one DICOM series, all to test, one patient.
 
     Source: DICOM PS3.3 C.7.6.2 (image plane).
     """
@@ -81,7 +81,7 @@ def dicom(root: Path, choice: DataSelection) -> list[Sample]:
         try:
             planes.append(plane(path))
         except InputError:
-            damaged.append(path)  # listed last: reading it says what is wrong
+            damaged.append(path)  # listed last: reading it reports the damage
     ordered = [p.path for p in in_order(planes, root)] if planes else []
     chosen = [(ordered[k], k) for k in _chosen(len(ordered), choice)]
     group = name_of(root, root.parent) or "series"
@@ -90,7 +90,7 @@ def dicom(root: Path, choice: DataSelection) -> list[Sample]:
 
 
 def arrays(root: Path, choice: DataSelection) -> list[Sample]:
-    """Lists stacks (N, H, W) or (N, H, W, C): train and test, and masks (N, H, W) of the test.
+    """List stacks (N, H, W) or (N, H, W, C): train and test, and masks (N, H, W) of the test.
 
     They are files train.npy, test.npy and masks.npy of a folder, arrays of one .npz file, or one
     .npy file, whose rows are all to test.
@@ -108,7 +108,7 @@ def arrays(root: Path, choice: DataSelection) -> list[Sample]:
 
 
 def by_group(samples: list[Sample], share: float = TRAIN_SHARE) -> list[Sample]:
-    """Split samples by group: in the order of a hash of the group, the first share is to train.
+    """Split samples by group: in the order of a hash of the group, the first share trains.
 
     Args:
         samples: Samples of a data set, of any split.
@@ -161,7 +161,7 @@ def _brats_file(folder: Path, end: str, root: Path) -> Path:
 def _slices(
     path: Path, mask: Path | None, root: Path, choice: DataSelection, group: str, kind: str
 ) -> list[Sample]:
-    """The samples of one volume; if it cannot be read, one sample whose reading says why."""
+    """Return the samples of one volume; if unreadable, one sample whose reading reports why."""
     name = name_of(path, root)
     try:
         # The masks are read for the labels, the images only for their number of slices.

@@ -1,4 +1,4 @@
-"""Opening a data set: which layout a folder has, its samples and their groups."""
+"""Opening of a data set: the layout of its folder, its samples and their groups."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -41,29 +41,30 @@ def open_data(
     contrast: str | None = None,
     slices: tuple[int, ...] | None = None,
 ) -> DataSet:
-    """Lists the samples of a data set without reading its images.
+    """List the samples of a data set without reading its images.
 
     Masks are read only where a label depends on them: tumours of volumes, masks of plain folders
     and of arrays.
 
     Args:
-        root: the folder of the data set or of one of its categories; for "nifti" and "arrays" a
-            file too.
-        layout: "mvtec", "mpdd", "btad", "visa", "folder", "brats2021", "brats2023", "nifti",
-            "dicom", "arrays", or "auto" to recognise it (MPDD has the form of MVTec AD).
-        category: which product of "mvtec", "mpdd", "btad" or "visa"; may be left out if there is
-            only one.
-        groups: what makes one physical object, see `group_of`; without it each file is one, and
-            each patient in BraTS.
-        contrast: of BraTS, "flair" (the default), "t1", "t1ce", "t2", and in 2023 "t2f" (the
-            default), "t1n", "t1c", "t2w".
-        slices: (start, stop) or (start, stop, step) of slices or rows, without stop, as in Python.
+        root: Folder of the data set or of one of its categories; for "nifti" and "arrays" also a
+            file.
+        layout: Layout "mvtec", "mpdd", "btad", "visa", "folder", "brats2021", "brats2023", "nifti",
+            "dicom" or "arrays", or "auto" to recognise it (MPDD has the form of MVTec AD).
+        category: Product of "mvtec", "mpdd", "btad" or "visa"; may be left out if there is only
+            one.
+        groups: Rule that identifies physical objects, as in `group_of`; without it each file is an
+            object of its own, and in BraTS each patient.
+        contrast: Contrast of BraTS: "flair" (the default), "t1", "t1ce", "t2", and in 2023 "t2f"
+            (the default), "t1n", "t1c", "t2w".
+        slices: Range of slices or rows, (start, stop) or (start, stop, step), without stop, as in
+            Python.
 
     Returns:
         The data set; the order of its samples depends on their names alone.
 
     Raises:
-        InputError: the layout is unknown or cannot be recognised, a folder or table of it is
+        InputError: The layout is unknown or cannot be recognised, a folder or table of it is
             missing, it holds no image, or a name or link leads outside the root.
 
     Example:
@@ -71,7 +72,7 @@ def open_data(
         >>> data.samples[0].name  # doctest: +SKIP
         'bottle/train/good/000.png'
 
-    Source: the layouts as their authors published them, see `dal_jax.images._layout_photos` and
+    Source: the layouts as published by their authors, listed in `dal_jax.images._layout_photos` and
     `dal_jax.images._layout_volumes`.
     """
     root = Path(root)
@@ -93,12 +94,12 @@ def open_data(
 
 
 def shared_groups(dataset: DataSet) -> tuple[str, ...]:
-    """Returns the groups that have samples both for training and for testing.
+    """Return the groups that have samples both for training and for testing.
 
-    What is estimated on such a group and tested on it is not independent: leave it out of one.
+    Estimates on such a group and tests on it are not independent: leave it out of one of them.
 
     Args:
-        dataset: what `open_data` returned.
+        dataset: Data set from `open_data`.
 
     Returns:
         The groups, sorted; empty if the split cuts none.
@@ -114,7 +115,7 @@ def shared_groups(dataset: DataSet) -> tuple[str, ...]:
 def _grouped(found: list[Sample], groups: str | None, base: Path, layout: str) -> list[Sample]:
     if groups is None:
         return found
-    # A group is given to a volume, never to a slice of it.
+    # A group belongs to a volume, never to a slice of it.
     names = [name_of(s.path, base) if layout in OF_SLICES else s.name for s in found]
     unique = list(dict.fromkeys(names))
     group = dict(zip(unique, group_of(unique, groups), strict=True))

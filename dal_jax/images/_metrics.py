@@ -21,12 +21,12 @@ class ImageMetrics(NamedTuple):
     auroc: float  # in [0, 1], as the next two
     ap: float  # average precision
     f1_max: float  # over all thresholds
-    num_normal: int  # images
-    num_anomalous: int  # images
+    num_normal: int  # number of normal images
+    num_anomalous: int  # number of anomalous images
 
 
 class PixelError(NamedTuple):
-    """By how much each pixel metric can be off at most because scores were binned; 0 if exact.
+    """Largest possible error of each pixel metric due to binned scores; 0 if exact.
 
     Example:
         >>> metrics = PixelMetrics(exact_pixels=0, bin_bits=10)  # 0.8 and 0.81 share a bin
@@ -57,25 +57,25 @@ class PixelResult(NamedTuple):
     pixel_f1_max: float  # over all thresholds
     aupro: float  # area under per-region overlap, up to the limit
     num_images: int
-    num_pixels: int  # counted: those of the foreground
-    resolution: int  # number of bins of the score; 0: every score was kept, nothing is approximate
-    num_anomalous: int  # of the pixels counted
+    num_pixels: int  # counted pixels: those of the foreground
+    resolution: int  # number of bins of the score; 0: all scores kept, nothing is approximate
+    num_anomalous: int  # among the counted pixels
     num_regions: int  # connected components of the masks
     max_error: PixelError  # 0 where nothing was binned
 
 
 def image_auroc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Returns the probability that an anomalous image scores above a normal one, ties half.
+    """Return the probability that an anomalous image scores above a normal one, ties as half.
 
     Args:
-        labels: (m,) bool, or 0 and 1: is the image anomalous?
-        scores: (m,) finite; higher is more anomalous.
+        labels: True or 1 for an anomalous image, (m,) bool, or 0 and 1.
+        scores: Scores (m,), finite; a higher score is more anomalous.
 
     Returns:
         The area in [0, 1]; NaN without both normal and anomalous images.
 
     Raises:
-        InputError: shapes that differ, other labels, or a score that is not finite.
+        InputError: Shapes differ, labels have other values, or a score is not finite.
 
     Example:
         >>> image_auroc(np.array([0, 0, 1, 1]), np.array([0.1, 0.4, 0.35, 0.8]))
@@ -87,17 +87,17 @@ def image_auroc(labels: np.ndarray, scores: np.ndarray) -> float:
 
 
 def image_metrics(labels: np.ndarray, scores: np.ndarray) -> ImageMetrics:
-    """Returns AUROC, average precision and greatest F1 of one score per image.
+    """Return AUROC, average precision and greatest F1 of one score per image.
 
     Args:
-        labels: (m,) bool, or 0 and 1: is the image anomalous?
-        scores: (m,) finite; higher is more anomalous.
+        labels: True or 1 for an anomalous image, (m,) bool, or 0 and 1.
+        scores: Scores (m,), finite; a higher score is more anomalous.
 
     Returns:
-        The metrics, as scikit-learn defines them; NaN without both kinds of images.
+        The metrics, as defined in scikit-learn; NaN without both kinds of images.
 
     Raises:
-        InputError: shapes that differ, other labels, or a score that is not finite.
+        InputError: Shapes differ, labels have other values, or a score is not finite.
 
     Example:
         >>> image_metrics(np.array([0, 0, 1]), np.array([0.1, 0.4, 0.8])).f1_max
@@ -121,27 +121,28 @@ def image_metrics(labels: np.ndarray, scores: np.ndarray) -> ImageMetrics:
 
 
 class PixelMetrics:
-    """Collects score maps and masks image by image and returns the pixel metrics of them all.
+    """Collector of score maps and masks, image by image, with the pixel metrics of them all.
 
     Up to `exact_pixels` all scores are kept (8 bytes for a normal pixel, 16 for an anomalous one,
-    thrice that while `result` sorts them) and the metrics are exact. Beyond, scores are
-    counted in `2^bin_bits` fixed bins (24 bytes each) and `max_error` bounds what that changed, by
-    the best and the worst order within the bins. Neither depends on the order of the images,
-    except by rounding in the sums behind AUPRO.
+    three times that while `result` sorts them) and the metrics are exact. Beyond, scores are
+    counted in `2^bin_bits` fixed bins (24 bytes each), and `max_error` bounds the effect by the
+    best and the worst order within the bins. Neither depends on the order of the images, except by
+    rounding in the sums behind AUPRO.
 
     AUPRO is MVTec's: regions are the connected components of each mask, neighbours across a corner
     joined; at each threshold the overlap is the mean over all regions of the share above it, and
     the false-positive rate counts the normal pixels of all images. The area up to the limit, with
-    the curve interpolated there, is divided by the limit. With a foreground a region is what lies
-    inside it of one component.
+    the curve interpolated there, is divided by the limit. With a foreground, a region is the part
+    of one component inside it.
 
     Args:
-        exact_pixels: number of pixels up to which every score is kept, 0 or more.
-        bin_bits: of the bins beyond, 10 to 26; relative width of a bin `2^-(bin_bits - 9)`.
-        limit: false-positive rate in (0, 1] up to which AUPRO integrates.
+        exact_pixels: Number of pixels up to which every score is kept, 0 or more.
+        bin_bits: Base-2 logarithm of the number of bins used beyond that, 10 to 26; the relative
+            width of a bin is `2^-(bin_bits - 9)`.
+        limit: False-positive rate in (0, 1] up to which AUPRO integrates.
 
     Raises:
-        InputError: an option out of its range.
+        InputError: An option is out of its range.
 
     Example:
         >>> metrics = PixelMetrics()
@@ -150,7 +151,7 @@ class PixelMetrics:
         1.0
 
     Source: Bergmann, Batzner, Fauser, Sattlegger, Steger, IJCV 129 (2021), section 5, and its
-    published evaluation code for the connectivity; the bounds are this project's.
+    published evaluation code for the connectivity; this project (bounds).
     """
 
     def __init__(self, exact_pixels: int = 2**24, bin_bits: int = 22, limit: float = 0.3):
@@ -168,15 +169,15 @@ class PixelMetrics:
     def add(
         self, score: np.ndarray, mask: np.ndarray, foreground: np.ndarray | None = None
     ) -> None:
-        """Counts one image; a refused one changes nothing.
+        """Count one image; a refused one changes nothing.
 
         Args:
-            score: (H, W), finite in the foreground; higher is more anomalous.
-            mask: (H, W) bool: what is anomalous; nothing in a normal image.
-            foreground: (H, W) bool: the pixels to count; all of them where None.
+            score: Score map (H, W), finite in the foreground; a higher score is more anomalous.
+            mask: Anomalous pixels, (H, W) bool; all false for a normal image.
+            foreground: Pixels to count, (H, W) bool; None stands for all.
 
         Raises:
-            InputError: shapes that differ, masks that are not bool, or a score that is not finite.
+            InputError: Shapes differ, a mask is not bool, or a score is not finite.
         """
         score, mask = _numbers("score", score), _mask("mask", mask)
         inside = (
@@ -196,10 +197,10 @@ class PixelMetrics:
         self._keep(pixels)
 
     def result(self) -> PixelResult:
-        """Returns the metrics of the images so far; more may be added after.
+        """Return the metrics of the images counted so far; more images may be added later.
 
         Returns:
-            The metrics, what they count, and the greatest error of each.
+            The metrics, the counts of pixels and regions, and the largest error of each metric.
         """
         levels = self._levels()
         found = (

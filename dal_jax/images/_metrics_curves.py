@@ -1,7 +1,7 @@
 """Areas and optima of ranking curves, from pixels counted at each level of the score.
 
-A level is one value of the score, or one bin of values. Where it is a bin, the order inside is
-unknown, and every metric comes with the least and greatest value that any order would give.
+A level is one value of the score, or one bin of values. In a bin the order is unknown, and every
+metric comes with the least and greatest value that any order would give.
 """
 
 from typing import Any, NamedTuple
@@ -30,14 +30,15 @@ NOT_DEFINED = Bounded(float("nan"), float("nan"), float("nan"))
 
 
 def overlap_shares(mask: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, int]:
-    """Returns the share of its region that each pixel covers, and the number of regions.
+    """Return the share of its region that each pixel covers, and the number of regions.
 
     Args:
-        mask: (H, W) bool; its connected components, joined across corners too, are the regions.
-        inside: (H, W) bool: the pixels that count; a region outside them altogether is none.
+        mask: Mask (H, W) bool; its connected components, joined across corners too, are the
+            regions.
+        inside: Pixels that count, (H, W) bool; a component entirely outside them is no region.
 
     Returns:
-        (H, W) `1 / size` inside regions and 0 elsewhere, and the number of regions.
+        Map (H, W) of `1 / size` inside regions and 0 elsewhere, and the number of regions.
     """
     found: Any = ndimage.label(mask, structure=np.ones((3, 3), int))
     labels, count = found
@@ -48,17 +49,17 @@ def overlap_shares(mask: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, in
 
 
 def exact_levels(negative: np.ndarray, positive: np.ndarray, overlap: np.ndarray) -> Levels:
-    """Counts scores at each value that an anomalous pixel has, and normal ones between those.
+    """Count scores at each value of an anomalous pixel, and normal ones between those values.
 
-    The normal pixels between two such values make one level: no curve bends among them.
+    The normal pixels between two such values form one level, because no curve bends among them.
 
     Args:
-        negative: (n,) float64 scores of normal pixels.
-        positive: (m,) float64 scores of anomalous pixels.
-        overlap: (m,) share of its region that each anomalous pixel covers; sums to the regions.
+        negative: Scores of normal pixels, (n,) float64.
+        positive: Scores of anomalous pixels, (m,) float64.
+        overlap: Share of its region that each anomalous pixel covers, (m,); sums to the regions.
 
     Returns:
-        2 v + 1 levels for v values; every second holds the ties of a value.
+        2 v + 1 levels for v values; every second level holds the ties of a value.
     """
     negative = np.sort(negative)
     value, which = np.unique(positive, return_inverse=True)
@@ -72,12 +73,12 @@ def exact_levels(negative: np.ndarray, positive: np.ndarray, overlap: np.ndarray
 
 
 def has_both_classes(levels: Levels) -> bool:
-    """Returns whether normal and anomalous pixels occur: metrics are defined only then."""
+    """Return whether normal and anomalous pixels occur; otherwise metrics are undefined."""
     return bool(levels.negative.sum() > 0 and levels.positive.sum() > 0)
 
 
 def auroc(levels: Levels) -> Bounded:
-    """The share of pairs of an anomalous and a normal pixel in order, ties counted half.
+    """Return the share of pairs of an anomalous and a normal pixel in order, ties counted half.
 
     `sum_b P_b (N_{below b} + N_b / 2) / (P N)`; the orders within levels move it by
     `sum_b P_b N_b / (2 P N)` either way.
@@ -93,10 +94,10 @@ def auroc(levels: Levels) -> Bounded:
 
 
 def average_precision(levels: Levels) -> Bounded:
-    """The mean precision over anomalous pixels, `sum_b (recall_b - recall_{b-1}) precision_b`.
+    """Return the mean precision of anomalous pixels, `sum_b (recall_b - recall_{b-1}) precision_b`.
 
-    Highest if the anomalous pixels of each level came first, tied; at least what the first
-    anomalous pixel after all normal ones of its level would have, for each of the level.
+    The upper bound takes the anomalous pixels of each level first, as ties. The lower bound gives
+    every anomalous pixel of a level the precision of the first one after all normal ones.
     """
     if not has_both_classes(levels):
         return NOT_DEFINED
@@ -114,9 +115,9 @@ def average_precision(levels: Levels) -> Bounded:
 
 
 def f1_max(levels: Levels) -> Bounded:
-    """The greatest F1 over all thresholds, `max_b 2 TP_b / (TP_b + FP_b + P)`.
+    """Return the greatest F1 over all thresholds, `max_b 2 TP_b / (TP_b + FP_b + P)`.
 
-    Ends of levels are thresholds too, so the value is reached; orders can only raise it.
+    Ends of levels are thresholds too, so the value is attained; other orders can only raise it.
     """
     if not has_both_classes(levels):
         return NOT_DEFINED
@@ -127,15 +128,15 @@ def f1_max(levels: Levels) -> Bounded:
 
 
 def aupro(levels: Levels, limit: float) -> Bounded:
-    """The area under per-region overlap against false-positive rate up to a limit, over the limit.
+    """Return the area under per-region overlap against false-positive rate, over the limit.
 
-    Trapezoids through (0, 0) and one point for each level, the last cut by interpolation at the
-    limit. Between two points both coordinates only grow, so the area lies between the sums with
-    the left and with the right ends.
+    The area is made of trapezoids through (0, 0) and one point for each level, the last one cut by
+    interpolation at the limit. Between two points both coordinates only grow, so the area lies
+    between the sums with the left and with the right ends.
 
     Args:
-        levels: counted over all images, those without a defect included.
-        limit: false-positive rate in (0, 1].
+        levels: Levels counted over all images, with those without a defect.
+        limit: False-positive rate in (0, 1] where the area ends.
 
     Returns:
         The area in [0, 1] with its bounds.
@@ -155,7 +156,7 @@ def aupro(levels: Levels, limit: float) -> Bounded:
 
 
 def _from_zero(steps: np.ndarray) -> np.ndarray:
-    """The running sum as a share of the whole: 0 first, exactly 1 last."""
+    """Return the running sum as a share of the whole: 0 first, exactly 1 last."""
     total = np.cumsum(steps)
     return np.concatenate([[0.0], np.minimum(total / total[-1], 1.0)])
 
@@ -163,11 +164,11 @@ def _from_zero(steps: np.ndarray) -> np.ndarray:
 class Histogram:
     """Pixels counted in bins that are the leading bits of the score as a 32-bit float.
 
-    Those bits order numbers as the numbers themselves are ordered, so the bins are monotone; they
-    are fixed in advance, so the counts do not depend on the order of the images. With B bits a
-    bin is `2^-(B - 9)` of its score wide, relative to it, whatever the scale of the scores.
+    Those bits are ordered as the numbers themselves, so the bins are monotone; they are fixed in
+    advance, so the counts do not depend on the order of the images. With B bits a bin is
+    `2^-(B - 9)` of its score wide, whatever the scale of the scores.
 
-    Source: the order of the bits is a property of IEEE 754.
+    Source: IEEE 754 (the order of the bits).
     """
 
     def __init__(self, bits: int):
@@ -177,14 +178,14 @@ class Histogram:
         self._overlap = np.zeros(2**bits)
 
     def add(self, negative: np.ndarray, positive: np.ndarray, overlap: np.ndarray) -> None:
-        """Counts pixels, given as `exact_levels` takes them."""
+        """Count pixels, with the arguments of `exact_levels`."""
         np.add.at(self._negative, self._bin(negative), 1)
         found = self._bin(positive)
         np.add.at(self._positive, found, 1)
         np.add.at(self._overlap, found, overlap)
 
     def levels(self) -> Levels:
-        """The bins that hold anything, highest first."""
+        """Return the bins that are not empty, highest first."""
         some = np.flatnonzero(self._negative + self._positive)[::-1]
         negative, positive = self._negative[some], self._positive[some]
         return Levels(negative.astype(np.float64), positive.astype(np.float64), self._overlap[some])

@@ -1,6 +1,6 @@
-"""Shares of significant regions, with errors that know which images belong together.
+"""Shares of significant regions, with standard errors that respect the groups of images.
 
-Photographs of one object are not independent: errors that ignore their groups are too small.
+Photographs of one object are not independent: standard errors that ignore groups are too small.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ KINDS = ("normal", "anomalous")
 
 
 class RegionShare(NamedTuple):
-    """The share of some flagged regions that are significant; NaN where none was decided.
+    """Share of some flagged regions that are significant; NaN where none was decided.
 
     Example:
         >>> found = region_counts(np.array([0.01, 0.4, np.nan]), ["normal"] * 3, ["a", "b", "c"])
@@ -24,13 +24,13 @@ class RegionShare(NamedTuple):
     """
 
     share: float  # in [0, 1]
-    standard_error: float  # by groups; NaN with one group
+    standard_error: float  # clustered by group; NaN with one group
     low: float  # interval of the share, clipped to [0, 1]; NaN with one group
     high: float  # its upper end
     num_significant: int  # p <= alpha
-    num_decided: int  # regions with a p-value: what the share is of
+    num_decided: int  # regions with a p-value, the denominator of the share
     num_undecided: int  # regions whose p-value is NaN
-    num_groups: int  # with a decided region
+    num_groups: int  # groups with a decided region
 
 
 class RegionCounts(NamedTuple):
@@ -45,9 +45,9 @@ class RegionCounts(NamedTuple):
     """
 
     alpha: float  # level of the test
-    level: float  # of confidence of the intervals
+    level: float  # confidence of the intervals
     normal: RegionShare  # false calls
-    anomalous: RegionShare  # the two below together, and where it is not known
+    anomalous: RegionShare  # the next two together, and regions for which touching is unknown
     touching: RegionShare  # of the anomalous, regions that share a pixel with the mask
     elsewhere: RegionShare  # of the anomalous, regions that share none
 
@@ -60,26 +60,26 @@ def region_counts(
     alpha: float = 0.05,
     level: float = 0.95,
 ) -> RegionCounts:
-    """Returns the shares of flagged regions with `p <= alpha`, with errors that know the groups.
+    """Return the shares of flagged regions with `p <= alpha`, with errors clustered by group.
 
-    Images in which nothing was flagged have no region and are left out by the caller.
+    Images without a flagged region have to be left out by the caller.
 
     Args:
-        p_values: (m,) in [0, 1], one for each flagged region; NaN where the test gave none: such
-            a region is counted as undecided and is in no share.
-        kinds: (m,) "normal" or "anomalous", of the image.
-        groups: (m,) the physical object of the image: regions are independent between groups.
-        touches: (m,) does the region share a pixel with the mask? None where that is not known,
-            and for a normal image; None for all where there are no masks.
-        alpha: level of the test in (0, 1).
-        level: of confidence of the intervals, in (0, 1).
+        p_values: P-values (m,) in [0, 1], one for each flagged region; NaN where the test gave
+            none: such a region is counted as undecided and is in no share.
+        kinds: Kind of each image, (m,) "normal" or "anomalous".
+        groups: Physical object of each image, (m,); regions are independent between groups.
+        touches: True where the region shares a pixel with the mask, (m,); None where that is not
+            known, and for a normal image; None for all if there are no masks.
+        alpha: Level of the test in (0, 1).
+        level: Confidence of the intervals, in (0, 1).
 
     Returns:
-        The shares; the anomalous also by whether their region touches the mask.
+        The shares; those of anomalous images also by whether their region touches the mask.
 
     Raises:
-        InputError: lengths that differ, another kind, p-values out of [0, 1] or given as bool, a
-            normal image whose region touches a mask, or a level out of (0, 1).
+        InputError: Lengths differ, a kind is unknown, p-values are out of [0, 1] or bool, the
+            region of a normal image touches a mask, or a level is out of (0, 1).
 
     Example:
         >>> p = np.array([0.01, 0.4, 0.02, 0.03])
@@ -87,7 +87,7 @@ def region_counts(
         >>> region_counts(p, kinds, list("abcd")).normal.share
         0.5
 
-    Source: standard errors as `cluster_standard_error`.
+    Source: Liang and Zeger, Biometrika 73 (1986), as in `cluster_standard_error`.
     """
     p_values, kind, touch = _checked(p_values, kinds, groups, touches)
     for name, number in (("alpha", alpha), ("level", level)):
@@ -130,7 +130,7 @@ def _checked(
     groups: Sequence[str],
     touches: Sequence[bool | None] | None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The p-values, kinds and touches (1, 0, or NaN where not known), each (m,)."""
+    """Return the p-values, kinds and touches (1, 0, or NaN where not known), each (m,)."""
     p_values, kind = np.asarray(p_values), np.asarray(kinds, str)
     if p_values.dtype.kind != "f" or p_values.ndim != 1:
         what = f"{p_values.dtype} {p_values.shape}"
@@ -153,20 +153,20 @@ def _known(touches: Sequence[bool | None]) -> np.ndarray:
 
 
 def cluster_standard_error(values: np.ndarray, groups: Sequence[str]) -> float:
-    """Returns the standard error of a mean whose values are independent only between groups.
+    """Return the standard error of a mean whose values are independent only between groups.
 
-    `sqrt(G / (G - 1)) sqrt(sum_g (sum_{i in g} (v_i - mean))^2) / n`, the sandwich of a ratio of
-    sums; with groups of one it is the usual `s / sqrt(n)`.
+    `sqrt(G / (G - 1)) sqrt(sum_g (sum_{i in g} (v_i - mean))^2) / n`, the sandwich estimate of a
+    ratio of sums; with groups of one it is the usual `s / sqrt(n)`.
 
     Args:
-        values: (n,) finite.
-        groups: the group of each value.
+        values: Values (n,), finite.
+        groups: Group of each value.
 
     Returns:
-        The standard error; NaN if there is one group only.
+        The standard error; NaN if there is only one group.
 
     Raises:
-        InputError: no values, values that are not finite, or another number of groups.
+        InputError: There are no values, values are not finite, or the number of groups differs.
 
     Example:
         >>> round(cluster_standard_error(np.array([0.0, 0.0, 1.0, 1.0]), list("aabb")), 3)
@@ -184,22 +184,22 @@ def cluster_standard_error(values: np.ndarray, groups: Sequence[str]) -> float:
 def cluster_interval(
     values: np.ndarray, groups: Sequence[str], level: float = 0.95
 ) -> tuple[float, float]:
-    """Returns a confidence interval of a mean from values independent only between groups.
+    """Return a confidence interval of a mean from values independent only between groups.
 
-    `mean -+ t SE` with the quantile of G - 1 degrees of freedom. Where all values are 0, or all
-    are 1, that would have no width; then it is the exact interval of G groups without an event,
+    `mean -+ t SE` with the quantile of G - 1 degrees of freedom. If all values are 0, or all are 1,
+    that would have no width; the result is then the exact interval of G groups without an event,
     which ends at `1 - ((1 - level) / 2)^(1/G)`.
 
     Args:
-        values: (n,) finite; for a rate, zeros and ones.
-        groups: the group of each value.
-        level: of confidence, in (0, 1).
+        values: Values (n,), finite; zeros and ones for a rate.
+        groups: Group of each value.
+        level: Confidence, in (0, 1).
 
     Returns:
-        Its ends, not clipped to [0, 1]; NaN if there is one group only.
+        Ends of the interval, not clipped to [0, 1]; NaN if there is only one group.
 
     Raises:
-        InputError: as `cluster_standard_error`, or a level outside (0, 1).
+        InputError: As in `cluster_standard_error`, or the level is outside (0, 1).
 
     Example:
         >>> low, high = cluster_interval(np.array([0.0, 0.0, 0.0, 1.0]), list("abcd"))

@@ -1,4 +1,4 @@
-"""The preparation of images for a model: its settings, and its statistics after fitting."""
+"""The preparation of images for a model: its settings, and its statistics after the fit."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -20,34 +20,34 @@ _CHOICES = {
 class Preparation:
     """Settings by which images of any size become square views of one size.
 
-    The order: interior, views, intensity, background, scale. "view" scales each view to mean 0 and
-    standard deviation 1, "train" by the mean and deviation of the training views.
+    The steps in order are interior, views, intensity, background and scale. "view" scales each view
+    to mean 0 and standard deviation 1, "train" by the mean and deviation of the training views.
 
     Args:
-        size: side of a view, pixels, 2 or more.
-        view: "resize" the interior to one view; "crop" its middle; or "tile" it.
+        size: Side of a view in pixels, 2 or more.
+        view: "resize" maps the interior to one view; "crop" takes its middle; "tile" covers it.
         intensity: "log" (from 1/255 of the brightest training pixels upwards) or "raw".
-        background: "quadratic", a polynomial of degree 2 is fitted to each view and channel and
-            taken off; or "none".
+        background: "quadratic" subtracts a polynomial of degree 2 fitted to each view and channel;
+            "none" subtracts nothing.
         scale: "view", "train" or "none".
-        border: pixels left out at each side of the image, 0 or more.
-        grey: average the channels.
-        overlap: pixels of a view that neighbouring tiles share at least, below `size`.
-        reduce: side of the square of image pixels averaged into one pixel of a crop or tile.
-        foreground: pixels that may be tested: "none" (all), or those that are "otsu" (brighter than
-            Otsu's threshold of their image) or "nonzero" in 95% of the training images, the same
-            in every image: a mask of the tested image's own would depend on the noise that is
-            tested. Background and scale are then fitted on these alone, and the others set to 0.
-            Not with view "tile", whose pixels have no place in common.
+        border: Number of pixels left out at each side of the image, 0 or more.
+        grey: True to average the channels.
+        overlap: Least number of pixels of a view that neighbouring tiles share, below `size`.
+        reduce: Side of the square of image pixels averaged into one pixel of a crop or tile.
+        foreground: Pixels that may be tested: "none" (all), or those that are "otsu" (brighter than
+            Otsu's threshold of their image) or "nonzero" in 95% of the training images, the same in
+            every image, because a mask of the tested image's own would depend on the noise that is
+            tested. Background and scale are then fitted on these alone, and the others are set to
+            0. Not available with view "tile", whose pixels have no place in common.
 
     Raises:
-        InputError: a value out of its range.
+        InputError: A value is out of its range.
 
     Example:
         >>> Preparation(size=32, view="tile", border=8, overlap=8, reduce=3).extent
         96
 
-    Source: quadratic background and log as found on photographs of magnetic tiles.
+    Source: this project, photographs of magnetic tiles (quadratic background and log).
     """
 
     size: int = 32
@@ -84,13 +84,13 @@ class Preparation:
 
     @property
     def extent(self) -> int:
-        """Side of a crop or tile in pixels of the image."""
+        """Return the side of a crop or tile in pixels of the image."""
         return self.size * self.reduce
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A preparation with the statistics of its training images; JSON keeps it exactly.
+    """Preparation with the statistics of its training images; JSON keeps it exactly.
 
     Example:
         >>> import json
@@ -102,48 +102,48 @@ class Fitted:
     """
 
     preparation: Preparation
-    channels: int  # of a view
+    channels: int  # channels of a view
     quantiles: tuple[float, float, float]  # 0.1, 50 and 99.9% of the training pixels
     mean: tuple[float, ...]  # per channel, of training views before scaling; for scale "train"
     sd: float  # of training views about that mean, over all channels; for scale "train"
-    num_images: int  # that it was fitted on
+    num_images: int  # number of training images
     dimmest: float | None = None  # least of the training images' own 99.9% quantiles
     # Pixels of a view that may be tested: lengths of runs, row by row, the first of them outside.
     foreground: tuple[int, ...] = ()  # empty: all
 
     @property
     def shown(self) -> np.ndarray:
-        """Pixels of every view that may be tested, bool (size, size)."""
+        """Return the pixels of every view that may be tested, bool (size, size)."""
         size = self.preparation.size
         runs = self.foreground or (0, size * size)
         return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size, size)
 
     @property
     def floor(self) -> float:
-        """The value below which pixels are raised before the logarithm."""
+        """Return the value to which lower pixels are raised before the logarithm."""
         return self.quantiles[2] / 255
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns it as a dictionary that JSON can hold.
+        """Return the preparation as a dictionary for JSON.
 
         Returns:
-            Its fields, tuples as lists; what `from_dict` takes.
+            The fields, with tuples as lists; the input of `from_dict`.
         """
         listed = {name: list(getattr(self, name)) for name in ("quantiles", "mean", "foreground")}
         return {**asdict(self), **listed}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Fitted":
-        """Makes it from what `to_dict` returned.
+        """Create a preparation from the dictionary of `to_dict`.
 
         Args:
-            data: that dictionary, perhaps by way of JSON.
+            data: Dictionary of `to_dict`, perhaps by way of JSON.
 
         Returns:
-            The preparation with its statistics, as it was.
+            The original preparation with its statistics.
 
         Raises:
-            InputError: keys are missing or unknown, or a value is out of its range.
+            InputError: Keys are missing or unknown, or a value is out of its range.
         """
         need, inner = {f.name for f in fields(cls)}, {f.name for f in fields(Preparation)}
         found = data.get("preparation") if isinstance(data, dict) else None

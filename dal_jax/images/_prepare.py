@@ -1,4 +1,4 @@
-"""Preparing images: fitting on training images, cutting views, and putting maps together again."""
+"""Preparation of images: the fit on training images, views, and maps put together again."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -23,32 +23,33 @@ from dal_jax.images._views import (
     windows,
 )
 
-# Pixels that an image contributes to the quantiles.
+# Number of pixels that an image contributes to the quantiles.
 _SAMPLED = 4096
-# Share of the training images in which a pixel of the foreground is foreground, at least.
+# Least share of the training images in which a pixel of the foreground is foreground.
 _IN_COMMON = 0.95
-# Share of an image's pixels outside of the training pixels from which on a warning is given: more
-# than a defect takes, which is a ninth of the image in the experiments.
+# Share of an image's pixels outside the range of the training pixels from which a warning is given:
+# more than a defect takes, which is a ninth of the image in the experiments.
 _STRANGE = 0.2
-# Quantiles of the pixels between which training images lie.
+# Quantiles of the pixels that delimit the range of the training images.
 _LOW, _HIGH = 0.001, 0.999
 
 
 def fit(preparation: Preparation, images: Iterable[np.ndarray]) -> Fitted:
-    """Fits the statistics of a preparation on training images, and on nothing else.
+    """Fit the statistics of a preparation on training images, and on nothing else.
 
     Args:
-        preparation: what is to be done.
-        images: training images (H, W, C), of any sizes; gone through once, and once more for each
-            of scale "train" and a foreground, one image in memory at a time.
+        preparation: Settings of the preparation.
+        images: Training images (H, W, C), of any sizes; read once, and once more for each of scale
+            "train" and a foreground, with one image in memory at a time.
 
     Returns:
         The preparation with its statistics.
 
     Raises:
-        InputError: no images; numbers of channels that differ; an image that `views` refuses (for
-            scale "train"), or no brightness for intensity "log"; no foreground in common; for
-            scale "train" or a foreground an iterator, which ends after the first time.
+        InputError: There are no images; numbers of channels differ; `views` refuses an image (for
+            scale "train"), or there is no brightness for intensity "log"; there is no common
+            foreground; or images is an iterator, which ends after the first pass, with scale
+            "train" or a foreground.
 
     Example:
         >>> ramp = np.arange(64.0).reshape(8, 8, 1) ** 3
@@ -67,18 +68,18 @@ def fit(preparation: Preparation, images: Iterable[np.ndarray]) -> Fitted:
 
 
 def views(fitted: Fitted, image: np.ndarray) -> Views:
-    """Cuts an image into views and prepares them.
+    """Cut an image into views and prepare them.
 
     Args:
-        fitted: what `fit` returned.
-        image: (H, W, C), finite, of any size that holds a view.
+        fitted: Preparation from `fit`.
+        image: Image (H, W, C), finite, of any size that holds a view.
 
     Returns:
         The views; with view "tile" row by row.
 
     Raises:
-        InputError: too small, another number of channels, NaN or infinite pixels, negative pixels
-            with intensity "log", or a view without contrast.
+        InputError: The image is too small, has another number of channels, NaN or infinite pixels,
+            negative pixels with intensity "log", or a view without contrast.
 
     Example:
         >>> ramp = np.arange(48.0).reshape(6, 8, 1) ** 3
@@ -91,20 +92,20 @@ def views(fitted: Fitted, image: np.ndarray) -> Views:
 
 
 def random_views(fitted: Fitted, image: np.ndarray, count: int, seed: int) -> Views:
-    """Cuts crops at random places of the interior, for training.
+    """Cut crops at random places of the interior, for training.
 
     Args:
-        fitted: what `fit` returned, with view "crop" or "tile".
-        image: (H, W, C), as for `views`.
-        count: of crops, 1 or more.
-        seed: of the places.
+        fitted: Preparation from `fit`, with view "crop" or "tile".
+        image: Image (H, W, C), as for `views`.
+        count: Number of crops, 1 or more.
+        seed: Seed of the places.
 
     Returns:
-        The views, prepared as `views` does, but by the foreground of this image. A view without
+        The views, prepared as by `views`, but with the foreground of this image. A view without
         foreground holds zeros.
 
     Raises:
-        InputError: as `views`, the view is "resize", or no view has foreground.
+        InputError: As in `views`, or the view is "resize", or no view has foreground.
 
     Example:
         >>> ramp = np.arange(48.0).reshape(6, 8, 1) ** 3
@@ -123,17 +124,17 @@ def random_views(fitted: Fitted, image: np.ndarray, count: int, seed: int) -> Vi
 
 
 def foreign(fitted: Fitted, image: np.ndarray) -> str:
-    """Describes how the pixels of an image lie outside the range of the training images.
+    """Describe how the pixels of an image lie outside the range of the training images.
 
     Args:
-        fitted: what `fit` returned.
-        image: (H, W, C), as for `views`.
+        fitted: Preparation from `fit`.
+        image: Image (H, W, C), as for `views`.
 
     Returns:
-        A warning, or "".
+        A warning, or "" if there is nothing to report.
 
     Raises:
-        InputError: the image must be in other units: half of its pixels are above or below the
+        InputError: The image must be in other units: half of its pixels are above or below the
             training pixels by more than their whole range, or its brightest ones are below a
             quarter of those of the dimmest training image.
 
@@ -162,15 +163,16 @@ def foreign(fitted: Fitted, image: np.ndarray) -> str:
 
 
 def mask_views(fitted: Fitted, mask: np.ndarray, found: Views) -> np.ndarray:
-    """Cuts a mask as the views of its image were cut.
+    """Cut a mask in the same way as the views of its image.
 
     Args:
-        fitted: what `fit` returned.
-        mask: bool (H, W), of the image.
-        found: the views of the image.
+        fitted: Preparation from `fit`.
+        mask: Mask of the image, bool (H, W).
+        found: Views of the image.
 
     Returns:
-        bool (V, size, size): true where a pixel of the view touches a marked pixel of the image.
+        Masks of the views, bool (V, size, size): true where a pixel of the view touches a marked
+        pixel of the image.
 
     Example:
         >>> ramp = np.arange(64.0).reshape(8, 8, 1) ** 3
@@ -186,23 +188,23 @@ def mask_views(fitted: Fitted, mask: np.ndarray, found: Views) -> np.ndarray:
 def stitch(
     fitted: Fitted, maps: np.ndarray, found: Views, shape: tuple[int, ...], fill: float = np.nan
 ) -> np.ndarray:
-    """Puts maps of the views together to a map of the image.
+    """Combine maps of the views into a map of the image.
 
-    Where tiles overlap their values are averaged with weights that fall off towards the edges, so
+    Where tiles overlap, their values are averaged with weights that fall off towards the edges, so
     that there is no seam; a pixel of a map that stands for several of the image is repeated.
 
     Args:
-        fitted: what `fit` returned.
-        maps: (V, size, size), such as scores.
-        found: the views of the image.
-        shape: of the image, of which the first two are used.
-        fill: for pixels that no view covers: the border, and what is outside a crop.
+        fitted: Preparation from `fit`.
+        maps: Maps (V, size, size), such as scores.
+        found: Views of the image.
+        shape: Shape of the image, whose first two entries are used.
+        fill: Value of pixels that no view covers: the border, and the surroundings of a crop.
 
     Returns:
         The map, float64 (H, W).
 
     Raises:
-        InputError: another number or size of maps.
+        InputError: The number or size of the maps differs from that of the views.
 
     Example:
         >>> ramp = np.arange(48.0).reshape(6, 8, 1) ** 3
@@ -225,7 +227,7 @@ def stitch(
 
 
 def _intensities(preparation: Preparation, images: Iterable[np.ndarray]) -> Fitted:
-    """Quantiles of the pixels within the border; the other statistics are those of no scaling."""
+    """Return the quantiles of the pixels within the border; other statistics mean no scaling."""
     drawn, channels, count, dimmest = [], set[int](), 0, np.inf
     for image in images:
         with _numbered(count):
@@ -233,7 +235,7 @@ def _intensities(preparation: Preparation, images: Iterable[np.ndarray]) -> Fitt
             sides = np.array(interior(preparation, pixels.shape))
         inner = cut(pixels, np.full(2, preparation.border), sides).reshape(-1)
         drawn.append(inner[:: max(1, len(inner) // _SAMPLED)])
-        if np.ptp(inner):  # a black image is refused, and says nothing of the others
+        if np.ptp(inner):  # a black image is refused, and has no influence on the others
             dimmest = min(dimmest, float(np.quantile(inner, _HIGH)))
         channels.add(pixels.shape[-1])
         count += 1
@@ -248,14 +250,14 @@ def _intensities(preparation: Preparation, images: Iterable[np.ndarray]) -> Fitt
 
 
 def _in_common(preparation: Preparation, images: Iterable[np.ndarray]) -> tuple[int, ...]:
-    """The runs of `Fitted.foreground`: pixels that are foreground in nearly all images."""
+    """Return the runs of `Fitted.foreground`: pixels that are foreground in nearly all images."""
     counts, count = np.zeros((preparation.size, preparation.size), int), 0
     for k, image in enumerate(images):
         with _numbered(k):
             pixels = as_channels(preparation, image)
             places = list(zip(*windows(preparation, pixels.shape), strict=True))
             own = own_foregrounds(preparation, pixels, places)[0]
-        counts, count = counts + own, count + own.any()  # an image that shows nothing says nothing
+        counts, count = counts + own, count + own.any()  # images without foreground do not count
     shown = counts >= max(1, _IN_COMMON * count)
     if shown.sum() < FOREGROUND:
         raise InputError(
@@ -268,7 +270,7 @@ def _in_common(preparation: Preparation, images: Iterable[np.ndarray]) -> tuple[
 
 
 def _moments(fitted: Fitted, images: Iterable[np.ndarray]) -> Fitted:
-    """Mean and deviation of the training views before scaling, merged image by image."""
+    """Add the mean and deviation of the training views before scaling, merged image by image."""
     count, mean, squares = 0, np.zeros(fitted.channels), np.zeros(fitted.channels)
     for k, image in enumerate(images):
         with _numbered(k):
@@ -283,7 +285,7 @@ def _moments(fitted: Fitted, images: Iterable[np.ndarray]) -> Fitted:
 
 
 def _flattened(fitted: Fitted, image: np.ndarray) -> np.ndarray:
-    """All pixels (n, C) of an image that scaling counts."""
+    """Return all pixels (n, C) of an image that scaling counts."""
     pixels = as_channels(fitted.preparation, image)
     found = flat_views(fitted, pixels, *windows(fitted.preparation, pixels.shape))
     return np.concatenate([view[shown] for view, shown in found])
@@ -291,7 +293,7 @@ def _flattened(fitted: Fitted, image: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def _numbered(index: int) -> Iterator[None]:
-    """Adds the number of the training image to an error."""
+    """Add the number of the training image to an error."""
     try:
         yield
     except InputError as error:

@@ -1,4 +1,4 @@
-"""The samples of a data set: how they are listed, and how one is read with its mask."""
+"""The samples of a data set: their listing, and the reading of one with its mask."""
 
 import functools
 import zipfile
@@ -28,7 +28,7 @@ OF_SLICES = ("brats2021", "brats2023", "nifti")
 
 
 class Sample(NamedTuple):
-    """One image of a data set, or one slice of one of its volumes; nothing is read yet.
+    """One image of a data set, or one slice of one of its volumes, before it is read.
 
     Every sample of the split "train" is normal.
 
@@ -49,7 +49,7 @@ class Sample(NamedTuple):
 
 
 class DataSet(NamedTuple):
-    """The samples that `open_data` found in a folder, in an order that does not change.
+    """The samples of a data set, in an order that does not change.
 
     Example:
         >>> import tempfile
@@ -62,8 +62,8 @@ class DataSet(NamedTuple):
     """
 
     root: Path  # the folder
-    layout: str  # that it was read as, never "auto"
-    samples: tuple[Sample, ...]  # one or more
+    layout: str  # the layout that was used, never "auto"
+    samples: tuple[Sample, ...]  # at least one
 
 
 class DataSelection(NamedTuple):
@@ -75,20 +75,20 @@ class DataSelection(NamedTuple):
 
 
 def inside(path: Path, root: Path) -> Path:
-    """Returns the path, or refuses it if it or what it links to lies outside the root."""
+    """Return the path, or refuse it if it or the target of its link lies outside the root."""
     if not path.resolve().is_relative_to(root.resolve()):
         raise InputError(f"file {str(path)!r} leads outside the folder {str(root)!r}")
     return path
 
 
 def name_of(path: Path, root: Path) -> str:
-    """The path below the root with "/" between its parts; bytes that are no text are escaped."""
+    """Return the path below the root with "/" between its parts; other bytes are escaped."""
     name = path.relative_to(root).as_posix()
     return name.encode("utf-8", "backslashreplace").decode()
 
 
 def entries(folder: Path, root: Path) -> list[Path]:
-    """Lists a folder in order of name, without hidden files; refuses links to the outside."""
+    """List a folder in order of name, without hidden files; refuse links to the outside."""
     try:
         found = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
     except OSError as error:
@@ -97,17 +97,17 @@ def entries(folder: Path, root: Path) -> list[Path]:
 
 
 def folders(folder: Path, root: Path) -> list[Path]:
-    """The subfolders of a folder, in order of name."""
+    """Return the subfolders of a folder, in order of name."""
     return [path for path in entries(folder, root) if path.is_dir()]
 
 
 def pictures(folder: Path, root: Path) -> list[Path]:
-    """The image files of a folder, in order of name, without those of its subfolders."""
+    """Return the image files of a folder, in order of name, without those of its subfolders."""
     return [path for path in entries(folder, root) if path.is_file() and is_image(path)]
 
 
 def walk(folder: Path, root: Path) -> Iterator[Path]:
-    """The image files of a folder and of its subfolders, but not of those it links to."""
+    """Yield the image files of a folder and of its subfolders, but not of those it links to."""
     yield from pictures(folder, root)
     for below in folders(folder, root):
         if not below.is_symlink():
@@ -115,25 +115,25 @@ def walk(folder: Path, root: Path) -> Iterator[Path]:
 
 
 def need_folder(folder: Path, layout: str) -> Path:
-    """Returns the folder, or says which folder of the layout is missing."""
+    """Return the folder, or name the missing folder of the layout in an error."""
     if not folder.is_dir():
         raise InputError(f"layout {layout!r}: no folder {str(folder)!r}")
     return folder
 
 
 def photo(path: Path, root: Path, split: str, label: str, mask: Path | None = None) -> Sample:
-    """The sample of one image file, a group of its own."""
+    """Return the sample of one image file, a group of its own."""
     name = name_of(path, root)
     return Sample(name, path, split, label, mask, name)
 
 
 def cached_volume(path: Path) -> Volume:
-    """Reads a volume; the last two, an image and its mask, are kept and must not be written to."""
+    """Read a volume; the last two, an image and its mask, are cached and must not be modified."""
     return _volume(path, *_state(path))
 
 
 def cached_stack(path: Path, name: str) -> np.ndarray | None:
-    """Opens a .npy stack without reading it, or an array of a .npz file; None if it lacks it."""
+    """Open a .npy stack without reading it, or an array of a .npz file; None if it is missing."""
     stack = _stack(path, name, *_state(path))
     if stack is not None and (stack.ndim not in (3, 4) or 0 in stack.shape):
         expected = "(N, H, W) or (N, H, W, C)"
@@ -144,7 +144,7 @@ def cached_stack(path: Path, name: str) -> np.ndarray | None:
 
 
 def _state(path: Path) -> tuple[int, int]:
-    """Returns the time and the size of a file, by which a new version is recognized."""
+    """Return the time and the size of a file, by which a new version is recognized."""
     try:
         found = path.stat()
     except OSError as error:
@@ -171,22 +171,22 @@ def _stack(path: Path, name: str, _changed: int, _size: int) -> np.ndarray | Non
 
 
 def read_sample(dataset: DataSet, sample: Sample) -> tuple[np.ndarray, np.ndarray | None]:
-    """Reads the image of a sample and, where the truth is known, its mask.
+    """Read the image of a sample and, where the truth is known, its mask.
 
-    Pictures are scaled as `read_image` does, volumes are in the file's units. Slices of NIfTI
-    volumes are axial, anterior at the top and the patient's right at the left; slices of DICOM
-    series are as acquired. Slices in order read each volume once.
+    Pictures are scaled as in `read_image`; volumes are in the file's units. Slices of NIfTI volumes
+    are axial, with anterior at the top and the patient's right at the left; slices of DICOM series
+    are as acquired. Slices read in order read each volume once.
 
     Args:
-        dataset: what `open_data` returned.
-        sample: one of its samples.
+        dataset: Data set from `open_data`.
+        sample: One of its samples.
 
     Returns:
         The image, float64 (H, W, C), and the mask, bool (H, W): true where anomalous, all false for
-        a normal sample without a mask, None where nobody said.
+        a normal sample without a mask, None where the truth is unknown.
 
     Raises:
-        InputError: a file is missing or damaged, a mask has another size or orientation than its
+        InputError: A file is missing or damaged, a mask has another size or orientation than its
             image or marks something in a normal one, a pixel is NaN or infinite, or the file leads
             outside the root. The others can still be read.
 
@@ -236,7 +236,7 @@ def _mask(layout: str, sample: Sample, path: Path) -> np.ndarray:
 def _slice(sample: Sample, path: Path) -> np.ndarray:
     volume = cached_volume(path)
     if sample.slice is None:
-        # The list was made without slices because one of the two files could not be read.
+        # The sample was listed without slices because one of the two files could not be read.
         cached_volume(sample.mask or path)
         raise InputError(f"volume {sample.name!r}: could not be read when the data was opened")
     return axial_slice(volume.voxels, volume.affine, sample.slice)

@@ -1,4 +1,4 @@
-"""The views of an image: where they lie, and the foreground, background and scale of each."""
+"""The views of an image: their places, and the foreground, background and scale of each."""
 
 import importlib
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from dal_jax.images._preparation import Fitted, Preparation
 
 
 def interior(preparation: Preparation, shape: tuple[int, ...]) -> tuple[int, int]:
-    """Height and width of the image without its border."""
+    """Return the height and width of the image without its border."""
     height, width = (n - 2 * preparation.border for n in shape[:2])
     least = 2 if preparation.view == "resize" else preparation.extent
     if min(height, width) < least:
@@ -24,7 +24,7 @@ def interior(preparation: Preparation, shape: tuple[int, ...]) -> tuple[int, int
 
 
 def windows(preparation: Preparation, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Corners and extents (V, 2) of the views, in pixels of the image."""
+    """Return corners and extents (V, 2) of the views, in pixels of the image."""
     sides = interior(preparation, shape)
     if preparation.view == "resize":
         return np.array([[preparation.border] * 2]), np.array([sides])
@@ -39,7 +39,7 @@ def windows(preparation: Preparation, shape: tuple[int, ...]) -> tuple[np.ndarra
 
 
 def starts(side: int, extent: int, stride: int) -> list[int]:
-    """Returns the first pixel of each tile of a side; the last tile is moved inwards to fit."""
+    """Return the first pixel of each tile of a side; the last tile is moved inwards to fit."""
     return sorted({min(at, side - extent) for at in range(0, side - extent + stride, stride)})
 
 
@@ -63,11 +63,11 @@ def cut(pixels: np.ndarray, corner: np.ndarray, extent: np.ndarray) -> np.ndarra
 
 
 def shrink(part: np.ndarray, preparation: Preparation) -> np.ndarray:
-    """Brings the pixels (h, w, C) of a window to the size of a view, anti-aliased."""
+    """Resize the pixels (h, w, C) of a window to the size of a view, anti-aliased."""
     size, each = preparation.size, preparation.reduce
     if part.shape[:2] == (size * each, size * each):
         return part.reshape(size, each, size, each, -1).mean((1, 3))
-    # Imported late: slow, and only resizing needs it.
+    # Imported late: the import is slow, and only resizing needs it.
     transform = importlib.import_module("skimage.transform")
     return transform.resize(
         part, (size, size), order=1, mode="reflect", anti_aliasing=True, preserve_range=True
@@ -75,7 +75,7 @@ def shrink(part: np.ndarray, preparation: Preparation) -> np.ndarray:
 
 
 def shrink_mask(part: np.ndarray, size: int) -> np.ndarray:
-    """Marks each pixel of a view that touches a marked pixel (h, w) of its window."""
+    """Mark each pixel of a view that touches a marked pixel (h, w) of its window."""
     rows = np.stack([part[low:high].any(0) for low, high in _cells(part.shape[0], size)])
     return np.stack([rows[:, low:high].any(1) for low, high in _cells(part.shape[1], size)], axis=1)
 
@@ -88,7 +88,7 @@ def enlarge(grid: np.ndarray, extent: np.ndarray) -> np.ndarray:
         extent: Height and width of the view, in pixels of the image.
 
     Returns:
-        (height, width): At each pixel the value of the view's pixel that it lies in.
+        Map (height, width); each pixel has the value of the view's pixel that it lies in.
 
     Example:
         >>> enlarge(np.array([[0, 1], [2, 3]]), np.array([2, 4])).tolist()
@@ -99,20 +99,20 @@ def enlarge(grid: np.ndarray, extent: np.ndarray) -> np.ndarray:
 
 
 def tile_weights(preparation: Preparation) -> np.ndarray:
-    """Weights (size, size) of a tile where tiles meet: they fall off towards its edges."""
+    """Return weights (size, size) of a tile where tiles meet, which fall off towards its edges."""
     edge = np.minimum(np.arange(preparation.size), np.arange(preparation.size)[::-1]) + 1
     ramp = np.minimum(edge, preparation.overlap + 1) / (preparation.overlap + 1)
     return np.outer(ramp, ramp)
 
 
 def _cells(side: int, size: int) -> list[tuple[int, int]]:
-    """First and last + 1 pixel of a side that each of `size` cells touches."""
+    """Return the first and last + 1 pixel of a side that each of `size` cells touches."""
     return [(k * side // size, -((k + 1) * side // -size)) for k in range(size)]
 
 
-# The least foreground of a view: twice the coefficients of its background.
+# Least foreground of a view in pixels: twice the number of coefficients of its background.
 FOREGROUND = 12
-# Below this share of the largest value a deviation is rounding.
+# A deviation below this share of the largest value is rounding.
 _CONTRAST = 1e-9
 
 
@@ -130,12 +130,12 @@ class Views(NamedTuple):
     pixels: np.ndarray  # (V, size, size, C) float64
     corners: np.ndarray  # (V, 2) row and column of the first pixel of the image covered
     extents: np.ndarray  # (V, 2) height and width covered, in pixels of the image
-    scale: np.ndarray  # (V,) what the pixels were divided by; NaN for a view without foreground
+    scale: np.ndarray  # (V,) divisor of the pixels; NaN for a view without foreground
     foreground: np.ndarray  # (V, size, size) bool, pixels that may be tested
 
 
 def as_channels(preparation: Preparation, image: np.ndarray) -> np.ndarray:
-    """The image as float64 (H, W, C), averaged over channels if wanted."""
+    """Return the image as float64 (H, W, C), averaged over channels if the settings ask for it."""
     pixels = np.asarray(image, np.float64)
     if pixels.ndim != 3 or 0 in pixels.shape:
         raise InputError(f"image of shape {pixels.shape}, expected (H, W, C)")
@@ -153,7 +153,7 @@ def cut_views(
     extents: np.ndarray,
     own: bool = False,
 ) -> Views:
-    """Cuts and prepares the views of a checked image; with `own`, by its own foreground."""
+    """Cut and prepare the views of a checked image; with `own`, by its own foreground."""
     found = list(flat_views(fitted, pixels, corners, extents, own))
     scaled = [_scaled(fitted, view, shown) for view, shown in found]
     return Views(
@@ -172,10 +172,10 @@ def flat_views(
     extents: np.ndarray,
     own: bool = False,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Each view of a checked image after intensity and background, and its foreground.
+    """Return each view of a checked image after intensity and background, and its foreground.
 
-    What is tested has the foreground of the training images: one taken from the view itself would
-    depend on its noise. The image's own serves for views to train on (`own`).
+    Tested views have the foreground of the training images: one taken from the view itself would
+    depend on its noise. The image's own foreground serves for training views (`own`).
     """
     preparation = fitted.preparation
     if pixels.shape[-1] != fitted.channels:
@@ -192,7 +192,7 @@ def flat_views(
 def own_foregrounds(
     preparation: Preparation, pixels: np.ndarray, places: list[tuple[np.ndarray, np.ndarray]]
 ) -> list[np.ndarray]:
-    """Returns the pixels (size, size) of each view of which half or more is foreground."""
+    """Return the pixels (size, size) of each view of which half or more is foreground."""
     if preparation.foreground == "none":
         return [np.ones((preparation.size, preparation.size), bool) for _ in places]
     mask = _foreground(preparation, pixels).astype(np.float64)[..., None]
@@ -206,12 +206,12 @@ def _foreground(preparation: Preparation, pixels: np.ndarray) -> np.ndarray:
     grey = pixels.mean(-1)
     if np.ptp(grey) == 0:
         return np.zeros(grey.shape, bool)
-    # Imported late: slow, and only this choice needs it.
+    # Imported late: the import is slow, and only this choice needs it.
     return grey > importlib.import_module("skimage.filters").threshold_otsu(grey)
 
 
 def _flat(fitted: Fitted, view: np.ndarray, shown: np.ndarray) -> np.ndarray:
-    """A view after intensity and background; both must leave something to look at."""
+    """Return a view after intensity and background; refuse one without contrast after either."""
     if not shown.any():
         return np.zeros_like(view)
     _need_contrast(view[shown], view[shown], "its pixels are equal")
@@ -232,7 +232,7 @@ def _need_contrast(values: np.ndarray, before: np.ndarray, why: str) -> None:
 
 
 def _without_quadratic(view: np.ndarray, shown: np.ndarray) -> np.ndarray:
-    """Takes off the polynomial of degree 2 fitted by least squares, channel by channel."""
+    """Subtract the polynomial of degree 2 fitted by least squares, channel by channel."""
     rows, columns = np.meshgrid(*(np.linspace(-1, 1, n) for n in view.shape[:2]), indexing="ij")
     terms = [np.ones_like(rows), rows, columns, rows * columns, rows**2, columns**2]
     basis = np.stack(terms, axis=-1)

@@ -14,12 +14,12 @@ from dal_jax._errors import InputError
 from dal_jax._files import atomic_path
 from dal_jax.images._io import DAMAGED, load_nifti, optional, unreadable
 
-# Neighbours may differ from the mean spacing by this share: positions are rounded to text.
+# Relative tolerance of distances about the mean spacing, because positions are rounded to text.
 _UNEVEN = 0.05
 
 
 class Plane(NamedTuple):
-    """The position of one slice of a series."""
+    """Position of one slice of a series."""
 
     path: Path
     series: str
@@ -31,7 +31,7 @@ class Plane(NamedTuple):
 
 
 def _is_dicom(path: Path) -> bool:
-    """Returns whether a file is DICOM, by its first bytes."""
+    """Return whether a file is DICOM, by its first bytes."""
     try:
         with open(path, "rb") as file:
             return file.read(132)[128:] == b"DICM"
@@ -40,7 +40,7 @@ def _is_dicom(path: Path) -> bool:
 
 
 def read_slice(path: Path) -> np.ndarray:
-    """Reads one slice (rows, columns) float64, after RescaleSlope and RescaleIntercept."""
+    """Read one slice (rows, columns) float64, after RescaleSlope and RescaleIntercept."""
     with _decoding(path) as pydicom:
         data = pydicom.dcmread(path)
         frames, colours = (data.get(name) or 1 for name in ("NumberOfFrames", "SamplesPerPixel"))
@@ -54,7 +54,7 @@ def read_slice(path: Path) -> np.ndarray:
 
 
 def plane(path: Path) -> Plane:
-    """Reads where a slice lies, without its pixels."""
+    """Read the position of a slice, without its pixels."""
     with _decoding(path) as pydicom:
         data = pydicom.dcmread(path, stop_before_pixels=True)
         if not (data.get("Rows") and data.get("Columns")):
@@ -76,7 +76,7 @@ def plane(path: Path) -> Plane:
 
 
 def in_order(planes: Sequence[Plane], where: Path) -> list[Plane]:
-    """Sorts the slices of one series along its normal, or by number where none has a position."""
+    """Sort the slices of one series along its normal, or by number where none has a position."""
     count = len({p.series for p in planes})
     if count > 1:
         raise InputError(f"folder {str(where)!r}: {count} DICOM series, expected one")
@@ -90,9 +90,9 @@ def in_order(planes: Sequence[Plane], where: Path) -> list[Plane]:
 
 
 def dicom_files(folder: Path) -> list[Path]:
-    """The DICOM files of a folder, in order of name."""
+    """Return the DICOM files of a folder, in order of name."""
     found = sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.is_file())
-    # By name too: a damaged file is reported, not passed over.
+    # By name too, so that a damaged file is reported, not passed over.
     named = (".dcm", ".dicom")
     return [
         p for p in found if p.name != "DICOMDIR" and (_is_dicom(p) or p.suffix.lower() in named)
@@ -100,7 +100,7 @@ def dicom_files(folder: Path) -> list[Path]:
 
 
 def _read_series(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a folder of one series, or one file: voxels (columns, rows, slices) and affine."""
+    """Read a folder of one series, or one file: voxels (columns, rows, slices) and affine."""
     files = dicom_files(path) if path.is_dir() else [path]
     if not files:
         raise InputError(f"folder {str(path)!r}: no DICOM file")
@@ -146,12 +146,12 @@ def _height(p: Plane) -> float:
 
 @contextlib.contextmanager
 def _decoding(path: Path) -> Iterator[Any]:
-    """Lends pydicom, which decodes a value when asked for it; what it raises becomes one line."""
+    """Lend pydicom, which decodes a value on access; its errors become one line."""
     pydicom = optional("pydicom", "medical", path)
     own = pydicom.errors.InvalidDicomError, pydicom.errors.BytesLengthException
     try:
         with warnings.catch_warnings():
-            # Real files break small rules of the standard, of which pydicom warns.
+            # Real files break minor rules of the standard, for which pydicom warns.
             warnings.simplefilter("ignore", UserWarning)
             yield pydicom
     except InputError:
@@ -164,7 +164,7 @@ _ENDS = (".nii", ".nii.gz")
 
 
 class Volume(NamedTuple):
-    """A volume and where it lies; axes as stored.
+    """A volume and its position, with axes as stored.
 
     Example:
         >>> import tempfile
@@ -188,7 +188,7 @@ def is_volume(path: Path) -> bool:
         path: Path of the file.
 
     Returns:
-        True for names that end in .nii or .nii.gz.
+        True if the name ends in .nii or .nii.gz.
 
     Example:
         >>> is_volume(Path("brain.nii.gz")), is_volume(Path("brain.png"))
@@ -198,17 +198,18 @@ def is_volume(path: Path) -> bool:
 
 
 def read_volume(path: str | Path) -> Volume:
-    """Reads a NIfTI file, a DICOM file, or a folder that holds one DICOM series.
+    """Read a NIfTI file, a DICOM file, or a folder that holds one DICOM series.
 
     Args:
-        path: a .nii or .nii.gz file of three axes, a DICOM file, or a folder.
+        path: A .nii or .nii.gz file of three axes, a DICOM file, or a folder.
 
     Returns:
-        The volume; of DICOM, X runs along the rows, Y down the columns and Z through the slices.
+        The volume; for DICOM, X runs along the rows, Y down the columns and Z through the slices.
 
     Raises:
-        InputError: missing, damaged, not of three axes, more than one series, slices that are
-            missing or not parallel; or the optional library is not installed.
+        InputError: The file is missing, damaged or not of three axes, the folder holds more than
+            one series, slices are missing or not parallel, or the optional library is not
+            installed.
 
     Example:
         >>> read_volume("BraTS2021_00000_flair.nii.gz").voxels.shape  # doctest: +SKIP
@@ -226,15 +227,16 @@ def read_volume(path: str | Path) -> Volume:
 
 
 def write_volume(path: str | Path, voxels: np.ndarray, affine: np.ndarray) -> None:
-    """Writes a volume as NIfTI with the given affine, whole or not at all.
+    """Write a volume as NIfTI with the given affine, whole or not at all.
 
     Args:
-        path: a name that ends in .nii or .nii.gz.
-        voxels: (X, Y, Z) float32 or float64 as they are; bool as 8 bits; integers of up to 32 bits.
-        affine: (4, 4) finite, with last row 0, 0, 0, 1; NIfTI keeps it in single precision.
+        path: Name that ends in .nii or .nii.gz.
+        voxels: Voxels (X, Y, Z), float32 or float64 as they are; bool as 8 bits; integers of up to
+            32 bits.
+        affine: Affine (4, 4), finite, with last row 0, 0, 0, 1; NIfTI keeps it in single precision.
 
     Raises:
-        InputError: another ending, shape or type; or the file cannot be written.
+        InputError: The ending, shape or type is another one, or the file cannot be written.
 
     Example:
         >>> volume = read_volume("brain.nii.gz")  # doctest: +SKIP
@@ -253,38 +255,38 @@ def write_volume(path: str | Path, voxels: np.ndarray, affine: np.ndarray) -> No
     data = _nifti_bytes(_storable(voxels), affine, path)
     with atomic_path(path) as temporary:
         zipped = path.name.lower().endswith(".gz")
-        # No time of writing: the same volume gives the same file.
+        # The time of writing is left out: the same volume gives the same file.
         temporary.write_bytes(gzip.compress(data, mtime=0) if zipped else data)
 
 
 def num_slices(volume: Volume) -> int:
-    """The number of axial slices of a volume."""
+    """Return the number of axial slices of a volume."""
     axis = _anatomy(volume.affine)[2][0]
     return volume.voxels.shape[axis]
 
 
 def grid_of(volume: Volume) -> str:
-    """Shape and orientation: in volumes of one grid slice k is the same place."""
+    """Return shape and orientation; in volumes of one grid slice k is the same place."""
     nibabel = optional("nibabel", "medical", Path("volume"))
     return f"{volume.voxels.shape} {''.join(nibabel.aff2axcodes(volume.affine))}"
 
 
 def axial_slice(voxels: np.ndarray, affine: np.ndarray, index: int) -> np.ndarray:
-    """Returns an axial slice as radiologists see it: a view, so assigning to it fills the volume.
+    """Return an axial slice as radiologists see it: a view, so assigning to it fills the volume.
 
     The volume may be stored with any order and direction of its axes; "axial" is the voxel axis
     nearest to the direction from the feet to the head.
 
     Args:
-        voxels: (X, Y, Z).
-        affine: (4, 4), of the volume.
-        index: along the axial axis as it is stored, from 0.
+        voxels: Voxels (X, Y, Z).
+        affine: Affine (4, 4) of the volume.
+        index: Index along the axial axis as it is stored, from 0.
 
     Returns:
         The view (H, W): anterior at the top, the patient's right at the left.
 
     Raises:
-        InputError: no such slice.
+        InputError: There is no such slice.
 
     Example:
         >>> volume = np.zeros((4, 6, 3))
@@ -301,7 +303,7 @@ def axial_slice(voxels: np.ndarray, affine: np.ndarray, index: int) -> np.ndarra
 
 
 def _anatomy(affine: np.ndarray) -> list[tuple[int, bool]]:
-    """The voxel axis nearest to right, anterior and superior, and whether it runs that way."""
+    """Return the voxel axes nearest to right, anterior and superior, and whether they run so."""
     nibabel = optional("nibabel", "medical", Path("volume"))
     found = nibabel.io_orientation(affine)
     axes = [int(np.flatnonzero(found[:, 0] == k)[0]) for k in range(3)]

@@ -1,4 +1,4 @@
-"""Networks in Flax, piecewise-linear activations, and weights from elsewhere."""
+"""Networks in Flax, piecewise-linear activations, and the import of weights."""
 
 from dal_jax.models._activations import activation as activation
 from dal_jax.models._activations import hinge_table as hinge_table

@@ -1,4 +1,4 @@
-"""Activation functions by name, among them piecewise-linear stand-ins for smooth ones."""
+"""Activation functions by name, with piecewise-linear approximations of smooth ones."""
 
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -15,27 +15,27 @@ _SPAN = 8.0  # beyond +-8, silu and gelu are within 0.003 of their asymptotes 0 
 
 
 def activation(name: str) -> Callable[[Array], Array]:
-    """Looks up an activation function; all but "silu" and "gelu" are piecewise linear.
+    """Look up an activation function; all but "silu" and "gelu" are piecewise linear.
 
     "pl-silu:K" and "pl-gelu:K" are `sum_i (s_i - s_{i-1}) max(x - k_i, 0)` with K knots `k_i` on
     [-8, 8], equal to 0 on the left of the first knot and to x on the right of the last.
 
     Args:
-        name: "relu", "leaky_relu" (slope 0.01), "relu6", "hard_tanh", "silu", "gelu",
+        name: "relu", "leaky_relu" (slope 0.01), "relu6", "hard_tanh", "silu", "gelu", or
             "pl-silu:K" or "pl-gelu:K" with K >= 3.
 
     Returns:
-        A function of an array of any shape; it computes in the dtype of its argument.
+        A function of an array of any shape, which computes in the dtype of its argument.
 
     Raises:
-        InputError: unknown name or bad number of knots.
+        InputError: The name is unknown, or the number of knots is invalid.
 
     Example:
         >>> activation("relu")(jnp.array([-1.0, 2.0]))
         Array([0., 2.], dtype=float32)
 
-    Source: knots at equal quantiles of sqrt|f''|, C. de Boor, A Practical Guide to Splines, 1978,
-    chapter 3; continuous sum of hinges: this project.
+    Source: C. de Boor, A Practical Guide to Splines, 1978, chapter 3 (knots at equal quantiles of
+    sqrt|f''|); this project (continuous sum of hinges).
     """
     if name in _PLAIN:
         return _PLAIN[name]
@@ -47,7 +47,7 @@ def activation(name: str) -> Callable[[Array], Array]:
 
 
 def hinge_table(name: str) -> tuple[Float[np.ndarray, " K"], Float[np.ndarray, " K"]]:
-    """Gives the knots and the changes of slope of a piecewise-linear stand-in.
+    """Return the knots and the changes of slope of a piecewise-linear approximation.
 
     Args:
         name: "pl-silu:K" or "pl-gelu:K".
@@ -56,7 +56,7 @@ def hinge_table(name: str) -> tuple[Float[np.ndarray, " K"], Float[np.ndarray, "
         Knots (K,), increasing from -8 to 8, and slope changes (K,), which sum to 1.
 
     Raises:
-        InputError: the name is not of this form.
+        InputError: The name is not of this form.
 
     Example:
         >>> knots, changes = hinge_table("pl-silu:5")
@@ -70,24 +70,24 @@ def hinge_table(name: str) -> tuple[Float[np.ndarray, " K"], Float[np.ndarray, "
 
 
 def is_piecewise_linear(name: str) -> bool:
-    """Returns whether an activation function is piecewise linear.
+    """Return whether an activation function is piecewise linear.
 
     Args:
-        name: as for `activation`.
+        name: Name, as for `activation`.
 
     Returns:
-        False for "silu" and "gelu".
+        False for "silu" and "gelu", otherwise True.
 
     Raises:
-        InputError: unknown name.
+        InputError: The name is unknown.
     """
     activation(name)
     return name not in ("silu", "gelu")
 
 
 def _stand_in(name: str) -> tuple[str, int] | None:
-    """The family and the number of knots in "pl-silu:K" or "pl-gelu:K"; None for other names."""
-    family, _, count = str(name).partition(":")  # files may hold anything
+    """Return family and number of knots of "pl-silu:K" or "pl-gelu:K"; None for other names."""
+    family, _, count = str(name).partition(":")  # files may hold any value
     fits = family in _SMOOTH and count.isdecimal() and int(count) >= 3
     return (family, int(count)) if fits else None
 

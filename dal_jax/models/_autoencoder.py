@@ -1,4 +1,4 @@
-"""A plain convolutional autoencoder: what it cannot pass through a narrow code, it cannot draw."""
+"""A plain convolutional autoencoder, whose narrow code limits its reconstructions."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,17 +20,17 @@ class AutoencoderConfig:
     """Configuration of an autoencoder; each of `channels` halves the sides once.
 
     Raises:
-        InputError: a number is not positive or the activation is unknown.
+        InputError: A number is not positive, or the activation is unknown.
 
     Example:
         >>> AutoencoderConfig(channels=(8, 16)).multiple
         4
     """
 
-    in_channels: int = 1  # of the images
-    channels: tuple[int, ...] = (16, 32, 64)  # of the maps, the finest first
+    in_channels: int = 1  # channels of the images
+    channels: tuple[int, ...] = (16, 32, 64)  # channels of the maps, the finest first
     latent: int = 16  # channels of the code, whose sides are those of the image / `multiple`
-    activation: str = "relu"  # as `activation` takes it
+    activation: str = "relu"  # a name for `activation`
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))
@@ -43,19 +43,19 @@ class AutoencoderConfig:
 
     @property
     def multiple(self) -> int:
-        """The number that the sides of an image must be divisible by."""
+        """Return the number by which the sides of an image must be divisible."""
         return 2 ** len(self.channels)
 
     @property
     def piecewise_linear(self) -> bool:
-        """Whether the network is piecewise linear in the image."""
+        """Return whether the network is piecewise linear in the image."""
         return is_piecewise_linear(self.activation)
 
     def check_image(self, shape: tuple[int, ...]) -> None:
-        """Refuses an image shape (..., H, W, C) that the network cannot take.
+        """Refuse an image shape (..., H, W, C) that the network cannot take.
 
         Args:
-            shape: of at least three numbers; the last three are H, W and C.
+            shape: Shape of at least three numbers; the last three are H, W and C.
 
         Raises:
             InputError: C is not `in_channels`, or H or W is not divisible by `multiple`.
@@ -66,10 +66,10 @@ class AutoencoderConfig:
 class Autoencoder(nn.Module):
     """Convolutions, an activation and halving, down to a code; doubling and the same back.
 
-    Layers `down1..`, `code`, `..up1` and a 1 x 1 `out`; nothing passes beside the code.
+    The layers are `down1..`, `code`, `..up1` and a 1 x 1 `out`; no connection bypasses the code.
 
     Args:
-        config: widths, depth, activation.
+        config: Configuration of the network: widths, depth and activation.
 
     Example:
         >>> config = AutoencoderConfig(channels=(4,), latent=2)
@@ -77,24 +77,24 @@ class Autoencoder(nn.Module):
         >>> jax.eval_shape(network.apply, init_autoencoder(config, 0), image).shape
         (1, 8, 8, 1)
 
-    Source: Hinton and Salakhutdinov, Science 313, 2006; with convolutions, for anomalies: Bergmann
-    et al., arXiv 1807.02011, section 3.1.
+    Source: Hinton and Salakhutdinov, Science 313, 2006; Bergmann et al., arXiv 1807.02011, section
+    3.1 (convolutions, for anomalies).
     """
 
     config: AutoencoderConfig
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Reconstructs images.
+        """Reconstruct images.
 
         Args:
-            x: (B, H, W, C), H and W divisible by `config.multiple`.
+            x: Images (B, H, W, C), with H and W divisible by `config.multiple`.
 
         Returns:
-            (B, H, W, C) in the dtype of x.
+            Reconstructions (B, H, W, C) in the dtype of x.
 
         Raises:
-            InputError: x does not fit the network.
+            InputError: The images do not fit the network.
         """
         self.config.check_image(x.shape)
         act = activation(self.config.activation)
@@ -125,13 +125,13 @@ class _Convolution(nn.Module):
 
 
 def autoencoder_shapes(config: AutoencoderConfig) -> PyTree:
-    """Gives the shapes and dtypes of a network's variables without computing any.
+    """Return the shapes and dtypes of a network's variables without computing any.
 
     Args:
-        config: the network.
+        config: Configuration of the network.
 
     Returns:
-        {"params": ..., "batch_stats": {}} of `jax.ShapeDtypeStruct`, float32.
+        A pytree {"params": ..., "batch_stats": {}} of `jax.ShapeDtypeStruct`, float32.
 
     Example:
         >>> shapes = autoencoder_shapes(AutoencoderConfig(channels=(4,)))
@@ -145,14 +145,14 @@ def autoencoder_shapes(config: AutoencoderConfig) -> PyTree:
 
 
 def init_autoencoder(config: AutoencoderConfig, seed: int) -> PyTree:
-    """Draws the variables of a new autoencoder, as `draw_variables` does.
+    """Draw the variables of a new autoencoder, as `draw_variables` does.
 
     Args:
-        config: the network.
-        seed: of the random numbers, 0 or above.
+        config: Configuration of the network.
+        seed: Seed of the random numbers, 0 or above.
 
     Returns:
-        {"params": ..., "batch_stats": {}}, numpy float32.
+        A pytree {"params": ..., "batch_stats": {}} of numpy arrays, float32.
 
     Example:
         >>> variables = init_autoencoder(AutoencoderConfig(channels=(4,), latent=2), seed=0)
@@ -165,18 +165,18 @@ def init_autoencoder(config: AutoencoderConfig, seed: int) -> PyTree:
 
 
 def autoencode(variables: PyTree, config: AutoencoderConfig, x: Array) -> Array:
-    """Reconstructs images (B, H, W, C) in their dtype.
+    """Reconstruct images (B, H, W, C) in their dtype.
 
     Args:
-        variables: {"params": ...} of `Autoencoder(config)`.
-        config: the network.
-        x: (B, H, W, C).
+        variables: Variables {"params": ...} of `Autoencoder(config)`.
+        config: Configuration of the network.
+        x: Images (B, H, W, C).
 
     Returns:
-        (B, H, W, C).
+        Reconstructions (B, H, W, C).
 
     Raises:
-        InputError: x does not fit the network.
+        InputError: The images do not fit the network.
 
     Example:
         >>> config = AutoencoderConfig(channels=(4,), latent=2)
@@ -205,25 +205,25 @@ class Reconstruction:
     Source: Bergmann et al., arXiv 1807.02011, equation 2.
     """
 
-    config: AutoencoderConfig  # the network
+    config: AutoencoderConfig  # configuration of the network
 
     def init(self, seed: int) -> PyTree:
-        """Draws the network's first variables.
+        """Draw the first variables of the network.
 
         Args:
-            seed: of the random numbers, 0 or above.
+            seed: Seed of the random numbers, 0 or above.
 
         Returns:
-            {"params": ..., "batch_stats": {}}, numpy float32.
+            A pytree {"params": ..., "batch_stats": {}} of numpy arrays, float32.
         """
         return init_autoencoder(self.config, seed)
 
     def prepare(self, key: Array, batch: Any) -> Array:
-        """Takes the images as they are.
+        """Return the images unchanged.
 
         Args:
-            key: of random numbers, not used.
-            batch: with images (B, H, W, C).
+            key: Random key, not used.
+            batch: Batch with images (B, H, W, C).
 
         Returns:
             The images.
@@ -233,19 +233,19 @@ class Reconstruction:
     def loss(
         self, params: PyTree, stats: PyTree, prepared: Array, dtype: Any
     ) -> tuple[Array, PyTree]:
-        """Gives the mean square of what is between reconstruction and image.
+        """Return the mean squared difference between reconstruction and image.
 
         Args:
-            params: of the network.
-            stats: batch statistics, of which there are none.
-            prepared: images (B, H, W, C), float32.
-            dtype: of the activations.
+            params: Parameters of the network.
+            stats: Batch statistics, which are empty.
+            prepared: Images (B, H, W, C), float32.
+            dtype: Dtype of the activations.
 
         Returns:
-            The loss, float32, in squared units of the images, and the statistics as given.
+            The loss, float32, in squared units of the images, and the unchanged statistics.
 
         Raises:
-            InputError: the images do not fit the network.
+            InputError: The images do not fit the network.
         """
         made = autoencode({"params": params}, self.config, prepared.astype(dtype))
         error = made.astype(jnp.float32) - prepared

@@ -1,4 +1,4 @@
-"""Parts that networks share: first values of variables, normalizations and self-attention."""
+"""Shared parts of networks: first values of variables, normalizations and self-attention."""
 
 import math
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ from dal_jax._typing import Array, Float, PyTree
 
 
 def draw_variables(shapes: PyTree, seed: int) -> PyTree:
-    """Draws the variables of a new network.
+    """Draw the variables of a new network.
 
-    Kernels are normal with variance 1 / fan-in, biases and means 0, scales and variances 1. Drawn
-    by numpy, so that they are the same on every device and release of JAX.
+    Kernels are normal with variance 1 / fan-in, biases and means are 0, scales and variances 1.
+    They are drawn by numpy, so that they are the same on every device and release of JAX.
 
     Args:
-        shapes: pytree of dictionaries with `jax.ShapeDtypeStruct` as leaves.
-        seed: of the random numbers, 0 or above.
+        shapes: Pytree of dictionaries with `jax.ShapeDtypeStruct` as leaves.
+        seed: Seed of the random numbers, 0 or above.
 
     Returns:
         The same pytree of numpy arrays, float32.
@@ -40,15 +40,15 @@ def draw_variables(shapes: PyTree, seed: int) -> PyTree:
 
 
 def check_image(shape: tuple[int, ...], channels: int, multiple: int) -> None:
-    """Refuses an image shape (..., H, W, C) that a network cannot take.
+    """Refuse an image shape (..., H, W, C) that a network cannot take.
 
     Args:
-        shape: of at least three numbers; the last three are H, W and C.
-        channels: that C must be.
-        multiple: that H and W must be divisible by.
+        shape: Shape of at least three numbers; the last three are H, W and C.
+        channels: Required number of channels C.
+        multiple: Number by which H and W must be divisible.
 
     Raises:
-        InputError: it does not fit.
+        InputError: The shape does not fit.
     """
     if len(shape) < 3 or shape[-1] != channels:
         raise InputError(f"image: got shape {tuple(shape)}, expected (..., H, W, {channels})")
@@ -58,39 +58,39 @@ def check_image(shape: tuple[int, ...], channels: int, multiple: int) -> None:
 
 
 _MOST_GROUPS = 32
-_FEWEST_CHANNELS = 4  # in a group
+_FEWEST_CHANNELS = 4  # least number of channels in a group
 _HEAD = 64  # channels of a head of attention
 _EPSILON = 1e-5
-_WIDTHS = {"qkv": 3, "proj": 1}  # of the layers of attention, in channels
+_WIDTHS = {"qkv": 3, "proj": 1}  # widths of the layers of attention, in multiples of the channels
 
 
 def group_count(channels: int) -> int:
-    """Gives the number of groups that share a mean and a variance.
+    """Return the number of groups that share a mean and a variance.
 
     Args:
-        channels: of the map.
+        channels: Number of channels of the map.
 
     Returns:
         The largest divisor up to 32 that leaves four channels or more in a group, or 1.
 
-    Source: at most 32 groups: Wu and He, arXiv 1803.08494, section 4; narrow maps: this project.
+    Source: Wu and He, arXiv 1803.08494, section 4 (at most 32 groups); this project (narrow maps).
     """
     most = min(_MOST_GROUPS, channels // _FEWEST_CHANNELS)
     return max((k for k in range(1, most + 1) if channels % k == 0), default=1)
 
 
 def group_norm(x: Float[Array, "B H W C"], params: Mapping[str, Array]) -> Float[Array, "B H W C"]:
-    """Normalizes each group of channels of one image: `scale (x - mean) / sqrt(var + e) + bias`.
+    """Normalize each group of channels of one image: `scale (x - mean) / sqrt(var + e) + bias`.
 
     Mean and variance are over the pixels and the channels of the group, never over the batch; e is
     1e-5.
 
     Args:
-        x: (B, H, W, C).
-        params: "scale" and "bias" (C,).
+        x: Maps (B, H, W, C).
+        params: Parameters "scale" and "bias" (C,).
 
     Returns:
-        (B, H, W, C), in the dtype of x; statistics are taken in float32 or better.
+        Maps (B, H, W, C) in the dtype of x; statistics are computed in float32 or better.
 
     Source: Wu and He, arXiv 1803.08494, equations 1, 2 and 6.
     """
@@ -103,15 +103,15 @@ def group_norm(x: Float[Array, "B H W C"], params: Mapping[str, Array]) -> Float
 def layer_norm(
     x: Float[Array, "B N C"], params: Mapping[str, Array], epsilon: float
 ) -> Float[Array, "B N C"]:
-    """Normalizes the channels of each token: `scale (x - mean) / sqrt(var + e) + bias`.
+    """Normalize the channels of each token: `scale (x - mean) / sqrt(var + e) + bias`.
 
     Args:
-        x: (B, N, C).
-        params: "scale" and "bias" (C,).
-        epsilon: added to the variance.
+        x: Tokens (B, N, C).
+        params: Parameters "scale" and "bias" (C,).
+        epsilon: Number e added to the variance.
 
     Returns:
-        (B, N, C), in the dtype of x; statistics are taken in float32 or better.
+        Tokens (B, N, C) in the dtype of x; statistics are computed in float32 or better.
 
     Source: Ba et al., arXiv 1607.06450, equation 4.
     """
@@ -122,15 +122,16 @@ def layer_norm(
 def attend(
     x: Float[Array, "B N C"], params: Mapping[str, Mapping[str, Array]], heads: int
 ) -> Float[Array, "B N C"]:
-    """Lets each token take a weighted mean of all: `softmax(q k' / sqrt(C / heads)) v` a head.
+    """Replace each token by a weighted mean of all, `softmax(q k' / sqrt(C / heads)) v` a head.
 
     Args:
-        x: (B, N, C).
-        params: "qkv" with kernel (C, 3 C) and bias, and "proj" with kernel (C, C) and bias.
-        heads: number of heads, a divisor of C.
+        x: Tokens (B, N, C).
+        params: Parameters "qkv" with kernel (C, 3 C) and bias, and "proj" with kernel (C, C) and
+            bias.
+        heads: Number of heads, a divisor of C.
 
     Returns:
-        (B, N, C), in the dtype of x.
+        Tokens (B, N, C) in the dtype of x.
 
     Source: Vaswani et al., arXiv 1706.03762, section 3.2.
     """
@@ -145,14 +146,14 @@ def attend(
 
 
 def attend_pixels(x: Float[Array, "B H W C"], params: Mapping[str, Any]) -> Array:
-    """Adds to a map what its pixels take from one another: `x + attend(group_norm(x))`.
+    """Add self-attention between its pixels to a map: `x + attend(group_norm(x))`.
 
     Args:
-        x: (B, H, W, C); heads of 64 channels where that divides C, else one.
-        params: "norm", "qkv" and "proj".
+        x: Maps (B, H, W, C); heads have 64 channels if that divides C, else there is one head.
+        params: Parameters "norm", "qkv" and "proj".
 
     Returns:
-        (B, H, W, C), in the dtype of x.
+        Maps (B, H, W, C) in the dtype of x.
 
     Source: Ho et al., arXiv 2006.11239, appendix B.
     """
@@ -163,67 +164,67 @@ def attend_pixels(x: Float[Array, "B H W C"], params: Mapping[str, Any]) -> Arra
 
 
 def dense(x: Array, layer: Mapping[str, Array]) -> Array:
-    """Computes `x W + b` in the dtype of x.
+    """Compute `x W + b` in the dtype of x.
 
     Args:
-        x: (..., C).
-        layer: "kernel" (C, D) and "bias" (D,).
+        x: Values (..., C).
+        layer: Parameters "kernel" (C, D) and "bias" (D,).
     """
     product = jnp.matmul(x, layer["kernel"].astype(x.dtype), precision="highest")
     return product + layer["bias"].astype(x.dtype)
 
 
 class Affine(nn.Module):
-    """Declares a scale and a bias, and gives them."""
+    """Module that declares a scale and a bias, and returns them."""
 
     @nn.compact
     def __call__(self, channels: int) -> dict[str, Array]:
-        """Gives {"scale": (channels,), "bias": (channels,)}."""
+        """Return {"scale": (channels,), "bias": (channels,)}."""
         scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         return {"scale": scale, "bias": bias}
 
 
 class Linear(nn.Module):
-    """Declares a kernel and a bias, and gives them.
+    """Module that declares a kernel and a bias, and returns them.
 
     Args:
-        outputs: number of channels made.
+        outputs: Number of output channels.
     """
 
     outputs: int
 
     @nn.compact
     def __call__(self, channels: int) -> dict[str, Array]:
-        """Gives {"kernel": (channels, outputs), "bias": (outputs,)}."""
+        """Return {"kernel": (channels, outputs), "bias": (outputs,)}."""
         kernel = self.param("kernel", nn.initializers.zeros, (channels, self.outputs), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.outputs,), jnp.float32)
         return {"kernel": kernel, "bias": bias}
 
 
 class Attention(nn.Module):
-    """Declares what `attend` takes.
+    """Module that declares the parameters of `attend`, and applies it.
 
     Args:
-        heads: number of heads, a divisor of the channels.
+        heads: Number of heads, a divisor of the channels.
     """
 
     heads: int
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Mixes tokens (B, N, C)."""
+        """Mix tokens (B, N, C)."""
         channels = x.shape[-1]
         params = {name: Linear(k * channels, name=name)(channels) for name, k in _WIDTHS.items()}
         return attend(x, params, self.heads)
 
 
 class PixelAttention(nn.Module):
-    """Declares what `attend_pixels` takes."""
+    """Module that declares the parameters of `attend_pixels`, and applies it."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Mixes the pixels of maps (B, H, W, C)."""
+        """Mix the pixels of maps (B, H, W, C)."""
         channels = x.shape[-1]
         params = {name: Linear(k * channels, name=name)(channels) for name, k in _WIDTHS.items()}
         return attend_pixels(x, {"norm": Affine(name="norm")(channels), **params})

@@ -1,9 +1,9 @@
-"""The fast arithmetic of maps: halving and doubling the sides, convolving with few products.
+"""Fast arithmetic of maps: halving and doubling of the sides, convolution with few products.
 
-On a CPU the multiplications are what costs. Toom and Cook's way takes 9 for a 2 x 2 map and 36
-for each 4 x 4 tile, in place of 36 and 144; after a bilinear doubling of the sides, 9 for each
-pixel before it are enough, in place of 36. All is sums, products with constants and one batched
-matrix product.
+On a CPU the multiplications dominate the cost. The method of Toom and Cook takes 9 for a 2 x 2 map
+and 36 for each 4 x 4 tile, in place of 36 and 144; after a bilinear doubling of the sides, 9 for
+each pixel before it are enough, in place of 36. The computation consists of sums, products with
+constants and one batched matrix product.
 """
 
 from collections.abc import Sequence
@@ -19,13 +19,13 @@ from dal_jax._typing import Array, Float
 
 
 def mean_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B H//2 W//2 C"]:
-    """Halves the sides of an image by 2x2 means.
+    """Halve the sides of an image by 2x2 means.
 
     Args:
-        x: (B, H, W, C), H and W even.
+        x: Images (B, H, W, C), with H and W even.
 
     Returns:
-        (B, H/2, W/2, C).
+        Images (B, H/2, W/2, C).
 
     Example:
         >>> mean_pool(jnp.array([[1.0, 3.0], [5.0, 7.0]]).reshape(1, 2, 2, 1)).item()
@@ -37,16 +37,16 @@ def mean_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B H//2 W//2 C"]:
 
 
 def upsample(x: Float[Array, "B H W C"]) -> Float[Array, "B 2*H 2*W C"]:
-    """Doubles the sides of an image by bilinear interpolation.
+    """Double the sides of an image by bilinear interpolation.
 
     Half-pixel centres with the edge clamped: `y_{2i} = (3 x_i + x_{i-1}) / 4`,
     `y_{2i+1} = (3 x_i + x_{i+1}) / 4` along each side.
 
     Args:
-        x: (B, H, W, C).
+        x: Images (B, H, W, C).
 
     Returns:
-        (B, 2H, 2W, C), equal to `jax.image.resize(x, ..., "bilinear")`.
+        Images (B, 2H, 2W, C), equal to `jax.image.resize(x, ..., "bilinear")`.
 
     Example:
         >>> import jax
@@ -57,11 +57,11 @@ def upsample(x: Float[Array, "B H W C"]) -> Float[Array, "B 2*H 2*W C"]:
 
 
 def double(x: Array, axis: int) -> Array:
-    """Doubles one side of an array, as `upsample` does two.
+    """Double one side of an array, by the rule of `upsample`.
 
     Args:
-        x: of any shape.
-        axis: of the side.
+        x: Array of any shape.
+        axis: Axis of the side.
 
     Returns:
         The array with twice as many entries along the axis.
@@ -79,11 +79,11 @@ def double(x: Array, axis: int) -> Array:
 
 
 def undouble(x: Array, axis: int) -> Array:
-    """The transpose of `double`, written out: XLA is slow at the one that JAX derives.
+    """Return the transpose of `double`, written out: XLA is slow at the one that JAX derives.
 
     Args:
-        x: of any shape, with an even number of entries along the axis.
-        axis: of the side.
+        x: Array of any shape, with an even number of entries along the axis.
+        axis: Axis of the side.
 
     Returns:
         The array with half as many entries along the axis.
@@ -99,14 +99,14 @@ def undouble(x: Array, axis: int) -> Array:
     return near * (even + odd) + far * (before + after)
 
 
-# Where a tile's signal is evaluated, besides infinity. Their squares are exact, and this choice
-# rounds five times less than the customary 0, +-1, +-2: about as a plain sum in float32.
+# Points where a tile's signal is evaluated, besides infinity. Their squares are exact, and this
+# choice rounds five times less than the customary 0, +-1, +-2: about like a plain sum in float32.
 _POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
-# Fewer channels than this do not pay for the sums.
+# With fewer channels than this, the sums cost more than the products save.
 _MIN_CHANNELS = 32
-# Nor do maps with more bytes in a channel, which leave the cache with all the sums.
+# The same holds for maps with more bytes in a channel, which leave the cache with all the sums.
 _MAX_BYTES = 1 << 14
-# Which taps meet the map, at its first pixel, any between, and its last; by the side, up to 3.
+# Taps that meet the map, at its first pixel, at those between, and at its last; by side, up to 3.
 _TAPS_MET = {
     1: np.array([[0.0, 1.0, 0.0]]),
     2: np.array([[0.0, 1.0, 1.0], [1.0, 1.0, 0.0]]),
@@ -125,16 +125,16 @@ class Scheme(NamedTuple):
 
 @lru_cache(maxsize=64)
 def scheme(side: int) -> Scheme | None:
-    """Gives the products that convolve a row of pixels, padded with one zero at either end.
+    """Return the products that convolve a row of pixels, padded with one zero at either end.
 
     Args:
-        side: pixels in the row.
+        side: Number of pixels in the row.
 
     Returns:
-        One product for 1 pixel, three for 2, six for every 4; None for other lengths.
+        A scheme with one product for 1 pixel, three for 2, six for every 4; None for other lengths.
 
-    Source: for 2 pixels, Karatsuba and Ofman, 1962; for 4, Winograd, Arithmetic Complexity of
-    Computations, 1980, and Lavin and Gray, arXiv 1509.09308, with points of our own.
+    Source: Karatsuba and Ofman, 1962 (2 pixels); Winograd, Arithmetic Complexity of Computations,
+    1980, and Lavin and Gray, arXiv 1509.09308 (4 pixels); this project (points).
     """
     if side == 1:
         return Scheme(0, np.ones((1, 1)), np.array([[0.0, 1.0, 0.0]]), np.ones((1, 1)))
@@ -155,29 +155,29 @@ def scheme(side: int) -> Scheme | None:
     weight = [np.prod(point - other) for point, other in zip(points, others, strict=True)]
     kernel = np.vstack([np.vander(points, 3, True) / np.array(weight)[:, None], [0.0, 0.0, 1.0]])
     output = np.hstack([np.vander(points, 4, True).T, [[0.0], [0.0], [0.0], [1.0]]])
-    if side == 4:  # all the padding of a row of one tile is known to be zero
+    if side == 4:  # in a row of one tile all the padding is zero
         return Scheme(0, image[:, 1:5], kernel, output)
     return Scheme(1, image, kernel, output)
 
 
 def on_cpu() -> bool:
-    """Returns whether the default backend of JAX is a CPU."""
+    """Return whether the default backend of JAX is a CPU."""
     return jax.default_backend() == "cpu"
 
 
 def by_products(height: int, width: int, kernel: Any) -> bool:
-    """Returns whether `convolve` uses few products or the library: a matter of speed alone.
+    """Return whether `convolve` uses few products, not the library: a matter of speed alone.
 
     The library is faster on a GPU, with few channels, for large maps and for sides without a
     `scheme`; on many maps of up to 2 x 2 pixels it is some twenty times slower on a CPU.
 
     Args:
-        height: of the maps, pixels.
-        width: of the maps, pixels.
-        kernel: (..., C, D), laid out or not; tiles of 4 round too much below float32.
+        height: Height of the maps in pixels.
+        width: Width of the maps in pixels.
+        kernel: Kernel (..., C, D), laid out or not; tiles of 4 round too much below float32.
 
     Returns:
-        True for products.
+        True for products, False for the library.
     """
     itemsize = kernel.dtype.itemsize
     if not on_cpu() or None in (scheme(height), scheme(width)):
@@ -187,12 +187,13 @@ def by_products(height: int, width: int, kernel: Any) -> bool:
 
 
 def lay_out(kernel: Float[Array, "3 3 C D"], height: int, width: int) -> Float[Array, "P Q C D"]:
-    """Lays out a kernel for `convolve` on maps of `height` by `width` pixels.
+    """Lay out a kernel for `convolve` on maps of `height` by `width` pixels.
 
     Returns:
-        (P, Q, C, D) for P products down and Q across, or the kernel itself for the library.
+        A kernel (P, Q, C, D) for P products down and Q across, or the unchanged one for the
+        library.
 
-    Source: as `scheme`.
+    Source: the sources of `scheme`.
     """
     if not by_products(height, width, kernel):
         return kernel
@@ -200,13 +201,13 @@ def lay_out(kernel: Float[Array, "3 3 C D"], height: int, width: int) -> Float[A
 
 
 def convolve(x: Float[Array, "B H W C"], kernel: Array) -> Float[Array, "B H W D"]:
-    """Convolves maps with a 3 x 3 kernel, padding with zeros.
+    """Convolve maps with a 3 x 3 kernel, padding with zeros.
 
     Args:
-        x: (B, H, W, C).
-        kernel: from `lay_out` for maps of this size.
+        x: Maps (B, H, W, C).
+        kernel: Kernel from `lay_out` for maps of this size.
 
-    Source: as `scheme`.
+    Source: the sources of `scheme`.
     """
     if by_products(x.shape[1], x.shape[2], kernel):
         return _convolve_by_products(x, kernel)
@@ -224,7 +225,7 @@ def _convolve_by_products(x: Array, kernel: Array) -> Array:
     rows, columns = _known(x.shape[1]), _known(x.shape[2])
     tiles = _evaluated(_evaluated(x, rows, 1, 0), columns, 3, 1)
     products = jnp.einsum("pqbhwc,pqcd->pqbhwd", tiles, kernel, precision="highest")
-    # As one product with a small matrix: XLA is slow at sums that it has to interleave.
+    # Written as one product with a small matrix, because XLA is slow at sums that it interleaves.
     output = np.kron(rows.output, columns.output).astype(x.dtype)
     sums = jnp.matmul(output, products.reshape(output.shape[1], -1), precision="highest")
     sums = sums.reshape(len(rows.output), len(columns.output), *products.shape[2:])
@@ -232,16 +233,16 @@ def _convolve_by_products(x: Array, kernel: Array) -> Array:
 
 
 def lay_out_doubled(kernel: Float[Array, "3 3 C D"], height: int, width: int) -> Array:
-    """Lays out a kernel for `convolve_doubled`.
+    """Lay out a kernel for `convolve_doubled`.
 
     Args:
-        kernel: (3, 3, C, D).
-        height: of the maps before doubling, pixels.
-        width: likewise.
+        kernel: Kernel (3, 3, C, D).
+        height: Height of the maps before doubling, in pixels.
+        width: Width of the maps before doubling, in pixels.
 
     Returns:
-        (C, P, Q, D) for P products down and Q across: one for each tap, or for each of the two
-        pixels that a single one is doubled to.
+        A kernel (C, P, Q, D) for P products down and Q across: one for each tap, or for each of the
+        two pixels to which a single one is doubled.
     """
     down, across = (_TAPS_MET[2] if side == 1 else np.eye(3) for side in (height, width))
     return jnp.moveaxis(_evaluated_kernel(kernel, down, across), 2, 0)
@@ -250,16 +251,16 @@ def lay_out_doubled(kernel: Float[Array, "3 3 C D"], height: int, width: int) ->
 def convolve_doubled(
     x: Float[Array, "B H W C"], kernel: Float[Array, "C P Q D"]
 ) -> Float[Array, "B 2*H 2*W D"]:
-    """Doubles the sides of maps by bilinear interpolation and convolves, padding with zeros.
+    """Double the sides of maps by bilinear interpolation and convolve, padding with zeros.
 
-    Mixing channels commutes with interpolation: the channels are mixed before, once per tap.
+    Mixing of channels commutes with interpolation: the channels are mixed first, once per tap.
 
     Args:
-        x: (B, H, W, C).
-        kernel: from `lay_out_doubled` for maps of this size.
+        x: Maps (B, H, W, C).
+        kernel: Kernel from `lay_out_doubled` for maps of this size.
 
     Returns:
-        (B, 2H, 2W, D), equal to `convolve(upsample(x), ...)` but for rounding.
+        Maps (B, 2H, 2W, D), equal to `convolve(upsample(x), ...)` up to rounding.
     """
     mixed = jnp.einsum("bhwc,cpqd->bhwpqd", x, kernel, precision="highest")
     rows = _doubled_sum([mixed[:, :, :, k] for k in range(kernel.shape[1])], 1)
@@ -267,7 +268,7 @@ def convolve_doubled(
 
 
 def transpose_kernel(kernel: Float[Array, "3 3 C D"]) -> Float[Array, "3 3 D C"]:
-    """Returns the kernel of the transposed convolution."""
+    """Return the kernel of the transposed convolution."""
     return jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
 
 
@@ -275,15 +276,15 @@ def transpose_kernel(kernel: Float[Array, "3 3 C D"]) -> Float[Array, "3 3 D C"]
 def convolve_one_gradient(
     x: Float[Array, "B H W C"], kernel: Array, back: Array
 ) -> Float[Array, "B H W D"]:
-    """Convolves as `convolve`, with a gradient that is one convolution of the library.
+    """Convolve as `convolve`, with a gradient that is one convolution of the library.
 
-    XLA takes five times longer over the transpose of the products: each entry of it is worked out
-    anew wherever it is read. There is no derivative by the kernels, nor in forward mode.
+    XLA takes five times longer for the transpose of the products, because it computes each entry
+    anew wherever that is read. Derivatives by the kernels or in forward mode do not exist.
 
     Args:
-        x: (B, H, W, C).
-        kernel: from `lay_out`.
-        back: from `transpose_kernel`.
+        x: Maps (B, H, W, C).
+        kernel: Kernel from `lay_out`.
+        back: Kernel from `transpose_kernel`.
     """
     return convolve(x, kernel)
 
@@ -292,12 +293,12 @@ def convolve_one_gradient(
 def convolve_doubled_one_gradient(
     x: Float[Array, "B H W C"], kernel: Array, back: Array
 ) -> Float[Array, "B 2*H 2*W D"]:
-    """Doubles and convolves as `convolve_doubled`; the gradient is as of `convolve_one_gradient`.
+    """Double and convolve as `convolve_doubled`, with a gradient as in `convolve_one_gradient`.
 
     Args:
-        x: (B, H, W, C).
-        kernel: from `lay_out_doubled`.
-        back: from `transpose_kernel`.
+        x: Maps (B, H, W, C).
+        kernel: Kernel from `lay_out_doubled`.
+        back: Kernel from `transpose_kernel`.
     """
     return convolve_doubled(x, kernel)
 
@@ -313,18 +314,19 @@ convolve_doubled_one_gradient.defvjp(
 
 
 def border_kernel(kernel: Float[Array, "3 3 C D"], height: int, width: int) -> Array:
-    """Sums the taps that meet each pixel of constant maps of `height` by `width` pixels.
+    """Sum the taps that meet each pixel of constant maps of `height` by `width` pixels.
 
     Constant maps are padded with zeros as well.
 
     Returns:
-        (I, J, C, D), I and J at most 3: for the first row, those between, the last; so across.
+        Sums (I, J, C, D), with I and J at most 3: for the first row, those between, and the last;
+        likewise for columns.
     """
     return _evaluated_kernel(kernel, _TAPS_MET[min(height, 3)], _TAPS_MET[min(width, 3)])
 
 
 def spread(borders: Float[Array, "... I J D"], height: int, width: int) -> Array:
-    """Repeats the middle row and column of what `border_kernel` gave, to (..., H, W, D)."""
+    """Repeat the middle row and column of a result of `border_kernel`, to (..., H, W, D)."""
     for axis, side in ((borders.ndim - 3, height), (borders.ndim - 2, width)):
         if side > 3:
             first, middle, last = (lax.slice_in_dim(borders, k, k + 1, axis=axis) for k in range(3))
@@ -335,12 +337,12 @@ def spread(borders: Float[Array, "... I J D"], height: int, width: int) -> Array
 
 def _known(side: int) -> Scheme:
     found = scheme(side)
-    assert found is not None, side  # `by_products` is asked before
+    assert found is not None, side  # `by_products` is checked before
     return found
 
 
 def _combination(weights: np.ndarray, parts: Any) -> Array:
-    """`sum_k weights[k] parts[k]`, without the terms of weight zero."""
+    """Return `sum_k weights[k] parts[k]`, without the terms of weight zero."""
     terms = []
     for weight, part in zip(weights, parts, strict=True):
         if weight:
@@ -349,13 +351,13 @@ def _combination(weights: np.ndarray, parts: Any) -> Array:
 
 
 def _evaluated_kernel(kernel: Array, down: np.ndarray, across: np.ndarray) -> Array:
-    """(3, 3, C, D) -> (P, Q, C, D)."""
+    """Evaluate a kernel (3, 3, C, D) along both axes, to (P, Q, C, D)."""
     rows = jnp.stack([_combination(w, kernel) for w in down], axis=1)  # (3 across, P, C, D)
     return jnp.stack([_combination(w, rows) for w in across], axis=1)
 
 
 def _evaluated(x: Array, rule: Scheme, axis: int, front: int) -> Array:
-    """The tiles of an axis in its place, what is multiplied of each along a new axis `front`."""
+    """Divide an axis into tiles, with the factors of each tile along a new axis `front`."""
     tile, taps = rule.output.shape[0], rule.image.shape[1]
     count = x.shape[axis] // tile
     padding = [(rule.halo, rule.halo, 0) if k == axis else (0, 0, 0) for k in range(x.ndim)]
@@ -366,7 +368,7 @@ def _evaluated(x: Array, rule: Scheme, axis: int, front: int) -> Array:
 
 
 def _doubled_sum(products: Sequence[Array], axis: int) -> Array:
-    """Doubles the products with each tap along an axis, and adds them where the taps lie."""
+    """Double the products with each tap along an axis, and add them where the taps lie."""
     if len(products) == 2:
         return jnp.concatenate(products, axis=axis)
     before, here, after = (double(v, axis) for v in products)

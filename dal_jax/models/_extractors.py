@@ -1,4 +1,4 @@
-"""Extractors of features whose weights the user brings: residual networks, transformers."""
+"""Extractors of features with weights from the user: residual networks, transformers."""
 
 import re
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class _FromFile:
     deviation: tuple[float, ...]
 
     def _settle(self, lists: tuple[str, ...], positive: tuple[str, ...]) -> None:
-        """Makes tuples of the fields that are lists, and refuses values out of their range."""
+        """Turn fields that are lists into tuples, and refuse values out of their range."""
         for name in (*lists, "depths", "mean", "deviation", "input_range"):
             value = getattr(self, name)
             object.__setattr__(self, name, value if value is None else tuple(value))
@@ -53,13 +53,13 @@ class _FromFile:
 class ResNetExtractor(_FromFile):
     """Convolutions, batch norms and ReLU in residual stages; one map for each stage of `depths`.
 
-    Called as `extractor(params, x)`, x (B, H, W, C) in `input_range`; the map of stage d is
-    (B, h, w, widths[d-1]), its sides halved by the stem, by its pooling and by each further stage.
-    Arrays are named as in the usual PyTorch module: `conv1`, `bn1`, `layer1.0.conv1`, ...,
-    `layer2.0.downsample.0`; those of further stages and of `fc` are left alone.
+    The extractor is called as `extractor(params, x)`, with x (B, H, W, C) in `input_range`; the map
+    of stage d is (B, h, w, widths[d-1]), its sides halved by the stem, by its pooling and by each
+    further stage. Arrays are named as in the usual PyTorch module: `conv1`, `bn1`,
+    `layer1.0.conv1`, ..., `layer2.0.downsample.0`; those of further stages and of `fc` are ignored.
 
     Raises:
-        InputError: parts that do not fit each other.
+        InputError: The settings do not fit each other.
 
     Example:
         >>> extractor = ResNetExtractor(stem=2, widths=(2, 4), blocks=(1, 1), depths=(1, 2))
@@ -72,7 +72,7 @@ class ResNetExtractor(_FromFile):
 
     in_channels: int = 3  # an image of one channel is repeated
     stem: int = 64  # channels of the first convolution
-    widths: tuple[int, ...] = (64, 128, 256)  # channels that each stage gives
+    widths: tuple[int, ...] = (64, 128, 256)  # output channels of each stage
     blocks: tuple[int, ...] = (2, 2, 2)  # residual blocks of each stage
     inner: tuple[int, ...] = ()  # inner channels of each stage's bottlenecks; (): plain blocks
     stem_kernel: int = 7  # side, odd
@@ -80,7 +80,7 @@ class ResNetExtractor(_FromFile):
     stem_pool: bool = True  # halves the sides by a maximum over 3 x 3 pixels
     depths: tuple[int, ...] = (1, 2, 3)  # increasing, from 1 to len(widths)
     input_range: tuple[float, float] | None = (0.0, 1.0)
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of a channel of the images trained on
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # per channel, of the training images
     deviation: tuple[float, ...] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
@@ -98,21 +98,21 @@ class ResNetExtractor(_FromFile):
 
     @property
     def piecewise_linear(self) -> bool:
-        """True: convolutions, ReLU and maxima are."""
+        """Return True: convolutions, ReLU and maxima are piecewise linear."""
         return True
 
     def __call__(self, params: PyTree, x: Array) -> tuple[Array, ...]:
-        """Gives the features of images.
+        """Return the features of images.
 
         Args:
-            params: from `load_extractor`.
-            x: (B, H, W, C), C equal to `in_channels` or 1.
+            params: Parameters from `load_extractor`.
+            x: Images (B, H, W, C), with C equal to `in_channels` or 1.
 
         Returns:
             One map for each of `depths`, in the dtype of x.
 
         Raises:
-            InputError: x has other channels.
+            InputError: The images have another number of channels.
         """
         x = _standard_images(x, self.in_channels, self.mean, self.deviation)
         params = jax.tree.map(lambda a: jnp.asarray(a, x.dtype), params)
@@ -120,20 +120,20 @@ class ResNetExtractor(_FromFile):
         return maps
 
     def shapes(self) -> PyTree:
-        """Gives the shapes and dtypes of the parameters without computing any.
+        """Return the shapes and dtypes of the parameters without computing any.
 
         Returns:
-            {"params": ..., "batch_stats": ...} of `jax.ShapeDtypeStruct`, float32.
+            A pytree {"params": ..., "batch_stats": ...} of `jax.ShapeDtypeStruct`, float32.
         """
         image = jax.ShapeDtypeStruct((1, 32, 32, self.in_channels), np.float32)
         found = jax.eval_shape(_ResNet(self).init, jax.random.key(0), image)
         return {"batch_stats": {}, **found}
 
     def source_name(self, path: tuple[str, ...]) -> str:
-        """Names a parameter, given by its path, as a PyTorch module does.
+        """Return the name of a parameter in a PyTorch module.
 
         Args:
-            path: of the parameter, without its collection.
+            path: Path of the parameter, without its collection.
 
         Returns:
             The name of the array in a file of weights.
@@ -142,13 +142,13 @@ class ResNetExtractor(_FromFile):
         return ".".join([*inner, LEAF.get(path[-1], path[-1])])
 
     def spare(self, name: str) -> bool:
-        """Returns whether an array belongs to parts that are not used.
+        """Return whether an array belongs to unused parts.
 
         Args:
-            name: of an array in a file of weights.
+            name: Name of an array in a file of weights.
 
         Returns:
-            True if the extractor does not take it.
+            True if the extractor does not use the array.
         """
         found = re.match(r"layer(\d+)\.", name)
         return name.startswith("fc.") or (found is not None and int(found[1]) > self.depths[-1])
@@ -164,7 +164,7 @@ class _ResNet(nn.Module):
         x = _convolution(config.stem, config.stem_kernel, config.stem_stride, "conv1", x)
         x = relu(_norm("bn1", x))
         if config.stem_pool:
-            # What ReLU gives is not negative: zeros around it do not change a maximum.
+            # The output of ReLU is not negative, so that zeros around it do not change a maximum.
             x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
             x = nn.max_pool(x, (3, 3), (2, 2), "VALID")
         maps = []
@@ -205,9 +205,9 @@ class _Residual(nn.Module):
 def _standard_images(
     x: Float[Array, "B H W C"], channels: int, mean: tuple[float, ...], deviation: tuple[float, ...]
 ) -> Array:
-    """Brings images to the channels and the scale that a network was trained on.
+    """Map images to the channels and the scale that a network was trained on.
 
-    `(x - mean) / deviation` of each channel; a single channel is repeated.
+    Each channel becomes `(x - mean) / deviation`; a single channel is repeated.
     """
     if x.ndim != 4 or x.shape[-1] not in (1, channels):
         raise InputError(f"image: got shape {x.shape}, expected (B, H, W, {channels})")
@@ -233,7 +233,7 @@ def _convolution(width: int, side: int, stride: int, name: str, x: Array) -> Arr
 
 def _norm(name: str, x: Array) -> Array:
     norm = nn.BatchNorm(use_running_average=True, epsilon=1e-5, dtype=x.dtype, name=name)
-    # Shapes are asked for in float32, whose statistics Flax mixes with another dtype.
+    # Shapes are requested in float32, whose statistics Flax mixes with another dtype.
     with jax.numpy_dtype_promotion("standard"):
         return norm(x)
 
@@ -245,14 +245,14 @@ _EPSILON = 1e-6  # of the transformer's normalizations
 class ViTExtractor(_FromFile):
     """Patches, self-attention, layer norms and GELU; one map for each block of `depths`.
 
-    Called as `extractor(params, x)`, x (B, H, W, C) in `input_range`, resized to `sides` by
-    bilinear interpolation where its sides are others; the map of block d is that of the patches,
-    (B, sides[0] / patch, sides[1] / patch, width), through the last normalization. Arrays are
-    named as in the usual PyTorch module: `cls_token`, `pos_embed`, `patch_embed.proj`,
-    `blocks.0.attn.qkv`, ..., `norm`; those of further blocks and of `head` are left alone.
+    The extractor is called as `extractor(params, x)`, with x (B, H, W, C) in `input_range`, resized
+    by bilinear interpolation if its sides are not `sides`; the map of block d is that of the
+    patches, (B, sides[0] / patch, sides[1] / patch, width), through the last normalization. Arrays
+    are named as in the usual PyTorch module: `cls_token`, `pos_embed`, `patch_embed.proj`,
+    `blocks.0.attn.qkv`, ..., `norm`; those of further blocks and of `head` are ignored.
 
     Raises:
-        InputError: parts that do not fit each other.
+        InputError: The settings do not fit each other.
 
     Example:
         >>> extractor = ViTExtractor(
@@ -262,19 +262,19 @@ class ViTExtractor(_FromFile):
         >>> [m.shape for m in maps]
         [(1, 2, 2, 6), (1, 2, 2, 6)]
 
-    Source: Dosovitskiy et al., arXiv 2010.11929, section 3.1; maps of several blocks: Caron et
-    al., arXiv 2104.14294, section 4.
+    Source: Dosovitskiy et al., arXiv 2010.11929, section 3.1; Caron et al., arXiv 2104.14294,
+    section 4 (maps of several blocks).
     """
 
     in_channels: int = 3  # an image of one channel is repeated
     sides: tuple[int, int] = (224, 224)  # (H, W) of the images that the network was made for
-    patch: int = 16  # side, pixels
+    patch: int = 16  # side of a patch, pixels
     width: int = 384
     heads: int = 6  # a divisor of the width
-    hidden: int = 1536  # width of the layer between
+    hidden: int = 1536  # width of the hidden layer at each token
     depths: tuple[int, ...] = (3, 6, 9, 12)  # increasing; 1 is the first block
     input_range: tuple[float, float] | None = (0.0, 1.0)
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of a channel of the images trained on
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # per channel, of the training images
     deviation: tuple[float, ...] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
@@ -287,26 +287,26 @@ class ViTExtractor(_FromFile):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches down and across."""
+        """Return the numbers of patches down and across."""
         return self.sides[0] // self.patch, self.sides[1] // self.patch
 
     @property
     def piecewise_linear(self) -> bool:
-        """False: attention, layer norms and GELU are smooth."""
+        """Return False: attention, layer norms and GELU are smooth."""
         return False
 
     def __call__(self, params: PyTree, x: Array) -> tuple[Array, ...]:
-        """Gives the features of images.
+        """Return the features of images.
 
         Args:
-            params: from `load_extractor`.
-            x: (B, H, W, C), C equal to `in_channels` or 1.
+            params: Parameters from `load_extractor`.
+            x: Images (B, H, W, C), with C equal to `in_channels` or 1.
 
         Returns:
             One map for each of `depths`, in the dtype of x.
 
         Raises:
-            InputError: x has other channels.
+            InputError: The images have another number of channels.
         """
         x = _standard_images(x, self.in_channels, self.mean, self.deviation)
         if x.shape[1:3] != self.sides:
@@ -317,20 +317,20 @@ class ViTExtractor(_FromFile):
         return maps
 
     def shapes(self) -> PyTree:
-        """Gives the shapes and dtypes of the parameters without computing any.
+        """Return the shapes and dtypes of the parameters without computing any.
 
         Returns:
-            {"params": ..., "batch_stats": ...} of `jax.ShapeDtypeStruct`, float32.
+            A pytree {"params": ..., "batch_stats": ...} of `jax.ShapeDtypeStruct`, float32.
         """
         image = jax.ShapeDtypeStruct((1, *self.sides, self.in_channels), np.float32)
         found = jax.eval_shape(_ViT(self).init, jax.random.key(0), image)
         return {"batch_stats": {}, **found}
 
     def source_name(self, path: tuple[str, ...]) -> str:
-        """Names a parameter, given by its path, as a PyTorch module does.
+        """Return the name of a parameter in a PyTorch module.
 
         Args:
-            path: of the parameter, without its collection.
+            path: Path of the parameter, without its collection.
 
         Returns:
             The name of the array in a file of weights.
@@ -340,13 +340,13 @@ class ViTExtractor(_FromFile):
         return ".".join([*inner, LEAF.get(path[-1], path[-1])])
 
     def spare(self, name: str) -> bool:
-        """Returns whether an array belongs to parts that are not used.
+        """Return whether an array belongs to unused parts.
 
         Args:
-            name: of an array in a file of weights.
+            name: Name of an array in a file of weights.
 
         Returns:
-            True if the extractor does not take it.
+            True if the extractor does not use the array.
         """
         found = re.match(r"blocks\.(\d+)\.", name)
         beyond = found is not None and int(found[1]) >= self.depths[-1]
@@ -384,7 +384,7 @@ class _ViT(nn.Module):
 
 
 class _Layer(nn.Module):
-    """Attention, then two layers at each token; each added to what it is given, normalized."""
+    """Attention, then two layers at each token; each normalizes its input and is added to it."""
 
     heads: int
     hidden: int
@@ -408,21 +408,22 @@ _KINDS: dict[str, type[ResNetExtractor] | type[ViTExtractor]] = {
 def load_extractor(
     path: str | Path, kind: str, **settings: Any
 ) -> tuple[ResNetExtractor | ViTExtractor, PyTree]:
-    """Makes an extractor of features and reads its weights.
+    """Create an extractor of features and read its weights.
 
     Args:
-        path: .npz or .safetensors (extra `weights`) with the arrays of the usual PyTorch module, as
-            `ResNetExtractor` and `ViTExtractor` name them.
-        kind: "resnet" or "vit".
-        **settings: fields of the extractor; those left out take their defaults.
+        path: File .npz or .safetensors (extra `weights`) with the arrays of the usual PyTorch
+            module, named as in `ResNetExtractor` and `ViTExtractor`.
+        kind: Kind of extractor, "resnet" or "vit".
+        **settings: Fields of the extractor; the others take their defaults.
 
     Returns:
         The extractor and its parameters, numpy float32.
 
     Raises:
-        InputError: unknown kind or settings that do not fit.
-        CheckpointError: another format, unreadable file, or a missing, misshapen, non-finite or
-            extra array; the message names the array, its shape and the one expected.
+        InputError: The kind is unknown, or the settings do not fit.
+        CheckpointError: The file is unreadable or of another format, or an array is missing,
+            misshapen, non-finite or extra; the message names the array, its shape and the expected
+            one.
 
     Example:
         >>> file = "resnet18.npz"  # of the user's

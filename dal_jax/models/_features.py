@@ -1,4 +1,4 @@
-"""Features of images for perceptual distances: what an extractor is, and the project's own."""
+"""Features of images for perceptual distances: the protocol of extractors, and a U-Net's own."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -27,20 +27,20 @@ class Extractor(Protocol):
 
     @property
     def piecewise_linear(self) -> bool:
-        """Whether the features are piecewise linear in the image."""
+        """Return whether the features are piecewise linear in the image."""
         ...
 
     @property
     def input_range(self) -> tuple[float, float] | None:
-        """Values that black and white are mapped to; None: images are taken as they are."""
+        """Return the values of black and white; None stands for images in their own units."""
         ...
 
     def __call__(self, params: PyTree, x: Array) -> tuple[Array, ...]:
-        """Gives maps (B, h, w, D) of images (B, H, W, C), in the dtype of x.
+        """Return maps (B, h, w, D) of images (B, H, W, C), in the dtype of x.
 
         Args:
-            params: of the extractor.
-            x: (B, H, W, C), in `input_range`.
+            params: Parameters of the extractor.
+            x: Images (B, H, W, C) in `input_range`.
 
         Returns:
             Maps (B, h, w, D), one for each depth; sides and D may differ.
@@ -50,13 +50,14 @@ class Extractor(Protocol):
 
 @dataclass(frozen=True)
 class UNetEncoder:
-    """The contracting half of a noise predictor, as an extractor of features of clean images.
+    """Contracting half of a noise predictor, as an extractor of features of clean images.
 
-    Called as `extractor(params, x)`, params the variables of the network in inference mode, it
-    gives one map (B, H / 2^(d-1), W / 2^(d-1), channels[d-1]) for each depth d, in the dtype of x.
+    The extractor is called as `extractor(params, x)`, where params are the variables of the network
+    in inference mode. It returns one map (B, H / 2^(d-1), W / 2^(d-1), channels[d-1]) for each
+    depth d, in the dtype of x.
 
     Raises:
-        InputError: parts that do not fit each other.
+        InputError: The settings do not fit each other.
 
     Example:
         >>> import jax
@@ -67,13 +68,13 @@ class UNetEncoder:
         >>> [m.shape for m in jax.eval_shape(encoder, unet_shapes(unet), jnp.ones((1, 16, 16, 1)))]
         [(1, 16, 16, 4), (1, 8, 8, 8)]
 
-    Source: features of a noise predictor at a small level: Baranchuk et al., arXiv 2112.03126,
-    section 3; with batch norm folded and piecewise linear: this project.
+    Source: Baranchuk et al., arXiv 2112.03126, section 3 (features of a noise predictor at a small
+    level); this project (batch norm folded, piecewise linear).
     """
 
-    unet: UNetConfig  # the network
+    unet: UNetConfig  # configuration of the network
     sides: tuple[int, int]  # (H, W) of the images, pixels
-    level: float = 10.0  # of the diffusion, that the network is told; nothing is noised
+    level: float = 10.0  # level of the diffusion given to the network; no noise is added
     depths: tuple[int, ...] = (1, 2)  # increasing; 1 is the finest, len(channels) the bottom
 
     def __post_init__(self) -> None:
@@ -86,26 +87,26 @@ class UNetEncoder:
 
     @property
     def piecewise_linear(self) -> bool:
-        """Whether the features are piecewise linear in the image."""
+        """Return whether the features are piecewise linear in the image."""
         return self.unet.piecewise_linear
 
     @property
     def input_range(self) -> None:
-        """None: the extractor takes images in the units that the network was trained on."""
+        """Return None: images are in the units that the network was trained on."""
         return None
 
     def __call__(self, params: PyTree, x: Array) -> tuple[Array, ...]:
-        """Gives the features of images (B, H, W, C).
+        """Return the features of images (B, H, W, C).
 
         Args:
-            params: {"params": ..., "batch_stats": ...} of `UNet(unet)`.
-            x: (B, H, W, C).
+            params: Variables {"params": ..., "batch_stats": ...} of `UNet(unet)`.
+            x: Images (B, H, W, C).
 
         Returns:
             One map for each depth, in the dtype of x.
 
         Raises:
-            InputError: x has other sides or channels.
+            InputError: The images have other sides or channels.
         """
         encoder = denoiser(params, self.unet, self.sides, x.dtype)
         maps = encoder.encode(x, encoder.conditions(self.level), self.depths[-1])
@@ -113,14 +114,14 @@ class UNetEncoder:
 
 
 def check_depths(depths: tuple[int, ...], most: int) -> None:
-    """Refuses depths that an extractor does not have.
+    """Refuse depths that an extractor does not have.
 
     Args:
-        depths: to be checked.
-        most: the largest depth there is; the smallest is 1.
+        depths: Depths to check.
+        most: Largest depth of the extractor; the smallest is 1.
 
     Raises:
-        InputError: none, out of range, or not increasing.
+        InputError: There are no depths, or they are out of range or not increasing.
     """
     if (
         not depths

@@ -1,4 +1,4 @@
-"""Inference mode: batch norms folded into the convolutions, and all laid out to be fast."""
+"""Inference mode: batch norms are folded into the convolutions, and kernels laid out for speed."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -29,19 +29,19 @@ from dal_jax.models._unet import NORM_EPSILON, UNetConfig, level_code
 
 
 def fold_norm(variables: PyTree, dtype: Any) -> dict[str, dict[str, Any]]:
-    """Merges the batch norms into the convolutions before them, in a given dtype.
+    """Merge the batch norms into the convolutions before them, in a given dtype.
 
-    `scale (w * x + b - mean) / sqrt(var + eps) + bias = (g w) * x + (g (b - mean) + bias)`,
+    `scale (w * x + b - mean) / sqrt(var + eps) + bias = (g w) * x + (g (b - mean) + bias)`, with
     `g = scale / sqrt(var + eps)`.
 
     Args:
-        variables: {"params": ..., "batch_stats": ...} of `UNet(config)`.
-        dtype: floating dtype of the result.
+        variables: Variables {"params": ..., "batch_stats": ...} of `UNet(config)`.
+        dtype: Floating dtype of the result.
 
     Returns:
-        {block: {"kernel": (3, 3, C, D), "bias": (D,), "mlp_0": ..., "mlp_2": ...}}, and "out" with
-        its 1 x 1 kernel; of a block without batch norm the kernel and bias as they are, with the
-        "norm" over groups and the "attention" that it has.
+        Parameters {block: {"kernel": (3, 3, C, D), "bias": (D,), "mlp_0": ..., "mlp_2": ...}}, and
+        "out" with its 1 x 1 kernel; a block without batch norm has its kernel and bias unchanged,
+        with the "norm" over groups and the "attention" that it has.
 
     Example:
         >>> from dal_jax.models import init_unet
@@ -63,7 +63,7 @@ def fold_norm(variables: PyTree, dtype: Any) -> dict[str, dict[str, Any]]:
 
 
 def _folded_block(block: dict[str, Any], stats: Any, dtype: Any) -> dict[str, Any]:
-    """The convolution of a block, with its batch norm, or its other norm apart."""
+    """Return the convolution of a block, with its batch norm, or its other norm apart."""
     if stats is None:
         return {**block["conv"], **{key: block[key] for key in ("norm",) if key in block}}
     running = stats["norm"]
@@ -84,13 +84,13 @@ class Denoiser:
     kernels: PyTree  # {block: kernels laid out, `_Kernel`}
 
     def __call__(self, x: Array, level: Any) -> Array:
-        """Predicts the noise in images (B, H, W, C) at a level, scalar or (B,): (B, H, W, C)."""
+        """Predict the noise (B, H, W, C) in images (B, H, W, C) at a level, scalar or (B,)."""
         return self.given(x, self.conditions(level))
 
     def conditions(self, levels: Any) -> dict[str, Array]:
-        """Returns the part of the network that depends on the levels (L,) alone, for `given`.
+        """Return the part of the network that depends on the levels (L,) alone, for `given`.
 
-        The shift that a level gives to the input of a convolution is taken to its output.
+        The shift that a level adds to the input of a convolution is moved to its output.
         """
         code = level_code(levels, self.config.time_dim, self.folded["out"]["bias"].dtype)
         found = {}
@@ -105,17 +105,17 @@ class Denoiser:
         return found
 
     def given(self, x: Array, conditions: dict[str, Array]) -> Array:
-        """Predicts the noise in images (B, H, W, C).
+        """Predict the noise in images (B, H, W, C).
 
         Args:
-            x: (B, H, W, C).
-            conditions: from `conditions` for B levels or one, or one row of them.
+            x: Images (B, H, W, C).
+            conditions: Result of `conditions` for B levels or one, or one row of it.
 
         Returns:
-            (B, H, W, C).
+            Predicted noise (B, H, W, C).
 
         Raises:
-            InputError: x does not fit the network, or has other sides.
+            InputError: The images do not fit the network, or have other sides.
         """
         maps = self.encode(x, conditions, len(self.config.channels))
         x = maps.pop()
@@ -127,18 +127,18 @@ class Denoiser:
         return jnp.matmul(x, out["kernel"][0, 0], precision="highest") + out["bias"]
 
     def encode(self, x: Array, conditions: dict[str, Array], depth: int) -> list[Array]:
-        """Gives the maps that the contracting half of the network makes, the finest first.
+        """Return the maps of the contracting half of the network, the finest first.
 
         Args:
-            x: (B, H, W, C).
-            conditions: as for `given`.
-            depth: how many maps, at most one for each of the network's widths.
+            x: Images (B, H, W, C).
+            conditions: Result of `conditions`, as for `given`.
+            depth: Number of maps, at most one for each of the network's widths.
 
         Returns:
-            (B, H / 2^i, W / 2^i, channels[i]) for i from 0 to depth - 1.
+            Maps (B, H / 2^i, W / 2^i, channels[i]) for i from 0 to depth - 1.
 
         Raises:
-            InputError: x does not fit the network, or has other sides.
+            InputError: The images do not fit the network, or have other sides.
         """
         self.config.check_image(x.shape)
         if x.ndim != 4 or x.shape[1:3] != self.sides:  # the kernels are laid out for these sides
@@ -153,7 +153,7 @@ class Denoiser:
         return maps
 
     def _finish(self, y: Array, name: str, conditions: dict[str, Array]) -> Array:
-        """Adds the shift, and applies norm, activation and attention after a convolution."""
+        """Add the shift, and apply norm, activation and attention after a convolution."""
         y, block = y + spread(conditions[name], *y.shape[1:3]), self.folded[name]
         if "norm" in block:
             y = group_norm(y, block["norm"])
@@ -168,17 +168,18 @@ def denoiser(
     dtype: Any,
     pulls: bool = False,
 ) -> Denoiser:
-    """Binds variables to the network in inference mode, folded and laid out once.
+    """Bind variables to the network in inference mode, folded and laid out once.
 
     Args:
-        variables: {"params": ..., "batch_stats": ...}.
-        config: the network.
-        image_size: (H, W), pixels.
-        dtype: floating dtype to compute in.
-        pulls: for `jax.vjp` by the images, several times faster there; no other derivative then.
+        variables: Variables {"params": ..., "batch_stats": ...} of the network.
+        config: Configuration of the network.
+        image_size: Height and width (H, W) of the images in pixels.
+        dtype: Floating dtype of the computation.
+        pulls: True to serve `jax.vjp` by the images, which is then several times faster; no other
+            derivative is available then.
 
     Returns:
-        A function of images (B, H, W, C) in that dtype and a level, giving the noise (B, H, W, C).
+        A function from images (B, H, W, C) in that dtype and a level to the noise (B, H, W, C).
 
     Example:
         >>> from dal_jax.models import init_unet
@@ -201,13 +202,13 @@ def denoiser(
 
 
 def _map_sides(name: str, config: UNetConfig, sides: tuple[int, int]) -> tuple[int, int]:
-    """The sides of the maps that a block makes of images of given sides."""
+    """Return the sides of the maps of a block, for images of given sides."""
     halvings = len(config.channels) - 1 if name == "bot1" else int(name.lstrip("downup")) - 1
     return sides[0] >> halvings, sides[1] >> halvings
 
 
 class _Kernel(NamedTuple):
-    """A kernel laid out, and what convolves gradients, where these are wanted."""
+    """A kernel laid out, and the kernel that convolves gradients, if these are requested."""
 
     laid: Array
     back: Array | None
@@ -216,10 +217,10 @@ class _Kernel(NamedTuple):
 def _laid_out(
     kernel: Array, height: int, width: int, joins: bool
 ) -> dict[str, tuple[Array, Array]]:
-    """The kernel of a block, as given and laid out; on a CPU of a joining one each part."""
+    """Return a block's kernel, as given and laid out; on a CPU a joining one is split in two."""
     if not joins or not on_cpu():
         return {"kernel": (kernel, lay_out(kernel, height, width))}
-    skipped = kernel.shape[-1]  # a block makes as many channels as the map that it is joined with
+    skipped = kernel.shape[-1]  # a block has as many channels as the map that it is joined with
     below, skip = kernel[:, :, :-skipped], kernel[:, :, -skipped:]
     return {
         "below": (below, lay_out_doubled(below, height // 2, width // 2)),
@@ -233,7 +234,7 @@ def _convolve(x: Array, kernel: _Kernel) -> Array:
 
 
 def _convolve_joined(x: Array, skip: Array, kernels: dict[str, _Kernel]) -> Array:
-    """Convolves the map from below, doubled, joined with the one from across."""
+    """Convolve the map from below, doubled, joined with the one from across."""
     if "kernel" in kernels:
         return _convolve(jnp.concatenate([upsample(x), skip], axis=-1), kernels["kernel"])
     laid, back = kernels["below"]

@@ -1,4 +1,4 @@
-"""Weights of a PyTorch module, named as `import_state_dict` tells; no file can run code."""
+"""Import of the weights of a PyTorch module, from files that cannot run code."""
 
 import re
 import zipfile
@@ -15,16 +15,17 @@ from dal_jax.models._unet import UNetConfig, unet_shapes
 
 
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
-    """Reads named arrays from a weights file.
+    """Read named arrays from a weights file.
 
     Args:
-        path: .npz, .safetensors (extra `weights`) or .pt / .pth (extra `torch`; weights only).
+        path: File of type .npz, .safetensors (extra `weights`) or .pt / .pth (extra `torch`;
+            weights only).
 
     Returns:
-        Arrays by name, the prefix `unet.` taken off and `num_batches_tracked` left out.
+        Arrays by name, without the prefix `unet.` and without `num_batches_tracked`.
 
     Raises:
-        CheckpointError: missing, truncated or of another format.
+        CheckpointError: The file is missing, truncated or of another format.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -47,7 +48,7 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
         raise CheckpointError(
             f"weights: {path.name} needs {error.name}: pip install 'dal-jax[{package}]'"
         ) from error
-    except Exception as error:  # each reader has its own exceptions; all mean the same here
+    except Exception as error:  # each reader has its own exceptions, all with this meaning
         reason = " ".join(str(error).split())[:120]
         raise CheckpointError(f"weights: cannot read {path}: {reason}") from error
     return {
@@ -58,17 +59,17 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def infer_unet_config(path: str | Path, activation: str = "relu") -> UNetConfig:
-    """Works out channels, depth and length of the time code from the arrays of a weights file.
+    """Infer channels, depth and length of the time code from the arrays of a weights file.
 
     Args:
-        path: as for `import_state_dict`.
-        activation: of the network; the arrays do not tell.
+        path: Path of the file, as for `import_state_dict`.
+        activation: Activation of the network, which the arrays do not determine.
 
     Returns:
-        The configuration.
+        The configuration of the network.
 
     Raises:
-        CheckpointError: the file cannot be read or is not such a network.
+        CheckpointError: The file cannot be read or does not hold such a network.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -98,20 +99,22 @@ def infer_unet_config(path: str | Path, activation: str = "relu") -> UNetConfig:
 
 
 def import_state_dict(path: str | Path, config: UNetConfig) -> PyTree:
-    """Turns a PyTorch state dict into the variables of `UNet(config)`.
+    """Turn a PyTorch state dict into the variables of `UNet(config)`.
 
-    Names: `down1.., bot1, ..up1` (each `convs.0` Conv2d, `convs.1` BatchNorm2d, `mlp.0`, `mlp.2`
-    Linear) and `out`, with or without the prefix `unet.`; `num_batches_tracked` is ignored.
+    The names are `down1.., bot1, ..up1` (each with `convs.0` Conv2d, `convs.1` BatchNorm2d,
+    `mlp.0`, `mlp.2` Linear) and `out`, with or without the prefix `unet.`; `num_batches_tracked` is
+    ignored.
 
     Args:
-        path: .npz, .safetensors or .pt file.
-        config: the network that the arrays belong to.
+        path: File of type .npz, .safetensors or .pt.
+        config: Configuration of the network that the arrays belong to.
 
     Returns:
-        {"params": ..., "batch_stats": ...}, numpy float32 (float64 arrays are rounded).
+        Variables {"params": ..., "batch_stats": ...}, numpy float32 (float64 arrays are rounded).
 
     Raises:
-        CheckpointError: unreadable file, or a missing, misshapen, non-finite or extra array.
+        CheckpointError: The file is unreadable, or an array is missing, misshapen, non-finite or
+            extra.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -136,22 +139,23 @@ def fill_variables(
     file: str,
     spare: Callable[[str], bool] = lambda name: False,
 ) -> PyTree:
-    """Arranges named arrays of a PyTorch module as the variables of a network in Flax.
+    """Arrange named arrays of a PyTorch module as the variables of a network in Flax.
 
     Kernels (out, in, height, width) and (out, in) become (height, width, in, out) and (in, out).
 
     Args:
-        arrays: by name; emptied of those that are used.
-        shapes: of the variables, {"params": ..., "batch_stats": ...}.
-        source_name: the array's name, from the path of a variable without its collection.
-        file: name of the file, for messages.
-        spare: whether an array that the network does not take may be there.
+        arrays: Arrays by name; those that are used are removed.
+        shapes: Shapes of the variables, {"params": ..., "batch_stats": ...}.
+        source_name: Function from the path of a variable without its collection to its array's
+            name.
+        file: Name of the file, for messages.
+        spare: Function that returns whether an array that the network does not use is allowed.
 
     Returns:
-        As `shapes`, numpy float32 (float64 arrays are rounded).
+        Variables in the structure of `shapes`, numpy float32 (float64 arrays are rounded).
 
     Raises:
-        CheckpointError: a missing, misshapen, non-finite or extra array.
+        CheckpointError: An array is missing, misshapen, non-finite or extra.
     """
     variables: dict[str, Any] = {"batch_stats": {}}
     for source, target, shape, axes in _named(shapes, source_name):
@@ -179,7 +183,7 @@ LEAF = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "r
 
 
 def _source_name(path: tuple[str, ...]) -> str:
-    """The name in the U-Net's PyTorch module."""
+    """Return the name in the U-Net's PyTorch module."""
     inner = [_RENAME.get(part, part) for part in path[:-1]]
     return ".".join([*inner, LEAF.get(path[-1], path[-1])])
 
@@ -191,8 +195,8 @@ def state_dict_layout(config: UNetConfig) -> Iterator[_Row]:
         config: Configuration of the network.
 
     Yields:
-        Name in the state dict, path in the variables of Flax, shape in PyTorch, and the axes by
-        which to transpose an array of PyTorch.
+        Rows of the name in the state dict, the path in the variables of Flax, the shape in PyTorch,
+        and the axes by which to transpose an array of PyTorch.
 
     Example:
         >>> name, path, shape, axes = next(iter(state_dict_layout(UNetConfig(1, (8, 16)))))
@@ -203,11 +207,11 @@ def state_dict_layout(config: UNetConfig) -> Iterator[_Row]:
 
 
 def _named(shapes: PyTree, source_name: Callable[[tuple[str, ...]], str]) -> Iterator[_Row]:
-    """Yields (PyTorch name, path in the variables, PyTorch shape, axes to transpose it by)."""
+    """Yield (PyTorch name, path in the variables, PyTorch shape, axes of the transposition)."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(shapes)
     for path, leaf in leaves:
         target = tuple(str(key.key) for key in path)
-        # PyTorch (out, in, 3, 3) and (out, in) against Flax (3, 3, in, out) and (in, out).
+        # PyTorch has (out, in, 3, 3) and (out, in), Flax has (3, 3, in, out) and (in, out).
         known = {4: (2, 3, 1, 0), 2: (1, 0)}
         axes = known.get(len(leaf.shape), tuple(range(len(leaf.shape))))
         shape = tuple(leaf.shape[axes.index(i)] for i in range(len(axes)))

@@ -17,7 +17,7 @@ from dal_jax.models._convolve import convolve, lay_out, mean_pool, upsample
 
 NORM_EPSILON = 1e-5
 NORMS = ("batch", "group", "none")
-# Fields that older records do not have: left out of new ones where they are at their defaults.
+# Fields that older records lack; new records leave them out where they are at their defaults.
 _LATER = {"later": True}
 
 
@@ -26,7 +26,7 @@ class UNetConfig:
     """Configuration of a U-Net: `len(channels)` is its depth, `channels[-1]` its bottom width.
 
     Raises:
-        InputError: a number is not positive, or the activation, the normalization or a level of
+        InputError: A number is not positive, or the activation, the normalization or a level of
             attention is unknown.
 
     Example:
@@ -36,11 +36,11 @@ class UNetConfig:
         False
     """
 
-    in_channels: int = 1  # of the images
-    channels: tuple[int, ...] = (32, 64, 128, 256)  # of the maps, the finest first
+    in_channels: int = 1  # channels of the images
+    channels: tuple[int, ...] = (32, 64, 128, 256)  # channels of the maps, the finest first
     time_dim: int = 100  # length of the code of the level
-    activation: str = "relu"  # as `activation` takes it
-    # "group", smooth, is over each image alone; there is "none" as well.
+    activation: str = "relu"  # a name for `activation`
+    # "batch", "group" (smooth, over each image alone) or "none".
     norm: str = field(default="batch", metadata=_LATER)
     # Depths whose pixels attend to one another; 0 is the finest.
     attention: tuple[int, ...] = field(default=(), metadata=_LATER)
@@ -63,13 +63,13 @@ class UNetConfig:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Gives the configuration as plain values, ready for JSON.
+        """Return the configuration as plain values, ready for JSON.
 
-        Fields that were added later are left out where they are at their defaults: records from
-        before stay equal to new ones.
+        Fields that were added later are left out where they are at their defaults, so that older
+        records stay equal to new ones.
 
         Returns:
-            Fields and their values.
+            The fields and their values.
         """
         return {
             f.name: getattr(self, f.name)
@@ -79,20 +79,20 @@ class UNetConfig:
 
     @property
     def piecewise_linear(self) -> bool:
-        """Whether the network in inference mode is piecewise linear in the image."""
+        """Return whether the network in inference mode is piecewise linear in the image."""
         smooth = self.norm == "group" or bool(self.attention)
         return is_piecewise_linear(self.activation) and not smooth
 
     @property
     def multiple(self) -> int:
-        """The number that the sides of an image must be divisible by."""
+        """Return the number by which the sides of an image must be divisible."""
         return 2 ** (len(self.channels) - 1)
 
     def check_image(self, shape: tuple[int, ...]) -> None:
-        """Refuses an image shape (..., H, W, C) that the network cannot take.
+        """Refuse an image shape (..., H, W, C) that the network cannot take.
 
         Args:
-            shape: of at least three numbers; the last three are H, W and C.
+            shape: Shape of at least three numbers; the last three are H, W and C.
 
         Raises:
             InputError: C is not `in_channels`, or H or W is not divisible by `multiple`.
@@ -101,16 +101,16 @@ class UNetConfig:
 
 
 def time_code(level: Float[Array, " B"], length: int) -> Float[Array, "B length"]:
-    """Codes a level as sines and cosines: `v_i = sin(t/d_i)`, i even, `cos(t/d_i)`, i odd.
+    """Encode a level as sines and cosines: `v_i = sin(t/d_i)`, i even, `cos(t/d_i)`, i odd.
 
     `d_i = 10000^(i/length)`.
 
     Args:
-        level: (B,), levels t of the diffusion, 0 and above.
-        length: number of entries of the code.
+        level: Levels t of the diffusion, (B,), 0 and above.
+        length: Number of entries of the code.
 
     Returns:
-        (B, length) in the dtype of `level`.
+        Codes (B, length) in the dtype of `level`.
 
     Example:
         >>> time_code(jnp.zeros(1), 4).tolist()
@@ -128,23 +128,23 @@ def time_code(level: Float[Array, " B"], length: int) -> Float[Array, "B length"
 
 
 def level_code(level: Any, length: int, dtype: Any) -> Array:
-    """Codes levels in a dtype that may be too narrow to hold them.
+    """Encode levels in a dtype that may be too narrow to hold them.
 
     Args:
-        level: scalar or (B,), levels of the diffusion, 0 and above.
-        length: number of entries of the code.
-        dtype: of the result.
+        level: Levels of the diffusion, scalar or (B,), 0 and above.
+        length: Number of entries of the code.
+        dtype: Dtype of the result.
 
     Returns:
-        (1, length) or (B, length).
+        Codes (1, length) or (B, length).
     """
-    # The code is taken in float32 or better: bfloat16 cannot hold levels above 256.
+    # The code is computed in float32 or better: bfloat16 cannot hold levels above 256.
     wide = jnp.float32 if np.dtype(dtype).itemsize < 4 else dtype
     return time_code(jnp.atleast_1d(jnp.asarray(level, wide)), length).astype(dtype)
 
 
 def _convolve(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
-    """Stands in for `lax.conv_general_dilated` on small maps, where the library is slow."""
+    """Replace `lax.conv_general_dilated` on small maps, where the library is slow."""
     return convolve(x, lay_out(kernel, *x.shape[1:3]))
 
 
@@ -172,7 +172,8 @@ class _Block(nn.Module):
             norm = nn.BatchNorm(
                 not train, momentum=0.9, epsilon=NORM_EPSILON, dtype=x.dtype, name="norm"
             )
-            # Flax mixes float32 statistics with another dtype: allowed here, whatever is global.
+            # Flax mixes float32 statistics with another dtype: allowed here, whatever is set
+            # globally.
             with jax.numpy_dtype_promotion("standard"):
                 x = norm(x)
         elif self.norm == "group":
@@ -182,10 +183,10 @@ class _Block(nn.Module):
 
 
 class UNet(nn.Module):
-    """Predicts the noise in images; blocks `down1..`, `bot1`, `..up1` and a 1x1 `out`.
+    """U-Net that predicts the noise in images; blocks `down1..`, `bot1`, `..up1` and a 1x1 `out`.
 
     Args:
-        config: widths, depth, activation, normalization and attention.
+        config: Configuration of the network: widths, depth, activation, normalization, attention.
 
     Example:
         >>> network = UNet(UNetConfig(channels=(4, 8)))
@@ -194,29 +195,28 @@ class UNet(nn.Module):
         (1, 8, 8, 1)
 
     Source: Katsuoka et al., arXiv 2402.11789, appendix on the network, after Ronneberger et al.,
-    arXiv 1505.04597; group normalization and attention as in Ho et al., arXiv 2006.11239,
-    appendix B.
+    arXiv 1505.04597; Ho et al., arXiv 2006.11239, appendix B (group normalization and attention).
     """
 
     config: UNetConfig
 
     @nn.compact
     def __call__(self, x: Array, level: Any, train: bool = False) -> Array:
-        """Predicts the noise.
+        """Predict the noise.
 
-        Computes in the dtype of x; with `train=False` the batch norms compute in that of their
-        variables if it is wider, and `denoiser`, which casts them, is faster and exact.
+        The network computes in the dtype of x; with `train=False` the batch norms compute in that
+        of their variables if it is wider, and `denoiser`, which casts them, is faster and exact.
 
         Args:
-            x: (B, H, W, C), H and W divisible by `config.multiple`.
-            level: scalar or (B,), the level of each image, 0 and above.
+            x: Images (B, H, W, C), with H and W divisible by `config.multiple`.
+            level: Level of each image, scalar or (B,), 0 and above.
             train: True to normalize by the statistics of the batch and update the running ones.
 
         Returns:
-            (B, H, W, C) in the dtype of x.
+            Predicted noise (B, H, W, C) in the dtype of x.
 
         Raises:
-            InputError: x does not fit the network.
+            InputError: The images do not fit the network.
         """
         self.config.check_image(x.shape)
         act = activation(self.config.activation)
@@ -242,14 +242,14 @@ class UNet(nn.Module):
 
 
 def unet_shapes(config: UNetConfig) -> PyTree:
-    """Gives the shapes and dtypes of a network's variables without computing any.
+    """Return the shapes and dtypes of a network's variables without computing any.
 
     Args:
-        config: the network.
+        config: Configuration of the network.
 
     Returns:
-        {"params": ..., "batch_stats": ...} of `jax.ShapeDtypeStruct`, float32; without batch norm
-        there are no statistics, and their dictionary is empty.
+        A pytree {"params": ..., "batch_stats": ...} of `jax.ShapeDtypeStruct`, float32; without
+        batch norm there are no statistics, and their dictionary is empty.
 
     Example:
         >>> unet_shapes(UNetConfig(channels=(4,)))["params"]["bot1"]["conv"]["kernel"].shape
@@ -263,14 +263,14 @@ def unet_shapes(config: UNetConfig) -> PyTree:
 
 
 def init_unet(config: UNetConfig, seed: int) -> PyTree:
-    """Draws the variables of a new U-Net, as `draw_variables` does.
+    """Draw the variables of a new U-Net, as `draw_variables` does.
 
     Args:
-        config: the network.
-        seed: of the random numbers, 0 or above.
+        config: Configuration of the network.
+        seed: Seed of the random numbers, 0 or above.
 
     Returns:
-        {"params": ..., "batch_stats": ...}, numpy float32.
+        A pytree {"params": ..., "batch_stats": ...} of numpy arrays, float32.
 
     Example:
         >>> init_unet(UNetConfig(channels=(4,)), seed=0)["params"]["out"]["kernel"].shape

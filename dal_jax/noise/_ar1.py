@@ -1,4 +1,4 @@
-"""Noise correlated along the flattened image: autoregressive, or stationary, without its matrix."""
+"""Noise correlated along the flattened image: autoregressive, or stationary without its matrix."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,26 +13,26 @@ from dal_jax.noise._covariance import Covariance, Whitening, _batch, _check_sigm
 
 
 def ar1(rho: float, sigma: float) -> Covariance:
-    """Returns noise of a first-order autoregression: `Sigma_ij = sigma^2 rho^|i - j|`.
+    """Return noise of a first-order autoregression: `Sigma_ij = sigma^2 rho^|i - j|`.
 
-    i and j index the flattened image (H*W*C,), row by row, channels last. `Sigma v` is the sum of
-    a forward and a backward recursion, O(n) for n = H*W*C.
+    i and j index the flattened image (H*W*C,), row by row, channels last. `Sigma v` is the sum of a
+    forward and a backward recursion, O(n) for n = H*W*C.
 
     Args:
-        rho: correlation of neighbours, -1 < rho < 1.
-        sigma: standard deviation, in units of the image, > 0.
+        rho: Correlation of neighbours, -1 < rho < 1.
+        sigma: Standard deviation in units of the image, > 0.
 
     Returns:
-        Covariance for images of any size.
+        The covariance, for images of any size.
 
     Raises:
-        InputError: rho or sigma out of range.
+        InputError: The argument rho or sigma is out of range.
 
     Example:
         >>> ar1(0.5, 1.0).apply(np.array([[[1.0], [0.0], [0.0]]])).ravel().tolist()
         [1.0, 0.5, 0.25]
 
-    Source: Katsuoka et al., arXiv 2402.11789 (there rho = 0.5, sigma = 1).
+    Source: Katsuoka et al., arXiv 2402.11789 (with rho = 0.5, sigma = 1).
     """
     if not -1 < rho < 1:
         raise InputError(f"rho is {rho!r}, expected a correlation between -1 and 1, both excluded")
@@ -74,27 +74,29 @@ class _Ar1(Whitening):
         return float(2 * n * np.log(self.sigma) + (n - 1) * innovation)
 
     def _accumulate(self, v: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-        """Returns `u_i = sum_{j <= i} rho^(i - j) v_j`, that is `u_i = rho u_{i-1} + v_i`."""
+        """Return `u_i = sum_{j <= i} rho^(i - j) v_j`, that is `u_i = rho u_{i-1} + v_i`."""
         bands = np.stack([np.ones(len(v)), np.full(len(v), -self.rho)])
         return np.asarray(solve_banded((1, 0), bands, v, check_finite=False))
 
 
 def toeplitz(autocovariance: ArrayLike) -> Covariance:
-    """Returns noise whose covariance depends on the distance along the flattened image.
+    """Return noise whose covariance depends on the distance along the flattened image.
 
-    `Sigma_ij = autocovariance[|i - j|]`, i and j index the flattened image (H*W*C,), row by row,
-    channels last, as in `ar1`. Applied by FFT in O(n log n); whitened, sampled and checked by the
-    Durbin-Levinson recursion in O(n^2) time and O(n) memory. For noise stationary along rows and
-    columns apart, give `kronecker` two Toeplitz matrices, or use `stationary`.
+    `Sigma_ij = autocovariance[|i - j|]`, where i and j index the flattened image (H*W*C,), row by
+    row, channels last, as in `ar1`. It is applied by FFT in O(n log n); whitened, sampled and
+    checked by the Durbin-Levinson recursion in O(n^2) time and O(n) memory. For noise that is
+    stationary along rows and columns separately, give `kronecker` two Toeplitz matrices, or use
+    `stationary`.
 
     Args:
-        autocovariance: (L,) covariances at lags 0 to L - 1, in squared units of the image.
+        autocovariance: Covariances (L,) at lags 0 to L - 1, in squared units of the image.
 
     Returns:
-        Covariance for images of up to L values.
+        The covariance, for images of up to L values.
 
     Raises:
-        InputError: another number of axes, values not finite, or not positive definite.
+        InputError: The number of axes is wrong, values are not finite, or the matrix is not
+            positive definite.
 
     Example:
         >>> toeplitz([1.0, 0.5]).apply(np.ones((1, 2, 1))).ravel().tolist()
@@ -152,9 +154,9 @@ class _Toeplitz(Whitening):
 
 
 def _predictions(lags: Float[np.ndarray, " n"]) -> Iterator[tuple[np.ndarray, float]]:
-    """Yields for each k the weights of values 0..k-1 that predict value k, and the variance left.
+    """Yield for each k the weights of values 0..k-1 that predict value k, and the variance left.
 
-    InputError once a variance is not positive: the matrix is not positive definite.
+    An InputError reports a variance that is not positive: the matrix is not positive definite.
     """
     weights, variance = np.empty(0), float(lags[0])
     for k in range(len(lags)):

@@ -10,8 +10,9 @@ from dal_jax._errors import InputError
 from dal_jax._typing import Float
 from dal_jax.noise._likelihood import DENSE_LIMIT
 
-# Larger images go in blocks treated jointly with their surroundings, at most this many values in
-# all: a dozen Cholesky factors of this size cost less than the filtering of a few images.
+# Larger images are divided into blocks that are treated jointly with their surroundings, with at
+# most this many values in all: a dozen Cholesky factors of this size cost less than the filtering
+# of a few images.
 _JOINT = 1024
 
 # Covariance between the values of two lists of pixels: (a, 2), (b, 2) -> (a C, b C).
@@ -19,7 +20,7 @@ Between = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class Geometry(NamedTuple):
-    """The pixels of a block and of those before it, relative to its first pixel."""
+    """Pixels of a block and of those before it, relative to its first pixel."""
 
     height: int  # of the block, in pixels
     width: int
@@ -37,7 +38,7 @@ class Block(NamedTuple):
 
 
 class Factor(NamedTuple):
-    """The linear map of one geometry, on the values of its context and its block in this order."""
+    """Linear map of one geometry, on the values of its context and its block in this order."""
 
     filter: Float[np.ndarray, "t ct"]  # last rows of the inverse Cholesky factor
     log_determinant: float  # of the block given its context
@@ -50,15 +51,15 @@ class BlockPlan(NamedTuple):
     factors: dict[Geometry, Factor]
 
     def is_exact(self) -> bool:
-        """Returns whether one block holds the image."""
+        """Return whether one block holds the image."""
         return len(self.blocks) == 1
 
     def log_determinant(self) -> float:
-        """Returns the sum over the blocks of the log determinant given the context."""
+        """Return the sum over the blocks of the log determinant given the context."""
         return sum(self.factors[block.geometry].log_determinant for block in self.blocks)
 
     def whiten(self, images: Float[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N H W C"]:
-        """Returns the innovations of each block given its context."""
+        """Return the innovations of each block given its context."""
         result = np.empty_like(images)
         for row, column, geometry in self.blocks:
             rows, columns = np.concatenate(_pixels(geometry)).T
@@ -72,21 +73,21 @@ class BlockPlan(NamedTuple):
 def plan_blocks(
     between: Between, shape: tuple[int, int, int], limit: int = DENSE_LIMIT
 ) -> BlockPlan:
-    """Returns the blocks of an image, in one piece if it holds at most `limit` values.
+    """Return the blocks of an image; one block if the image has at most `limit` values.
 
-    `p(e) = prod_b p(e_b | e_a, a before b and touching b)`, the blocks taken row by row. A block
-    and its at most four predecessors hold together at most `limit` and at most 1024 values.
+    `p(e) = prod_b p(e_b | e_a, a before b and touching b)`, with the blocks taken row by row. A
+    block and its at most four predecessors together hold at most `limit` and at most 1024 values.
 
     Args:
-        between: covariance between two lists of pixels, a function of their displacement.
-        shape: (H, W, C) of the images.
-        limit: most values of an image that is treated in one piece, >= 1.
+        between: Covariance between two lists of pixels, a function of their displacement.
+        shape: Shape (H, W, C) of the images.
+        limit: Largest number of values of an image that is treated in one piece, >= 1.
 
     Returns:
-        BlockPlan.
+        The blocks with their factors.
 
     Raises:
-        InputError: a covariance that is singular.
+        InputError: A covariance is singular.
 
     Source: Stein, Chi and Welty, J. R. Statist. Soc. B 66 (2004) 275-296.
     """
@@ -111,7 +112,7 @@ def _geometry(row: int, column: int, side: int, height: int, width: int) -> Geom
 
 
 def _pixels(geometry: Geometry) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the pixels (k, 2) above the block, to its left, and of the block."""
+    """Return the pixels (k, 2) above the block, to its left, and of the block."""
     height, width, above, left, right = geometry
     return (
         _rectangle(range(-above, 0), range(-left, width + right)),

@@ -17,7 +17,7 @@ from dal_jax.noise._sample import Groups, mean_image, sample_of
 
 
 class NoiseRanking(NamedTuple):
-    """Noise models, the best one on held-out images first.
+    """Noise models, starting with the best one on held-out images.
 
     Example:
         >>> images = np.random.default_rng(0).normal(0.0, 1.0, (40, 4, 4, 1))
@@ -26,10 +26,10 @@ class NoiseRanking(NamedTuple):
         ['iid', 'dense']
     """
 
-    kind: str  # the best one
+    kind: str  # name of the best model
     covariance: Covariance  # its estimate from all images
-    reports: tuple[FitReport, ...]  # of every kind that could be fitted, the best one first
-    refused: tuple[tuple[str, str], ...]  # kind and reason of those that could not
+    reports: tuple[FitReport, ...]  # of every fitted model, the best one first
+    refused: tuple[tuple[str, str], ...]  # kind and reason of the models that could not be fitted
 
 
 def choose(
@@ -41,28 +41,29 @@ def choose(
     folds: int = 5,
     by: str = "likelihood",
 ) -> NoiseRanking:
-    """Returns the noise models ranked by how well they describe images held out by object.
+    """Return the noise models ranked by their fit to images held out by object.
 
-    The objects are dealt at random to folds; each fold's images are judged by the mean image and
-    the covariance estimated from the other folds, and the judgements are pooled. The best kind
-    is then estimated from all images. The likelihood judges all of Sigma, the finest contrasts
-    above all; "regions" judges the variance of region means, which is what the test divides by.
+    The objects are dealt at random to folds. Each fold's images are judged by the mean image and
+    the covariance estimated from the other folds, and the judgements are pooled. The best model is
+    then estimated from all images. The likelihood judges all of Sigma, the finest contrasts above
+    all; "regions" judges the variance of region means, by which the test divides.
 
     Args:
-        images: (N, H, W, C) normal images, preprocessed like those to be tested.
-        kinds: of `estimate`; None: all, dense ones for images of up to 2048 values only.
-        groups: N labels of the objects; None: each image is an object of its own.
-        seed: of the deal, >= 0.
-        folds: number of folds, 2 or more; at most the number of objects are used.
-        by: "likelihood" for the largest held-out log-likelihood, "regions" for the least
+        images: Normal images (N, H, W, C), preprocessed like those to be tested.
+        kinds: Kinds of `estimate`; None stands for all, dense ones for images of up to 2048 values
+            only.
+        groups: Labels of the objects (N,); None makes each image an object of its own.
+        seed: Seed of the deal, >= 0.
+        folds: Number of folds, 2 or more; at most the number of objects is used.
+        by: Criterion: "likelihood" for the largest held-out log-likelihood, "regions" for the least
             `region_error`.
 
     Returns:
-        NoiseRanking.
+        The ranking, with the best model's estimate from all images.
 
     Raises:
-        InputError: fewer than 3 objects, a negative seed, an unknown kind or criterion, or no
-            kind that could be fitted.
+        InputError: There are fewer than 3 objects, the seed is negative, a kind or the criterion is
+            unknown, or no kind could be fitted.
 
     Example:
         >>> images = np.random.default_rng(0).normal(0.0, 1.0, (40, 4, 4, 1))
@@ -115,7 +116,7 @@ def _kinds(kinds: Sequence[str] | None, size: int) -> tuple[str, ...]:
 def _held_out(
     images: np.ndarray, kind: str, members: Int[np.ndarray, " N"], parts: Int[np.ndarray, " N"]
 ) -> Evidence:
-    """Returns what each image says of the estimate from the folds without its object."""
+    """Return the evidence of each image on the estimate from the folds without its object."""
     pieces, order = [], []
     for part in np.unique(parts):
         inside = parts == part

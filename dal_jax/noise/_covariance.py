@@ -12,7 +12,7 @@ from dal_jax._typing import Float
 
 @runtime_checkable
 class Covariance(Protocol):
-    """The covariance Sigma of the flattened noise (H*W*C,) of one image, known by what it does.
+    """The covariance Sigma of the flattened noise (H*W*C,) of one image, given by its operations.
 
     Example:
         >>> noise = iid(2.0)
@@ -23,44 +23,44 @@ class Covariance(Protocol):
     """
 
     def apply(self, v: Float[np.ndarray, "H W C"]) -> Float[np.ndarray, "H W C"]:
-        """Returns Sigma v.
+        """Return Sigma v.
 
         Args:
-            v: (H, W, C).
+            v: Values (H, W, C).
 
         Returns:
-            (H, W, C), in squared units of the image times those of v.
+            Values (H, W, C), in squared units of the image times those of v.
 
         Raises:
-            InputError: the size does not fit.
+            InputError: The size does not fit.
         """
         ...
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """Refuses a shape of images.
+        """Refuse a shape of images.
 
         Args:
-            shape: (H, W, C).
+            shape: Shape (H, W, C) of the images.
 
         Raises:
-            InputError: images of this shape do not fit.
+            InputError: Images of this shape do not fit.
         """
         ...
 
     def sample(
         self, rng: np.random.Generator, shape: tuple[int, int, int]
     ) -> Float[np.ndarray, "H W C"]:
-        """Returns one draw of N(0, Sigma).
+        """Return one draw of N(0, Sigma).
 
         Args:
-            rng: NumPy's random numbers.
-            shape: (H, W, C).
+            rng: NumPy's random number generator.
+            shape: Shape (H, W, C) of the image.
 
         Returns:
-            (H, W, C), in units of the image.
+            Noise (H, W, C) in units of the image.
 
         Raises:
-            InputError: the size does not fit.
+            InputError: The size does not fit.
         """
         ...
 
@@ -78,56 +78,56 @@ class Whitening(Covariance, Protocol):
     """
 
     def whiten(self, images: Float[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N H W C"]:
-        """Returns `A e` for each image e, `A Sigma A' = I`.
+        """Return `A e` for each image e, with `A Sigma A' = I`.
 
         Args:
-            images: (N, H, W, C) draws of the noise, in units of the image.
+            images: Draws of the noise (N, H, W, C) in units of the image.
 
         Returns:
-            (N, H, W, C) independent standard normal values.
+            Independent standard normal values (N, H, W, C).
 
         Raises:
-            InputError: the size does not fit, or Sigma is singular.
+            InputError: The size does not fit, or Sigma is singular.
         """
         ...
 
     def log_determinant(self, shape: tuple[int, ...]) -> float:
-        """Returns log det Sigma.
+        """Return log det Sigma.
 
         Args:
-            shape: (H, W, C).
+            shape: Shape (H, W, C) of the images.
 
         Returns:
-            The natural logarithm, of Sigma in squared units of the image.
+            The natural logarithm, for Sigma in squared units of the image.
 
         Raises:
-            InputError: the size does not fit, or Sigma is singular.
+            InputError: The size does not fit, or Sigma is singular.
         """
         ...
 
     def is_exact(self, shape: tuple[int, ...]) -> bool:
-        """Returns whether `whiten` and `log_determinant` are exact.
+        """Return whether `whiten` and `log_determinant` are exact.
 
         Args:
-            shape: (H, W, C).
+            shape: Shape (H, W, C) of the images.
 
         Returns:
-            True unless an operator says otherwise: False where they are of an approximation.
+            True, unless an operator overrides it: False where both belong to an approximation.
         """
         return True
 
 
 def iid(sigma: float) -> Covariance:
-    """Returns independent noise of one level: `Sigma = sigma^2 I`.
+    """Return independent noise of one level: `Sigma = sigma^2 I`.
 
     Args:
-        sigma: standard deviation, in units of the image, > 0.
+        sigma: Standard deviation in units of the image, > 0.
 
     Returns:
-        Covariance for images of any size.
+        The covariance, for images of any size.
 
     Raises:
-        InputError: sigma not positive and finite.
+        InputError: The argument sigma is not positive and finite.
 
     Example:
         >>> iid(2.0).apply(np.ones((1, 2, 1))).ravel().tolist()
@@ -140,16 +140,16 @@ def iid(sigma: float) -> Covariance:
 
 
 def diagonal(variance: ArrayLike) -> Covariance:
-    """Returns independent noise with a level of its own in each pixel: `Sigma = diag(variance)`.
+    """Return independent noise with a level of its own in each pixel: `Sigma = diag(variance)`.
 
     Args:
-        variance: (H, W, C) variances, in squared units of the image, > 0.
+        variance: Variances (H, W, C) in squared units of the image, > 0.
 
     Returns:
-        Covariance for images of that size.
+        The covariance, for images of that size.
 
     Raises:
-        InputError: another number of axes, or a variance not positive and finite.
+        InputError: The number of axes is wrong, or a variance is not positive and finite.
 
     Example:
         >>> diagonal([[[1.0], [4.0]]]).apply(np.ones((1, 2, 1))).ravel().tolist()
@@ -226,7 +226,7 @@ def _check_map(values: np.ndarray, name: str, shape: tuple[int, ...]) -> None:
 
 
 def _batch(covariance: Covariance, images: ArrayLike) -> Float[np.ndarray, "N H W C"]:
-    """Returns the images in float64 once their shape fits the covariance."""
+    """Return the images in float64 after a check that their shape fits the covariance."""
     values = np.asarray(images, dtype=np.float64)
     if values.ndim != 4:
         raise InputError(f"images has shape {values.shape}, expected (N, H, W, C)")

@@ -15,16 +15,17 @@ _ASYMMETRY = 1e-6
 
 
 def dense(matrix: ArrayLike) -> Covariance:
-    """Returns noise with an explicit covariance matrix of the flattened image.
+    """Return noise with an explicit covariance matrix of the flattened image.
 
     Args:
-        matrix: (n, n), n = H*W*C, row by row, channels last; symmetric and positive definite.
+        matrix: Matrix (n, n), n = H*W*C, row by row, channels last; symmetric and positive
+            definite.
 
     Returns:
-        Covariance for images of n values.
+        The covariance, for images of n values.
 
     Raises:
-        InputError: not square, not finite, not symmetric or not positive definite.
+        InputError: The matrix is not square, not finite, not symmetric or not positive definite.
 
     Example:
         >>> dense([[2.0, 1.0], [1.0, 2.0]]).apply(np.array([[[1.0], [0.0]]])).ravel().tolist()
@@ -68,7 +69,7 @@ class _Dense(Whitening):
 def _checked(
     matrix: ArrayLike, name: str
 ) -> tuple[Float[np.ndarray, "n n"], Float[np.ndarray, "n n"]]:
-    """Returns a covariance matrix and its lower Cholesky factor; InputError where it is none."""
+    """Return a covariance matrix and its lower Cholesky factor; refuse any other matrix."""
     sigma = np.array(matrix, dtype=np.float64)
     if sigma.ndim != 2 or sigma.shape[0] != sigma.shape[1] or sigma.size == 0:
         raise InputError(f"{name} has shape {sigma.shape}, expected (n, n)")
@@ -87,21 +88,22 @@ def _checked(
 
 
 def kronecker(rows: ArrayLike, columns: ArrayLike, channels: ArrayLike = ((1.0,),)) -> Covariance:
-    """Returns separable noise, `Sigma = A (x) B (x) C`: `Cov(e_yxc, e_YXD) = A_yY B_xX C_cD`.
+    """Return separable noise, `Sigma = A (x) B (x) C`: `Cov(e_yxc, e_YXD) = A_yY B_xX C_cD`.
 
-    Applied in O(n (H + W + C)), whitened exactly by the Cholesky factors. Toeplitz factors
+    It is applied in O(n (H + W + C)) and whitened exactly by the Cholesky factors. Toeplitz factors
     (`scipy.linalg.toeplitz`) give a stationary, separable covariance.
 
     Args:
-        rows: (H, H) covariance A between rows, symmetric and positive definite.
-        columns: (W, W) covariance B between columns.
-        channels: (C, C) covariance C between channels, by default one of variance 1.
+        rows: Covariance A (H, H) between rows, symmetric and positive definite.
+        columns: Covariance B (W, W) between columns, likewise.
+        channels: Covariance C (C, C) between channels, likewise; by default one channel of variance
+            1.
 
     Returns:
-        Covariance for images of shape (H, W, C), in the product of the three units.
+        The covariance, for images of shape (H, W, C), in the product of the three units.
 
     Raises:
-        InputError: a factor that is no covariance matrix.
+        InputError: A factor is no covariance matrix.
 
     Example:
         >>> noise = kronecker(np.eye(2), 4 * np.eye(3))

@@ -20,12 +20,12 @@ KINDS = (
     *("kronecker", "low_rank", "dense", "dense_stationary"),
 )
 _SHRINKABLE = KINDS[2:]
-_TARGETS = ("diagonal", "identity", "stationary")  # of `estimate_dense`
-# Two images leave an estimated intensity at 0; this little keeps matrices positive definite.
+_TARGETS = ("diagonal", "identity", "stationary")  # targets of `estimate_dense`
+# Two images lead to an estimated intensity of 0; this least one keeps matrices positive definite.
 LEAST_SHRINKAGE = 1e-3
 _CHUNK = 2**21  # complex numbers transformed at a time, 32 MB
-_ROUNDS = 200  # of the alternation between the Kronecker factors
-_SETTLED = 1e-8  # relative change of the factors at which it ends
+_ROUNDS = 200  # largest number of alternations between the Kronecker factors
+_SETTLED = 1e-8  # relative change of the factors at which the alternation ends
 
 
 def estimate(
@@ -37,38 +37,38 @@ def estimate(
     rank: int | None = None,
     mean: str = "image",
 ) -> Covariance:
-    """Returns the noise covariance of normal images under one of the models.
+    """Return the noise covariance of normal images under one of the models.
 
-    Kinds: "iid" one variance; "ar1" one variance and the correlation of neighbours along the
-    flattened image (Burg's estimate); "diagonal" each pixel's variance; "stationary" tapered
-    sample autocovariance, without wrap-around; "scaled_stationary" the same for images divided
-    by each pixel's standard deviation, then multiplied again; "kronecker" the separable
-    covariance of greatest likelihood; "low_rank" principal components plus each pixel's rest;
-    "dense" the sample covariance, shrunk towards its diagonal, and "dense_stationary" towards
-    the stationary estimate.
+    The kinds are "iid", one variance; "ar1", one variance and the correlation of neighbours along
+    the flattened image (Burg's estimate); "diagonal", the variance of each pixel; "stationary", the
+    tapered sample autocovariance, without wrap-around; "scaled_stationary", the same for images
+    divided by each pixel's standard deviation, then multiplied again; "kronecker", the separable
+    covariance of greatest likelihood; "low_rank", principal components plus the remaining variance
+    of each pixel; "dense", the sample covariance, shrunk towards its diagonal; and
+    "dense_stationary", the same shrunk towards the stationary estimate.
 
     Images of one group (exposures of one object, slices of one patient) do not count as
-    independent: each weighs 1 / (size of its group), and the number of groups takes the place
-    of the number of images in every correction.
+    independent: each weighs 1 / (size of its group), and the number of groups takes the place of
+    the number of images in every correction.
 
     Args:
-        images: (N, H, W, C) normal images, preprocessed like those to be tested, N >= 2.
-        kind: one of the above.
-        groups: N labels of the objects; None: each image is an object of its own.
-        shrinkage: share in [0, 1] moved to the model's simpler target: of "diagonal" and of the
-            scale of "scaled_stationary" the mean variance, of "dense_stationary" that model, of the
-            others correlation zero. None:
-            estimated (dense ones), 1 / (G + 1) for G groups (scales), else 0.001.
-        rank: number of components of "low_rank"; None: up to 20.
-        mean: what is removed first: "image" the mean image, "pixel" the mean pixel (one value
-            per channel), "none" nothing.
+        images: Normal images (N, H, W, C), preprocessed like those to be tested, N >= 2.
+        kind: Kind of the model, one of the above.
+        groups: Labels of the objects (N,); None makes each image an object of its own.
+        shrinkage: Share in [0, 1] moved to the model's simpler target: the mean variance for
+            "diagonal" and for the scale of "scaled_stationary", the stationary model for
+            "dense_stationary", zero correlation for the others. None estimates it (dense ones), or
+            takes 1 / (G + 1) for G groups (scales), else 0.001.
+        rank: Number of components of "low_rank"; None takes up to 20.
+        mean: Mean that is removed first: "image", the mean image; "pixel", the mean pixel (one
+            value per channel); or "none".
 
     Returns:
-        Covariance for images of shape (H, W, C), in squared units of the image.
+        The covariance, for images of shape (H, W, C), in squared units of the image.
 
     Raises:
-        InputError: another kind, an option that the kind does not take, or images that do not
-            allow the estimate.
+        InputError: The kind is unknown, an option does not belong to it, or the images do not allow
+            the estimate.
 
     Example:
         >>> images = np.random.default_rng(0).normal(0.0, 2.0, (50, 8, 8, 1))
@@ -76,10 +76,10 @@ def estimate(
         4.0
 
     Source: Burg, Maximum Entropy Spectral Analysis (1975) for "ar1"; Priestley, Spectral Analysis
-    and Time Series (1981), section 6.2.3, for "stationary", clipping by this project; Dutilleul,
-    J. Stat. Comput. Simul. 64 (1999) 105-123, for "kronecker", shrinkage by this project; Tipping
-    and Bishop, J. R. Statist. Soc. B 61 (1999) 611-622, equation 7, for "low_rank", the variance
-    of each pixel by this project; "dense" as at `estimate_dense`.
+    and Time Series (1981), section 6.2.3, for "stationary", clipping by this project; Dutilleul, J.
+    Stat. Comput. Simul. 64 (1999) 105-123, for "kronecker", shrinkage by this project; Tipping and
+    Bishop, J. R. Statist. Soc. B 61 (1999) 611-622, equation 7, for "low_rank", the variance of
+    each pixel by this project; "dense" as in `estimate_dense`.
     """
     _check_options(kind, shrinkage, rank)
     if kind in ("dense", "dense_stationary"):
@@ -126,7 +126,7 @@ def _ar1_from(sample: WeightedDeviations) -> Covariance:
 
 
 def _variances(sample: WeightedDeviations, shrinkage: float | None) -> np.ndarray:
-    """Returns each pixel's variance, shrunk to the mean of its channel."""
+    """Return each pixel's variance, shrunk to the mean of its channel."""
     share = 1 / (sample.count + 1) if shrinkage is None else shrinkage
     variances = np.sum(sample.scaled() ** 2, axis=0)
     return (1 - share) * variances + share * variances.mean(axis=(0, 1))
@@ -153,11 +153,11 @@ def _positive(variance: float) -> float:
 
 
 def _stationary_from(sample: WeightedDeviations, shrinkage: float) -> Covariance:
-    """Returns stationary noise with the tapered sample autocovariance of the images.
+    """Return stationary noise with the tapered sample autocovariance of the images.
 
-    `R(l) = w(l) sum_p d(p + l) d(p)' / (number of pixels p)`, w the Tukey-Hanning window
-    `(1 + cos(pi |l| / side)) / 2` along both axes; what stays negative in its spectrum on the
-    torus of twice the sides is set to zero and the variance restored. A share `shrinkage` of the
+    `R(l) = w(l) sum_p d(p + l) d(p)' / (number of pixels p)`, with the Tukey-Hanning window w,
+    `(1 + cos(pi |l| / side)) / 2` along both axes. Negative values of its spectrum on the torus of
+    twice the sides are set to zero and the variance is restored. A share `shrinkage` of the
     covariance of one pixel is moved to lag 0; above 0, it leaves a spectrum without zeros.
     """
     deviations = sample.scaled()
@@ -173,12 +173,12 @@ def _stationary_from(sample: WeightedDeviations, shrinkage: float) -> Covariance
 
 
 def _low_rank_from(sample: WeightedDeviations, rank: int | None, shrinkage: float) -> Covariance:
-    """Returns the leading principal components of the images plus independent noise.
+    """Return the leading principal components of the images plus independent noise.
 
     `Sigma = (1 - a) L + diag(S - (1 - a) L)`, `L = sum_k (w_k - v) q_k q_k'` over the rank largest
-    eigenvalues w of the sample covariance S, v the mean of the others: each pixel keeps its
-    variance. The shrinkage a is to be above 0 where the rank is large. The rank is at most the
-    lesser of G - 1 and n - 1 for G groups; None is 20, or half of what the images allow.
+    eigenvalues w of the sample covariance S, with the mean v of the others: each pixel keeps its
+    variance. The shrinkage a must be above 0 where the rank is large. The rank is at most the
+    lesser of G - 1 and n - 1 for G groups; None is 20, or half of the rank that the images allow.
     """
     shape = sample.deviations.shape[1:]
     flat = sample.scaled().reshape(len(sample.weights), -1)
@@ -200,11 +200,11 @@ def _low_rank_from(sample: WeightedDeviations, rank: int | None, shrinkage: floa
 
 
 def _kronecker_from(sample: WeightedDeviations, shrinkage: float) -> Covariance:
-    """Returns the separable covariance of greatest likelihood, each factor a little shrunk.
+    """Return the separable covariance of greatest likelihood, each factor slightly shrunk.
 
-    Alternates `A = sum_i y_i (B (x) C)^-1 y_i' / (W C)` over the three factors, each shrunk by
-    `(1 - a) A + a mean(diag A) I` and the first two scaled to mean variance 1. With few images the
-    shrinkage a is to be above 0.
+    The estimate alternates `A = sum_i y_i (B (x) C)^-1 y_i' / (W C)` over the three factors, each
+    shrunk by `(1 - a) A + a mean(diag A) I` and the first two scaled to mean variance 1. With few
+    images the shrinkage a must be above 0.
     """
     deviations = sample.scaled()
     if not np.any(deviations):
@@ -223,7 +223,7 @@ def _kronecker_from(sample: WeightedDeviations, shrinkage: float) -> Covariance:
 
 
 def _cross_spectrum(deviations: Float[np.ndarray, "N H W C"]) -> np.ndarray:
-    """Returns `sum_n F d_n (F d_n)*` (2H, 2W, C, C) of the zero-padded images, few at a time."""
+    """Return `sum_n F d_n (F d_n)*` (2H, 2W, C, C) of the zero-padded images, few at a time."""
     count, height, width, channels = deviations.shape
     step = max(1, _CHUNK // (4 * deviations[0].size))
     spectrum = np.zeros((2 * height, 2 * width, channels, channels), dtype=np.complex128)
@@ -235,7 +235,7 @@ def _cross_spectrum(deviations: Float[np.ndarray, "N H W C"]) -> np.ndarray:
 
 
 def _window(side: int) -> Float[np.ndarray, " lags"]:
-    """Returns taper / number of overlapping pixels, for lags in the order of the FFT."""
+    """Return the taper divided by the number of overlapping pixels, for lags in FFT order."""
     lags = np.minimum(np.arange(2 * side), 2 * side - np.arange(2 * side))
     taper = (1 + np.cos(np.pi * lags / side)) / 2
     return taper / np.maximum(side - lags, 1)
@@ -247,7 +247,7 @@ def _factor(
     axis: int,
     shrinkage: float,
 ) -> Float[np.ndarray, "k k"]:
-    """Returns the covariance along one axis, the others whitened."""
+    """Return the covariance along one axis, with the others whitened."""
     values = deviations
     for other in range(3):
         if other != axis:
@@ -274,30 +274,30 @@ def estimate_dense(
     groups: Groups = None,
     mean: str = "image",
 ) -> Covariance:
-    """Returns the sample covariance of images, shrunk towards a simpler one.
+    """Return the sample covariance of images, shrunk towards a simpler one.
 
-    `Sigma = (1 - a) S + a D`, S the sample covariance around the mean image (divisor N - 1) and D
-    either diag(S), the mean variance times I, or the stationary estimate. By default the
-    intensity a is the estimate of the one with least expected squared error,
+    `Sigma = (1 - a) S + a D`, where S is the sample covariance around the mean image (divisor
+    N - 1) and D is either diag(S), the mean variance times I, or the stationary estimate. By
+    default the intensity a estimates the one with least expected squared error,
     `sum Var(S_ij) / sum (S_ij - D_ij)^2` over the entries that shrink, within [0.001, 1]; the
-    matrix is then positive definite even if N < n.
-    With groups, N is their number G and `Var(S_ij)` is the variance between them.
+    matrix is then positive definite even if N < n. With groups, N is their number G and `Var(S_ij)`
+    is the variance between them.
 
     Args:
-        images: (N, H, W, C), N >= 2 images of one mean and covariance.
-        shrinkage: intensity a in [0, 1]; None to estimate it. 0 needs N > n = H*W*C.
-        target: "diagonal" keeps each pixel's own variance, "identity" shrinks those, too;
-            "stationary" shrinks to the covariance that `estimate` finds as "stationary" (n at
-            most 2048).
-        groups: N labels of the objects, see `estimate`; None: the images are independent.
-        mean: what is removed, see `estimate`.
+        images: Images (N, H, W, C) of one mean and covariance, N >= 2.
+        shrinkage: Intensity a in [0, 1]; None estimates it. 0 needs N > n = H*W*C.
+        target: "diagonal" keeps each pixel's own variance; "identity" shrinks those, too;
+            "stationary" shrinks to the covariance of kind "stationary" of `estimate` (n at most
+            2048).
+        groups: Labels of the objects (N,), see `estimate`; None stands for independent images.
+        mean: Mean that is removed, see `estimate`.
 
     Returns:
-        Covariance for images of shape (H, W, C), stored as a matrix (n, n).
+        The covariance, for images of shape (H, W, C), stored as a matrix (n, n).
 
     Raises:
-        InputError: wrong shape, shrinkage or target, values not finite, a pixel without variance
-            (target "diagonal"), or a result that is not positive definite (shrinkage 0).
+        InputError: The shape, shrinkage or target is wrong, values are not finite, a pixel has no
+            variance (target "diagonal"), or the result is not positive definite (shrinkage 0).
 
     Example:
         >>> images = np.random.default_rng(0).normal(0.0, 1.0, (5, 4, 4, 1))  # of 16 values
@@ -307,7 +307,7 @@ def estimate_dense(
 
     Source: Ledoit and Wolf, J. Multivariate Analysis 88 (2004) 365-411; Schaefer and Strimmer,
     Stat. Appl. Genet. Mol. Biol. 4 (2005) 32, table 2, targets B ("identity") and D ("diagonal");
-    groups and stationary target this project.
+    this project (groups and stationary target).
     """
     sample = sample_of(images, groups, mean)
     flat = sample.scaled().reshape(len(sample.weights), -1)
@@ -340,25 +340,25 @@ def _intensity(
     goal: Float[np.ndarray, "n n"],
     target: str,
 ) -> float:
-    """Returns `sum Var(S_ij) / sum (S_ij - D_ij)^2` over the entries that shrink, at most 1."""
+    """Return `sum Var(S_ij) / sum (S_ij - D_ij)^2` over the entries that shrink, at most 1."""
     centre = matrix * sample.freedom
     spread = _squares(sample, target) - sample.count * _total(centre, target)
-    # Var(S_ij) = sum_g (w_g - mean w)^2 / (G (G - 1)), times (G / (G - 1))^2 for the mean removed
+    # Var(S_ij) = sum_g (w_g - mean w)^2 / (G (G - 1)), times (G / (G - 1))^2 for the removed mean
     variance = spread / (sample.count * (sample.count - 1) * sample.freedom**2)
     total = _total(matrix - goal, target)
     return float(np.clip(variance / total, 0, 1)) if total > 0 else 1.0
 
 
 def _total(matrix: Float[np.ndarray, "n n"], target: str) -> float:
-    """Returns the sum of squares over the entries that shrink."""
+    """Return the sum of squares over the entries that shrink."""
     kept = np.sum(np.diag(matrix) ** 2) if target == "diagonal" else 0.0
     return float(np.sum(matrix**2) - kept)
 
 
 def _squares(sample: WeightedDeviations, target: str) -> float:
-    """Returns `sum_g sum_ij w_gij^2`, w_g the mean of `d d'` over the images of group g.
+    """Return `sum_g sum_ij w_gij^2`, with the mean w_g of `d d'` over the images of group g.
 
-    By `sum_ij (sum_k d_ki d_kj)^2 = sum_kl (d_k . d_l)^2` no further n x n matrix is needed.
+    As `sum_ij (sum_k d_ki d_kj)^2 = sum_kl (d_k . d_l)^2`, no further n x n matrix is needed.
     """
     flat = sample.deviations.reshape(len(sample.weights), -1)
     order = np.argsort(sample.members, kind="stable")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from tokenize import TokenError  # numpy lets it out of a spoiled header
+from tokenize import TokenError  # numpy raises it for damaged headers
 from typing import Any
 from zipfile import BadZipFile
 from zlib import error as ZlibError
@@ -32,29 +32,29 @@ _KINDS: tuple[tuple[str, type, Callable[..., Covariance], tuple[str, ...]], ...]
     ("scaled", _Scaled, scaled, ("covariance", "factor")),
 )
 _SCALARS = ("sigma", "rho")
-_NESTED = "covariance"  # the one argument that is an operator itself
+_NESTED = "covariance"  # the only argument that is an operator itself
 _DAMAGE = (
     *(BadZipFile, ZlibError, ValueError, EOFError, SyntaxError, TokenError, MemoryError),
     RuntimeError,  # of zipfile: encrypted, or compressed in an unknown way
 )
-_DEEPEST = 8  # operators within operators in one file
+_DEEPEST = 8  # largest depth of operators within operators in one file
 _FORMS = "iid:SIGMA, ar1:RHO:SIGMA or a file name ending in .npy or .npz"
 
 
 def save_noise(path: str | Path, covariance: Covariance) -> None:
-    """Writes a covariance as .npz, whole or not at all.
+    """Write a covariance as .npz, whole or not at all.
 
-    The archive holds the entry `kind` and one array of numbers for each argument of the
-    constructor of that name; of `scaled`, the inner operator's follow as `covariance.kind` and so
+    The archive holds the entry `kind` and one array of numbers for each argument of the constructor
+    of that name; for `scaled`, the entries of the inner operator follow as `covariance.kind` and so
     on. There are no pickled objects in it.
 
     Args:
-        path: file name ending in .npz; its folder is created if missing.
-        covariance: an operator of this package.
+        path: File name ending in .npz; its folder is created if missing.
+        covariance: Operator of this package.
 
     Raises:
-        InputError: another ending, an operator of another package, or a file that cannot be
-            written.
+        InputError: The ending is another one, the operator belongs to another package, or the file
+            cannot be written.
 
     Example:
         >>> save_noise("noise.npz", iid(2.0))  # doctest: +SKIP
@@ -68,16 +68,16 @@ def save_noise(path: str | Path, covariance: Covariance) -> None:
 
 
 def load_noise(path: str | Path) -> Covariance:
-    """Returns the covariance that `save_noise` wrote, checked as if built anew.
+    """Return the covariance of a file of `save_noise`, checked as if built anew.
 
     Args:
-        path: an .npz file.
+        path: Path of an .npz file.
 
     Returns:
-        Covariance.
+        The covariance.
 
     Raises:
-        InputError: an unreadable or damaged file, or values that its kind does not take.
+        InputError: The file is unreadable or damaged, or its kind does not take the values.
 
     Example:
         >>> load_noise("noise.npz")  # doctest: +SKIP
@@ -138,7 +138,7 @@ def _operator(entries: dict[str, np.ndarray], prefix: str, depth: int) -> Covari
 
 
 def _number(entries: dict[str, np.ndarray], name: str, scalar: bool) -> Any:
-    """Returns an entry as an array of numbers, or as a float where it has no axes."""
+    """Return an entry as an array of numbers, or as a float where it has no axes."""
     if name not in entries:
         raise InputError(f"the entry {name} is missing")
     array = entries[name]
@@ -150,22 +150,23 @@ def _number(entries: dict[str, np.ndarray], name: str, scalar: bool) -> Any:
 
 
 def parse_noise(text: str, shape: tuple[int, ...] | None = None) -> Covariance:
-    """Returns the covariance that a text names.
+    """Return the covariance that a text names.
 
     "iid:SIGMA" is `iid(SIGMA)`, "ar1:RHO:SIGMA" is `ar1(RHO, SIGMA)`. Other texts name a file: .npz
-    as `save_noise` writes it for every operator, or .npy with variances (H, W, C) or (H, W), or
-    with a matrix (n, n). A square array is the matrix unless `shape` says that it has the size of
-    the image.
+    from `save_noise` for every operator, or .npy with variances (H, W, C) or (H, W), or with a
+    matrix (n, n). A square array is the matrix unless it has the size of the image in `shape`.
 
     Args:
-        text: one of these forms.
-        shape: (H, W, C) of the images; the covariance is checked against it where given.
+        text: Text of one of these forms.
+        shape: Shape (H, W, C) of the images, against which the covariance is checked; None skips
+            the check.
 
     Returns:
-        Covariance.
+        The covariance.
 
     Raises:
-        InputError: another form, a number out of range, an unreadable file, or a wrong size.
+        InputError: The form is another one, a number is out of range, the file is unreadable, or
+            the size is wrong.
 
     Example:
         >>> parse_noise("iid:2").apply(np.ones((1, 1, 1))).item()

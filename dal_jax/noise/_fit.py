@@ -13,7 +13,7 @@ from dal_jax.noise._sample import Groups, group_members, mean_image
 
 _SQUARES = (1, 2, 3, 5, 8, 12)
 _CRITICAL = 1.959963984540054  # two-sided normal test at 0.05
-_POSITIONS = 4  # along each axis
+_POSITIONS = 4  # number along each axis
 
 
 class Shape(NamedTuple):
@@ -24,7 +24,7 @@ class Shape(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """The z scores of the means of rectangles, at fixed positions of each image."""
+    """Z scores of the means of rectangles, at fixed positions of each image."""
 
     shapes: tuple[Shape, ...]
     rejected: Float[np.ndarray, "N shapes"]  # share of the positions with |z| > 1.96
@@ -32,13 +32,14 @@ class Scores(NamedTuple):
 
 
 def fixed_shapes(height: int, width: int) -> tuple[Shape, ...]:
-    """Returns the rectangles that are tested on images of a size.
+    """Return the rectangles that are tested on images of a given size.
 
-    Squares of side 1, 2, 3, 5, 8 and 12 as they fit, and a row and a column of half the image.
+    They are squares of side 1, 2, 3, 5, 8 and 12 that fit, and a row and a column of half the
+    image.
 
     Args:
-        height: of the images, in pixels.
-        width: likewise.
+        height: Height of the images in pixels.
+        width: Width of the images in pixels.
 
     Returns:
         Shapes without repetition.
@@ -51,11 +52,11 @@ def fixed_shapes(height: int, width: int) -> tuple[Shape, ...]:
 def _region_scores(
     covariance: Covariance, deviations: Float[np.ndarray, "N H W C"], share: float = 1.0
 ) -> Scores:
-    """Returns how often the mean of a fixed rectangle is called different from the mean image.
+    """Return z scores of the differences between rectangles of the images and of the mean image.
 
-    `z = nu . d / sqrt(share nu' Sigma nu)`, nu the mean over the rectangle and all channels, at up
-    to 4 x 4 positions spread evenly over the image; rejected where |z| > 1.96. The removed
-    mean has left the share of the variance, in (0, 1].
+    `z = nu . d / sqrt(share nu' Sigma nu)`, with nu the mean over the rectangle and all channels,
+    at up to 4 x 4 positions spread evenly over the image; rejected where |z| > 1.96. The removed
+    mean has left the given share of the variance, in (0, 1].
     """
     height, width = deviations.shape[1:3]
     shapes = fixed_shapes(height, width)
@@ -74,7 +75,7 @@ def _positions(shape: Shape, height: int, width: int) -> list[tuple[int, int]]:
 
 
 def _spread(count: int) -> list[int]:
-    """Returns the middles of four equal parts of 0..count-1, all where there are fewer."""
+    """Return the middles of four equal parts of 0..count-1, or all numbers if there are fewer."""
     parts = min(_POSITIONS, count)
     return [int((k + 0.5) * count / parts) for k in range(parts)]
 
@@ -113,7 +114,7 @@ class Estimate(NamedTuple):
 
 
 class RegionFit(NamedTuple):
-    """The tests of the mean of one fixed rectangle, under the covariance.
+    """Tests of the mean of one fixed rectangle, under the covariance.
 
     Example:
         >>> from dal_jax.noise import iid
@@ -123,7 +124,7 @@ class RegionFit(NamedTuple):
         ((2, 2), True)
     """
 
-    shape: tuple[int, int]  # height, width in pixels
+    shape: tuple[int, int]  # height and width in pixels
     rejection: Estimate  # share with two-sided p <= 0.05; 0.05 where the covariance is right
     variance: Estimate  # of z; 1 where the covariance is right
 
@@ -139,18 +140,18 @@ class FitReport(NamedTuple):
         True
     """
 
-    kind: str  # name of the model, "" where not known
+    kind: str  # name of the model, "" if unknown
     num_images: int
     num_groups: int
     log_likelihood: Estimate  # per value (pixel and channel), nats; higher is better
     residual_mean: Estimate  # 0 where the covariance and the mean are right
-    residual_variance: Estimate  # 1 likewise
-    residual_kurtosis: float  # excess over the normal's: 0; > 0: heavy tails
-    residual_rows: Estimate  # correlation of vertical neighbours: 0; NaN: one row
-    residual_columns: Estimate  # correlation of horizontal neighbours: 0; NaN likewise
-    scale_spread: float  # sd of each image's log scale beyond chance: 0; > 0: scales differ
+    residual_variance: Estimate  # 1 where they are right
+    residual_kurtosis: float  # excess over the normal's: 0 where right; > 0: heavy tails
+    residual_rows: Estimate  # correlation of vertical neighbours, 0 where right; NaN: one row
+    residual_columns: Estimate  # the same of horizontal neighbours; NaN: one column
+    scale_spread: float  # sd of each image's log scale beyond chance, 0 where scales agree
     regions: tuple[RegionFit, ...]  # tests of fixed regions, without selection
-    region_error: float  # root mean square over the regions of the log variance of z: 0
+    region_error: float  # root mean square over the regions of log variance of z, 0 where right
     exact: bool  # False: likelihood and residuals are those of the block approximation
 
 
@@ -173,26 +174,26 @@ def fit_report(
     mean: ArrayLike | None = None,
     kind: str = "",
 ) -> FitReport:
-    """Returns how well a covariance describes normal images that did not go into its estimate.
+    """Return the fit of a covariance to normal images that were not used for its estimate.
 
-    Residuals `A (x - mean)`, `A Sigma A' = I`, are independent standard normal if Sigma is right.
-    Regions fixed in advance are tested by `z = nu . (x - mean) / sqrt(nu' Sigma nu)`. Passing this
-    does not certify the selective test, whose short intervals ask more of the tails. Standard
-    errors are cluster-robust: images of one group count as one.
+    Residuals `A (x - mean)`, with `A Sigma A' = I`, are independent standard normal if Sigma is
+    right. Regions fixed in advance are tested by `z = nu . (x - mean) / sqrt(nu' Sigma nu)`. A good
+    fit does not certify the selective test, whose short intervals demand more of the tails.
+    Standard errors are cluster-robust: images of one group count as one.
 
     Args:
-        covariance: Sigma, of one image.
-        images: (N, H, W, C) normal images, held out, preprocessed like those of the estimate.
-        groups: N labels of the objects; None: each image is an object of its own.
-        mean: (H, W, C) mean image of the estimate's images; None: that of these images, and the
-            variances allow for it.
-        kind: name shown in the report.
+        covariance: Covariance Sigma of one image.
+        images: Held-out normal images (N, H, W, C), preprocessed like those of the estimate.
+        groups: Labels of the objects (N,); None makes each image an object of its own.
+        mean: Mean image (H, W, C) of the estimate's images; None takes that of these images, and
+            the variances allow for it.
+        kind: Name shown in the report.
 
     Returns:
-        FitReport.
+        The report.
 
     Raises:
-        InputError: shapes or labels that do not fit, values not finite, or a covariance that is
+        InputError: Shapes or labels do not fit, values are not finite, or the covariance is
             singular.
 
     Example:
@@ -211,19 +212,19 @@ def fit_report(
 def collect(
     covariance: Covariance, images: ArrayLike, groups: Groups, mean: ArrayLike | None
 ) -> Evidence:
-    """Returns what each held-out image says of a covariance.
+    """Return the measures of fit of a covariance on each held-out image.
 
     Args:
-        covariance: Sigma.
-        images: (N, H, W, C) normal images.
-        groups: N labels, or None.
-        mean: (H, W, C) mean image, or None for that of the images.
+        covariance: Covariance Sigma of one image.
+        images: Normal images (N, H, W, C).
+        groups: Labels of the objects (N,), or None.
+        mean: Mean image (H, W, C), or None for that of the images.
 
     Returns:
-        Evidence.
+        The evidence of each image.
 
     Raises:
-        InputError: as in `fit_report`.
+        InputError: The same conditions as in `fit_report`.
     """
     deviations, share = _deviations(images, groups, mean)
     size = deviations.shape[1:]
@@ -246,16 +247,16 @@ def collect(
 def summarize(
     evidence: Evidence, members: Int[np.ndarray, " N"], num_groups: int, kind: str = ""
 ) -> FitReport:
-    """Returns the report of what the images said, with errors clustered by group.
+    """Return the report of the evidence of the images, with errors clustered by group.
 
     Args:
-        evidence: of all images.
-        members: (N,) group of each image.
-        num_groups: number of groups.
-        kind: name shown in the report.
+        evidence: Evidence of all images.
+        members: Group of each image, (N,).
+        num_groups: Number of groups.
+        kind: Name shown in the report.
 
     Returns:
-        FitReport.
+        The report.
     """
 
     def clustered(values: np.ndarray) -> Estimate:
@@ -289,7 +290,7 @@ def summarize(
 def _deviations(
     images: ArrayLike, groups: Groups, mean: ArrayLike | None
 ) -> tuple[Float[np.ndarray, "N H W C"], float]:
-    """Returns the images less a mean, and the share of the variance that this leaves."""
+    """Return the images minus a mean, and the share of the variance that this leaves."""
     values = np.asarray(images, dtype=np.float64)
     if values.ndim != 4 or values.size == 0:
         raise InputError(f"images has shape {values.shape}, expected (N, H, W, C)")
@@ -307,7 +308,7 @@ def _deviations(
 
 
 def _mean_product(one: np.ndarray, other: np.ndarray) -> Float[np.ndarray, " N"]:
-    """Returns the mean product of neighbours; NaN for images of one row or column."""
+    """Return the mean product of neighbours; NaN for images of one row or column."""
     if one[0].size == 0:
         return np.full(len(one), np.nan)
     return np.mean(one * other, axis=(1, 2, 3))
@@ -330,6 +331,6 @@ def _excess_kurtosis(moments: Float[np.ndarray, "N 4"]) -> float:
 
 
 def _scale_spread(squares: Float[np.ndarray, " N"], size: int) -> float:
-    """Returns the sd of log sd over the images, less what `size` normal values make of chance."""
+    """Return the sd of log sd over the images, less the part that is chance for `size` values."""
     logs = np.log(np.maximum(squares, np.finfo(float).tiny)) / 2
     return float(np.sqrt(max(0.0, np.var(logs) - 0.5 / size)))

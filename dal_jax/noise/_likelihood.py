@@ -13,17 +13,17 @@ DENSE_LIMIT = 2048
 
 
 def as_matrix(covariance: Covariance, shape: tuple[int, int, int]) -> Float[np.ndarray, "n n"]:
-    """Returns the matrix of a covariance on small images, column by column.
+    """Return the matrix of a covariance on small images, column by column.
 
     Args:
-        covariance: any operator.
-        shape: (H, W, C), at most 2048 values.
+        covariance: Any operator.
+        shape: Shape (H, W, C) of the images, at most 2048 values.
 
     Returns:
-        (n, n) matrix of the flattened image, n = H*W*C.
+        The matrix (n, n) of the flattened image, n = H*W*C.
 
     Raises:
-        InputError: a size that does not fit or is too large.
+        InputError: The size does not fit or is too large.
 
     Example:
         >>> from dal_jax.noise import iid
@@ -39,17 +39,17 @@ def as_matrix(covariance: Covariance, shape: tuple[int, int, int]) -> Float[np.n
 
 
 def whitening(covariance: Covariance, shape: tuple[int, ...]) -> Whitening:
-    """Returns the covariance itself if it can whiten, else its matrix (small images only).
+    """Return the covariance itself if it can whiten, else its matrix (small images only).
 
     Args:
-        covariance: any operator.
-        shape: (H, W, C) of the images.
+        covariance: Any operator.
+        shape: Shape (H, W, C) of the images.
 
     Returns:
         An operator that can whiten images of that shape.
 
     Raises:
-        InputError: an operator that cannot whiten, and images of more than 2048 values.
+        InputError: The operator cannot whiten, and the images have more than 2048 values.
     """
     if isinstance(covariance, Whitening):
         return covariance
@@ -59,21 +59,21 @@ def whitening(covariance: Covariance, shape: tuple[int, ...]) -> Whitening:
 
 
 def whiten(covariance: Covariance, images: ArrayLike) -> Float[np.ndarray, "N H W C"]:
-    """Returns noise turned into independent standard normal values: `A e` with `A Sigma A' = I`.
+    """Turn noise into independent standard normal values, `A e` with `A Sigma A' = I`.
 
-    A depends on the operator: triangular (innovations along the flattened image) for `dense`,
-    `ar1`, `toeplitz` and `kronecker`, symmetric for `low_rank` and `circulant`, and for
-    `stationary` triangular, exact up to 2048 values and block by block beyond (see there).
+    A depends on the operator: it is triangular (innovations along the flattened image) for `dense`,
+    `ar1`, `toeplitz` and `kronecker`, symmetric for `low_rank` and `circulant`, and triangular for
+    `stationary`, exact up to 2048 values and block by block beyond (see there).
 
     Args:
-        covariance: Sigma.
-        images: (N, H, W, C) noise, its mean removed, in units of the image.
+        covariance: Covariance Sigma of one image.
+        images: Noise (N, H, W, C), its mean removed, in units of the image.
 
     Returns:
-        (N, H, W, C), without unit.
+        Values (N, H, W, C), without unit.
 
     Raises:
-        InputError: sizes that do not fit, or a covariance that is singular.
+        InputError: Sizes do not fit, or the covariance is singular.
 
     Example:
         >>> from dal_jax.noise import iid
@@ -85,21 +85,21 @@ def whiten(covariance: Covariance, images: ArrayLike) -> Float[np.ndarray, "N H 
 
 
 def log_likelihood(covariance: Covariance, images: ArrayLike) -> Float[np.ndarray, " N"]:
-    """Returns the log density of each image under N(0, Sigma).
+    """Return the log density of each image under N(0, Sigma).
 
-    `-(|A e|^2 + log det Sigma + n log(2 pi)) / 2`, `A Sigma A' = I`, n = H*W*C. Where
+    `-(|A e|^2 + log det Sigma + n log(2 pi)) / 2`, with `A Sigma A' = I` and n = H*W*C. Where
     `covariance.is_exact(shape)` is False it is the density of the block approximation, itself a
     density and thus fit for comparing operators on held-out images.
 
     Args:
-        covariance: Sigma.
-        images: (N, H, W, C) noise, its mean removed, in units of the image.
+        covariance: Covariance Sigma of one image.
+        images: Noise (N, H, W, C), its mean removed, in units of the image.
 
     Returns:
-        (N,) log densities, in nats.
+        Log densities (N,), in nats.
 
     Raises:
-        InputError: sizes that do not fit, or a covariance that is singular.
+        InputError: Sizes do not fit, or the covariance is singular.
 
     Example:
         >>> from dal_jax.noise import iid

@@ -11,28 +11,28 @@ from dal_jax.noise._covariance import Covariance, Whitening, _batch, _check_map,
 
 
 def low_rank(factors: ArrayLike, variance: ArrayLike) -> Covariance:
-    """Returns noise of r patterns plus independent noise: `Sigma = U'U + diag(variance)`.
+    """Return noise of r patterns plus independent noise: `Sigma = U'U + diag(variance)`.
 
-    The noise is `sum_k g_k U_k + sqrt(variance) h`, g and h standard normal. Sigma is applied in
-    O(r n) for n = H*W*C, and whitened exactly by a symmetric matrix through the r singular
+    The noise is `sum_k g_k U_k + sqrt(variance) h`, with g and h standard normal. Sigma is applied
+    in O(r n) for n = H*W*C, and whitened exactly by a symmetric matrix through the r singular
     values of U diag(variance)^(-1/2).
 
     Args:
-        factors: (r, H, W, C) patterns U, r >= 1, in units of the image.
-        variance: (H, W, C) variances of the independent part, in squared units, > 0.
+        factors: Patterns U (r, H, W, C), r >= 1, in units of the image.
+        variance: Variances (H, W, C) of the independent part, in squared units of the image, > 0.
 
     Returns:
-        Covariance for images of that size.
+        The covariance, for images of that size.
 
     Raises:
-        InputError: shapes that do not fit, or values out of range.
+        InputError: Shapes do not fit, or values are out of range.
 
     Example:
         >>> noise = low_rank(np.ones((1, 1, 2, 1)), np.ones((1, 2, 1)))
         >>> noise.apply(np.ones((1, 2, 1))).ravel().tolist()
         [3.0, 3.0]
 
-    Source: Tipping and Bishop, J. R. Statist. Soc. B 61 (1999) 611-622 (one variance there).
+    Source: Tipping and Bishop, J. R. Statist. Soc. B 61 (1999) 611-622 (with one variance).
     """
     own = _positive_map(variance, "variance")
     patterns = np.array(factors, dtype=np.float64)

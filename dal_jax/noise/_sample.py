@@ -1,4 +1,4 @@
-"""Images as a sample: their mean removed, images of one object counted as one."""
+"""Images as a sample: their mean is removed, and images of one object count as one."""
 
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ _MEANS = ("image", "pixel", "none")
 
 
 class WeightedDeviations(NamedTuple):
-    """Deviations of images from their mean, with what a covariance estimate needs of them."""
+    """Deviations of images from their mean, with the numbers that a covariance estimate needs."""
 
     deviations: Float[np.ndarray, "N H W C"]  # in units of the image
     weights: Float[np.ndarray, " N"]  # 1 / (size of the group * number of groups), sum 1
@@ -24,30 +24,30 @@ class WeightedDeviations(NamedTuple):
     freedom: float  # weighted mean of squares / freedom is the unbiased variance
 
     def scaled(self) -> Float[np.ndarray, "N H W C"]:
-        """Returns deviations y with `sum_i y_i y_i' = S`, the sample covariance."""
+        """Return deviations y with `sum_i y_i y_i' = S`, the sample covariance."""
         factors = np.sqrt(self.weights / self.freedom)
         return self.deviations * factors[:, None, None, None]
 
 
 def sample_of(images: ArrayLike, groups: Groups = None, mean: str = "image") -> WeightedDeviations:
-    """Returns images as a sample in which each group weighs the same.
+    """Return images as a sample in which each group weighs the same.
 
-    Images of one group (exposures of one object, slices of one patient) may be as good as copies
-    of each other. Each weighs `1 / (m G)`, m the size of its group and G the number of groups,
-    and the removed mean costs `1 / G` of the variance, as if the groups were the images.
+    Images of one group (exposures of one object, slices of one patient) may be almost copies of
+    each other. Each weighs `1 / (m G)` for a group of size m and G groups, and the removed mean
+    costs `1 / G` of the variance, as if the groups were the images.
 
     Args:
-        images: (N, H, W, C), finite, of one preprocessing.
-        groups: N labels of the objects; None: each image is an object of its own.
-        mean: what is removed: "image" the mean image, "pixel" the mean pixel (one value per
-            channel), "none" nothing (the mean is known to be zero).
+        images: Images (N, H, W, C), finite, of one preprocessing.
+        groups: Labels of the objects (N,); None makes each image an object of its own.
+        mean: Mean that is removed: "image", the mean image; "pixel", the mean pixel (one value per
+            channel); or "none", if the mean is known to be zero.
 
     Returns:
-        WeightedDeviations.
+        The deviations with their weights.
 
     Raises:
-        InputError: wrong shape or values, another mean, labels that do not fit, or fewer than 2
-            groups.
+        InputError: The shape or values are wrong, the mean is unknown, labels do not fit, or there
+            are fewer than 2 groups.
     """
     values = np.asarray(images, dtype=np.float64)
     if values.ndim != 4 or len(values) < 2 or values.size == 0:
@@ -65,17 +65,17 @@ def sample_of(images: ArrayLike, groups: Groups = None, mean: str = "image") -> 
 
 
 def group_members(groups: Groups, num_images: int) -> tuple[Int[np.ndarray, " N"], int]:
-    """Returns the number of each image's group and the number of groups.
+    """Return the number of each image's group and the number of groups.
 
     Args:
-        groups: N labels (text or numbers), or None for groups of one image each.
-        num_images: N.
+        groups: Labels (N,), text or numbers, or None for groups of one image each.
+        num_images: Number of images N.
 
     Returns:
-        (N,) group of each image from 0, and their number.
+        Group of each image (N,), counted from 0, and the number of groups.
 
     Raises:
-        InputError: another number of labels, or labels that cannot be compared.
+        InputError: The number of labels differs, or labels cannot be compared.
     """
     if groups is None:
         return np.arange(num_images), num_images
@@ -87,17 +87,17 @@ def group_members(groups: Groups, num_images: int) -> tuple[Int[np.ndarray, " N"
 
 
 def mean_image(images: ArrayLike, groups: Groups = None) -> Float[np.ndarray, "H W C"]:
-    """Returns the mean image in which each group weighs the same.
+    """Return the mean image in which each group weighs the same.
 
     Args:
-        images: (N, H, W, C).
-        groups: N labels, or None.
+        images: Images (N, H, W, C).
+        groups: Labels (N,), or None.
 
     Returns:
-        (H, W, C), in units of the image.
+        The mean image (H, W, C) in units of the image.
 
     Raises:
-        InputError: another number of labels.
+        InputError: The number of labels differs.
     """
     values = np.asarray(images, dtype=np.float64)
     members, count = group_members(groups, len(values))
@@ -115,6 +115,6 @@ def _hashable(groups: Sequence[Any] | np.ndarray) -> list[Any]:
 def _mean(values: np.ndarray, weights: np.ndarray, mean: str) -> np.ndarray:
     if mean == "none":
         return np.zeros(values.shape[1:])
-    # From the first image on, so that a value that never changes has deviations of exactly 0.
+    # Relative to the first image, so that a value that never changes has deviations of exactly 0.
     average = values[0] + np.tensordot(weights, values - values[0], axes=1)
     return average if mean == "image" else average.mean(axis=(0, 1))

@@ -12,20 +12,20 @@ from dal_jax.noise._likelihood import whitening
 
 
 def scaled(covariance: Covariance, factor: float | ArrayLike) -> Covariance:
-    """Returns the noise multiplied by a factor: `c^2 Sigma`, or `diag(c) Sigma diag(c)`.
+    """Return the covariance of noise times a factor: `c^2 Sigma`, or `diag(c) Sigma diag(c)`.
 
-    A map of factors makes a stationary correlation out of what `stationary` describes, with a
-    standard deviation of its own in each pixel.
+    A map of factors gives a stationary correlation, such as that of `stationary`, a standard
+    deviation of its own in each pixel.
 
     Args:
-        covariance: Sigma.
-        factor: c > 0, a number or a map (H, W, C), without unit.
+        covariance: Covariance Sigma of one image.
+        factor: Factor c > 0, a number or a map (H, W, C), without unit.
 
     Returns:
-        Covariance for the images that fit both.
+        The covariance, for images that fit both.
 
     Raises:
-        InputError: a factor not positive and finite, or of another number of axes.
+        InputError: The factor is not positive and finite, or has another number of axes.
 
     Example:
         >>> from dal_jax.noise import iid
@@ -41,14 +41,14 @@ def scaled(covariance: Covariance, factor: float | ArrayLike) -> Covariance:
 
 
 def masked(covariance: Covariance, shown: Bool[np.ndarray, "H W C"]) -> Covariance:
-    """Take the noise away from some pixels, as of images that are 0 there.
+    """Remove the noise from some pixels, as for images that are 0 there.
 
     Args:
-        covariance: Sigma.
-        shown: (H, W, C), True where the noise stays.
+        covariance: Covariance Sigma of one image.
+        shown: Mask (H, W, C), True where the noise stays.
 
     Returns:
-        Covariance that is 0 in all rows and columns of pixels that are not shown.
+        The covariance, 0 in all rows and columns of pixels that are not shown.
 
     Example:
         >>> from dal_jax.noise import iid

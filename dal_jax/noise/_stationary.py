@@ -1,4 +1,4 @@
-"""Stationary noise in two dimensions by FFT: cut from a torus, so that no edges meet."""
+"""Stationary noise in two dimensions by FFT, cut from a torus so that no edges meet."""
 
 from dataclasses import dataclass, field
 
@@ -11,21 +11,21 @@ from dal_jax.noise._blocks import Between, BlockPlan, plan_blocks
 from dal_jax.noise._covariance import Covariance, Whitening, _batch
 from dal_jax.noise._dense import _ASYMMETRY
 
-# A spectrum below zero by up to this share of its largest value is rounding.
+# A negative spectrum of up to this share of its largest value is rounding.
 ROUNDING = 1e-9
 
 
 def clip_spectrum(lags: Float[np.ndarray, "P Q C C"]) -> Float[np.ndarray, "P Q C C"]:
-    """Returns a table whose negative spectrum is set to zero and whose variances are kept.
+    """Return a table whose negative spectrum is set to zero and whose variances are kept.
 
     Args:
-        lags: autocovariance in the order of the FFT, in squared units of the image.
+        lags: Autocovariance in FFT order, in squared units of the image.
 
     Returns:
         The table that `stationary(lags, clip=True)` uses.
 
     Raises:
-        InputError: a table that is not symmetric, or a variance that is not positive.
+        InputError: The table is not symmetric, or a variance is not positive.
 
     Source: Wood and Chan, J. Comput. Graph. Stat. 3 (1994) 409-432, section 4.
     """
@@ -35,7 +35,7 @@ def clip_spectrum(lags: Float[np.ndarray, "P Q C C"]) -> Float[np.ndarray, "P Q 
 def _tables(
     autocovariance: ArrayLike | None, spectrum: ArrayLike | None, clip: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the fields of `_Torus` from either table; the other one is None."""
+    """Return the fields of `_Torus` from either table; the other one is None."""
     if (autocovariance is None) == (spectrum is None):
         raise InputError("autocovariance and spectrum: expected exactly one of the two")
     if spectrum is None:
@@ -69,7 +69,7 @@ def _four_axes(table: ArrayLike | None, name: str) -> np.ndarray:
 
 
 def _symmetric(lags: Float[np.ndarray, "P Q C C"]) -> Float[np.ndarray, "P Q C C"]:
-    """Returns the table with `R[-l] = R[l]'` made exact."""
+    """Return the table with `R[-l] = R[l]'` made exact."""
     mirrored = np.roll(lags[::-1, ::-1], (1, 1), axis=(0, 1)).swapaxes(2, 3)
     asymmetry = float(np.max(np.abs(lags - mirrored)))
     if asymmetry > _ASYMMETRY * float(np.max(np.abs(lags))):
@@ -82,7 +82,7 @@ def _symmetric(lags: Float[np.ndarray, "P Q C C"]) -> Float[np.ndarray, "P Q C C
 def _non_negative(
     lags: Float[np.ndarray, "P Q C C"], clip: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the table with a spectrum >= 0, and eigenvalues and -vectors of that spectrum."""
+    """Return the table with a spectrum >= 0, and eigenvalues and -vectors of that spectrum."""
     variances = np.diagonal(lags[0, 0])
     if not np.all(variances > 0):
         raise InputError(f"autocovariance at lag 0 holds {variances.min()}, expected variances > 0")
@@ -110,32 +110,32 @@ def stationary(
     spectrum: ArrayLike | None = None,
     clip: bool = False,
 ) -> Covariance:
-    """Returns noise whose covariance depends on the displacement alone, without wrap-around.
+    """Return noise whose covariance depends on the displacement alone, without wrap-around.
 
-    `Cov(e[p], e[q]) = R[p - q]`: the image is cut from stationary noise on a torus of P x Q
-    pixels, `Sigma = crop F* diag(spectrum) F crop'`. With `P >= 2H - 1` and `Q >= 2W - 1` the
-    opposite edges of the image are correlated as their distance says. Sigma is positive
-    (semi)definite by construction; it is applied and sampled exactly in O(n log n).
+    `Cov(e[p], e[q]) = R[p - q]`: the image is cut from stationary noise on a torus of P x Q pixels,
+    `Sigma = crop F* diag(spectrum) F crop'`. With `P >= 2H - 1` and `Q >= 2W - 1` the correlation
+    of opposite edges of the image is that of their distance. Sigma is positive (semi)definite by
+    construction; it is applied and sampled exactly in O(n log n).
 
-    `whiten` and `log_determinant` are exact for images of up to 2048 values. Beyond, they are
-    those of a block approximation (each block of pixels given the blocks before it that touch
-    it, none farther), itself a normal density, whose error falls with the correlation length.
+    `whiten` and `log_determinant` are exact for images of up to 2048 values. Beyond, they are those
+    of a block approximation (each block of pixels given the blocks before it that touch it, none
+    farther), itself a normal density, whose error falls with the correlation length.
 
     Args:
-        autocovariance: (P, Q) or (P, Q, C, C) table R in the order of the FFT (lag 0 first, then
-            1, 2, ..., then ..., -2, -1), in squared units of the image; `R[-l] = R[l]'`.
+        autocovariance: Table R (P, Q) or (P, Q, C, C) in FFT order (lag 0 first, then 1, 2, ...,
+            then ..., -2, -1), in squared units of the image; `R[-l] = R[l]'`.
             `table[..., None, None] * channels` gives channels with one covariance (C, C).
-        spectrum: in its place its discrete Fourier transform, of the same shape, real or (for
-            several channels) complex and Hermitian.
-        clip: replace what is negative in the spectrum by zero and rescale each channel to its
-            variance; otherwise a negative spectrum is refused.
+        spectrum: Discrete Fourier transform of the autocovariance, to be given instead, of the same
+            shape, real or (for several channels) complex and Hermitian.
+        clip: True to replace negative values of the spectrum by zero and rescale each channel to
+            its variance; otherwise a negative spectrum is refused.
 
     Returns:
-        Covariance for images of up to (P + 1) // 2 by (Q + 1) // 2 pixels.
+        The covariance, for images of up to (P + 1) // 2 by (Q + 1) // 2 pixels.
 
     Raises:
-        InputError: not exactly one table, a wrong shape, values not finite, a table that is not
-            symmetric, or a spectrum that is negative.
+        InputError: Not exactly one table is given, a shape is wrong, values are not finite, a table
+            is not symmetric, or a spectrum is negative.
 
     Example:
         >>> noise = stationary([[2.0, 1.0, 1.0]])  # lags 0, 1 and -1 along columns
@@ -143,8 +143,8 @@ def stationary(
         [2.0, 1.0]
 
     Source: Wood and Chan, J. Comput. Graph. Stat. 3 (1994) 409-432; Dietrich and Newsam, SIAM J.
-    Sci. Comput. 18 (1997) 1088-1107; blocks: Stein, Chi and Welty, J. R. Statist. Soc. B 66
-    (2004) 275-296.
+    Sci. Comput. 18 (1997) 1088-1107; Stein, Chi and Welty, J. R. Statist. Soc. B 66 (2004) 275-296
+    (blocks).
     """
     return _Stationary(*_tables(autocovariance, spectrum, clip))
 
@@ -155,21 +155,21 @@ def circulant(
     spectrum: ArrayLike | None = None,
     clip: bool = False,
 ) -> Covariance:
-    """Returns stationary noise on a torus of the size of the image: opposite edges are neighbours.
+    """Return stationary noise on a torus of the size of the image: opposite edges are neighbours.
 
-    As `stationary` with P = H and Q = W. Everything is exact and O(n log n), but the wrap-around
-    is wrong for photographs: meant for periodic images and for comparison.
+    It equals `stationary` with P = H and Q = W. Everything is exact and O(n log n), but the
+    wrap-around is wrong for photographs: the operator serves periodic images and comparisons.
 
     Args:
-        autocovariance: (H, W) or (H, W, C, C), as in `stationary`.
-        spectrum: in its place its discrete Fourier transform.
-        clip: as in `stationary`.
+        autocovariance: Table (H, W) or (H, W, C, C), as in `stationary`.
+        spectrum: Discrete Fourier transform of the autocovariance, to be given instead.
+        clip: True to clip a negative spectrum, as in `stationary`.
 
     Returns:
-        Covariance for images of that size.
+        The covariance, for images of that size.
 
     Raises:
-        InputError: as in `stationary`.
+        InputError: The same conditions as in `stationary`.
 
     Example:
         >>> noise = circulant([[2.0, 1.0, 1.0]])
@@ -229,7 +229,7 @@ class _Stationary(_Torus):
         return self._plan(shape).is_exact()
 
     def _plan(self, shape: tuple[int, ...]) -> BlockPlan:
-        """Returns the block plan for a shape; kept, for its factors take O(limit^3) to find."""
+        """Return the block plan for a shape; it is cached, because its factors take O(limit^3)."""
         self.check(shape)
         key = (shape[0], shape[1], shape[2])
         if key not in self._plans:
