@@ -117,7 +117,7 @@ def dal_test(
         >>> round(result.naive_p, 2), round(result.p_value, 3), result.status.value
         (0.03, 0.125, 'OK')
 
-    Source: Katsuoka et al., arXiv 2402.11789 (the test); this project (bounds and engines).
+    Source: Katsuoka et al., arXiv 2402.11789.
     """
     chosen = test_options(options)
     case = validate_image(

@@ -126,8 +126,7 @@ def thinned_test(
         >>> bool(found.ci_low < 2.0 < found.ci_high)
         True
 
-    Source: Neufeld, Dharamshi, Gao and Witten, arXiv 2301.07276 (thinning); this project
-    (references).
+    Source: Neufeld, Dharamshi, Gao and Witten, arXiv 2301.07276.
     """
     check_level("confidence", confidence)
     line = region_line(halves.kept, x_ref, region, noise)

@@ -151,7 +151,7 @@ class PixelMetrics:
         1.0
 
     Source: Bergmann, Batzner, Fauser, Sattlegger, Steger, IJCV 129 (2021), section 5, and its
-    published evaluation code for the connectivity; this project (bounds).
+    published evaluation code for the connectivity.
     """
 
     def __init__(self, exact_pixels: int = 2**24, bin_bits: int = 22, limit: float = 0.3):

@@ -46,8 +46,6 @@ class Preparation:
     Example:
         >>> Preparation(size=32, view="tile", border=8, overlap=8, reduce=3).extent
         96
-
-    Source: this project, photographs of magnetic tiles (quadratic background and log).
     """
 
     size: int = 32

@@ -35,7 +35,7 @@ def activation(name: str) -> Callable[[Array], Array]:
         Array([0., 2.], dtype=float32)
 
     Source: C. de Boor, A Practical Guide to Splines, 1978, chapter 3 (knots at equal quantiles of
-    sqrt|f''|); this project (continuous sum of hinges).
+    sqrt|f''|).
     """
     if name in _PLAIN:
         return _PLAIN[name]

@@ -73,7 +73,7 @@ def group_count(channels: int) -> int:
     Returns:
         The largest divisor up to 32 that leaves four channels or more in a group, or 1.
 
-    Source: Wu and He, arXiv 1803.08494, section 4 (at most 32 groups); this project (narrow maps).
+    Source: Wu and He, arXiv 1803.08494, section 4 (at most 32 groups).
     """
     most = min(_MOST_GROUPS, channels // _FEWEST_CHANNELS)
     return max((k for k in range(1, most + 1) if channels % k == 0), default=1)

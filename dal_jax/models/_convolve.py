@@ -134,7 +134,7 @@ def scheme(side: int) -> Scheme | None:
         A scheme with one product for 1 pixel, three for 2, six for every 4; None for other lengths.
 
     Source: Karatsuba and Ofman, 1962 (2 pixels); Winograd, Arithmetic Complexity of Computations,
-    1980, and Lavin and Gray, arXiv 1509.09308 (4 pixels); this project (points).
+    1980, and Lavin and Gray, arXiv 1509.09308 (4 pixels).
     """
     if side == 1:
         return Scheme(0, np.ones((1, 1)), np.array([[0.0, 1.0, 0.0]]), np.ones((1, 1)))

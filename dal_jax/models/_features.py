@@ -69,7 +69,7 @@ class UNetEncoder:
         [(1, 16, 16, 4), (1, 8, 8, 8)]
 
     Source: Baranchuk et al., arXiv 2112.03126, section 3 (features of a noise predictor at a small
-    level); this project (batch norm folded, piecewise linear).
+    level).
     """
 
     unet: UNetConfig  # configuration of the network

@@ -76,10 +76,9 @@ def estimate(
         4.0
 
     Source: Burg, Maximum Entropy Spectral Analysis (1975) for "ar1"; Priestley, Spectral Analysis
-    and Time Series (1981), section 6.2.3, for "stationary", clipping by this project; Dutilleul, J.
-    Stat. Comput. Simul. 64 (1999) 105-123, for "kronecker", shrinkage by this project; Tipping and
-    Bishop, J. R. Statist. Soc. B 61 (1999) 611-622, equation 7, for "low_rank", the variance of
-    each pixel by this project; "dense" as in `estimate_dense`.
+    and Time Series (1981), section 6.2.3, for "stationary"; Dutilleul, J.
+    Stat. Comput. Simul. 64 (1999) 105-123, for "kronecker"; Tipping and
+    Bishop, J. R. Statist. Soc. B 61 (1999) 611-622, equation 7, for "low_rank"; "dense" as in `estimate_dense`.
     """
     _check_options(kind, shrinkage, rank)
     if kind in ("dense", "dense_stationary"):
@@ -306,8 +305,7 @@ def estimate_dense(
         True
 
     Source: Ledoit and Wolf, J. Multivariate Analysis 88 (2004) 365-411; Schaefer and Strimmer,
-    Stat. Appl. Genet. Mol. Biol. 4 (2005) 32, table 2, targets B ("identity") and D ("diagonal");
-    this project (groups and stationary target).
+    Stat. Appl. Genet. Mol. Biol. 4 (2005) 32, table 2, targets B ("identity") and D ("diagonal").
     """
     sample = sample_of(images, groups, mean)
     flat = sample.scaled().reshape(len(sample.weights), -1)
