@@ -76,9 +76,9 @@ def estimate(
         4.0
 
     Source: Burg, Maximum Entropy Spectral Analysis (1975) for "ar1"; Priestley, Spectral Analysis
-    and Time Series (1981), section 6.2.3, for "stationary"; Dutilleul, J.
-    Stat. Comput. Simul. 64 (1999) 105-123, for "kronecker"; Tipping and
-    Bishop, J. R. Statist. Soc. B 61 (1999) 611-622, equation 7, for "low_rank"; "dense" as in `estimate_dense`.
+    and Time Series (1981), section 6.2.3, for "stationary"; Dutilleul, J. Stat. Comput. Simul. 64
+    (1999) 105-123, for "kronecker"; Tipping and Bishop, J. R. Statist. Soc. B 61 (1999) 611-622,
+    equation 7, for "low_rank"; "dense" as in `estimate_dense`.
     """
     _check_options(kind, shrinkage, rank)
     if kind in ("dense", "dense_stationary"):
