@@ -155,6 +155,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dal_jax.diffusion import DalConfig, save_checkpoint
+from dal_jax.models import UNetConfig, init_unet
 config = DalConfig(UNetConfig(1, (4, 8), 6), image_size=4)
 mesh = Mesh(np.array(jax.devices()), ("device",))
 assert jax.device_count() == 4

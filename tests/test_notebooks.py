@@ -18,7 +18,7 @@ NAMES = ("first_steps", "industrial", "medical")
 JUPYTER, CLONE = {"IPython"}, {"dal_jax", "experiments"}
 SECONDS = 300  # for one cell, on a slow machine
 # Warnings that a page explains beside the command that prints them.
-EXPLAINED = {"industrial": "The raw p-value decides unchecked: "}
+EXPLAINED = dict.fromkeys(("industrial", "medical"), "The raw p-value decides unchecked: ")
 
 
 def _read(name: str) -> Any:

@@ -138,6 +138,7 @@ def test_other_processes_agree() -> None:
 import math
 import numpy as np
 from dal_jax import DalConfig
+from dal_jax.runs import fingerprint
 print(fingerprint({"a": {"x", }.pop(), "b": DalConfig()}, np.arange(3), math.sin, "text", 0.1))
 """
     expected = fingerprint({"b": DalConfig(), "a": "x"}, np.arange(3), math.sin, "text", 0.1)
