@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dal_jax import Localizer, dal_test
+from dal_jax import Localizer, covariance_of, dal_test, evaluator_of
 from dal_jax.bench import NOISE, Prepared, bare_seconds, load_inputs, open_subject
 from dal_jax.inference import Intervals, as_intervals, merge, region_line, selective_p
-from dal_jax.noise import parse_noise
-from dal_jax.search import CALLS, Evaluator, Functions, reach_limit
+from dal_jax.search import CALLS, Evaluator, reach_limit
 from experiments._output import Row
 
 
@@ -40,21 +39,6 @@ def grid_points(z_obs: float, spacing: float) -> np.ndarray:
     return z_obs + spacing * np.arange(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1)
 
 
-def local_evaluator(localizer: Localizer) -> Evaluator:
-    """Return an evaluator of a localizer's images on all devices of this process.
-
-    Args:
-        localizer: The localizer.
-
-    Returns:
-        The evaluator.
-    """
-    height, width, channels = localizer.image_shape
-    functions = Functions(localizer.score_fn, localizer.reconstruct_fn, (height, width, channels))
-    devices = jax.local_devices()
-    return Evaluator(functions, localizer.params, localizer.draws, devices=devices)
-
-
 def grid_search(
     localizer: Localizer,
     evaluator: Evaluator,
@@ -74,7 +58,7 @@ def grid_search(
     Returns:
         The result.
     """
-    line = region_line(*images, region, parse_noise(NOISE, tuple(localizer.image_shape)))
+    line = region_line(*images, region, covariance_of(NOISE, localizer))
     z = grid_points(line.z_obs, spacing)
     scores = _scores(evaluator, (line.base, line.direction), z)
     same = [((s > localizer.threshold) == region).all(axis=(1, 2)) for s in scores]
@@ -114,7 +98,7 @@ def measure_grid(prepared: Prepared, spacing: float, images: int) -> Iterator[Ro
     """
     inputs = load_inputs(prepared.inputs)
     localizer = open_subject(prepared.subject)[0].with_threshold(inputs.threshold)
-    evaluator = local_evaluator(localizer)
+    evaluator = evaluator_of(localizer, devices=jax.local_devices())
     for number in range(min(images, len(inputs.images))):
         pair = inputs.images[number], inputs.references[number]
         precision = prepared.plan.precision

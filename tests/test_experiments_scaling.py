@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from helpers import published_test as dal_test
 
-from dal_jax import InputError, from_score
+from dal_jax import InputError, evaluator_of, from_score
 from dal_jax.bench import Plan
 from experiments import scaling
 from experiments._experiment import Context, run_experiment
-from experiments._grid import grid_points, grid_search, local_evaluator
+from experiments._grid import grid_points, grid_search
 from experiments._models import Model, variables_of
 from experiments._output import Row
 from experiments.scaling import (
@@ -108,7 +108,7 @@ def test_a_grid_search_finds_the_same_set() -> None:
     localizer = from_score(lambda p, d, x: abs(abs(x[..., 0]) - 0.5), (4, 4, 1), 1.0)
     rng = np.random.default_rng(3)
     x, x_ref = rng.standard_normal((2, 4, 4, 1))
-    evaluator = local_evaluator(localizer)
+    evaluator = evaluator_of(localizer, devices=jax.local_devices())
     result = dal_test(localizer, x, x_ref, "iid:1", precision=0)
     for spacing in (0.05, 0.005):
         grid = grid_search(localizer, evaluator, (x, x_ref), result.region, spacing)
