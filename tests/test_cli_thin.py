@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("typer")
 
 from dal_jax import InputError, __version__, thinned, thinned_test
-from dal_jax._dal_test._randomization import check_sampled
+from dal_jax._dal_test._inputs import check_sampled
 from dal_jax.cli import main
 from dal_jax.images import read_image
 from dal_jax.noise import dense, diagonal, iid, parse_noise, save_noise

@@ -14,7 +14,7 @@ from scipy import stats
 from search_cases import pooled_localizer
 
 from dal_jax import Status, evaluator_of, from_score
-from dal_jax._dal_test._permutation import permutation_test, permutations
+from dal_jax._dal_test._one_test import permutation_test, permutations
 from dal_jax.search import run_side_by_side
 
 LOCALIZER = pooled_localizer()

@@ -1,17 +1,17 @@
 """The DAL-Test, which joins localizer, line, search and p-value; public names are in `dal_jax`."""
 
-from dal_jax._dal_test._image import ImageToTest as ImageToTest
-from dal_jax._dal_test._image import covariance_of as covariance_of
+from dal_jax._dal_test._inputs import DTYPES as DTYPES
+from dal_jax._dal_test._inputs import ENGINES as ENGINES
+from dal_jax._dal_test._inputs import GAMMA as GAMMA
+from dal_jax._dal_test._inputs import ImageToTest as ImageToTest
+from dal_jax._dal_test._inputs import TestOptions as TestOptions
+from dal_jax._dal_test._inputs import check_randomization as check_randomization
+from dal_jax._dal_test._inputs import covariance_of as covariance_of
+from dal_jax._dal_test._inputs import randomization as randomization
 from dal_jax._dal_test._many_tests import dal_test as dal_test
 from dal_jax._dal_test._many_tests import dal_test_batch as dal_test_batch
 from dal_jax._dal_test._many_tests import evaluator_of as evaluator_of
 from dal_jax._dal_test._many_tests import stream_tests as stream_tests
-from dal_jax._dal_test._options import DTYPES as DTYPES
-from dal_jax._dal_test._options import ENGINES as ENGINES
-from dal_jax._dal_test._options import TestOptions as TestOptions
-from dal_jax._dal_test._randomization import GAMMA as GAMMA
-from dal_jax._dal_test._randomization import check_randomization as check_randomization
-from dal_jax._dal_test._randomization import randomization as randomization
 from dal_jax._dal_test._result import MAPS as MAPS
 from dal_jax._dal_test._result import TOLERANCE as TOLERANCE
 from dal_jax._dal_test._result import TestResult as TestResult

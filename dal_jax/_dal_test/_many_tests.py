@@ -8,10 +8,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from dal_jax._dal_test._image import ImageToTest, covariance_of, validate_image
+from dal_jax._dal_test._inputs import (
+    ImageToTest,
+    TestOptions,
+    check_sampled,
+    covariance_of,
+    test_options,
+    validate_image,
+)
 from dal_jax._dal_test._one_test import adaptive_test, exact_test, invalid_result
-from dal_jax._dal_test._options import TestOptions, test_options
-from dal_jax._dal_test._randomization import check_sampled
 from dal_jax._dal_test._result import TestResult
 from dal_jax._errors import InputError
 from dal_jax._typing import Bool, Float

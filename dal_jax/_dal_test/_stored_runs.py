@@ -4,9 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dal_jax._dal_test._image import ImageToTest, covariance_of
+from dal_jax._dal_test._inputs import ImageToTest, TestOptions, covariance_of
 from dal_jax._dal_test._many_tests import stream_tests
-from dal_jax._dal_test._options import TestOptions
 from dal_jax._dal_test._result import TestResult, as_record, contradiction
 from dal_jax._version import __version__
 from dal_jax.inference import Noise

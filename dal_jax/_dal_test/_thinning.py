@@ -6,8 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import ndtri
 
-from dal_jax._dal_test._options import TestOptions
-from dal_jax._dal_test._randomization import check_randomization, randomization
+from dal_jax._dal_test._inputs import TestOptions, check_randomization, randomization
 from dal_jax._errors import InputError
 from dal_jax._typing import Bool, Float
 from dal_jax.inference import Noise, check_level, naive_p, region_line

@@ -12,10 +12,10 @@ from dal_jax.diffusion._objective import Objective as Objective
 from dal_jax.diffusion._objective import Synthesis as Synthesis
 from dal_jax.diffusion._objective import glad_pair as glad_pair
 from dal_jax.diffusion._objective import synthesize as synthesize
+from dal_jax.diffusion._reverse import Coefficients as Coefficients
+from dal_jax.diffusion._reverse import ReverseConfig as ReverseConfig
+from dal_jax.diffusion._reverse import Schedule as Schedule
 from dal_jax.diffusion._reverse import reverse_process as reverse_process
-from dal_jax.diffusion._schedule import Coefficients as Coefficients
-from dal_jax.diffusion._schedule import ReverseConfig as ReverseConfig
-from dal_jax.diffusion._schedule import Schedule as Schedule
 from dal_jax.diffusion._training import Progress as Progress
 from dal_jax.diffusion._training import TrainConfig as TrainConfig
 from dal_jax.diffusion._training import TrainState as TrainState

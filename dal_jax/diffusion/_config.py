@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 from dal_jax._errors import InputError
 from dal_jax._typing import PyTree
 from dal_jax.diffusion._objective import NoisePrediction
-from dal_jax.diffusion._schedule import ReverseConfig, Schedule
+from dal_jax.diffusion._reverse import ReverseConfig, Schedule
 from dal_jax.models import UNetConfig, unet_shapes
 
 

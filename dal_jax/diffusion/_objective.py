@@ -11,7 +11,7 @@ import numpy as np
 
 from dal_jax._errors import InputError
 from dal_jax._typing import Array, Bool, Float, Int, PyTree
-from dal_jax.diffusion._schedule import Schedule
+from dal_jax.diffusion._reverse import Schedule
 from dal_jax.models import UNet, UNetConfig, init_unet
 
 

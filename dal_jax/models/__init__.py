@@ -1,13 +1,13 @@
 """Networks in Flax, piecewise-linear activations, and the import of weights."""
 
-from dal_jax.models._activations import activation as activation
-from dal_jax.models._activations import hinge_table as hinge_table
 from dal_jax.models._autoencoder import Autoencoder as Autoencoder
 from dal_jax.models._autoencoder import AutoencoderConfig as AutoencoderConfig
 from dal_jax.models._autoencoder import Reconstruction as Reconstruction
 from dal_jax.models._autoencoder import autoencode as autoencode
 from dal_jax.models._autoencoder import autoencoder_shapes as autoencoder_shapes
 from dal_jax.models._autoencoder import init_autoencoder as init_autoencoder
+from dal_jax.models._blocks import activation as activation
+from dal_jax.models._blocks import hinge_table as hinge_table
 from dal_jax.models._convolve import mean_pool as mean_pool
 from dal_jax.models._convolve import upsample as upsample
 from dal_jax.models._extractors import ResNetExtractor as ResNetExtractor

@@ -10,8 +10,7 @@ import numpy as np
 
 from dal_jax._errors import InputError
 from dal_jax._typing import Array, PyTree
-from dal_jax.models._activations import activation, is_piecewise_linear
-from dal_jax.models._blocks import check_image, draw_variables
+from dal_jax.models._blocks import activation, check_image, draw_variables, is_piecewise_linear
 from dal_jax.models._convolve import convolve, lay_out, mean_pool, upsample
 
 

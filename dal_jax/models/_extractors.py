@@ -12,8 +12,7 @@ import numpy as np
 
 from dal_jax._errors import CheckpointError, InputError
 from dal_jax._typing import Array, Float, PyTree
-from dal_jax.models._activations import activation
-from dal_jax.models._blocks import Affine, Attention, Linear, dense, layer_norm
+from dal_jax.models._blocks import Affine, Attention, Linear, activation, dense, layer_norm
 from dal_jax.models._features import check_depths
 from dal_jax.models._import_weights import LEAF, fill_variables, read_state_dict
 

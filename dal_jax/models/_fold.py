@@ -9,8 +9,7 @@ import numpy as np
 
 from dal_jax._errors import InputError
 from dal_jax._typing import Array, PyTree
-from dal_jax.models._activations import activation
-from dal_jax.models._blocks import attend_pixels, dense, group_norm
+from dal_jax.models._blocks import activation, attend_pixels, dense, group_norm
 from dal_jax.models._convolve import (
     border_kernel,
     convolve,

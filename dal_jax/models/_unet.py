@@ -11,8 +11,15 @@ import numpy as np
 
 from dal_jax._errors import InputError
 from dal_jax._typing import Array, Float, PyTree
-from dal_jax.models._activations import activation, is_piecewise_linear
-from dal_jax.models._blocks import Affine, PixelAttention, check_image, draw_variables, group_norm
+from dal_jax.models._blocks import (
+    Affine,
+    PixelAttention,
+    activation,
+    check_image,
+    draw_variables,
+    group_norm,
+    is_piecewise_linear,
+)
 from dal_jax.models._convolve import convolve, lay_out, mean_pool, upsample
 
 NORM_EPSILON = 1e-5

@@ -1,15 +1,12 @@
 """Covariance operators of the noise of one image, and estimates of it from normal images."""
 
-from dal_jax.noise._ar1 import ar1 as ar1
-from dal_jax.noise._ar1 import toeplitz as toeplitz
-from dal_jax.noise._choose import NoiseRanking as NoiseRanking
-from dal_jax.noise._choose import choose as choose
 from dal_jax.noise._covariance import Covariance as Covariance
 from dal_jax.noise._covariance import Whitening as Whitening
 from dal_jax.noise._covariance import diagonal as diagonal
 from dal_jax.noise._covariance import iid as iid
 from dal_jax.noise._dense import dense as dense
 from dal_jax.noise._dense import kronecker as kronecker
+from dal_jax.noise._dense import low_rank as low_rank
 from dal_jax.noise._estimate import KINDS as KINDS
 from dal_jax.noise._estimate import estimate as estimate
 from dal_jax.noise._estimate import estimate_dense as estimate_dense
@@ -18,13 +15,16 @@ from dal_jax.noise._files import parse_noise as parse_noise
 from dal_jax.noise._files import save_noise as save_noise
 from dal_jax.noise._fit import Estimate as Estimate
 from dal_jax.noise._fit import FitReport as FitReport
+from dal_jax.noise._fit import NoiseRanking as NoiseRanking
 from dal_jax.noise._fit import RegionFit as RegionFit
+from dal_jax.noise._fit import choose as choose
 from dal_jax.noise._fit import fit_report as fit_report
 from dal_jax.noise._likelihood import as_matrix as as_matrix
 from dal_jax.noise._likelihood import log_likelihood as log_likelihood
 from dal_jax.noise._likelihood import whiten as whiten
-from dal_jax.noise._low_rank import low_rank as low_rank
 from dal_jax.noise._scaled import masked as masked
 from dal_jax.noise._scaled import scaled as scaled
+from dal_jax.noise._stationary import ar1 as ar1
 from dal_jax.noise._stationary import circulant as circulant
 from dal_jax.noise._stationary import stationary as stationary
+from dal_jax.noise._stationary import toeplitz as toeplitz

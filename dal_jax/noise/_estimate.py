@@ -5,14 +5,11 @@ from numpy.typing import ArrayLike
 
 from dal_jax._errors import InputError
 from dal_jax._typing import Float
-from dal_jax.noise._ar1 import ar1
 from dal_jax.noise._covariance import Covariance, diagonal, iid
-from dal_jax.noise._dense import dense, kronecker
-from dal_jax.noise._likelihood import as_matrix
-from dal_jax.noise._low_rank import low_rank
-from dal_jax.noise._sample import Groups, WeightedDeviations, sample_of
+from dal_jax.noise._dense import dense, kronecker, low_rank
+from dal_jax.noise._likelihood import Groups, WeightedDeviations, as_matrix, sample_of
 from dal_jax.noise._scaled import scaled
-from dal_jax.noise._stationary import clip_spectrum, stationary
+from dal_jax.noise._stationary import ar1, clip_spectrum, stationary
 
 # Every kind of `estimate`, from few parameters to many.
 KINDS = (

@@ -11,12 +11,19 @@ import numpy as np
 
 from dal_jax._errors import InputError
 from dal_jax._files import atomic_path
-from dal_jax.noise._ar1 import _Ar1, _Toeplitz, ar1, toeplitz
 from dal_jax.noise._covariance import Covariance, _Diagonal, _Iid, diagonal, iid
-from dal_jax.noise._dense import _Dense, _Kronecker, dense, kronecker
-from dal_jax.noise._low_rank import _LowRank, low_rank
+from dal_jax.noise._dense import _Dense, _Kronecker, _LowRank, dense, kronecker, low_rank
 from dal_jax.noise._scaled import _Scaled, scaled
-from dal_jax.noise._stationary import _Circulant, _Stationary, circulant, stationary
+from dal_jax.noise._stationary import (
+    _Ar1,
+    _Circulant,
+    _Stationary,
+    _Toeplitz,
+    ar1,
+    circulant,
+    stationary,
+    toeplitz,
+)
 
 # The name in files, the class, and the constructor whose arguments are fields of the class.
 _KINDS: tuple[tuple[str, type, Callable[..., Covariance], tuple[str, ...]], ...] = (

@@ -14,6 +14,6 @@ from dal_jax.report._outcome import Result as Result
 from dal_jax.report._outcome import format_difference as format_difference
 from dal_jax.report._outcome import format_p as format_p
 from dal_jax.report._outcome import outcome as outcome
+from dal_jax.report._outcome import table as table
 from dal_jax.report._overlay import outline as outline
 from dal_jax.report._overlay import overlay as overlay
-from dal_jax.report._table import table as table

@@ -5,8 +5,8 @@ does not depend on what a task does.
 """
 
 from dal_jax.runs._directory import RunDirectory as RunDirectory
+from dal_jax.runs._directory import fingerprint as fingerprint
 from dal_jax.runs._directory import open_run as open_run
-from dal_jax.runs._fingerprint import fingerprint as fingerprint
 from dal_jax.runs._hosts import Host as Host
 from dal_jax.runs._hosts import join_hosts as join_hosts
 from dal_jax.runs._hosts import leave_hosts as leave_hosts

@@ -18,8 +18,14 @@ from dal_jax._compat import exact_arithmetic
 from dal_jax._typing import Array, Float, Int
 from dal_jax.affine import PieceStatus, Sweep, Swept, affine_piece, sweep
 from dal_jax.inference import Intervals, as_intervals, contains, intersect, subtract, union
-from dal_jax.search._problem import LineProblem, Membership, operands, tree_from_spec, tree_spec
-from dal_jax.search._selection import margins
+from dal_jax.search._selection import (
+    LineProblem,
+    Membership,
+    margins,
+    operands,
+    tree_from_spec,
+    tree_spec,
+)
 
 # A float32 sweep places ends within 4e-6 of the float64 ones (measured on the reference cases).
 POLISH_WIDTH = 2e-5
