@@ -125,8 +125,8 @@ class AdaptiveResult(NamedTuple):
         >>> line = as_intervals([-4.0, 4.0])
         >>> searched = SearchResult(line, line, SelectiveP(0.05, 0.05, 0.05), 0, 40, Status.OK)
         >>> found = AdaptiveResult(searched, spacing=0.5, num_checks=8, num_disagreements=0)
-        >>> round(misjudged_length(found.num_checks), 2)
-        0.31
+        >>> found.num_checks, found.num_disagreements
+        (8, 0)
     """
 
     searched: SearchResult  # sets, bounds, counts and status
@@ -182,8 +182,7 @@ def adaptive_search(
         ...         answer = PointFacts(z > 1, z - 1, abs(z - 2))
         ...         points = search.send(answer)
         ...         low, high = points.z[:-1], points.z[1:]
-        ...         one = (low < 1) & (high > 1)  # a straight line decides all but its root
-        ...         root = np.where(one, 1.0, np.nan)
+        ...         root = np.where((low <= 1) & (high > 1), 1.0, np.nan)  # straight lines are known
         ...         answer = Cells(high, high, root, 0 * low)
         ... except StopIteration as end:
         ...     round(float(end.value.searched.truncation[0, 0]), 6)
