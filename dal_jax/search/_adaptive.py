@@ -182,7 +182,7 @@ def adaptive_search(
         ...         answer = PointFacts(z > 1, z - 1, abs(z - 2))
         ...         points = search.send(answer)
         ...         low, high = points.z[:-1], points.z[1:]
-        ...         root = np.where((low <= 1) & (high > 1), 1.0, np.nan)  # straight lines are known
+        ...         root = np.where((low <= 1) & (high > 1), 1.0, np.nan)  # straight
         ...         answer = Cells(high, high, root, 0 * low)
         ... except StopIteration as end:
         ...     round(float(end.value.searched.truncation[0, 0]), 6)
