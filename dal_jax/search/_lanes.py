@@ -139,8 +139,7 @@ class Lanes:
 
     def __init__(self, line: SearchedLine, devices: Sequence[Any], count: int):
         self._devices = len(devices)
-        # A TPU has no float64.
-        self.dtype = "float32" if devices[0].platform == "tpu" else "float64"
+        self.dtype = _margin_dtype(devices[0])
         # Powers of 2, so that runs of about the same size share their programs.
         least = -(-PIXELS // line.score.size)
         self._each = _power_of_2(max(least, -(-count // self._devices)))
@@ -281,6 +280,10 @@ class Lanes:
             dealt.append(np.repeat(column[-1:], len(place), axis=0))
             dealt[-1][at] = column
         return at, dealt
+
+
+def _margin_dtype(device: Any) -> str:
+    return "float32" if device.platform == "tpu" else "float64"  # a TPU has no float64
 
 
 def _power_of_2(least: int) -> int:
