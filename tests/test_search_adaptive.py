@@ -4,6 +4,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cells_oracle import EvaluatedPoints, decide_cells
 from helpers import published_batch as dal_test_batch
 from helpers import published_test as dal_test
 from scipy import stats
@@ -26,7 +27,15 @@ from dal_jax.inference import (
     subtract,
     union,
 )
-from dal_jax.search import AdaptiveOptions, Margins, SearchOptions, adaptive_search
+from dal_jax.search import (
+    AdaptiveOptions,
+    CellQuery,
+    Margins,
+    PointFacts,
+    QueryPoints,
+    SearchOptions,
+    adaptive_search,
+)
 
 # What the search promises of an end.
 TOLERANCE = 1e-6
@@ -43,16 +52,26 @@ def search(
     `narrow` is the function as float32 would compute it; without it all is float64.
     """
 
-    def answer(z, wide):
+    def evaluated(z, wide):
         margin = margins(z)
         if narrow is not None:
             margin = np.where(wide[:, None], margin, narrow(z))
-        return Margins(margin, (margin > 0).all(axis=1))
+        return margin
+
+    def answer(query):
+        if isinstance(query, CellQuery):
+            nodes = EvaluatedPoints(query.z, rows[query.slot], query.inside, query.noise)
+            return decide_cells(nodes, query.safety)
+        margin = evaluated(*query)
+        finite = np.isfinite(margin).all(axis=1)
+        lowest = np.where(finite, margin.min(axis=1), np.nan)
+        return PointFacts((margin > 0).all(axis=1), lowest, np.abs(margin - rows[0]).max(axis=1))
 
     z_obs = float(z_obs)
+    rows = evaluated(np.array([z_obs]), np.array([True]))
     task = adaptive_search(
         z_obs,
-        answer(np.array([z_obs]), np.array([True])),
+        Margins(rows, (rows > 0).all(axis=1)),
         SearchOptions(**options),
         how or AdaptiveOptions(),
         seed=seed,
@@ -60,13 +79,15 @@ def search(
         perturbation=added,
         progress=progress,
     )
-    points, asked = next(task), []
+    query, asked = next(task), []
     while True:
-        assert np.isfinite(points.z).all()
-        assert narrow is not None or points.wide.all()
-        asked.append(points)
+        assert np.isfinite(query.z).all()
+        if isinstance(query, QueryPoints):
+            assert narrow is not None or query.wide.all()
+            asked.append(query)
+            rows = np.concatenate([rows, evaluated(*query)])
         try:
-            points = task.send(answer(points.z, points.wide))
+            query = task.send(answer(query))
         except StopIteration as end:
             found = end.value
             assert found.searched.num_evaluations == sum(len(p.z) for p in asked)

@@ -1,9 +1,17 @@
+import jax
 import numpy as np
 import pytest
+from cells_oracle import EvaluatedPoints
+from cells_oracle import decide_cells as oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dal_jax.search._cells import ROUNDED, EvaluatedPoints, decide_cells, with_points
+from dal_jax._compat import exact_arithmetic
+from dal_jax.search import CellQuery, PointFacts, SearchedLine, select_region
+from dal_jax.search import margins as margins_of
+from dal_jax.search._adaptive import _Nodes, _with_points
+from dal_jax.search._cells import ROUNDED
+from dal_jax.search._lanes import Lanes
 
 # Shares of a cell are quotients of numbers of about 1 in float64.
 ROUNDING = 1e-12
@@ -14,6 +22,28 @@ def nodes_of(z, margin, noise=0.0):
     z, margin = np.asarray(z, float), np.asarray(margin, float)
     inside = np.asarray((margin > 0).all(axis=1))
     return EvaluatedPoints(z, margin, inside, np.full(len(z), float(noise)))
+
+
+def decide_cells(nodes, safety):
+    """The cells by the compiled program, with the margins as scores of a region of all pixels."""
+    points, pixels = nodes.margin.shape
+    side = 16  # as many pixels as any case here; those that do not count hold what may be there
+    score = np.full((points, side), np.nan)
+    score[:, :pixels] = nodes.margin
+    region = np.arange(side)[None] < pixels
+    line = SearchedLine(
+        np.zeros((1, side, 1)),
+        np.zeros((1, side, 1)),
+        select_region(region.astype(float), 0.5, where=region),
+        score[:1],
+        0.0,
+        (),
+    )
+    lanes = Lanes(line, jax.local_devices()[:1], 1)
+    lane = lanes.open(line)
+    lanes.store(score[1:, None], [lane] * (points - 1), range(1, points))
+    query = CellQuery(np.arange(points), nodes.z, nodes.inside, nodes.noise, safety)
+    return lanes.judge([(lane, query)])()[0]
 
 
 def undecided(cells):
@@ -175,15 +205,98 @@ def test_noise_keeps_a_part_open():
 
 
 def test_of_two_nodes_at_one_place_the_exact_one_stays():
-    nodes = nodes_of([0.0, 1.0], [[1.0], [2.0]], noise=0.1)
-    more = with_points(
-        nodes,
-        np.array([1.0, 0.5, 0.0]),
-        np.array([[-7.0], [3.0], [9.0]]),
-        np.array([False, True, True]),
-        np.array([0.0, 0.1, 0.2]),
-    )
+    nodes = _Nodes(*map(np.array, ([0.0, 1.0], [0, 1], [True, True], [1.0, 2.0], [0.1, 0.1])))
+    new = [1.0, 0.5, 0.0], [2, 3, 4], [False, True, True], [-7.0, 3.0, 9.0], [0.0, 0.1, 0.2]
+    more = _with_points(nodes, _Nodes(*map(np.array, new)))
     np.testing.assert_array_equal(more.z, [0.0, 0.5, 1.0])
-    np.testing.assert_array_equal(more.margin[:, 0], [1.0, 3.0, -7.0])
+    np.testing.assert_array_equal(more.slot, [0, 3, 2])
+    np.testing.assert_array_equal(more.lowest, [1.0, 3.0, -7.0])
     np.testing.assert_array_equal(more.inside, [True, True, False])
     np.testing.assert_array_equal(more.noise, [0.1, 0.1, 0.0])
+
+
+def line_of(rng, kind="all", side=4):
+    """A line whose score at every point is drawn, and its observed score."""
+    while True:
+        score = rng.normal(size=(side, side))
+        selected = select_region(score, 0.4, kind, rng.random((side, side)) < 0.8)
+        if selected.region.any():
+            break
+    base, direction = rng.normal(size=(2, side, side, 2))
+    return SearchedLine(base, direction, selected, score, 0.4, ())
+
+
+@pytest.mark.parametrize("kind", ["all", "peak"])
+@pytest.mark.parametrize("count", [1, 5, 200])
+def test_lanes_judge_like_the_oracle(kind, count):
+    """Several lines at a time; 200 points exceed what a lane holds at first."""
+    rng = np.random.default_rng(count)
+    lines = [line_of(rng, kind) for _ in range(3)]
+    lanes = Lanes(lines[0], jax.local_devices()[:1], 3)
+    at = [lanes.open(line) for line in lines]
+    z = [rng.permutation(np.linspace(-3, 3, count)) for _ in lines]
+    score = [rng.normal(size=(count, 4, 4)) + line.score for line in lines]
+    facts = {}
+    for first in range(0, count, 8):  # in batches of rows of several lines
+        chosen = [(k, row) for k in range(3) for row in range(first, min(first + 8, count))]
+        scores = np.full((32, 4, 4), np.nan)
+        scores[: len(chosen)] = [score[k][row] for k, row in chosen]
+        with exact_arithmetic():
+            on_devices = jax.numpy.asarray(scores)
+        places, slots = [at[k] for k, _ in chosen], [1 + row for _, row in chosen]
+        if first == 8:  # on the host and less the threshold, as for devices without float64
+            on_devices = scores[: len(chosen)] - 0.4
+        found, rows = lanes.store(on_devices, places, slots)
+        found = PointFacts(*map(np.asarray, found))
+        facts |= {c: [column[row] for column in found] for c, row in zip(chosen, rows, strict=True)}
+    queries, expected = [], []
+    for k, line in enumerate(lines):
+        every = margins_of(np.concatenate([line.score[None], score[k]]), 0.4, line.selected)
+        for row in range(count):
+            inside, lowest, moved = facts[k, row]
+            assert inside == every.inside[1 + row]
+            assert lowest == every.margin[1 + row].min()
+            assert moved == np.abs(every.margin[1 + row] - every.margin[0]).max()
+        places = np.concatenate([[4.0], z[k]])
+        order = np.argsort(places)
+        noise = rng.uniform(0, 0.01, count + 1)[order]
+        nodes = EvaluatedPoints(places[order], every.margin[order], every.inside[order], noise)
+        expected.append(oracle(nodes, 1.5))
+        queries.append((at[k], CellQuery(order, nodes.z, nodes.inside, noise, 1.5)))
+    for cells, true in zip(lanes.judge(queries)(), expected, strict=True):
+        for column, right in zip(cells, true, strict=True):
+            # The same sums in another order.
+            np.testing.assert_allclose(column, right, rtol=1e-12, atol=1e-12)
+
+
+def test_scores_that_are_not_finite_are_noticed_where_they_count():
+    rng = np.random.default_rng(0)
+    line = line_of(rng)
+    lanes = Lanes(line, jax.local_devices()[:1], 1)
+    lane = lanes.open(line)
+    counts = line.selected.region | line.selected.must_not_flag
+    assert counts.any() and not counts.all()
+    bad = np.stack([np.where(counts, 1.0, np.nan), np.where(counts, 1.0, np.inf)] * 2)
+    bad[2:][:, counts] = [[np.nan] * counts.sum(), [np.inf] * counts.sum()]
+    facts, rows = lanes.store(bad, [lane] * 4, [1, 2, 3, 4])
+    assert np.isnan(np.asarray(facts.lowest)[rows]).tolist() == [False, False, True, True]
+
+
+def test_images_are_those_of_the_lines():
+    rng = np.random.default_rng(1)
+    lines = [line_of(rng)._replace(draws=rng.normal(size=3)) for _ in range(2)]
+    lanes = Lanes(lines[0], jax.local_devices()[:1], 2)
+    at = [lanes.open(line) for line in lines]
+    places, z = [at[1], at[0], at[1]], [0.5, -2.0, 3.25]
+    for dtype, tolerance in (("float64", 1e-14), ("float32", 1e-6)):
+        images, draws = lanes.images(places, z, 4, dtype)
+        assert images.dtype == dtype and draws.dtype == dtype
+        for row, (number, point) in enumerate(zip((1, 0, 1), z, strict=True)):
+            expected = lines[number].base + point * lines[number].direction
+            np.testing.assert_allclose(images[row], expected, rtol=0, atol=10 * tolerance)
+            np.testing.assert_allclose(draws[row], lines[number].draws, rtol=0, atol=tolerance)
+    lanes.close(at[0])
+    other = line_of(rng)._replace(draws=np.zeros(3))
+    assert lanes.open(other) == at[0]
+    images, _ = lanes.images([at[0]], [0.0], 4, "float64")
+    np.testing.assert_array_equal(images[0], other.base)

@@ -201,6 +201,27 @@ def test_a_result_does_not_depend_on_the_tests_beside_it(name, dtype):
     same(dal_test(localizer, x[2], x_ref[2], "iid:1", dtype=dtype), expected[2])
 
 
+@pytest.mark.parametrize("name", LOCALIZERS)
+def test_devices_without_float64_leave_it_to_the_host(name, monkeypatch):
+    """Margins rounded to float32 after the threshold was subtracted still have exact roots."""
+    localizer = LOCALIZERS[name]
+    x, x_ref = np.random.default_rng(4).normal(size=(2, 6, *localizer.image_shape))
+    draws = np.random.default_rng(5).normal(size=(6, *localizer.image_shape))
+    for own in (None, draws):
+        expected = dal_test_batch(localizer, x, x_ref, "iid:1", draws=own)
+        with monkeypatch.context() as patch:
+            patch.setattr("dal_jax.search._lanes._margin_dtype", lambda device: "float32")
+            found = dal_test_batch(localizer, x, x_ref, "iid:1", draws=own)
+        for one, other in zip(found, expected, strict=True):
+            assert one.status is other.status
+            if one.status is not Status.OK:
+                continue
+            assert one.p_low <= other.p_high and other.p_low <= one.p_high
+            np.testing.assert_array_equal(one.region, other.region)
+            # An end is searched to 1e-6; the roots' own error is far below.
+            np.testing.assert_allclose(one.truncation, other.truncation, rtol=0, atol=4e-6)
+
+
 def test_images_with_draws_of_their_own_do_not_mix():
     localizer = LOCALIZERS["dense"]
     rng = np.random.default_rng(1)

@@ -24,8 +24,9 @@ from dal_jax.inference import Noise
 from dal_jax.localizers import Localizer
 from dal_jax.search import Evaluator, Functions, Status, Task, run_side_by_side
 
-# Host memory, in bytes, for concurrent searches, and approximate bytes kept for each pixel.
-HOST_BYTES, KEPT = 2**31, 64 * 3 * 8
+# Memory in bytes for concurrent searches, and approximate bytes that each keeps for a pixel: the
+# margins of 128 points and, while they are judged, of 64 of them again.
+LINES_BYTES, KEPT = 2**31, (128 + 64) * 8
 
 
 def dal_test(
@@ -303,8 +304,8 @@ def stream_tests(
 
 
 def _in_flight(evaluator: Evaluator, localizer: Localizer, options: TestOptions) -> int:
-    """Return the number of searches that fill the devices, at most as many as host memory holds."""
-    room = HOST_BYTES // (KEPT * math.prod(localizer.image_shape))
+    """Return the number of searches that fill the devices, at most as many as memory holds."""
+    room = LINES_BYTES // (KEPT * math.prod(localizer.image_shape))
     return max(1, min(2 * evaluator.capacity(options.dtype or "float32"), room))
 
 

@@ -21,10 +21,12 @@ from dal_jax.localizers import Localizer
 from dal_jax.search import (
     AdaptiveResult,
     LineProblem,
+    LineRequest,
     Membership,
     ScanEngine,
     ScoreReply,
     ScoreRequest,
+    SearchedLine,
     SearchOptions,
     SearchResult,
     SelectedRegion,
@@ -283,10 +285,11 @@ def _search(
         line = test.line()
     except InputError as error:
         return _refused(test, error)
-    judge = partial(margins, threshold=localizer.threshold, selected=selected)
+    score, draws = test.empty.score, () if case.draws is None else case.draws
+    searched = SearchedLine(line.base, line.direction, selected, score, localizer.threshold, draws)
     search = adaptive_search(
         line.z_obs,
-        judge(test.empty.score[None]),
+        margins(score[None], localizer.threshold, selected),
         wanted,
         options.adaptive,
         seed=options.seed,
@@ -295,12 +298,11 @@ def _search(
         progress=progress,
     )
     found: AdaptiveResult | None = None
-    points = next(search)
+    query = next(search)
     while found is None:
-        images = line.base + line.direction * points.z[:, None, None, None]
-        answer = yield ScoreRequest(images, points.wide, case.draws)
+        answer = yield LineRequest(searched, query)
         try:
-            points = search.send(judge(answer.score))
+            query = search.send(answer)
         except StopIteration as end:
             found = end.value
     window = np.full(2, np.nan)

@@ -135,10 +135,12 @@ def counted_calls() -> Iterator[Counter[str]]:
     counts: Counter[str] = Counter()
     original = Evaluator.__call__
 
-    def counting(self: Evaluator, images: np.ndarray, draws: Any, dtype: str) -> Any:
+    def counting(
+        self: Evaluator, images: Any, draws: Any, dtype: str, count: int | None = None
+    ) -> Any:
         counts[f"calls {dtype}"] += 1
-        counts[f"images {dtype}"] += len(images)
-        return original(self, images, draws, dtype)
+        counts[f"images {dtype}"] += len(images) if count is None else count
+        return original(self, images, draws, dtype, count)
 
     Evaluator.__call__ = counting  # type: ignore[method-assign]
     try:

@@ -9,8 +9,15 @@ from scipy import optimize
 from scipy.special import ndtri
 
 from dal_jax._errors import InputError
-from dal_jax.inference._intervals import as_intervals, complement, intersect, log_mass, subtract
-from dal_jax.inference._p_value import SelectiveP, of_masses, selective_p
+from dal_jax.inference._intervals import (
+    Intervals,
+    as_intervals,
+    complement,
+    intersect,
+    log_mass,
+    subtract,
+)
+from dal_jax.inference._p_value import SelectiveP, holds, of_masses
 from dal_jax.inference._randomized import LEAST_SPREAD, log_tails
 from dal_jax.inference._recalibration import Observed
 
@@ -67,9 +74,11 @@ def effect(observed: Observed, confidence: float = 0.95) -> Effect:
     """
     if not 0 < confidence < 1:
         raise InputError(f"confidence is {confidence!r}, expected a level between 0 and 1")
-    if np.isnan(selective_p(*observed[:3], "greater", observed.perturbation).p):
+    inside = as_intervals(observed.searched)
+    known, unknown = intersect(as_intervals(observed.truncation), inside), complement(inside)
+    if not holds(known, observed.z_obs + observed.perturbation.shift):
         return Effect(np.nan, np.nan, np.nan)
-    above, tail = _above(observed), (1 - confidence) / 2
+    above, tail = _above(observed, known, unknown), (1 - confidence) / 2
     return Effect(
         _crossing(lambda mean: _score(above(mean).p) - _score(0.5), observed.z_obs),
         _crossing(lambda mean: _score(above(mean).high) - _score(tail), observed.z_obs),
@@ -82,11 +91,11 @@ def _score(p: float) -> float:
     return float(ndtri(min(max(p, 1e-300), 1 - 1e-16)))
 
 
-def _above(observed: Observed) -> Callable[[float], SelectiveP]:
+def _above(
+    observed: Observed, known: Intervals, unknown: Intervals
+) -> Callable[[float], SelectiveP]:
     """Return `selective_p` for "greater" as a function of the mean, with all sets computed once."""
     z, spread = observed.z_obs, observed.perturbation.spread
-    inside = as_intervals(observed.searched)
-    known, unknown = intersect(as_intervals(observed.truncation), inside), complement(inside)
     tail = as_intervals([z, np.inf])
     if spread < LEAST_SPREAD:
         parts = [

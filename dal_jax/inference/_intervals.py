@@ -126,7 +126,10 @@ def intersect(a: Intervals, b: Intervals) -> Intervals:
         >>> intersect(as_intervals([0, 2]), as_intervals([1, 3])).tolist()
         [[1.0, 2.0]]
     """
-    return complement(union(complement(a), complement(b)))
+    a, b = merge(a), merge(b)
+    low, high = np.maximum.outer(a[:, 0], b[:, 0]), np.minimum.outer(a[:, 1], b[:, 1])
+    overlap = low < high  # of sorted, disjoint sets, sorted and disjoint in this order
+    return np.stack([low[overlap], high[overlap]], axis=1)
 
 
 def subtract(a: Intervals, b: Intervals) -> Intervals:
@@ -143,7 +146,7 @@ def subtract(a: Intervals, b: Intervals) -> Intervals:
         >>> subtract(as_intervals([0, 3]), as_intervals([1, 2])).tolist()
         [[0.0, 1.0], [2.0, 3.0]]
     """
-    return complement(union(complement(a), b))
+    return intersect(a, complement(b))
 
 
 def measure(a: Intervals) -> float:

@@ -129,7 +129,7 @@ def p_of_split(
         return SelectiveP(*np.minimum(1.0, 2 * np.minimum(less, greater)).tolist())
     inside = as_intervals(searched)
     known, unknown = intersect(as_intervals(truncation), inside), complement(inside)
-    if not _holds(known, seen):
+    if not holds(known, seen):
         return SelectiveP(np.nan, np.nan, np.nan)
     tails = _tails(z_obs, alternative)
     return of_masses(*split(known, tails), *split(unknown, tails))
@@ -300,7 +300,8 @@ def check_alternative(alternative: str) -> None:
         )
 
 
-def _holds(known: Intervals, z_obs: float) -> bool:
+def holds(known: Intervals, z_obs: float) -> bool:
+    """Return whether a truncation set holds the observed value, to rounding."""
     if not np.isfinite(z_obs):
         return False
     slack = _EDGE * max(1.0, abs(z_obs))

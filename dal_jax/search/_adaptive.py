@@ -7,13 +7,13 @@ a generator that yields points to be evaluated, so that many lines share the bat
 import math
 from collections.abc import Generator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-from scipy.special import betaincinv, ndtri_exp
+from scipy.special import ndtri_exp
 
 from dal_jax._errors import InputError
-from dal_jax._typing import Bool, Float
+from dal_jax._typing import Bool, Float, Int
 from dal_jax.inference import (
     NO_PERTURBATION,
     Intervals,
@@ -29,7 +29,7 @@ from dal_jax.inference import (
     on_line,
     subtract,
 )
-from dal_jax.search._cells import EvaluatedPoints, decide_cells, with_points
+from dal_jax.search._lanes import CellQuery, Cells, PointFacts, QueryPoints
 from dal_jax.search._line_search import (
     Progress,
     SearchOptions,
@@ -107,11 +107,14 @@ class AdaptiveOptions:
                 raise InputError(f"{name} is {getattr(self, name)!r}, expected {expected}")
 
 
-class QueryPoints(NamedTuple):
-    """Points of a line to be evaluated."""
+class _Nodes(NamedTuple):
+    """Evaluated points of a line, ascending."""
 
-    z: Float[np.ndarray, " k"]  # standardized
-    wide: Bool[np.ndarray, " k"]  # in float64, whatever the precision of the search
+    z: Float[np.ndarray, " N"]  # standardized
+    slot: Int[np.ndarray, " N"]  # number in the order of evaluation
+    inside: Bool[np.ndarray, " N"]  # the region is the observed one
+    lowest: Float[np.ndarray, " N"]  # lowest margin, units of the score
+    noise: Float[np.ndarray, " N"]  # largest rounding error of a margin, units of the score
 
 
 class AdaptiveResult(NamedTuple):
@@ -122,8 +125,8 @@ class AdaptiveResult(NamedTuple):
         >>> line = as_intervals([-4.0, 4.0])
         >>> searched = SearchResult(line, line, SelectiveP(0.05, 0.05, 0.05), 0, 40, Status.OK)
         >>> found = AdaptiveResult(searched, spacing=0.5, num_checks=8, num_disagreements=0)
-        >>> round(misjudged_length(found.num_checks), 2)
-        0.31
+        >>> found.num_checks, found.num_disagreements
+        (8, 0)
     """
 
     searched: SearchResult  # sets, bounds, counts and status
@@ -142,7 +145,7 @@ def adaptive_search(
     wide_only: bool = False,
     perturbation: Perturbation = NO_PERTURBATION,
     progress: Progress | None = None,
-) -> Generator[QueryPoints, Margins, AdaptiveResult]:
+) -> Generator[QueryPoints | CellQuery, PointFacts | Cells, AdaptiveResult]:
     """Find the part of a line on which the region is the observed one.
 
     The search evaluates a coarse grid, then divides the cells in which interpolation does not
@@ -162,7 +165,8 @@ def adaptive_search(
         progress: Function that is called after every round.
 
     Yields:
-        Points to be evaluated; the generator expects their `Margins`.
+        Points to be evaluated, for which the generator expects their `PointFacts`, or all points so
+        far, for which it expects the `Cells` between them.
 
     Returns:
         The sets, bounds, counts and status. The bounds hold if the interpolation errors do.
@@ -171,10 +175,15 @@ def adaptive_search(
         >>> observed = Margins(np.array([[1.0]]), np.array([True]))  # the margin is z - 1
         >>> how = SearchOptions(), AdaptiveOptions()
         >>> search = adaptive_search(2.0, observed, *how, wide_only=True)
-        >>> points = next(search)
+        >>> answer = None
         >>> try:
         ...     while True:
-        ...         points = search.send(Margins(points.z[:, None] - 1.0, points.z > 1.0))
+        ...         z = search.send(answer).z
+        ...         answer = PointFacts(z > 1, z - 1, abs(z - 2))
+        ...         points = search.send(answer)
+        ...         low, high = points.z[:-1], points.z[1:]
+        ...         root = np.where((low <= 1) & (high > 1), 1.0, np.nan)  # straight
+        ...         answer = Cells(high, high, root, 0 * low)
         ... except StopIteration as end:
         ...     round(float(end.value.searched.truncation[0, 0]), 6)
         1.0
@@ -190,36 +199,8 @@ def adaptive_search(
     return search.outcome()
 
 
-def misjudged_length(num_checks: int, num_disagreements: int = 0, delta: float = 0.05) -> float:
-    """Return an upper limit on the misjudged share of the line's length, from random checks.
-
-    The limit is Clopper and Pearson's with k disagreements among N + k points drawn uniformly in z.
-    Checks are repeated until all points of a round agree, and each disagreement is followed up;
-    every disagreement counts as if it had not been corrected. If there were any, points that agreed
-    afterwards count as if they had been drawn before, so that the confidence is only approximately
-    the stated one.
-
-    The limit is about a length in z, not a probability: where the density of the statistic is high,
-    a short misjudged piece may change p by more than its share, where it is low by less.
-
-    Args:
-        num_checks: Number N of points that agreed, of one line or of many.
-        num_disagreements: Number k of points that disagreed, in any round.
-        delta: 1 - confidence, in (0, 1).
-
-    Returns:
-        The largest share of the searched length, with this confidence, on which membership was
-        misjudged before disagreements were followed up; 1 without checks.
-
-    Example:
-        >>> round(misjudged_length(8000), 5), round(misjudged_length(8000, 2), 5)
-        (0.00037, 0.00079)
-
-    Source: Clopper and Pearson, Biometrika 26, 1934.
-    """
-    if not num_checks:
-        return 1.0
-    return float(betaincinv(num_disagreements + 1, num_checks, 1 - delta))
+Found = TypeVar("Found")
+_Asking = Generator[QueryPoints | CellQuery, PointFacts | Cells, Found]
 
 
 class _Search:
@@ -242,12 +223,14 @@ class _Search:
         scale = float(np.abs(observed.margin).max())
         self.wide_noise = ROUNDINGS * float(np.finfo(np.float64).eps) * scale
         self.noise = self.wide_noise if wide_only else math.nan  # of points that are not wide
-        self.nodes = EvaluatedPoints(np.array([z_obs]), *observed, np.array([self.wide_noise]))
+        lowest = observed.margin.min(axis=1)
+        at, noise = np.array([z_obs]), np.array([self.wide_noise])
+        self.nodes = _Nodes(at, np.zeros(1, int), observed.inside, lowest, noise)
         self.safety, self.asked = how.safety, 0
         self.checks, self.disagreements = 0, 0
         self.finite, self.agreed = True, True
 
-    def resolve(self) -> Generator[QueryPoints, Margins, None]:
+    def resolve(self) -> _Asking[None]:
         """Request points until the bounds are tight and the ends are known, or no points are
         left.
         """
@@ -258,7 +241,7 @@ class _Search:
                 return
             points = self._next()
 
-    def check(self, rng: np.random.Generator) -> Generator[QueryPoints, Margins, bool]:
+    def check(self, rng: np.random.Generator) -> _Asking[bool]:
         """Request random points of the searched part; return whether all are as predicted."""
         found, undecided = self.found, self.undecided
         z = rng.uniform(self.nodes.z[0], self.nodes.z[-1], self.how.checks)
@@ -267,13 +250,13 @@ class _Search:
         answer = (yield from self._evaluate(points)) if len(z) else None
         if answer is None:
             return True
-        wrong = (answer.inside != contains(found, z)) & ~_doubtful(answer.margin, self.noise)
+        wrong = (answer.inside != contains(found, z)) & ~_doubtful(answer.lowest, self.noise)
         self.disagreements += int(wrong.sum())
         self.agreed = not wrong.any()
         self.checks = len(z) if self.agreed else 0
         if not self.agreed:
             self.safety *= MORE_CAREFUL
-            self._assess()
+            yield from self._assess()
         return self.agreed
 
     def outcome(self) -> AdaptiveResult:
@@ -295,31 +278,36 @@ class _Search:
     def _points(self, z: np.ndarray, wide: np.ndarray) -> QueryPoints:
         return QueryPoints(z, wide | self.wide_only)
 
-    def _evaluate(self, points: QueryPoints) -> Generator[QueryPoints, Margins, Margins | None]:
+    def _evaluate(self, points: QueryPoints) -> _Asking[PointFacts | None]:
         answer = yield points
+        assert isinstance(answer, PointFacts)
+        slot = self.asked + np.arange(1, 1 + len(points.z))
         self.asked += len(points.z)
-        if not np.isfinite(answer.margin).all():
+        if np.isnan(answer.lowest).any():
             self.finite = False
             return None
         if math.isnan(self.noise):  # the observed point comes first, now in float32
-            self.noise = self._narrow_noise(answer.margin[0] - self.nodes.margin[0])
+            self.noise = self._narrow_noise(answer.moved[0])
         noise = np.where(points.wide, self.wide_noise, self.noise)
-        self.nodes = with_points(self.nodes, points.z, *answer, noise)
-        self._assess()
+        new = _Nodes(points.z, slot, answer.inside, answer.lowest, noise)
+        self.nodes = _with_points(self.nodes, new)
+        yield from self._assess()
         if self.progress is not None:
             self.progress(self._bounds()[0], float(min(-self.nodes.z[0], self.nodes.z[-1])))
         return answer
 
-    def _narrow_noise(self, difference: np.ndarray) -> float:
-        """Return the rounding error of a float32 margin, from those at the observed point."""
+    def _narrow_noise(self, difference: float) -> float:
+        """Return the rounding error of a float32 margin, from the largest at the observed point."""
         ratio = float(np.finfo(np.float32).eps / np.finfo(np.float64).eps)
         least = max(ratio * self.wide_noise, float(np.finfo(np.float32).tiny))
-        steps = SPREAD * float(np.abs(difference).max()) / least
+        steps = SPREAD * difference / least
         return least * 2.0 ** max(0, math.ceil(math.log2(steps))) if steps > 0 else least
 
-    def _assess(self) -> None:
+    def _assess(self) -> _Asking[None]:
         """Derive the cells and the known part of the set from the nodes."""
-        nodes, cells = self.nodes, decide_cells(self.nodes, self.safety)
+        nodes = self.nodes
+        cells = yield CellQuery(nodes.slot, nodes.z, nodes.inside, nodes.noise, self.safety)
+        assert isinstance(cells, Cells)
         self.cells = cells
         open_ = cells.start < cells.stop
         self.undecided = as_intervals(np.stack([cells.start, cells.stop], axis=1)[open_])
@@ -395,7 +383,7 @@ class _Search:
         needed = (length > 0) & (~self._negligible(length) | self._adjacent())
         needed |= changes & (length > self.how.tolerance * scale)
         needed &= width > NARROWEST * scale
-        doubtful = (nodes.noise > self.wide_noise) & _doubtful(nodes.margin, nodes.noise)
+        doubtful = (nodes.noise > self.wide_noise) & _doubtful(nodes.lowest, nodes.noise)
         # Interpolation errors below this are the effect of rounding on the slopes.
         rounding = 5 * self.safety * self.noise
         z, wide = [nodes.z[doubtful]], [np.ones(int(doubtful.sum()), bool)]
@@ -484,11 +472,20 @@ class _Search:
         return self._points(points, np.zeros(len(points), bool))
 
 
+def _with_points(nodes: _Nodes, new: _Nodes) -> _Nodes:
+    """Add evaluated points; of two at one place the more accurate one stays."""
+    every = _Nodes(*map(np.concatenate, zip(nodes, new, strict=True)))
+    order = np.lexsort((every.noise, every.z))
+    first = np.ones(len(order), bool)
+    first[1:] = np.diff(every.z[order]) > 0
+    return _Nodes(*(column[order[first]] for column in every))
+
+
 def _doubtful(
-    margin: Float[np.ndarray, "k n"], noise: float | Float[np.ndarray, " k"]
+    lowest: Float[np.ndarray, " k"], noise: float | Float[np.ndarray, " k"]
 ) -> Bool[np.ndarray, " k"]:
     """Mark points whose membership rounding may decide: their lowest margin is within the noise."""
-    return np.abs(margin.min(axis=1)) <= noise
+    return np.abs(lowest) <= noise
 
 
 def _quantile(log_p: float) -> float:

@@ -5,64 +5,45 @@ belongs to the truncation set when every margin is positive. Between two evaluat
 is assumed to lie within an error E of its chord. E follows from the change of the chord's slope at
 the cell's ends; it is a bound for a function with one kink in the cell, or with none and little
 curvature.
+
+The functions are traced by JAX for arrays of fixed length, of which the first entries count.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
+import jax.numpy as jnp
 
-from dal_jax._typing import Bool, Float
+from dal_jax._typing import Array, Bool, Float, Int
 
 # Errors of neighbouring nodes partly cancel, and the noise is several times the largest error.
 ROUNDED = 1 / 8
 
 
 class EvaluatedPoints(NamedTuple):
-    """Evaluated points of a line, ascending."""
+    """Evaluated points of a line, ascending, and what is left of the arrays' fixed length."""
 
-    z: Float[np.ndarray, " N"]  # standardized
-    margin: Float[np.ndarray, "N n"]  # of every pixel, units of the score
-    inside: Bool[np.ndarray, " N"]  # the region is the observed one
-    noise: Float[np.ndarray, " N"]  # largest rounding error of a margin, units of the score
+    width: Float[Array, " N-1"]  # of the cells, standardized; 1 beyond the last cell
+    margin: Float[Array, "N n"]  # of every pixel, units of the score
+    inside: Bool[Array, " N"]  # the region is the observed one
+    noise: Float[Array, " N"]  # largest rounding error of a margin, units of the score
+    count: Int[Array, ""]  # number of points, 2 or more
 
 
-class Cells(NamedTuple):
-    """The N - 1 cells between neighbouring nodes; start >= stop where all of a cell is decided.
+class CellShares(NamedTuple):
+    """Undecided parts of cells, as shares of their widths; start >= stop where all is decided.
 
     Left of `start` a cell is like its left node, right of `stop` like its right node.
     """
 
-    start: Float[np.ndarray, " N-1"]  # standardized z
-    stop: Float[np.ndarray, " N-1"]
-    root: Float[np.ndarray, " N-1"]  # end of the set by the chords; NaN if both nodes agree
-    error: Float[np.ndarray, " N-1"]  # E of the pixel that crosses there, or of the lowest one
+    start: Any  # (N - 1,), as the others
+    stop: Any
+    root: Any  # end of the set by the chords; NaN if both nodes agree
+    error: Any  # E of the pixel that crosses there, or of the lowest one
 
 
-def with_points(
-    nodes: EvaluatedPoints, z: np.ndarray, margin: np.ndarray, inside: np.ndarray, noise: np.ndarray
-) -> EvaluatedPoints:
-    """Add evaluated points; of two at one place the more accurate one stays.
-
-    Args:
-        nodes: Points evaluated so far.
-        z: (k,) standardized points.
-        margin: (k, n) margins of the pixels.
-        inside: (k,) bool, whether the region is the observed one.
-        noise: (k,) largest rounding errors of the margins.
-
-    Returns:
-        All points, ascending.
-    """
-    every = EvaluatedPoints(
-        *map(np.concatenate, zip(nodes, (z, margin, inside, noise), strict=True))
-    )
-    order = np.lexsort((every.noise, every.z))
-    first = np.ones(len(order), bool)
-    first[1:] = np.diff(every.z[order]) > 0
-    return EvaluatedPoints(*(column[order[first]] for column in every))
-
-
-def decide_cells(nodes: EvaluatedPoints, safety: float) -> Cells:
+def decide_cells(
+    nodes: EvaluatedPoints, counts: Bool[Array, " n"], safety: Float[Array, ""]
+) -> CellShares:
     """Find the part of every cell in which interpolation does not decide membership.
 
     `E = safety (h / 4) max(d, rms of d over the pixels, r) + noise`, with d the sum of the changes
@@ -72,82 +53,75 @@ def decide_cells(nodes: EvaluatedPoints, safety: float) -> Cells:
     negative.
 
     Args:
-        nodes: Two or more evaluated points.
+        nodes: Evaluated points.
+        counts: Pixels that decide membership, at least one.
         safety: Factor on the error, 1 or above.
 
     Returns:
-        The cells.
+        The cells; entries beyond `nodes.count - 1` mean nothing.
     """
-    width = np.diff(nodes.z)
-    error = safety * _interpolation_error(nodes, width)
     left, right = nodes.margin[:-1], nodes.margin[1:]
-    slack = error + np.maximum(nodes.noise[:-1], nodes.noise[1:])[:, None]
-    start = _decided_share(left, right, slack, nodes.inside[:-1])
-    stop = 1 - _decided_share(right, left, slack, nodes.inside[1:])
-    differ = np.flatnonzero(nodes.inside[:-1] != nodes.inside[1:])
-    pixel = np.minimum(left, right).argmin(axis=1)
-    share, pixel[differ] = _exit(left[differ], right[differ], nodes.inside[differ])
-    low, high = nodes.z[:-1], nodes.z[1:]
-    cells = Cells(
-        np.where(start < stop, low + start * width, high),
-        np.where(start < stop, low + stop * width, high),
-        np.full(len(width), np.nan),
-        np.take_along_axis(error, pixel[:, None], axis=1)[:, 0],
+    error = safety * _interpolation_error(nodes, counts)
+    slack = error + jnp.maximum(nodes.noise[:-1], nodes.noise[1:])[:, None]
+    from_inside, to_inside = nodes.inside[:-1], nodes.inside[1:]
+    start = _decided_share(left, right, slack, from_inside, counts)
+    stop = 1 - _decided_share(right, left, slack, to_inside, counts)
+    differ = from_inside != to_inside
+    # The chords leave the set at the first exit, or enter it at the last entry.
+    exits = _crossings(left, right, from_inside[:, None])
+    rank = jnp.where(differ[:, None], exits, jnp.minimum(left, right))
+    pixel = jnp.where(counts, rank, jnp.inf).argmin(axis=1)[:, None]
+    share = jnp.abs(jnp.take_along_axis(exits, pixel, axis=1)[:, 0])
+    return CellShares(
+        start,
+        stop,
+        jnp.where(differ, jnp.clip(share, start, jnp.maximum(start, stop)), jnp.nan),
+        jnp.take_along_axis(error, pixel, axis=1)[:, 0],
     )
-    share = np.clip(share, start[differ], np.maximum(start, stop)[differ])
-    cells.root[differ] = low[differ] + share * width[differ]
-    return cells
 
 
-def _interpolation_error(nodes: EvaluatedPoints, width: np.ndarray) -> np.ndarray:
-    slope = np.diff(nodes.margin, axis=0) / width[:, None]
-    change = np.abs(np.diff(slope, axis=0))
-    if not len(change):
-        return np.full_like(slope, np.inf)
-    # Beyond the last nodes the changes of slope are unknown and count like the outermost ones.
-    total = np.concatenate([2 * change[:1], change[:-1] + change[1:], 2 * change[-1:]])
+def _at_both_ends(change: Array, cells: Array) -> Array:
+    """Add the changes at both ends of each cell; at an outermost end the other one counts twice."""
+    number = jnp.arange(len(change) + 1, dtype=cells.dtype)
+    number = number.reshape(-1, *(1,) * (change.ndim - 1))
+    padded = jnp.concatenate([change[:1], change, change[-1:]])
+    before, after = padded[:-1], padded[1:]
+    return jnp.where(number == cells - 1, 2 * before, before + after)
+
+
+def _interpolation_error(nodes: EvaluatedPoints, counts: Array) -> Array:
+    cells = nodes.count - 1
+    slope = jnp.diff(nodes.margin, axis=0) / nodes.width[:, None]
+    total = _at_both_ends(jnp.abs(jnp.diff(slope, axis=0)), cells)
     # No pixel is trusted to be smoother than the others: its kinks may lie between the nodes.
-    rest = np.sqrt(np.einsum("cp,cp->c", total, total) / total.shape[1])
-    least = np.maximum(rest, _rounding_of_changes(nodes.noise, width))
-    return width[:, None] / 4 * np.maximum(total, least[:, None])
+    squares = jnp.sum(jnp.where(counts, total * total, 0), axis=1)
+    rest = jnp.sqrt(squares / jnp.count_nonzero(counts).astype(squares.dtype))
+    blur = ROUNDED * (nodes.noise[:-1] + nodes.noise[1:]) / nodes.width
+    least = jnp.maximum(rest, _at_both_ends(blur[:-1] + blur[1:], cells))
+    error = nodes.width[:, None] / 4 * jnp.maximum(total, least[:, None])
+    return jnp.where(cells > 1, error, jnp.inf)  # of a single cell nothing is known
 
 
-def _rounding_of_changes(noise: np.ndarray, width: np.ndarray) -> np.ndarray:
-    """Return the rounding errors of the changes of slope at both ends of each cell."""
-    slope = ROUNDED * (noise[:-1] + noise[1:]) / width
-    change = slope[:-1] + slope[1:]
-    return np.concatenate([2 * change[:1], change[:-1] + change[1:], 2 * change[-1:]])
-
-
-def _decided_share(
-    near: np.ndarray, far: np.ndarray, slack: np.ndarray, inside: np.ndarray
-) -> np.ndarray:
+def _decided_share(near: Array, far: Array, slack: Array, inside: Array, counts: Array) -> Array:
     """Return the share of each cell, from its near end on, that is decided to be like that end."""
-    share = np.empty(len(near))
-    # From an inside end: until the first margin may be lost.
-    share[inside] = _until(near[inside], far[inside], slack[inside]).min(axis=1)
-    # From an outside end: as long as one and the same pixel is surely lost.
-    share[~inside] = _until(-near[~inside], -far[~inside], slack[~inside]).max(axis=1)
-    return share
+    # From an inside end: until the first margin may be lost. From an outside end: as long as one
+    # and the same pixel is surely lost.
+    sign = jnp.where(inside, 1, -1).astype(near.dtype)
+    until = _until(sign[:, None] * near, sign[:, None] * far, slack)
+    return sign * jnp.where(counts, sign[:, None] * until, jnp.inf).min(axis=1)
 
 
-def _until(near: np.ndarray, far: np.ndarray, slack: np.ndarray) -> np.ndarray:
+def _until(near: Array, far: Array, slack: Array) -> Array:
     """Return the share of each cell up to which a chord stays above the slack."""
-    until = np.ones_like(near)
     falls = (far <= slack) & (near > slack)
-    np.divide(near - slack, near - far, out=until, where=falls)
-    until[near <= slack] = 0.0
-    return until
+    share = (near - slack) / jnp.where(falls, near - far, 1)
+    return jnp.where(near <= slack, 0, jnp.where(falls, share, 1))
 
 
-def _exit(left: np.ndarray, right: np.ndarray, from_inside: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Return the share at which the chords leave the set (or enter it, from outside), and the
-    pixel.
-    """
+def _crossings(left: Array, right: Array, from_inside: Array) -> Array:
+    """Return the share at which each chord leaves the set, or minus that at which it enters."""
     crosses = (left > 0) != (right > 0)
-    crossing = np.divide(left, left - right, out=np.full_like(left, np.nan), where=crosses)
-    leaves = np.where(crosses & (right <= 0), crossing, 1.0)
-    enters = np.where(crosses & (left <= 0), crossing, 0.0)
-    pixel = np.where(from_inside, leaves.argmin(axis=1), enters.argmax(axis=1))
-    rows = np.arange(len(left))
-    return np.where(from_inside, leaves[rows, pixel], enters[rows, pixel]), pixel
+    share = left / jnp.where(crosses, left - right, 1)
+    leaves = jnp.where(crosses & (right <= 0), share, 1)
+    enters = jnp.where(crosses & (left <= 0), share, 0)
+    return jnp.where(from_inside, leaves, -enters)
