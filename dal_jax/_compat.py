@@ -86,6 +86,14 @@ def exact_arithmetic() -> Iterator[None]:
         yield
 
 
+def target_platform() -> str:
+    """Return the platform that a function is traced for: that of `jax.default_device`, if set."""
+    device = jax.config.jax_default_device  # pyright: ignore
+    if device is None:
+        return jax.default_backend()
+    return device.split(":")[0] if isinstance(device, str) else device.platform
+
+
 def launched_processes() -> int | None:
     """Return the number of processes that the launcher started; None if JAX knows no launcher.
 

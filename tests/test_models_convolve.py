@@ -162,6 +162,14 @@ def test_the_number_of_products():
     assert scheme(3) is scheme(6) is None
 
 
+def test_kernels_are_laid_out_for_the_platform_of_the_program():
+    kernel = np.ones((3, 3, 64, 64), np.float32)
+    with jax.default_device("tpu"):  # nothing is computed there
+        assert jax.eval_shape(lambda k: lay_out(k, 8, 8), kernel).shape == kernel.shape
+    with jax.default_device(jax.devices("cpu")[0]):
+        assert jax.eval_shape(lambda k: lay_out(k, 8, 8), kernel).shape[:2] != (3, 3)
+
+
 def test_left_to_the_library_where_that_is_faster(monkeypatch):
     def chosen(size, channels=(64, 64), dtype=np.float32):
         return by_products(size[0], size[1], jax.ShapeDtypeStruct((3, 3, *channels), dtype))

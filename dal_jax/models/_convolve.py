@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dal_jax._compat import target_platform
 from dal_jax._typing import Array, Float
 
 
@@ -161,8 +162,8 @@ def scheme(side: int) -> Scheme | None:
 
 
 def on_cpu() -> bool:
-    """Return whether the default backend of JAX is a CPU."""
-    return jax.default_backend() == "cpu"
+    """Return whether the program that is being traced is for a CPU."""
+    return target_platform() == "cpu"
 
 
 def by_products(height: int, width: int, kernel: Any) -> bool:

@@ -200,10 +200,13 @@ def _compile(
         one = (own, jax.ShapeDtypeStruct(functions.image_shape, np.dtype(dtype)))
         return jax.tree.map(lambda v: jax.ShapeDtypeStruct((count, *v.shape), v.dtype), one)
 
-    scores = jax.eval_shape(evaluate, tree_from_spec(fixed), moving(1))[0].shape[1:]
-    if scores != functions.image_shape[:2]:
-        raise InputError(f"localizer has scores {scores}, expected {functions.image_shape[:2]}")
-    prepare, apply = split_known(evaluate, tree_from_spec(fixed), moving(lanes))
+    # The functions are traced for these devices, not for the default platform: the host computes
+    # the float64 of a TPU.
+    with jax.default_device(devices[0].platform):
+        scores = jax.eval_shape(evaluate, tree_from_spec(fixed), moving(1))[0].shape[1:]
+        if scores != functions.image_shape[:2]:
+            raise InputError(f"localizer has scores {scores}, expected {functions.image_shape[:2]}")
+        prepare, apply = split_known(evaluate, tree_from_spec(fixed), moving(lanes))
     mesh = Mesh(np.array(devices), ("lanes",))
     everywhere, apart = NamedSharding(mesh, P()), NamedSharding(mesh, P("lanes"))
     prepare = jax.jit(prepare, out_shardings=everywhere)
