@@ -77,8 +77,9 @@ def read_tiff(path: Path, tifffile: Any) -> Picture:
         colours = _num_colours(page, path)
         _check_meaning(file, page, path)
         turn = _turn(page.tags.valueof(_ORIENTATION), path)
+        missing = page.tags.valueof(_GDAL_NODATA)
+        palette = page.colormap if page.photometric == _PALETTE else None
         stored = _decoded(page, path)
-    missing = page.tags.valueof(_GDAL_NODATA)
     if missing is not None and (stored == float(missing)).any():
         raise refusal(path, f"pixels are missing (GDAL_NODATA {missing}), expected all of them")
     if page.axes == "SYX":
@@ -92,8 +93,8 @@ def read_tiff(path: Path, tifffile: Any) -> Picture:
             if (alpha != _full(page, alpha)).any():
                 raise refusal(path, "colours multiplied by a transparency, expected opaque ones")
             alpha = None
-    if page.photometric == _PALETTE:
-        return _upright(Picture(_looked_up(page, stored), None, stored), turn)
+    if palette is not None:
+        return _upright(Picture(_looked_up(palette, stored), None, stored), turn)
     return _upright(Picture(_scaled(page, stored, path), alpha), turn)
 
 
@@ -238,9 +239,9 @@ def _full(page: Any, values: np.ndarray) -> Any:
     return values.dtype.type(1)
 
 
-def _looked_up(page: Any, entries: np.ndarray) -> np.ndarray:
-    """Return the colours (H, W, 3) of the entries of a palette."""
-    palette = np.asarray(page.colormap).T
+def _looked_up(colormap: np.ndarray, entries: np.ndarray) -> np.ndarray:
+    """Return the colours (H, W, 3) of the entries of a palette (3, N)."""
+    palette = colormap.T
     if palette.max(initial=0) < 256:
         palette = palette.astype(np.uint8)  # stored without the shift to 16 bits
     elif not (palette % 256).any() or (palette % 257 == 0).all():
