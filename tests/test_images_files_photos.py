@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 from file_cases import FileCase, check, check_table
 
-from dal_jax import InputError
-from dal_jax.images import read_image, read_images, read_mask
+from dal_jax.images import read_image
 
 pillow = pytest.importorskip("PIL.Image")
 tifffile = pytest.importorskip("tifffile")
