@@ -6,6 +6,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import numpy as np
 import pytest
 from file_cases import FileCase, check, check_table
 
-from dal_jax.images import read_image
+from dal_jax import InputError
+from dal_jax.images import open_data, read_image, read_images, read_mask
 
 pillow = pytest.importorskip("PIL.Image")
 tifffile = pytest.importorskip("tifffile")
@@ -25,6 +27,7 @@ COLOUR = RNG.integers(0, 256, (5, 7, 3)).astype(np.uint8)
 GREYS = np.arange(256, dtype=np.uint8).reshape(16, 16)
 ALPHA = RNG.integers(0, 256, (5, 7, 1)).astype(np.uint8)
 DEEP = RNG.integers(0, 65536, (5, 7, 4)).astype(np.uint16)
+EIGHT = np.ones((8, 8), np.uint8)
 BITS = GREY > 127
 ENTRIES = (GREY % 4).astype(np.uint8)
 PALETTE = np.array([[0, 0, 0], [255, 0, 0], [9, 200, 7], [255, 255, 255]], np.uint8)
@@ -713,3 +716,188 @@ def test_every_file_is_read_or_refused(case: FileCase, tmp_path: Path) -> None:
 
 def test_the_page_has_the_table() -> None:
     check_table("Photographs", CASES)
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+@pytest.mark.parametrize("name", ["x.png", "x.tif"])
+def test_every_orientation_is_turned_as_by_pillow(tmp_path: Path, name: str, number: int) -> None:
+    stored = pillow.fromarray(COLOUR)
+    stored.getexif()[274] = number
+    if name == "x.png":
+        stored.save(tmp_path / name, exif=stored.getexif())
+    else:
+        tiff(COLOUR, **RGB, **orientation(number))(tmp_path / name)
+    expected = np.asarray(ops.exif_transpose(stored))
+    np.testing.assert_array_equal(read_image(tmp_path / name), in_range(expected))
+
+
+@pytest.mark.parametrize(("bits", "top"), [(4, 15), (12, 4095)])
+def test_fewer_bits_than_their_type_fill_the_range(tmp_path: Path, bits: int, top: int) -> None:
+    """Without imagecodecs such files cannot be decoded, and the line says what to install."""
+    values = RNG.integers(0, top + 1, (5, 6)).astype(np.uint16)
+    packed = "".join(f"{n:0{bits}b}" for n in values.ravel())
+    data = int(packed, 2).to_bytes(len(packed) // 8)
+    stored = np.frombuffer(data, np.uint8).reshape(5, -1)
+    write = patched(tiff(stored, **FLAT), BitsPerSample=bits, ImageWidth=6)
+    write(tmp_path / "x.tif")
+    if find_spec("imagecodecs"):
+        np.testing.assert_array_equal(read_image(tmp_path / "x.tif")[..., 0], values / top)
+        return
+    told = rf"{bits} bits a sample: reading it needs imagecodecs: pip install \"dal-jax\[tiff\]\""
+    with pytest.raises(InputError, match=told):
+        read_image(tmp_path / "x.tif")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("tiff_lzw", "LZW"), ("jpeg", "JPEG"), ("group4", "CCITTFAX4"), ("zstd", "ZSTD")],
+)
+def test_compressions_are_read_or_name_what_to_install(
+    tmp_path: Path, kind: str, name: str
+) -> None:
+    stored = np.kron(BITS, np.ones((8, 8), bool)) if kind == "group4" else np.kron(GREY, EIGHT)
+    pillow.fromarray(stored).save(tmp_path / "x.tif", compression=kind)
+    if find_spec("imagecodecs"):
+        found = read_image(tmp_path / "x.tif")
+        np.testing.assert_allclose(found, in_range(stored), atol=0.02 * (kind == "jpeg"))
+        return
+    told = rf"compression {name}, . bits a sample: reading it needs imagecodecs: pip install"
+    with pytest.raises(InputError, match=told):
+        read_image(tmp_path / "x.tif")
+
+
+@pytest.mark.parametrize(
+    ("package", "name", "told"),
+    [
+        ("skimage", "data/multipage.tif", "holds 2 images, expected one"),
+        ("skimage", "data/multipage_rgb.tif", "holds 2 images, expected one"),
+        ("skimage", "data/no_time_for_that_tiny.gif", r"holds \d+ images, expected one"),
+    ],
+)
+def test_real_files_of_several_images_are_refused(package: str, name: str, told: str) -> None:
+    path = real(package, name)
+    with pytest.raises(InputError, match=told):
+        read_image(path)
+
+
+@pytest.mark.parametrize(
+    ("package", "name"),
+    [
+        ("skimage", "data/chelsea.png"),
+        ("skimage", "data/logo.png"),
+        ("skimage", "data/hubble_deep_field.jpg"),
+        ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),
+        ("matplotlib", "mpl-data/images/home.png"),
+    ],
+)
+def test_real_files_are_read_as_pillow_shows_them(package: str, name: str) -> None:
+    path = real(package, name)
+    with pillow.open(path) as shown:
+        bands = "L" if shown.mode in ("1", "L", "LA") else "RGB"
+        expected = np.asarray(ops.exif_transpose(shown).convert("RGBA").convert("RGB"))
+    expected = expected[..., :1] if bands == "L" else expected
+    np.testing.assert_array_equal(read_image(path), in_range(expected))
+
+
+def real(package: str, name: str) -> Path:
+    """A file of an installed package."""
+    found = find_spec(package)
+    path = Path(str(found and found.origin)).parent / name
+    if not path.is_file():
+        pytest.skip(f"{package} is not installed, or without {name}")
+    return path
+
+
+SPOT = np.zeros((5, 7), np.uint8)
+SPOT[1:3, 2:4] = 1
+RED = np.array([[0, 0, 0], [128, 0, 0]], np.uint8)
+MASKS = {
+    "white is zero": ("m.tif", tiff(255 - 255 * SPOT, photometric="miniswhite")),
+    "white is zero, 1 bit": ("m.tif", tiff(SPOT == 0, photometric="miniswhite")),
+    "labels": ("m.png", picture(SPOT)),
+    "red": ("m.png", picture(SPOT[..., None] * np.array([255, 0, 0], np.uint8))),
+    "dark red of a palette": ("m.png", lambda path: entries_of(SPOT, RED, path)),
+    "palette of greys": ("m.gif", lambda path: entries_of(SPOT, 255 * (RED > 0)[:, :1] + 0, path)),
+    "transparent around": (
+        "m.png",
+        picture(np.stack([255 * SPOT, 255 * SPOT], -1)),
+    ),
+    "PBM": ("m.pbm", picture(SPOT > 0)),
+    "WebP": ("m.webp", picture(255 * SPOT, "RGB", lossless=True)),
+    "turned": ("m.png", picture(255 * SPOT[::-1, ::-1], exif=turned_exif(3))),
+}
+UNCLEAR = {
+    "in the transparency alone": (
+        picture(np.stack([0 * SPOT, 255 * SPOT], -1)),
+        "colours and transparency differ",
+    ),
+    "white in all colours, transparent around": (
+        picture(np.stack([0 * SPOT + 255, 255 * SPOT], -1)),
+        "colours and transparency differ",
+    ),
+    "red on white": (
+        picture(255 - SPOT[..., None] * np.array([0, 255, 255], np.uint8)),
+        "colours without black",
+    ),
+    "black for one of the labels of a palette": (
+        lambda path: entries_of(SPOT, RED[::-1], path),
+        "a palette of colours, expected black as entry 0",
+    ),
+}
+
+
+def entries_of(entries: np.ndarray, palette: np.ndarray, path: Path) -> None:
+    """Write entries of a palette of colours, or of greys (N, 1)."""
+    made = pillow.fromarray(entries, "L")
+    made.putpalette(np.broadcast_to(palette, (len(palette), 3)).astype(np.uint8).tobytes())
+    made.save(path)
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_one_mask_stored_in_many_ways_marks_the_same(tmp_path: Path, kind: str) -> None:
+    name, write = MASKS[kind]
+    write(tmp_path / name)
+    np.testing.assert_array_equal(read_mask(tmp_path / name), SPOT > 0)
+
+
+@pytest.mark.parametrize("kind", UNCLEAR)
+def test_masks_of_unclear_meaning_are_refused(tmp_path: Path, kind: str) -> None:
+    write, told = UNCLEAR[kind]
+    write(tmp_path / "m.png")
+    with pytest.raises(InputError, match=rf"mask '.*m.png': {told}") as caught:
+        read_mask(tmp_path / "m.png")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mask_of_four_channels_without_a_meaning_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "m.npy", np.ones((5, 7, 4), np.uint8))
+    with pytest.raises(InputError, match=r"mask .*: shape \(5, 7, 4\), expected"):
+        read_mask(tmp_path / "m.npy")
+
+
+def test_a_stack_with_channels_first_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "train.npy", np.zeros((6, 3, 8, 8), np.uint8))
+    with pytest.raises(InputError, match="has them first"):
+        read_images([tmp_path / "train.npy"])
+    with pytest.raises(InputError, match=r"array 'train' of .*has them first"):
+        open_data(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.kind}: {case.content}")
+def test_changed_bytes_are_read_or_one_line(case: FileCase, tmp_path: Path) -> None:
+    """Decoders raise whatever they happen upon; 100 changes of each kind of file."""
+    path = tmp_path / case.name
+    case.write(path)
+    whole, rng = path.read_bytes(), np.random.default_rng(1)
+    for _ in range(100):
+        data = np.frombuffer(whole, np.uint8).copy()
+        # Mostly in the header, which comes first, or at the end of small files.
+        places = rng.integers(0, min(len(data), 300), rng.integers(1, 4))
+        data[places] = rng.integers(0, 256, len(places))
+        path.write_bytes(data.tobytes())
+        for read in (read_image, read_mask):
+            try:
+                assert read(path).ndim in (2, 3)
+            except InputError as error:
+                assert case.name in str(error) and "\n" not in str(error)
