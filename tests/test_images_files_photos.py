@@ -641,6 +641,27 @@ TIFFS = [
     ),
     FileCase(
         "TIFF",
+        "missing strips or tiles",
+        "strips or tiles are missing, expected all of them",
+        "x.tif",
+        patched(tiff(GREY), StripByteCounts=0),
+    ),
+    FileCase(
+        "TIFF",
+        "more than 178956970 pixels, as for the other pictures",
+        "250000000 pixels, expected at most 178956970",
+        "x.tif",
+        patched(tiff(GREY), ImageWidth=50_000_000),
+    ),
+    FileCase(
+        "TIFF",
+        "a tag that cannot be read",
+        "unreadable or damaged (<TiffTag.fromfile> raised",
+        "x.tif",
+        lambda path: with_a_broken_tag(path),
+    ),
+    FileCase(
+        "TIFF",
         "any of these in a file with another name",
         "read: as a TIFF",
         "x.png",
@@ -707,6 +728,15 @@ def without_photometric(path: Path) -> None:
     data, tag = path.read_bytes(), struct.pack("<HH", 262, 3)
     assert data.count(tag) == 1
     path.write_bytes(data.replace(tag, struct.pack("<HH", 263, 3)))
+
+
+def with_a_broken_tag(path: Path) -> None:
+    """Write a TIFF whose resolution lies behind the end of the file."""
+    tiff(GREY)(path)
+    data = bytearray(path.read_bytes())
+    place = data.index(struct.pack("<HHI", 282, 5, 1)) + 8
+    data[place : place + 4] = struct.pack("<I", 10**9)
+    path.write_bytes(data)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.kind}: {case.content}")

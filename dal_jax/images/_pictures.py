@@ -4,8 +4,10 @@ Brightness, palettes, orientation, the images of a file, and the bands beside th
 interpreted here and nowhere else. `read_picture` and `read_tiff` take the library that decodes.
 """
 
+import contextlib
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +15,8 @@ import numpy as np
 
 from dal_jax._errors import InputError
 
+# Largest number of pixels of a TIFF file, which Pillow has for other files.
+MOST_PIXELS = 178_956_970
 # Formats that Pillow may take a file for, whatever its name.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
 # Modes of Pillow that are grey or RGB, some with a transparency.
@@ -72,7 +76,7 @@ def read_picture(path: Path, pillow: Any) -> Picture:
 
 def read_tiff(path: Path, tifffile: Any) -> Picture:
     """Read a TIFF file with the module `tifffile`."""
-    with tifffile.TiffFile(path) as file:
+    with _strictly(), tifffile.TiffFile(path) as file:
         page = _only_page(file, path)
         colours = _num_colours(page, path)
         _check_meaning(file, page, path)
@@ -167,6 +171,23 @@ def _read_as(path: Path, pillow: Any, raw: str) -> np.ndarray:
         return np.asarray(picture)
 
 
+@contextlib.contextmanager
+def _strictly() -> Iterator[None]:
+    """Turn into an error what tifffile else writes to its log before it goes on and guesses."""
+    logger = logging.getLogger("tifffile")
+
+    def refuse(record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.ERROR:
+            raise ValueError(record.getMessage())
+        return False
+
+    logger.addFilter(refuse)
+    try:
+        yield
+    finally:
+        logger.removeFilter(refuse)
+
+
 def _only_page(file: Any, path: Path) -> Any:
     """Return the only page that is neither a smaller copy nor a transparency of another."""
     pages = [p for page in file.pages for p in (page, *(page.pages or ()))]
@@ -209,6 +230,11 @@ def _check_meaning(file: Any, page: Any, path: Path) -> None:
 
 
 def _decoded(page: Any, path: Path) -> np.ndarray:
+    pixels = page.imagewidth * page.imagelength
+    if pixels > MOST_PIXELS:
+        raise refusal(path, f"{pixels} pixels, expected at most {MOST_PIXELS}")
+    if not all(page.databytecounts):
+        raise refusal(path, "strips or tiles are missing, expected all of them")
     try:
         return page.asarray()
     except (ImportError, NotImplementedError, ValueError) as error:
