@@ -264,6 +264,16 @@ def test_what_is_not_used_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
     )
 
 
+@pytest.mark.parametrize("layout", ["auto", "folder"])
+def test_a_folder_without_images_says_what_it_holds(
+    tmp_path: Path, layout: str, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "a.heic").write_bytes(b"")
+    with pytest.raises(InputError, match="no known layout|no image"):
+        open_data(tmp_path, layout)
+    assert capsys.readouterr().err.endswith("not used: files (1): 1 .heic\n")
+
+
 def test_subfolders_of_kinds_are_not_used_and_named(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
