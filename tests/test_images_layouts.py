@@ -269,7 +269,7 @@ def test_a_folder_without_images_says_what_it_holds(
     tmp_path: Path, layout: str, capsys: pytest.CaptureFixture
 ) -> None:
     (tmp_path / "a.heic").write_bytes(b"")
-    with pytest.raises(InputError, match="no known layout|no image"):
+    with pytest.raises(InputError, match=r"no known layout|no image"):
         open_data(tmp_path, layout)
     assert capsys.readouterr().err.endswith("not used: files (1): 1 .heic\n")
 
