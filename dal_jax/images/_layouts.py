@@ -6,6 +6,7 @@ from pathlib import Path
 from dal_jax._errors import InputError
 from dal_jax.images import _layout_photos as photos
 from dal_jax.images import _layout_volumes as volumes
+from dal_jax.images._folders import say_left_out
 from dal_jax.images._groups import group_of
 from dal_jax.images._samples import (
     OF_SLICES,
@@ -30,6 +31,7 @@ _LAYOUTS: dict[str, Callable[[Path, DataSelection], list[Sample]]] = {
     "dicom": volumes.dicom,
     "arrays": volumes.arrays,
 }
+_OF_PHOTOS = ("mvtec", "mpdd", "btad", "visa", "folder")
 
 
 def open_data(
@@ -44,7 +46,7 @@ def open_data(
     """List the samples of a data set without reading its images.
 
     Masks are read only where a label depends on them: tumours of volumes, masks of plain folders
-    and of arrays.
+    and of arrays. What a folder of photographs holds beside them is printed in one line.
 
     Args:
         root: Folder of the data set or of one of its categories; for "nifti" and "arrays" also a
@@ -84,6 +86,10 @@ def open_data(
     if not root.is_dir() and name not in ("nifti", "arrays"):
         raise InputError(f"data {str(root)!r}: layout {name!r} needs a folder")
     found = _LAYOUTS[name](root, DataSelection(category, contrast, _range(slices)))
+    if name in _OF_PHOTOS:
+        chosen = root / (category or ".")
+        files = {path for s in found for path in (s.path, s.mask) if path is not None}
+        say_left_out("data", chosen if chosen.is_dir() else root, {*files, photos.table(root)})
     if not found:
         raise InputError(f"data {str(root)!r}: no image in layout {name!r}")
     base = root if root.is_dir() else root.parent
@@ -142,7 +148,7 @@ def _recognise(root: Path) -> str:
         raise _unknown(root)
     found = entries(root, root)
     names = [path.name for path in found if path.is_dir()]
-    if (root / "split_csv" / "1cls.csv").is_file():
+    if photos.table(root).is_file():
         return "visa"
     for layout, sign in (("mvtec", "train/good"), ("btad", "train/ok")):
         if any((path / sign).is_dir() for path in (root, *found)):
@@ -165,6 +171,7 @@ def _recognise_flat(root: Path, found: list[Path], names: list[str]) -> str:
         return "dicom"
     if next(walk(root, root), None) is not None:
         return "folder"
+    say_left_out("data", root, ())
     raise _unknown(root)
 
 
