@@ -1,36 +1,16 @@
 """Reading image files into arrays (H, W, C), stacks (N, H, W, C) and masks (H, W)."""
 
 import csv
-import importlib
-import struct
 import warnings
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from tokenize import TokenError  # numpy raises it for damaged headers
-from types import ModuleType
 from typing import Literal
 
 import numpy as np
 
 from dal_jax._errors import InputError
-
-# Errors that the readers raise on damaged files; they differ between decoders.
-DAMAGED = (
-    OSError,
-    ArithmeticError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    LookupError,
-    TypeError,
-    RuntimeError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    TokenError,
-    Warning,
-)
+from dal_jax.images._decoding import decoding, optional
+from dal_jax.images._nifti import load_nifti
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -94,22 +74,12 @@ def is_image(path: Path) -> bool:
 
 def load_npy(path: Path, mode: Literal["r"] | None = None) -> np.ndarray:
     """Read or map a .npy file of plain numbers (objects are refused), with a one-line error."""
-    try:
-        return np.load(path, allow_pickle=False, mmap_mode=mode)
-    except DAMAGED as error:
-        raise unreadable(path, error) from error
-
-
-def load_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read the voxels, after the file's slope and intercept, and the affine of a NIfTI file."""
-    nibabel = optional("nibabel", "medical", path)
-    own = nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError
-    try:
-        image = nibabel.load(path)
-        voxels = np.asarray(image.get_fdata(dtype=np.float64, caching="unchanged"))
-    except (*DAMAGED, *own) as error:
-        raise unreadable(path, error) from error
-    return voxels, np.asarray(image.affine, np.float64)
+    with decoding(path):
+        array = np.load(path, allow_pickle=False, mmap_mode=mode)
+        if not isinstance(array, np.ndarray):
+            array.close()
+            raise ValueError("several arrays, expected one")
+        return array
 
 
 def read_table(path: Path, columns: list[str], purpose: str) -> list[dict[str, str]]:
@@ -142,20 +112,9 @@ def _decode(path: Path) -> np.ndarray:
     if reader is None:
         kinds = ".npy, .png, .jpg, .bmp, .tif, .nii, .nii.gz"
         raise InputError(f"image {str(path)!r}: unknown kind of file, expected one of {kinds}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # decoders only warn of truncated data
-            return reader(path)
-    except InputError:
-        raise
-    except DAMAGED as error:
-        raise unreadable(path, error) from error
-
-
-def unreadable(path: Path, error: Exception) -> InputError:
-    """Return the one-line error for an exception of a decoder."""
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return InputError(f"image {str(path)!r}: unreadable or damaged ({reason[:160]})")
+    with decoding(path):
+        warnings.simplefilter("error", UserWarning)  # decoders only warn of truncated data
+        return reader(path)
 
 
 def _reader(path: Path) -> Callable[[Path], np.ndarray] | None:
@@ -163,22 +122,9 @@ def _reader(path: Path) -> Callable[[Path], np.ndarray] | None:
     return next((reader for end, reader in _READERS.items() if name.endswith(end)), None)
 
 
-def optional(module: str, extra: str, path: Path) -> ModuleType:
-    """Import a library that an extra of the package installs; the error names the extra."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        hint = f'pip install "dal-jax[{extra}]"'
-        raise InputError(f"image {str(path)!r}: reading it needs {module}: {hint}") from error
-
-
 def _read_picture(path: Path) -> np.ndarray:
     pillow = optional("PIL.Image", "images", path)
-    try:
-        opened = pillow.open(path)
-    except pillow.DecompressionBombError as error:
-        raise unreadable(path, error) from error
-    with opened as picture:
+    with pillow.open(path) as picture:
         if picture.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV"):
             picture = picture.convert("RGB")
         wide = picture.mode == "I"  # some releases of Pillow give 16-bit greys this mode

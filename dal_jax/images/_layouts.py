@@ -6,7 +6,9 @@ from pathlib import Path
 from dal_jax._errors import InputError
 from dal_jax.images import _layout_photos as photos
 from dal_jax.images import _layout_volumes as volumes
+from dal_jax.images._dicom import dicom_files
 from dal_jax.images._groups import group_of
+from dal_jax.images._io import is_image
 from dal_jax.images._samples import (
     OF_SLICES,
     DataSelection,
@@ -16,7 +18,7 @@ from dal_jax.images._samples import (
     name_of,
     walk,
 )
-from dal_jax.images._volumes import dicom_files, is_volume
+from dal_jax.images._volumes import is_volume
 
 _LAYOUTS: dict[str, Callable[[Path, DataSelection], list[Sample]]] = {
     "mvtec": photos.mvtec,
@@ -159,7 +161,8 @@ def _recognise_flat(root: Path, found: list[Path], names: list[str]) -> str:
     files = [path for path in found if path.is_file()]
     if any(path.name in ("train.npy", "test.npy") for path in files):
         return "arrays"
-    if files and all(is_volume(path) for path in files):
+    kinds = [is_volume(path) for path in files if is_volume(path) or is_image(path)]
+    if 2 * sum(kinds) > len(kinds):
         return "nifti"
     if dicom_files(root):
         return "dicom"
