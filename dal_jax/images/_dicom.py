@@ -91,6 +91,9 @@ def read_slice(path: Path) -> np.ndarray:
 def _of_image(data: Any) -> Any:
     if not (data.get("Rows") and data.get("Columns")):
         raise ValueError("DICOM without an image")
+    for name in ("RescaleSlope", "RescaleIntercept"):
+        if name in data and data.get(name) is None:
+            delattr(data, name)  # without a value, pydicom would calculate with None
     return data
 
 
