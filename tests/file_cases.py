@@ -1,4 +1,4 @@
-"""The tables of docs/files.md: a row for each file that a test writes and reads, or sees refused."""
+"""The tables of docs/files.md: a row for each file that a test writes, and reads or refuses."""
 
 import os
 import re

@@ -11,24 +11,28 @@ import numpy as np
 from dal_jax._errors import InputError
 from dal_jax.images._decoding import decoding, optional
 from dal_jax.images._nifti import load_nifti
+from dal_jax.images._pictures import Picture, read_picture, read_tiff, refusal
 
 
 def read_image(path: str | Path) -> np.ndarray:
     """Read an image as float64 with axes (H, W, C).
 
     8- and 16-bit unsigned integers are divided by 255 and 65535; floating-point values, and NIfTI
-    voxels after the header's slope and intercept, are kept unchanged. An alpha channel is dropped.
+    voxels after the header's slope and intercept, are kept unchanged. Pictures are upright and grey
+    or RGB with black as 0: palettes are looked up, the transparency of a picture is dropped. Every
+    channel of a .npy file is kept. docs/files.md lists what is read and what is refused.
 
     Args:
-        path: File with one image, of type .npy, .png, .jpg, .jpeg, .bmp, .tif, .tiff, .nii or
-            .nii.gz: (H, W) or (H, W, C); for NIfTI one slice (H, W) or (H, W, 1).
+        path: File with one image, of type .png, .jpg, .tif, .bmp, .gif, .webp, .jp2, .pgm, .npy,
+            .nii or .nii.gz: (H, W) or (H, W, C); for NIfTI one slice (H, W) or (H, W, 1).
 
     Returns:
         The image, float64 (H, W, C), with C = 1 for grey images.
 
     Raises:
         InputError: The file is missing, damaged, of an unknown type, or does not hold exactly one
-            image; or the optional library that reads it is not installed.
+            image; it is not known what its numbers mean; or the optional library that reads it is
+            not installed.
 
     Example:
         >>> read_image("view.png").shape  # doctest: +SKIP
@@ -39,6 +43,7 @@ def read_image(path: str | Path) -> np.ndarray:
     if pixels.ndim not in (2, 3):
         shape = tuple(pixels.shape)
         raise InputError(f"image {str(path)!r}: shape {shape}, expected (H, W) or (H, W, C)")
+    check_channels(pixels, f"image {str(path)!r}")
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if 0 in pixels.shape:
         raise InputError(f"image {str(path)!r}: no pixels, shape {pixels.shape}")
@@ -46,25 +51,23 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def read_pixels(path: str | Path) -> np.ndarray:
-    """Read the values of an image file as stored, in their own type.
+    """Read the values of an image file in their own type.
 
     Args:
         path: Path of the file, of a type that `read_image` reads.
 
     Returns:
-        The values (H, W) or (H, W, C), neither scaled nor converted.
+        The values (H, W) or (H, W, C), upright and with black as 0 as by `read_image`, but not
+        scaled.
 
     Raises:
-        InputError: The file is missing or damaged.
+        InputError: As for `read_image`.
 
     Example:
         >>> read_pixels("mask.png").dtype  # doctest: +SKIP
         dtype('uint8')
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"image {str(path)!r}: no such file")
-    return _decode(path)
+    return _decode(Path(path)).pixels
 
 
 def is_image(path: Path) -> bool:
@@ -107,62 +110,59 @@ def scale_integers(pixels: np.ndarray, path: Path) -> np.ndarray:
     raise InputError(f"image {str(path)!r}: values of type {pixels.dtype}, expected {expected}")
 
 
-def _decode(path: Path) -> np.ndarray:
+def check_channels(pixels: np.ndarray, what: str) -> None:
+    """Refuse images, or a stack of them, whose channels come before rows and columns."""
+    channels, *sides = pixels.shape[-3:]
+    if pixels.ndim > 2 and channels <= 4 < min(sides):
+        shape, expected = tuple(pixels.shape), "channels in the last axis"
+        raise InputError(f"{what}: shape {shape} has them first, expected {expected}")
+
+
+def _decode(path: Path) -> Picture:
+    if not path.is_file():
+        raise refusal(path, "no such file")
     reader = _reader(path)
     if reader is None:
-        kinds = ".npy, .png, .jpg, .bmp, .tif, .nii, .nii.gz"
-        raise InputError(f"image {str(path)!r}: unknown kind of file, expected one of {kinds}")
+        raise refusal(path, f"unknown kind of file, expected one of {', '.join(_READERS)}")
     with decoding(path):
         warnings.simplefilter("error", UserWarning)  # decoders only warn of truncated data
         return reader(path)
 
 
-def _reader(path: Path) -> Callable[[Path], np.ndarray] | None:
+def _reader(path: Path) -> Callable[[Path], Picture] | None:
     name = path.name.lower()
     return next((reader for end, reader in _READERS.items() if name.endswith(end)), None)
 
 
-def _read_picture(path: Path) -> np.ndarray:
-    pillow = optional("PIL.Image", "images", path)
-    with pillow.open(path) as picture:
-        if picture.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV"):
-            picture = picture.convert("RGB")
-        wide = picture.mode == "I"  # some releases of Pillow give 16-bit greys this mode
-        pixels = np.asarray(picture)
-        has_alpha = picture.mode in ("LA", "RGBA", "PA", "La", "RGBa")
-    pixels = pixels.astype(np.uint16) if wide else pixels
-    return pixels[..., :-1] if has_alpha else pixels
+def _read_picture(path: Path) -> Picture:
+    with open(path, "rb") as file:
+        is_tiff = file.read(4) in _TIFF
+    if is_tiff or path.suffix.lower() in (".tif", ".tiff"):
+        return read_tiff(path, optional("tifffile", "images", path))
+    return read_picture(path, optional("PIL.Image", "images", path))
 
 
-def _read_tiff(path: Path) -> np.ndarray:
-    tifffile = optional("tifffile", "images", path)
-    with tifffile.TiffFile(path) as file:
-        series = file.series[0]
-        axes, pixels = series.axes, series.asarray()
-    if axes == "SYX":
-        axes, pixels = "YXS", np.moveaxis(pixels, 0, -1)
-    if axes not in ("YX", "YXS"):
-        raise InputError(
-            f"image {str(path)!r}: holds {axes} of shape {pixels.shape}, not one image"
-        )
-    return pixels[..., :3] if pixels.shape[-1] == 4 and axes == "YXS" else pixels
+def _read_npy(path: Path) -> Picture:
+    return Picture(load_npy(path))
 
 
-def _read_nifti(path: Path) -> np.ndarray:
+def _read_nifti(path: Path) -> Picture:
     voxels, _ = load_nifti(path)
     if voxels.ndim < 2 or any(n != 1 for n in voxels.shape[2:]):
         raise InputError(f"image {str(path)!r}: a volume of shape {voxels.shape}, give one slice")
-    return voxels.reshape(voxels.shape[:2])
+    return Picture(voxels.reshape(voxels.shape[:2]))
 
 
-_READERS: dict[str, Callable[[Path], np.ndarray]] = {
-    ".npy": load_npy,
-    ".png": _read_picture,
-    ".jpg": _read_picture,
-    ".jpeg": _read_picture,
-    ".bmp": _read_picture,
-    ".tif": _read_tiff,
-    ".tiff": _read_tiff,
+# The first bytes of TIFF files, of which each order of bytes has a form for large files.
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PICTURES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".gif", ".webp"),
+    *(".jp2", ".j2k", ".pgm", ".ppm", ".pbm", ".pnm"),
+)
+# The one list of the names of images and of masks.
+_READERS: dict[str, Callable[[Path], Picture]] = {
+    **dict.fromkeys(_PICTURES, _read_picture),
+    ".npy": _read_npy,
     ".nii": _read_nifti,
     ".nii.gz": _read_nifti,
 }
@@ -237,6 +237,7 @@ def _read_stack(path: Path) -> np.ndarray:
     if path.is_file() and path.suffix.lower() == ".npy":
         pixels = load_npy(path)
         if pixels.ndim == 4:
+            check_channels(pixels, f"image {str(path)!r}")
             return scale_integers(pixels, path)
     return read_image(path)[None]
 
@@ -244,8 +245,8 @@ def _read_stack(path: Path) -> np.ndarray:
 def read_mask(path: str | Path, labels: bool = False) -> np.ndarray:
     """Read a mask: true where a picture is above 127/255 of its range, or a label is set.
 
-    A picture whose largest value is 1 is read as labels; of a colour picture the largest channel
-    counts.
+    A picture whose largest value is 1 is read as labels, and so is a palette of colours; of other
+    colour pictures the largest channel counts.
 
     Args:
         path: Image file of one channel or of colours.
@@ -255,8 +256,9 @@ def read_mask(path: str | Path, labels: bool = False) -> np.ndarray:
         The mask, bool (H, W).
 
     Raises:
-        InputError: The file is missing, damaged or does not hold exactly one image, or its largest
-            value is neither 1 nor bright, so that its meaning is unclear.
+        InputError: The file cannot be read as by `read_image`, or its meaning is unclear: its
+            largest value is neither 1 nor bright, its colours have no black, or the transparency or
+            the palette of the picture mark other pixels than its colours.
 
     Example:
         >>> read_mask("ground_truth/bent/000_mask.png").any()  # doctest: +SKIP
@@ -264,11 +266,25 @@ def read_mask(path: str | Path, labels: bool = False) -> np.ndarray:
 
     Source: MVTec AD (anti-aliased masks of 0 and 255) and VisA (labels from 1), as published.
     """
-    pixels = read_pixels(path)
-    flat = pixels.max(-1) if pixels.ndim == 3 else pixels
-    if flat.ndim != 2 or flat.size == 0:
-        raise InputError(f"mask {str(path)!r}: shape {pixels.shape}, expected (H, W)")
-    return to_mask(flat, path, labels)
+    path = Path(path)
+    pixels, alpha, entries = _decode(path)
+    if pixels.ndim not in (2, 3) or pixels.size == 0 or pixels.shape[2:] not in ((), (1,), (3,)):
+        raise InputError(f"mask {str(path)!r}: shape {pixels.shape}, expected (H, W) or (H, W, 3)")
+    channels = pixels.reshape(*pixels.shape[:2], -1)
+    coloured = bool((channels != channels[..., :1]).any())
+    indexed = entries is not None and coloured
+    marked = to_mask(channels.max(-1), path, labels or indexed)
+    if coloured and marked.all():
+        raise InputError(f"mask {str(path)!r}: colours without black, expected black around marks")
+    if indexed and (marked != (entries != 0)).any():
+        expected = "black as entry 0 and nowhere else"
+        raise InputError(f"mask {str(path)!r}: a palette of colours, expected {expected}")
+    if alpha is not None and np.ptp(alpha) and (marked != (alpha > alpha.max() / 2)).any():
+        expected = "one of them, or both the same"
+        raise InputError(
+            f"mask {str(path)!r}: colours and transparency differ, expected {expected}"
+        )
+    return marked
 
 
 def to_mask(values: np.ndarray, path: str | Path, labels: bool = False) -> np.ndarray:
