@@ -454,7 +454,9 @@ def test_padding_written_as_a_large_positive_value_is_padding(tmp_path: Path) ->
     assert read(tmp_path / "s.dcm")[0, 0, 0] == 0
 
 
-def test_a_stray_file_does_not_change_the_layout(tmp_path: Path) -> None:
+def test_a_stray_file_does_not_change_the_layout(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("a.nii.gz", "b.nii.gz"):
         nifti(tmp_path / name)
     (tmp_path / "a.json").write_text("{}")
@@ -463,9 +465,11 @@ def test_a_stray_file_does_not_change_the_layout(tmp_path: Path) -> None:
     assert data.layout == "nifti" and errors_of(data) == {}
     nibabel.save(nibabel.MGHImage(VOXELS, PLACE), tmp_path / "c.mgz")
     nibabel.save(nibabel.Nifti1Pair(VOXELS, PLACE), tmp_path / "d.hdr")
+    told = capsys.readouterr().err
+    assert "not used: files (2): 1 .json, 1 without extension" in told and told.count("\n") == 1
     data = open_data(tmp_path)
     assert {s.path.name for s in data.samples} == {"a.nii.gz", "b.nii.gz", "c.mgz", "d.hdr"}
-    assert errors_of(data) == {}
+    assert errors_of(data) == {} and capsys.readouterr().err == told  # .img is used, too
 
 
 def test_an_error_of_a_decoder_names_its_file(

@@ -173,10 +173,10 @@ def test_folder_with_masks(tmp_path: Path) -> None:
         ("normal/deep/b.png", "train", "normal"),
         ("test/c.png", "test", "anomalous"),
         ("test/d.png", "test", "normal"),
-        ("test/e.png", "test", "normal"),
+        ("test/e.png", "test", "unknown"),  # without a mask nobody said that it is normal
     ]
     sums = [read_sample(data, s)[1] for s in data.samples]
-    assert [int(m.sum()) for m in sums if m is not None] == [0, 0, 2, 0, 0]
+    assert [None if m is None else int(m.sum()) for m in sums] == [0, 0, 2, 0, None]
 
 
 def test_plain_images_are_all_to_test(tmp_path: Path) -> None:

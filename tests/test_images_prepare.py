@@ -335,8 +335,13 @@ def test_refusals_of_images() -> None:
         fit(PLAIN, [])
     with pytest.raises(InputError, match="no positive pixels"):
         fit(logs, [np.zeros((9, 9, 1))])
-    with pytest.raises(InputError, match=r"\[1, 3\] channels"):
-        fit(replace(PLAIN, grey=False), [noise(9, 9), noise(9, 9, 3)])
+    mixed, names = [noise(9, 9), noise(9, 9, 3)], ["a.png", "b.png"]
+    with pytest.raises(
+        InputError, match=r"images with 1 \(image 'a.png'\) and 3 \(image 'b.png'\)"
+    ):
+        fit(replace(PLAIN, grey=False), mixed, names)
+    with pytest.raises(InputError, match=r"training image 'b.png': image with NaN"):
+        fit(PLAIN, [noise(9, 9), np.full((9, 9, 1), np.inf)], names)
     found = views(fitted, noise(20, 20, 3))
     with pytest.raises(InputError, match="maps of shape"):
         stitch(fitted, np.zeros((2, 8, 8)), found, (20, 20))

@@ -1,6 +1,7 @@
 """`dal-jax test`: valid p-values for the regions that a model flags in images."""
 
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -169,12 +170,26 @@ def test(
             options=how,
         )
     need_figures(out if len(wanted.images) == 1 or maps else None)
+    _say_tested_references(wanted)
     if len(wanted.images) == 1 and spec is None:
         _test_one(wanted, out, json)
         return
     host = join_hosts(coordinator, num_processes, process_id)
     test_many(wanted, out, maps, json, host)
     leave_hosts()
+
+
+def _say_tested_references(wanted: TestSpec) -> None:
+    """Print which images are references, too, as a pattern may have it."""
+    references = {path.resolve() for path in wanted.references}
+    both = [path.name for path in wanted.images if path.resolve() in references]
+    if both:
+        told = f"also a reference: {', '.join(both[:3])}{', ...' if len(both) > 3 else ''}"
+        print(
+            f"--image: {len(both)} of {len(wanted.images)} {told}: compared with itself, its "
+            "p-value means nothing",
+            file=sys.stderr,
+        )
 
 
 def _test_one(wanted: TestSpec, out: Path | None, json: bool) -> None:

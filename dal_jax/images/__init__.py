@@ -3,11 +3,11 @@
 from dal_jax._files import atomic_path as atomic_path
 from dal_jax._files import write_array as write_array
 from dal_jax._files import write_text as write_text
+from dal_jax.images._folders import image_files as image_files
+from dal_jax.images._folders import read_images as read_images
 from dal_jax.images._groups import group_of as group_of
 from dal_jax.images._groups import split_groups as split_groups
-from dal_jax.images._io import image_files as image_files
 from dal_jax.images._io import read_image as read_image
-from dal_jax.images._io import read_images as read_images
 from dal_jax.images._io import read_mask as read_mask
 from dal_jax.images._io import read_pixels as read_pixels
 from dal_jax.images._layout_volumes import by_group as by_group

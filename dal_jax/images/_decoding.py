@@ -11,7 +11,7 @@ from types import ModuleType
 from dal_jax._errors import InputError
 
 # Loggers of these libraries, which would print lines that name no file.
-_LOGGERS = ("nibabel.global", "pydicom", "tifffile", "PIL")
+_LOGGERS = ("nibabel.global", "pydicom", "PIL")
 
 
 @contextlib.contextmanager
@@ -47,8 +47,10 @@ def unreadable(path: Path, error: Exception) -> InputError:
     """Return the one-line error for an exception of a decoder."""
     if isinstance(error, ModuleNotFoundError):
         return InputError(f"image {str(path)!r}: reading it needs {error.name}, not installed here")
-    reason = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
-    return InputError(f"image {str(path)!r}: unreadable or damaged ({reason[:160]})")
+    reason, kind = " ".join(str(error).split()), type(error).__name__
+    if not isinstance(error, ValueError | OSError):  # the text of the others says little alone
+        reason = f"{kind}: {reason}".removesuffix(": ")
+    return InputError(f"image {str(path)!r}: unreadable or damaged ({reason[:160] or kind})")
 
 
 def optional(module: str, extra: str, path: Path) -> ModuleType:

@@ -1,8 +1,8 @@
-"""Reading image files into arrays (H, W, C), stacks (N, H, W, C) and masks (H, W)."""
+"""Reading an image file into an array (H, W, C) or a mask (H, W)."""
 
 import csv
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -166,80 +166,6 @@ _READERS: dict[str, Callable[[Path], Picture]] = {
     ".nii": _read_nifti,
     ".nii.gz": _read_nifti,
 }
-
-
-def read_images(sources: Sequence[str | Path]) -> np.ndarray:
-    """Read many images of one size into a stack.
-
-    Args:
-        sources: Sources of images, at least one: a folder (its images in order of name, without
-            subfolders), an image file, or a .npy stack (N, H, W, C).
-
-    Returns:
-        The images, float64 (N, H, W, C), in the given order.
-
-    Raises:
-        InputError: A source is missing or damaged, a folder holds no image, sizes differ, or a
-            pixel is NaN or infinite.
-
-    Example:
-        >>> read_images(["normal/"]).shape  # doctest: +SKIP
-        (500, 32, 32, 1)
-    """
-    stacks: list[np.ndarray] = []
-    for source in map(Path, sources):
-        for path in image_files(source):
-            stack = _read_stack(path)
-            if stacks and stack.shape[1:] != stacks[0].shape[1:]:
-                found, first = stack.shape[1:], stacks[0].shape[1:]
-                raise InputError(f"image {str(path)!r}: shape {found}, the others have {first}")
-            if not np.isfinite(stack).all():
-                raise InputError(f"image {str(path)!r}: holds NaN or infinite pixels")
-            stacks.append(stack)
-    if not stacks:
-        raise InputError("images: none given, expected a folder, image files or a .npy stack")
-    return np.concatenate(stacks)
-
-
-def image_files(source: Path, name: str = "images", deep: bool = False) -> list[Path]:
-    """List the images of a folder by name.
-
-    Args:
-        source: Folder, whose hidden files are left out; any other path stands for itself.
-        name: Name of the argument that holds the folder, for the error.
-        deep: True to include the images of subfolders.
-
-    Returns:
-        Paths of the images.
-
-    Raises:
-        InputError: The folder holds no images.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     for name in ("b.png", "a.png", "notes.txt"):
-        ...         _ = Path(folder, name).write_bytes(b"")
-        ...     print([path.name for path in image_files(Path(folder))])
-        ['a.png', 'b.png']
-    """
-    if not source.is_dir():
-        return [source]
-    entries = source.rglob("*") if deep else source.iterdir()
-    shown = (path for path in entries if not path.name.startswith("."))
-    found = sorted(path for path in shown if path.is_file() and is_image(path))
-    if not found:
-        raise InputError(f"{name} {str(source)!r}: no image in this folder")
-    return found
-
-
-def _read_stack(path: Path) -> np.ndarray:
-    if path.is_file() and path.suffix.lower() == ".npy":
-        pixels = load_npy(path)
-        if pixels.ndim == 4:
-            check_channels(pixels, f"image {str(path)!r}")
-            return scale_integers(pixels, path)
-    return read_image(path)[None]
 
 
 def read_mask(path: str | Path, labels: bool = False) -> np.ndarray:

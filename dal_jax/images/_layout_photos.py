@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dal_jax._errors import InputError
+from dal_jax.images._folders import MASKS
 from dal_jax.images._io import read_mask, read_table
 from dal_jax.images._samples import (
     NORMAL,
@@ -23,6 +24,8 @@ from dal_jax.images._samples import (
 )
 
 _NORMAL_NAMES = ("good", "ok", "normal")
+# What the name of a mask may have behind the name of its image.
+_MASK_ENDS = ("_mask", "_gt", "_seg")
 
 
 def mvtec(root: Path, choice: DataSelection) -> list[Sample]:
@@ -46,20 +49,29 @@ def visa(root: Path, choice: DataSelection) -> list[Sample]:
 
     Source: Zou et al., SPot-the-Difference, ECCV 2022, github.com/amazon-science/spot-diff.
     """
-    rows = _visa_rows(inside(root / "split_csv" / "1cls.csv", root))
+    rows = _visa_rows(inside(table(root), root))
     objects = sorted({row["object"] for row in rows})
     chosen = choose(choice.category, objects, root)
     return [_visa_sample(row, root) for row in rows if row["object"] == chosen]
 
 
 def folder(root: Path, choice: DataSelection) -> list[Sample]:
-    """List normal/ (for training), test/ and masks/ with the same names; or images, all to test."""
+    """List normal/ (for training), test/ and masks/ with the same names; or images, all to test.
+
+    Without normal/ and test/ the masks of images are below masks/, too.
+    """
     normal, test, masks = root / "normal", root / "test", root / "masks"
     if not (normal.is_dir() or test.is_dir()):
-        return [photo(path, root, "test", UNKNOWN) for path in walk(root, root)]
+        images = [p for p in walk(root, root) if p.relative_to(root).parts[0] not in MASKS]
+        return _tested(images, root, masks, root, kinds=False)
     found = [photo(p, root, "train", NORMAL) for p in walk(normal, root)] if normal.is_dir() else []
     tested = list(walk(test, root)) if test.is_dir() else []
-    return found + [_tested(path, test, masks, root) for path in tested]
+    return found + _tested(tested, test, masks, root, kinds=True)
+
+
+def table(root: Path) -> Path:
+    """Return the path of the table of VisA."""
+    return root / "split_csv" / "1cls.csv"
 
 
 def choose(category: str | None, known: list[str], root: Path) -> str:
@@ -84,24 +96,50 @@ def _splits(base: Path, root: Path, good: str, layout: str) -> list[Sample]:
     train = need_folder(base / "train" / good, layout)
     found = [photo(path, root, "train", NORMAL) for path in pictures(train, root)]
     for kind in folders(need_folder(base / "test", layout), root):
-        truth = base / "ground_truth" / kind.name
-        for path in pictures(kind, root):
-            if kind.name in _NORMAL_NAMES:
-                found.append(photo(path, root, "test", NORMAL))
-            else:
-                mask = _find_mask(truth, path.stem, root)
-                if mask is None and truth.is_dir():
-                    mask = truth / f"{path.stem}_mask.png"  # if it is missing, reading reports that
-                found.append(photo(path, root, "test", kind.name, mask))
+        truth, images = base / "ground_truth" / kind.name, pictures(kind, root)
+        masks, label = _masks(images, truth, root), _label(kind.name)
+        for path in images:
+            mask = masks.get(path)
+            if mask is None and truth.is_dir() and label != NORMAL:
+                mask = truth / f"{path.stem}_mask.png"  # if it is missing, reading reports that
+            found.append(photo(path, root, "test", label, mask))
     return found
 
 
-def _find_mask(truth: Path, stem: str, root: Path) -> Path | None:
-    for name in (f"{stem}_mask", stem):
-        for kind in (".png", ".bmp", ".tif", ".tiff", ".jpg", ".npy", ".PNG", ".BMP", ".JPG"):
-            if (truth / (name + kind)).is_file():
-                return inside(truth / (name + kind), root)
-    return None
+def _label(kind: str) -> str:
+    """Return the label of a folder or of a row of a table."""
+    return NORMAL if kind.lower() in _NORMAL_NAMES else kind or UNKNOWN
+
+
+def _masks(images: list[Path], truth: Path, root: Path) -> dict[Path, Path]:
+    """Return the masks of images of one folder: files of the same name, or the first that fits.
+
+    A mask has the whole name of its image, its name with another extension, or this with an end
+    such as "_mask".
+    """
+    named = {path.name: [path] for path in images}
+    stems: dict[str, list[Path]] = {}
+    for path in images:
+        stems.setdefault(_stem(path), []).append(path)
+    found: dict[Path, Path] = {}
+    for mask in pictures(truth, root) if truth.is_dir() else []:
+        stem = _stem(mask)
+        shorter = [stem.removesuffix(end) for end in _MASK_ENDS if stem.endswith(end)]
+        tried = (named.get(mask.name), named.get(stem), *map(stems.get, (stem, *shorter)))
+        owners = next(filter(None, tried), [])
+        if len(owners) > 1:
+            both = " and ".join(repr(path.name) for path in owners[:2])
+            raise InputError(f"mask {str(mask)!r}: fits {both}, expected the name of one image")
+        for path in owners:
+            if path in found:
+                both = f"{found[path].name!r} and {mask.name!r}"
+                raise InputError(f"image {str(path)!r}: masks {both}, expected one")
+            found[path] = mask
+    return found
+
+
+def _stem(path: Path) -> str:
+    return Path(path.name.removesuffix(".gz")).stem
 
 
 def _visa_rows(table: Path) -> list[dict[str, str]]:
@@ -116,19 +154,26 @@ def _visa_rows(table: Path) -> list[dict[str, str]]:
 def _visa_sample(row: dict[str, str], root: Path) -> Sample:
     path = inside(root / row["image"], root)
     mask = inside(root / row["mask"], root) if row["mask"] else None
-    return photo(path, root, row["split"], row["label"], mask)
+    return photo(path, root, row["split"], _label(row["label"]), mask)
 
 
-def _tested(path: Path, test: Path, masks: Path, root: Path) -> Sample:
-    below = path.relative_to(test)
-    mask = _find_mask(masks / below.parent, path.stem, root) if masks.is_dir() else None
-    if len(below.parts) > 1:
-        kind = below.parts[0]
-        return photo(path, root, "test", NORMAL if kind in _NORMAL_NAMES else kind, mask)
-    if not masks.is_dir():
-        return photo(path, root, "test", UNKNOWN)
-    label = "anomalous" if mask is not None and _marks(mask) else NORMAL
-    return photo(path, root, "test", label, mask)
+def _tested(images: list[Path], base: Path, masks: Path, root: Path, kinds: bool) -> list[Sample]:
+    """Return the samples of images to test; with `kinds` folders below the base are labels."""
+    places: dict[Path, list[Path]] = {}
+    for path in images:
+        places.setdefault(path.parent, []).append(path)
+    truth: dict[Path, Path] = {}
+    for place, own in places.items():
+        truth |= _masks(own, masks / place.relative_to(base), root)
+    found = []
+    for path in images:
+        mask, label, below = truth.get(path), UNKNOWN, path.relative_to(base)
+        if kinds and len(below.parts) > 1:
+            label = _label(below.parts[0])
+        elif mask is not None:
+            label = "anomalous" if _marks(mask) else NORMAL
+        found.append(photo(path, root, "test", label, mask))
+    return found
 
 
 def _marks(mask: Path) -> bool:

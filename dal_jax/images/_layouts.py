@@ -7,6 +7,7 @@ from dal_jax._errors import InputError
 from dal_jax.images import _layout_photos as photos
 from dal_jax.images import _layout_volumes as volumes
 from dal_jax.images._dicom import dicom_files
+from dal_jax.images._folders import say_left_out
 from dal_jax.images._groups import group_of
 from dal_jax.images._io import is_image
 from dal_jax.images._samples import (
@@ -32,6 +33,7 @@ _LAYOUTS: dict[str, Callable[[Path, DataSelection], list[Sample]]] = {
     "dicom": volumes.dicom,
     "arrays": volumes.arrays,
 }
+_OF_PHOTOS = ("mvtec", "mpdd", "btad", "visa", "folder")
 
 
 def open_data(
@@ -46,7 +48,7 @@ def open_data(
     """List the samples of a data set without reading its images.
 
     Masks are read only where a label depends on them: tumours of volumes, masks of plain folders
-    and of arrays.
+    and of arrays. What a folder of photographs holds beside them is printed in one line.
 
     Args:
         root: Folder of the data set or of one of its categories; for "nifti" and "arrays" also a
@@ -88,6 +90,11 @@ def open_data(
     found = _LAYOUTS[name](root, DataSelection(category, contrast, _range(slices)))
     if not found:
         raise InputError(f"data {str(root)!r}: no image in layout {name!r}")
+    if name in _OF_PHOTOS or (name in ("nifti", "dicom") and root.is_dir()):
+        chosen = root / (category or ".")
+        files = {path for s in found for path in (s.path, s.mask) if path is not None}
+        files |= {path.with_suffix(".img") for path in files if path.suffix.lower() == ".hdr"}
+        say_left_out("data", chosen if chosen.is_dir() else root, {*files, photos.table(root)})
     base = root if root.is_dir() else root.parent
     samples = _grouped(found, groups, base, name)
     if name in ("brats2021", "brats2023"):
@@ -144,7 +151,7 @@ def _recognise(root: Path) -> str:
         raise _unknown(root)
     found = entries(root, root)
     names = [path.name for path in found if path.is_dir()]
-    if (root / "split_csv" / "1cls.csv").is_file():
+    if photos.table(root).is_file():
         return "visa"
     for layout, sign in (("mvtec", "train/good"), ("btad", "train/ok")):
         if any((path / sign).is_dir() for path in (root, *found)):

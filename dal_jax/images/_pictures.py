@@ -4,8 +4,10 @@ Brightness, palettes, orientation, the images of a file, and the bands beside th
 interpreted here and nowhere else. `read_picture` and `read_tiff` take the library that decodes.
 """
 
+import contextlib
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +15,8 @@ import numpy as np
 
 from dal_jax._errors import InputError
 
+# Largest number of pixels of a TIFF file, which Pillow has for other files.
+MOST_PIXELS = 178_956_970
 # Formats that Pillow may take a file for, whatever its name.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
 # Modes of Pillow that are grey or RGB, some with a transparency.
@@ -72,13 +76,14 @@ def read_picture(path: Path, pillow: Any) -> Picture:
 
 def read_tiff(path: Path, tifffile: Any) -> Picture:
     """Read a TIFF file with the module `tifffile`."""
-    with tifffile.TiffFile(path) as file:
+    with _strictly(), tifffile.TiffFile(path) as file:
         page = _only_page(file, path)
         colours = _num_colours(page, path)
         _check_meaning(file, page, path)
         turn = _turn(page.tags.valueof(_ORIENTATION), path)
+        missing = page.tags.valueof(_GDAL_NODATA)
+        palette = page.colormap if page.photometric == _PALETTE else None
         stored = _decoded(page, path)
-    missing = page.tags.valueof(_GDAL_NODATA)
     if missing is not None and (stored == float(missing)).any():
         raise refusal(path, f"pixels are missing (GDAL_NODATA {missing}), expected all of them")
     if page.axes == "SYX":
@@ -92,8 +97,8 @@ def read_tiff(path: Path, tifffile: Any) -> Picture:
             if (alpha != _full(page, alpha)).any():
                 raise refusal(path, "colours multiplied by a transparency, expected opaque ones")
             alpha = None
-    if page.photometric == _PALETTE:
-        return _upright(Picture(_looked_up(page, stored), None, stored), turn)
+    if palette is not None:
+        return _upright(Picture(_looked_up(palette, stored), None, stored), turn)
     return _upright(Picture(_scaled(page, stored, path), alpha), turn)
 
 
@@ -166,6 +171,23 @@ def _read_as(path: Path, pillow: Any, raw: str) -> np.ndarray:
         return np.asarray(picture)
 
 
+@contextlib.contextmanager
+def _strictly() -> Iterator[None]:
+    """Turn into an error what tifffile else writes to its log before it goes on and guesses."""
+    logger = logging.getLogger("tifffile")
+
+    def refuse(record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.ERROR:
+            raise ValueError(record.getMessage())
+        return False
+
+    logger.addFilter(refuse)
+    try:
+        yield
+    finally:
+        logger.removeFilter(refuse)
+
+
 def _only_page(file: Any, path: Path) -> Any:
     """Return the only page that is neither a smaller copy nor a transparency of another."""
     pages = [p for page in file.pages for p in (page, *(page.pages or ()))]
@@ -208,6 +230,11 @@ def _check_meaning(file: Any, page: Any, path: Path) -> None:
 
 
 def _decoded(page: Any, path: Path) -> np.ndarray:
+    pixels = page.imagewidth * page.imagelength
+    if pixels > MOST_PIXELS:
+        raise refusal(path, f"{pixels} pixels, expected at most {MOST_PIXELS}")
+    if not all(page.databytecounts):
+        raise refusal(path, "strips or tiles are missing, expected all of them")
     try:
         return page.asarray()
     except (ImportError, NotImplementedError, ValueError) as error:
@@ -238,9 +265,9 @@ def _full(page: Any, values: np.ndarray) -> Any:
     return values.dtype.type(1)
 
 
-def _looked_up(page: Any, entries: np.ndarray) -> np.ndarray:
-    """Return the colours (H, W, 3) of the entries of a palette."""
-    palette = np.asarray(page.colormap).T
+def _looked_up(colormap: np.ndarray, entries: np.ndarray) -> np.ndarray:
+    """Return the colours (H, W, 3) of the entries of a palette (3, N)."""
+    palette = colormap.T
     if palette.max(initial=0) < 256:
         palette = palette.astype(np.uint8)  # stored without the shift to 16 bits
     elif not (palette % 256).any() or (palette % 257 == 0).all():

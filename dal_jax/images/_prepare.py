@@ -1,7 +1,7 @@
 """Preparation of images: the fit on training images, views, and maps put together again."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -34,13 +34,16 @@ _STRANGE = 0.2
 _LOW, _HIGH = 0.001, 0.999
 
 
-def fit(preparation: Preparation, images: Iterable[np.ndarray]) -> Fitted:
+def fit(
+    preparation: Preparation, images: Iterable[np.ndarray], names: Sequence[str] = ()
+) -> Fitted:
     """Fit the statistics of a preparation on training images, and on nothing else.
 
     Args:
         preparation: Settings of the preparation.
         images: Training images (H, W, C), of any sizes; read once, and once more for each of scale
             "train" and a foreground, with one image in memory at a time.
+        names: Names of the images, for errors, which otherwise give their numbers.
 
     Returns:
         The preparation with its statistics.
@@ -59,12 +62,12 @@ def fit(preparation: Preparation, images: Iterable[np.ndarray]) -> Fitted:
     again = preparation.scale == "train" or preparation.foreground != "none"
     if again and iter(images) is images:
         raise InputError("images: an iterator, expected a list or what can be gone through twice")
-    fitted = _intensities(preparation, images)
+    fitted = _intensities(preparation, images, names)
     if preparation.intensity == "log" and fitted.floor <= 0:
         raise InputError("intensity 'log': the training images have no positive pixels")
     if preparation.foreground != "none":
-        fitted = replace(fitted, foreground=_in_common(preparation, images))
-    return _moments(fitted, images) if preparation.scale == "train" else fitted
+        fitted = replace(fitted, foreground=_in_common(preparation, images, names))
+    return _moments(fitted, images, names) if preparation.scale == "train" else fitted
 
 
 def views(fitted: Fitted, image: np.ndarray) -> Views:
@@ -226,34 +229,39 @@ def stitch(
     return np.where(covered, total / np.where(covered, weight, 1), fill)
 
 
-def _intensities(preparation: Preparation, images: Iterable[np.ndarray]) -> Fitted:
+def _intensities(
+    preparation: Preparation, images: Iterable[np.ndarray], names: Sequence[str]
+) -> Fitted:
     """Return the quantiles of the pixels within the border; other statistics mean no scaling."""
-    drawn, channels, count, dimmest = [], set[int](), 0, np.inf
+    drawn, channels, count, dimmest = [], dict[int, str](), 0, np.inf
     for image in images:
-        with _numbered(count):
+        with _named(count, names):
             pixels = as_channels(preparation, image)
             sides = np.array(interior(preparation, pixels.shape))
         inner = cut(pixels, np.full(2, preparation.border), sides).reshape(-1)
         drawn.append(inner[:: max(1, len(inner) // _SAMPLED)])
         if np.ptp(inner):  # a black image is refused, and has no influence on the others
             dimmest = min(dimmest, float(np.quantile(inner, _HIGH)))
-        channels.add(pixels.shape[-1])
+        channels.setdefault(pixels.shape[-1], _name(count, names))
         count += 1
     if not count:
         raise InputError("images: none given, expected the training images")
     if len(channels) > 1:
-        raise InputError(f"images with {sorted(channels)} channels, expected one number or grey")
+        told = " and ".join(f"{number} (image {name})" for number, name in channels.items())
+        raise InputError(f"images with {told} channels, expected one number, or grey")
     low, middle, high = (float(q) for q in np.quantile(np.concatenate(drawn), [_LOW, 0.5, _HIGH]))
-    number = channels.pop()
+    number = next(iter(channels))
     least = dimmest if np.isfinite(dimmest) else None
     return Fitted(preparation, number, (low, middle, high), (0.0,) * number, 1.0, count, least)
 
 
-def _in_common(preparation: Preparation, images: Iterable[np.ndarray]) -> tuple[int, ...]:
+def _in_common(
+    preparation: Preparation, images: Iterable[np.ndarray], names: Sequence[str]
+) -> tuple[int, ...]:
     """Return the runs of `Fitted.foreground`: pixels that are foreground in nearly all images."""
     counts, count = np.zeros((preparation.size, preparation.size), int), 0
     for k, image in enumerate(images):
-        with _numbered(k):
+        with _named(k, names):
             pixels = as_channels(preparation, image)
             places = list(zip(*windows(preparation, pixels.shape), strict=True))
             own = own_foregrounds(preparation, pixels, places)[0]
@@ -269,11 +277,11 @@ def _in_common(preparation: Preparation, images: Iterable[np.ndarray]) -> tuple[
     return tuple(int(run) for run in np.diff(changes, prepend=0, append=shown.size))
 
 
-def _moments(fitted: Fitted, images: Iterable[np.ndarray]) -> Fitted:
+def _moments(fitted: Fitted, images: Iterable[np.ndarray], names: Sequence[str]) -> Fitted:
     """Add the mean and deviation of the training views before scaling, merged image by image."""
     count, mean, squares = 0, np.zeros(fitted.channels), np.zeros(fitted.channels)
     for k, image in enumerate(images):
-        with _numbered(k):
+        with _named(k, names):
             values = _flattened(fitted, image)
         delta, total = values.mean(0) - mean, count + len(values)
         squares += values.var(0) * len(values) + delta**2 * count * len(values) / total
@@ -292,9 +300,13 @@ def _flattened(fitted: Fitted, image: np.ndarray) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _numbered(index: int) -> Iterator[None]:
-    """Add the number of the training image to an error."""
+def _named(index: int, names: Sequence[str]) -> Iterator[None]:
+    """Add the name of the training image to an error."""
     try:
         yield
     except InputError as error:
-        raise InputError(f"training image {index}: {error}") from error
+        raise InputError(f"training image {_name(index, names)}: {error}") from error
+
+
+def _name(index: int, names: Sequence[str]) -> str:
+    return repr(names[index]) if names else str(index)

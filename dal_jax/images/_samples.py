@@ -10,7 +10,9 @@ import numpy as np
 from dal_jax._errors import InputError
 from dal_jax.images._decoding import decoding
 from dal_jax.images._dicom import read_slice
+from dal_jax.images._folders import is_output
 from dal_jax.images._io import (
+    check_channels,
     is_image,
     load_npy,
     read_image,
@@ -106,10 +108,10 @@ def pictures(folder: Path, root: Path) -> list[Path]:
 
 
 def walk(folder: Path, root: Path) -> Iterator[Path]:
-    """Yield the image files of a folder and of its subfolders, but not of those it links to."""
+    """Yield the image files of a folder and its subfolders, but not of links or of results."""
     yield from pictures(folder, root)
     for below in folders(folder, root):
-        if not below.is_symlink():
+        if not (below.is_symlink() or is_output(below)):
             yield from walk(below, root)
 
 
@@ -139,6 +141,8 @@ def cached_stack(path: Path, name: str) -> np.ndarray | None:
         raise InputError(
             f"array {name!r} of {str(path)!r}: shape {stack.shape}, expected {expected}"
         )
+    if stack is not None and stack.ndim == 4:
+        check_channels(stack, f"array {name!r} of {str(path)!r}")
     return stack
 
 

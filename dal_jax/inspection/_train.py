@@ -225,7 +225,7 @@ def learn(
     dealt, left_out = share_out(data, options.seed, shares, pictures)
     warnings = _of_copies(pictures)
     images = Images(data, dealt["train"])
-    fitted = fit(preparation, images)
+    fitted = fit(preparation, images, [s.name for s in dealt["train"] if s.name in pictures])
     training = images.training_views(fitted, options.views_per_image, options.seed)
     config = config.for_images(training.pixels.shape[1:])
     others = Images(data, dealt["tune"])

@@ -92,9 +92,12 @@ def choose(
 
 
 def _check(folds: int, count: int, by: str, seed: int) -> None:
-    if folds < 2 or count < 3:
+    if folds < 2:
+        raise InputError(f"folds is {folds}, expected 2 or more")
+    if count < 3:
         raise InputError(
-            f"folds is {folds} and there are {count} objects, expected 2 or more and 3 or more"
+            f"images: {count} objects, expected 3 or more to compare kinds of noise: give more "
+            "normal images, or one kind"
         )
     if by not in ("likelihood", "regions"):
         raise InputError(f"by is {by!r}, expected 'likelihood' or 'regions'")

@@ -1,0 +1,157 @@
+"""Folders of images: those that are read, what is left out of a folder, and stacks."""
+
+import sys
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dal_jax._errors import InputError
+from dal_jax.images._io import check_channels, is_image, load_npy, read_image, scale_integers
+
+# Folders of masks in the layouts of photographs.
+MASKS = ("masks", "ground_truth")
+# Files by which models and results of this package are recognised, and the folders beside them.
+_RECORDS = ("run.json", "run/run.json", "result.json", "profile.json")
+_BESIDE = ("run", "maps", "overlays", "volumes")
+_MOST_NAMES = 3
+
+
+def read_images(sources: Sequence[str | Path]) -> np.ndarray:
+    """Read many images of one size into a stack.
+
+    Args:
+        sources: Sources of images, at least one: a folder (its images in order of name, without
+            subfolders), an image file, or a .npy stack (N, H, W, C).
+
+    Returns:
+        The images, float64 (N, H, W, C), in the given order.
+
+    Raises:
+        InputError: A source is missing or damaged, a folder holds no image, sizes differ, or a
+            pixel is NaN or infinite.
+
+    Example:
+        >>> read_images(["normal/"]).shape  # doctest: +SKIP
+        (500, 32, 32, 1)
+    """
+    stacks: list[np.ndarray] = []
+    for source in map(Path, sources):
+        for path in image_files(source):
+            stack = _read_stack(path)
+            if stacks and stack.shape[1:] != stacks[0].shape[1:]:
+                found, first = stack.shape[1:], stacks[0].shape[1:]
+                raise InputError(f"image {str(path)!r}: shape {found}, the others have {first}")
+            if not np.isfinite(stack).all():
+                raise InputError(f"image {str(path)!r}: holds NaN or infinite pixels")
+            stacks.append(stack)
+    if not stacks:
+        raise InputError("images: none given, expected a folder, image files or a .npy stack")
+    return np.concatenate(stacks)
+
+
+def image_files(source: Path, name: str = "images", deep: bool = False) -> list[Path]:
+    """List the images of a folder by name, and print in one line what else it holds.
+
+    Args:
+        source: Folder, whose hidden files are left out; any other path stands for itself.
+        name: Name of the argument that holds the folder, for the error.
+        deep: True to include the images of subfolders.
+
+    Returns:
+        Paths of the images.
+
+    Raises:
+        InputError: The folder holds no images.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("b.png", "a.png", "notes.txt"):
+        ...         _ = Path(folder, name).write_bytes(b"")
+        ...     print([path.name for path in image_files(Path(folder))])
+        ['a.png', 'b.png']
+    """
+    if not source.is_dir():
+        return [source]
+    entries = source.rglob("*") if deep else source.iterdir()
+    shown = (path for path in entries if not path.name.startswith("."))
+    found = sorted(path for path in shown if path.is_file() and is_image(path))
+    say_left_out(name, source, found)
+    if not found:
+        raise InputError(f"{name} {str(source)!r}: no image in this folder")
+    return found
+
+
+def _read_stack(path: Path) -> np.ndarray:
+    if path.is_file() and path.suffix.lower() == ".npy":
+        pixels = load_npy(path)
+        if pixels.ndim == 4:
+            check_channels(pixels, f"image {str(path)!r}")
+            return scale_integers(pixels, path)
+    return read_image(path)[None]
+
+
+def is_output(folder: Path) -> bool:
+    """Return whether a folder below a data set holds a model or results of this package."""
+    return _has_record(folder) or (folder.name in _BESIDE and _has_record(folder.parent))
+
+
+def say_left_out(what: str, root: Path, used: Collection[Path]) -> None:
+    """Print in one line what lies below a folder and is not used, if there is anything.
+
+    Args:
+        what: Words for the folder, "data" or the name of an argument.
+        root: The folder.
+        used: Files that are used.
+    """
+    holding = {folder for path in used for folder in path.parents}
+    found: dict[str, list[Path]] = {}
+    for path, kind in _unused(root, root, set(used), holding):
+        found.setdefault(kind, []).append(path)
+    parts = []
+    if "files" in found:
+        counts = Counter(path.suffix.lower() or "without extension" for path in found["files"])
+        kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(counts.items()))
+        parts.append(f"files ({len(found.pop('files'))}): {kinds}")
+    for kind, paths in sorted(found.items()):
+        names = [_name(path, root, kind) for path in paths[:_MOST_NAMES]]
+        more = ", ..." if len(paths) > _MOST_NAMES else ""
+        parts.append(f"{kind} ({len(paths)}): {', '.join(names)}{more}")
+    if parts:
+        print(f"{what} {str(root)!r}: not used: {'; '.join(parts)}", file=sys.stderr)
+
+
+def _unused(
+    folder: Path, root: Path, used: set[Path], holding: set[Path]
+) -> Iterator[tuple[Path, str]]:
+    """Yield the files, links and folders that are not used, with their kind; no hidden files."""
+    for path in _shown(folder):
+        in_masks = set(MASKS) & set(path.relative_to(root).parts)
+        if not path.exists():
+            yield path, "broken links"
+        elif not path.is_dir():
+            if path not in used:
+                yield path, "masks without an image" if in_masks and is_image(path) else "files"
+        elif is_output(path):
+            yield path, "earlier results"
+        elif path in holding or in_masks:
+            yield from _unused(path, root, used, holding)
+        else:
+            yield path, "linked folders" if path.is_symlink() else "folders"
+
+
+def _shown(folder: Path) -> Iterable[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _name(path: Path, root: Path, kind: str) -> str:
+    name = repr(path.relative_to(root).as_posix())
+    if kind != "folders":
+        return name
+    return f"{name} with {sum(below.is_file() for below in path.rglob('*'))} files"
+
+
+def _has_record(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _RECORDS)
