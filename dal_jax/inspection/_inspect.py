@@ -234,6 +234,7 @@ def _collect(
         views += one.views
         sums.append(image_result(one.views))
         measures.add(one)
+        del one  # before the next image is read
     discovered = sum(one.q_value <= options.alpha for one in views)
     metrics = measures.result(options.alpha)
     return Inspection(directory, options, views, sums, metrics, tally(views), discovered)
@@ -251,6 +252,7 @@ def _draw_all(images: Iterable[AssembledImage], directory: Path, pictures: Colle
             if str(error) not in told:
                 print(f"{one.sample.name}: {error}", file=sys.stderr)
             told.add(str(error))
+        del one  # before the next image is read
     maps.close()
 
 

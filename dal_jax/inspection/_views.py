@@ -81,6 +81,7 @@ class Reader:
                 refuses the image, or its pixels are in other units than those of training.
         """
         if sample.name not in self._kept:
+            self._kept.pop(self._latest, None)  # before there are two large images
             image, mask = read_sample(self._data, sample)
             if picture_of(image) in self._seen:
                 raise InputError(f"image {sample.name!r}: a picture that training has seen")
@@ -91,10 +92,11 @@ class Reader:
 
     def _keep(self, name: str, image: np.ndarray, mask: np.ndarray | None, found: Views) -> None:
         """Keep the first images up to the limit, and the latest image for its next view."""
-        if self._num_bytes > _KEPT:
-            self._kept.pop(self._latest, None)
+        size = image.nbytes + found.pixels.nbytes
+        if self._num_bytes + size > _KEPT:
             self._latest = name
-        self._num_bytes += image.nbytes + found.pixels.nbytes
+        else:
+            self._num_bytes += size
         self._kept[name] = image, mask, found
 
     def num_views(self, sample: Sample) -> int:
@@ -317,7 +319,10 @@ def assemble_images(
             _load_maps(directory, view.key, profile, record["status"])
             for view, record in tested[start:end]
         ]
-        yield _together(item.sample, own, *read, maps, profile)
+        together = _together(item.sample, own, *read, maps, profile)
+        del read  # two large images are never in memory at once
+        yield together
+        del together
 
 
 def _together(
