@@ -1,5 +1,7 @@
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -7,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from dal_jax import CheckpointError, InputError
+from dal_jax import CheckpointError, InputError, RunError
 from dal_jax.diffusion import (
     DalConfig,
     ReverseConfig,
@@ -141,12 +143,53 @@ def test_interrupted_save_leaves_the_former_checkpoint(saved, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", stop)
-    with pytest.raises(InputError, match="disk full"):
+    with pytest.raises(RunError, match=r"disk full.*the same command goes on"):
         save_checkpoint(saved, init_unet(CONFIG.unet, 1), CONFIG)
     monkeypatch.undo()
     jax.tree.map(
         np.testing.assert_array_equal, load_checkpoint(saved)[0], init_unet(CONFIG.unet, 0)
     )
+
+
+@contextlib.contextmanager
+def full_disk(size):
+    """Let no file grow beyond a size, which every writer meets as it meets a full disk."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size", [0, 300, 2000])
+def test_a_full_disk_is_one_line_and_keeps_the_former_checkpoint(saved, size, capfd):
+    with full_disk(size), pytest.raises(RunError, match=r"cannot write to .*too large") as caught:
+        save_checkpoint(saved, init_unet(CONFIG.unet, 1), CONFIG)
+    assert "\n" not in str(caught.value) and capfd.readouterr() == ("", "")
+    kept = load_checkpoint(saved)[0]
+    jax.tree.map(np.testing.assert_array_equal, kept, init_unet(CONFIG.unet, 0))
+    save_checkpoint(saved, init_unet(CONFIG.unet, 1), CONFIG)
+    found = load_checkpoint(saved)[0]
+    jax.tree.map(np.testing.assert_array_equal, found, init_unet(CONFIG.unet, 1))
+    assert sorted(path.name for path in saved.iterdir()) == ["config.json", "model-000002"]
+
+
+def test_an_interruption_waits_for_the_checkpoint(saved, monkeypatch):
+    real = os.replace
+
+    def replace(*places):
+        signal.raise_signal(signal.SIGINT)
+        real(*places)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(saved, init_unet(CONFIG.unet, 1), CONFIG)
+    monkeypatch.undo()
+    found = load_checkpoint(saved)[0]
+    jax.tree.map(np.testing.assert_array_equal, found, init_unet(CONFIG.unet, 1))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 SAVE = """

@@ -82,6 +82,21 @@ def test_killed_run_resumes_to_the_same_bits(tmp_path, uninterrupted, step):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "step, told",
+    [(4, "no state was stored yet"), (8, r"the state of step 5 is kept in .* goes on")],
+)
+def test_an_interrupted_training_says_what_is_kept(tmp_path, uninterrupted, step, told):
+    def interrupt(done, total, loss):
+        if done >= step:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match=told):
+        train(IMAGES, CONFIG, SETTINGS, tmp_path, interrupt)
+    assert same(train(IMAGES, CONFIG, SETTINGS, tmp_path), uninterrupted[0])
+
+
+@pytest.mark.slow
 def test_more_steps_continue_and_a_finished_run_is_returned(tmp_path, uninterrupted):
     variables, _, _ = uninterrupted
     train(IMAGES, CONFIG, replace(SETTINGS, steps=7), tmp_path)

@@ -253,7 +253,7 @@ def test_images_are_read_once_while_they_take_little_memory(tmp_path, monkeypatc
         return read_sample(data, sample)
 
     monkeypatch.setattr(_views, "read_sample", counted)
-    for limit, expected in ((2**20, "abc"), (0, "abcbc")):  # beyond it the latest one is kept
+    for limit, expected in ((2**20, "abc"), (0, "abcabc")):  # beyond it the latest one is kept
         monkeypatch.setattr(_views, "_KEPT", limit)
         names.clear()
         reader = Reader(data, fitted)

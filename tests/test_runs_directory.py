@@ -72,6 +72,24 @@ def test_partial_results(tmp_path: Path) -> None:
     assert [json.loads(line)["task"] for line in lines] == [3, 7]
 
 
+def test_keys_stand_for_tasks_that_come_and_go(tmp_path: Path) -> None:
+    def opened(*keys: str) -> RunDirectory:
+        return open_run(tmp_path, RUN, len(keys), {}, keys=keys)
+
+    fill(opened("a", "b", "c"), 0, [0, 2])
+    run = opened("c", "d", "a")
+    assert run.finished() == {0: record(2), 2: record(0)}
+    fill(run, 1, [1])
+    assert opened("d").finished() == {0: record(1)}
+    lines = opened("d", "a").collect().read_text().splitlines()
+    assert [(json.loads(line)["task"], json.loads(line)["p"]) for line in lines] == [
+        (0, record(1)["p"]),
+        (1, record(0)["p"]),
+    ]
+    with pytest.raises(InputError, match="keys: 1 different ones for 2 tasks"):
+        opened("a", "a")
+
+
 def test_every_writer_has_a_file_of_its_own(tmp_path: Path) -> None:
     run = open_it(tmp_path)
     with run.writer(3) as one, run.writer(3) as two, run.writer(4) as three:

@@ -75,7 +75,8 @@ def test_an_interrupted_run_goes_on(tmp_path):
 
     stops = [1, 4, 9, 0]
     for count in (1, 4, 9):
-        with pytest.raises(KeyboardInterrupt):
+        told = rf"^{count} of 12 tests are kept in .*parts, the same command goes on"
+        with pytest.raises(KeyboardInterrupt, match=told):
             _run(tmp_path / "parts", progress=stop, batch_size=1)
         shards = (tmp_path / "parts").glob("shard-*.jsonl")
         # The first line of each tells what run it is of.
@@ -97,15 +98,25 @@ def test_processes_share_a_run(tmp_path):
 
 def test_another_run_is_refused(tmp_path):
     _run(tmp_path)
-    renamed = [ITEMS[0]._replace(name="another"), *ITEMS[1:]]
-    for changed in (
-        {"noise": "iid:2"},
-        {"options": TestOptions(precision=0.01)},
-        {"items": renamed},
-        {"items": ITEMS[:-1]},
-    ):
+    for changed in ({"noise": "iid:2"}, {"options": TestOptions(precision=0.01)}):
         with pytest.raises(InputError, match="holds another run"):
             _run(tmp_path, **changed)
+    with pytest.raises(InputError, match="keys: 12 different ones for 13 tasks"):
+        _run(tmp_path, items=[*ITEMS, ITEMS[0]])
+
+
+def test_a_run_goes_on_with_more_images_or_fewer(tmp_path):
+    first = _run(tmp_path / "run", items=ITEMS[:8])
+    changed = [ITEMS[2]._replace(identity="of another size"), *ITEMS[4:]]
+    before = _lines_of_shards(tmp_path / "run")
+    second = _run(tmp_path / "run", items=changed)
+    assert before < _lines_of_shards(tmp_path / "run")  # nothing is repeated or lost
+    assert len(_lines_of_shards(tmp_path / "run") - before) == 5
+    _assert_same(second[1:5], first[4:])
+    _assert_same(second, _run(tmp_path / "whole", items=changed))
+    lines = (tmp_path / "run" / "results.jsonl").read_text().splitlines()
+    assert [json.loads(line)["name"] for line in lines] == [item.name for item in changed]
+    _assert_same(_run(tmp_path / "run", items=ITEMS[:8]), first)
 
 
 def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
@@ -128,7 +139,7 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
 def test_records_of_one_test_may_differ_by_rounding(tmp_path):
     first = _run(tmp_path)
     kept = json.loads((tmp_path / "run.json").read_text())["fingerprint"]
-    run = open_run(tmp_path, kept, COUNT, {}, contradiction)
+    run = open_run(tmp_path, kept, COUNT, {}, contradiction, [i.key for i in ITEMS])
     ok = next(k for k, record in enumerate(first) if record["status"] == "OK")
     near = {**first[ok], "seconds": 0.0, "num_evaluations": 1, "num_disagreements": 3}
     for name in ("statistic", "p_value", "naive_p", "max_score"):

@@ -28,6 +28,11 @@ class QueuedImage(NamedTuple):
     identity: Any  # what identifies its content; None: its name alone does
     load: Callable[[], ImageToTest]  # called when its turn comes
 
+    @property
+    def key(self) -> str:
+        """Key of its record in a run: the same for the same name and identity."""
+        return fingerprint(self.name, self.identity)[:32]
+
     def case(self) -> ImageToTest:
         """Return the loaded case under the item's name, which decides its randomization.
 
@@ -59,12 +64,12 @@ def run_tests(
 
     The number of processes or devices and interruptions change results as little as the other
     images of a batch do (see `dal_test_batch`). A finished test is never repeated: its record stays
-    as it was written.
+    as it was written. A later call may have more images or fewer.
 
     Args:
         directory: Directory of the run; created, or continued if it belongs to the same run.
         localizer: Localizer, as in `dal_test`.
-        items: Images of the run, the same in all processes.
+        items: Images of the run, the same in all processes, each with another name or identity.
         noise: Covariance of one image.
         options: Options of the tests.
         host: Place of this process among those that share the run.
@@ -105,33 +110,36 @@ def run_tests(
         options,
         shared,
         own_draws,
-        [(item.name, item.identity) for item in items],
     )
-    run = open_run(directory, fingerprint(*parts), len(items), what, contradiction)
+    keys = [item.key for item in items]
+    run = open_run(directory, fingerprint(*parts), len(items), what, contradiction, keys)
     finished = run.finished()
     wait_for_hosts("start")  # all have read the finished tests before the first one writes
     if progress is not None:
         progress(len(finished), {})
     mine = share([task for task in range(len(items)) if task not in finished], host)
     if mine:
-        cases = ((task, items[task].case) for task in mine)
         streamed = stream_tests(
             localizer,
-            cases,
+            ((task, items[task].case) for task in mine),
             covariance,
             options,
             own_draws=own_draws,
             batch_size=batch_size,
             devices=devices,
         )
-        with run.writer(host.index) as shard:
-            for done, (task, result) in enumerate(streamed, 1):
-                if keep is not None:
-                    keep(items[task], result)
-                record = {"name": items[task].name, **as_record(result)}
-                shard.append(task, record)
-                if progress is not None:
-                    progress(len(finished) + done, record)
+        try:
+            with run.writer(host.index) as shard:
+                for done, (task, result) in enumerate(streamed, len(finished) + 1):
+                    if keep is not None:
+                        keep(items[task], result)
+                    record = {"name": items[task].name, **as_record(result)}
+                    shard.append(task, record)
+                    if progress is not None:
+                        progress(done, record)
+        except KeyboardInterrupt:
+            kept = f"{len(run.finished())} of {len(items)} tests are kept in {run.path}"
+            raise KeyboardInterrupt(f"{kept}, the same command goes on with the others") from None
     wait_for_hosts("end")
     if host.index == 0:
         run.collect()

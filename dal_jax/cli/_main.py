@@ -1,10 +1,12 @@
 """Entry point of the command, which turns errors into one line and an exit code."""
 
+import os
 import sys
 from collections.abc import Sequence
 
 from dal_jax._errors import DalJaxError, InputError
 
+FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
 
@@ -32,15 +34,26 @@ def main(args: Sequence[str] | None = None) -> int:
     verbs = getattr(command, "commands", {})
     name = " ".join(["dal-jax", *(word for word in words[:1] if word in verbs)])
     try:
-        code = command.main(args=words, prog_name="dal-jax", standalone_mode=False)
+        # Not `command.main`, which would return at an interruption without what it says.
+        with command.make_context("dal-jax", words) as context:
+            code = command.invoke(context)
+    except typer.Exit as end:
+        return end.exit_code
     except InputError as error:
         return _refuse(name, str(error))
     except DalJaxError as error:
         _refuse(name, str(error))
-        return 1
-    except (typer.Abort, KeyboardInterrupt):
-        _refuse(name, "interrupted")
+        return FAILED
+    except (typer.Abort, EOFError, KeyboardInterrupt) as error:
+        _refuse(name, f"interrupted: {error}" if str(error) else "interrupted")
         return INTERRUPTED
+    except BrokenPipeError:
+        # What is still to be flushed at the end has nowhere to go either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except OSError as error:  # a disk that is full or fails
+        _refuse(name, str(error))
+        return FAILED
     except Exception as error:
         # Errors of the parser have this method; typer does not export their class.
         describe = getattr(error, "format_message", None)

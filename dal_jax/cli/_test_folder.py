@@ -10,6 +10,7 @@ from dal_jax import TestOptions
 from dal_jax._errors import InputError
 from dal_jax._json import dumps
 from dal_jax.inspection import Inspection, inspect_folder
+from dal_jax.report import NOT_VALID
 from dal_jax.runs import Host
 
 
@@ -42,7 +43,8 @@ def test_folder(
         json: Whether to print one JSON object.
 
     Raises:
-        InputError: An argument does not fit, or a condition that all images share is violated.
+        InputError: An argument does not fit, a condition that all images share is violated, or no
+            image has a valid result.
         RunError: The disk is full, or another process was lost.
     """
     if out is None:
@@ -68,6 +70,9 @@ def test_folder(
         )
     if host.index == 0:
         _say(found, json)
+        if not found.tally.decisions.keys() - {NOT_VALID}:
+            message = next((one.message for one in found.images if one.message), "see the tables")
+            raise InputError(f"no image of {str(folder)!r} has a valid result: {message}")
 
 
 test_folder.__test__ = False  # type: ignore[attr-defined]

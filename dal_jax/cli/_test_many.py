@@ -93,6 +93,7 @@ def test_many(wanted: TestSpec, out: Path | None, maps: bool, json: bool, host: 
         if out is None:
             records = _in_memory(localizer, items, wanted, bar)
             _say(records, None, json)
+            _need_valid(records)
             return
         run = run_tests(
             out,
@@ -108,7 +109,16 @@ def test_many(wanted: TestSpec, out: Path | None, maps: bool, json: bool, host: 
             keep=partial(_keep, out / "maps", wanted) if maps else None,
         )
     if host.index == 0:
-        _say(list(run.finished().values()), out, json)
+        records = list(run.finished().values())
+        _say(records, out, json)
+        _need_valid(records)
+
+
+def _need_valid(records: list[dict[str, Any]]) -> None:
+    """Raise an `InputError` if no image could be tested: exit code 0 would pass for a result."""
+    if all(record["status"] in ("INVALID_INPUT", "NON_FINITE") for record in records):
+        name, message = records[0]["name"], records[0]["message"]
+        raise InputError(f"no image has a valid result, {name}: {message}")
 
 
 def _names(paths: tuple[Path, ...]) -> list[str]:

@@ -4,6 +4,7 @@ A pytree of arrays is written whole or not at all, and is checked before it is r
 """
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -14,14 +15,16 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from dal_jax._errors import CheckpointError, InputError
-from dal_jax._files import file_digest, write_text
+from dal_jax._errors import CheckpointError, InputError, RunError
+from dal_jax._files import atomic_path, file_digest, uninterrupted, write_text
 from dal_jax._typing import PyTree
 from dal_jax.diffusion._config import DalConfig
 
 FORMAT = 1  # of the JSON files; raised when an older program could not read a newer checkpoint
 
 _RECORD = "config.json"
+# Space for what Orbax writes beside the arrays, bytes.
+_PER_LEAF, _PER_TREE = 4096, 2**20
 
 
 class Config(Protocol):
@@ -136,27 +139,61 @@ def store(directory: Path, record: str, stem: str, tree: PyTree, facts: dict[str
         facts: Further entries of the record, in plain JSON values.
 
     Raises:
-        InputError: The directory cannot be created or written to.
+        InputError: The directory cannot be created.
+        RunError: The arrays cannot be written, for example because the disk is full.
     """
     directory = directory.absolute()
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        former = _stored_trees(directory, stem)
-        target = directory / f"{stem}-{1 + max(former.values(), default=0):06d}"
-        with _checkpointer() as checkpointer:
-            checkpointer.save(target, jax.tree.map(np.asarray, tree))
-        entries = {
-            "format": FORMAT,
-            **facts,
-            "arrays": target.name,
-            "shapes": named_shapes(tree),
-            "files": _digests(target),
-        }
-        write_text(directory / record, json.dumps(entries, indent=1) + "\n")
     except OSError as error:
         raise InputError(f"directory: cannot write to {directory}: {error}") from error
-    for path in former:
-        shutil.rmtree(path, ignore_errors=True)
+    with uninterrupted():
+        try:
+            former = _write_tree(directory, record, stem, tree, facts)
+        except Exception as error:  # Orbax and tensorstore raise several kinds
+            raise unwritable(directory, error) from error
+        for path in former:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _write_tree(
+    directory: Path, record: str, stem: str, tree: PyTree, facts: dict[str, Any]
+) -> list[Path]:
+    """Write pytree and record, and return the directories of former pytrees."""
+    former = _stored_trees(directory, stem)
+    target = directory / f"{stem}-{1 + max(former.values(), default=0):06d}"
+    _need_space(directory, tree)
+    with _checkpointer() as checkpointer:
+        checkpointer.save(target, jax.tree.map(np.asarray, tree))
+    entries = {
+        "format": FORMAT,
+        **facts,
+        "arrays": target.name,
+        "shapes": named_shapes(tree),
+        "files": _digests(target),
+    }
+    write_text(directory / record, json.dumps(entries, indent=1) + "\n")
+    return list(former)
+
+
+def _need_space(directory: Path, tree: PyTree) -> None:
+    """Raise the error of a full disk before Orbax meets it, whose threads print pages then."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    leaves = jax.tree.leaves(tree)
+    size = sum(np.asarray(leaf).nbytes + _PER_LEAF for leaf in leaves) + _PER_TREE
+    with atomic_path(directory / ".space") as temporary, open(temporary, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
+    (directory / ".space").unlink()
+
+
+def unwritable(directory: Path, error: Exception) -> RunError:
+    """Return the one-line error for a directory to which a training cannot write."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return RunError(
+        f"cannot write to {str(directory)!r} ({reason[:200]}); what was stored before is kept, the "
+        "same command goes on from it"
+    )
 
 
 def read_record(directory: Path, record: str) -> dict[str, Any]:

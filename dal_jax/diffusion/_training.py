@@ -16,7 +16,14 @@ import optax
 from dal_jax._errors import CheckpointError, DalJaxError, InputError
 from dal_jax._files import write_text
 from dal_jax._typing import PyTree
-from dal_jax.diffusion._checkpoint import Config, fetch, read_record, save_checkpoint, store
+from dal_jax.diffusion._checkpoint import (
+    Config,
+    fetch,
+    read_record,
+    save_checkpoint,
+    store,
+    unwritable,
+)
 from dal_jax.diffusion._objective import Batch, Objective
 
 _RECORD = "training.json"
@@ -240,6 +247,7 @@ def train(
             images.
         CheckpointError: The state in the directory is damaged.
         DalJaxError: The loss is no longer finite.
+        RunError: The disk is full; the last stored state is kept.
 
     Example:
         >>> from dal_jax import DalConfig
@@ -262,7 +270,10 @@ def train(
             state = _restore(folder, facts, state, train_config.steps)
         _cut_log(folder / _LOG, int(state.step))
     update = update_function(train_config, objective)
-    state = _run(state, update, data, train_config, folder, facts, progress)
+    try:
+        state = _run(state, update, data, train_config, folder, facts, progress)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_kept(folder)) from None
     final = state.variables if train_config.ema_decay is None else state.averaged
     variables = jax.tree.map(np.asarray, final)
     if folder is not None:
@@ -319,13 +330,28 @@ def _run(
             if step % every == 0:
                 state = state._replace(loss_sum=np.float32(0))
                 if folder is not None:
-                    with (folder / _LOG).open("a") as log:
-                        log.write(json.dumps({"step": step, "loss": loss}) + "\n")
+                    _append_log(folder, {"step": step, "loss": loss})
             if progress is not None:
                 progress(step, total, loss)
         if folder is not None and (step % train_config.checkpoint_every == 0 or step == total):
             store(folder, _RECORD, "state", state, {**facts, "step": step})
     return state
+
+
+def _append_log(folder: Path, entry: dict[str, Any]) -> None:
+    try:
+        with (folder / _LOG).open("a") as log:
+            log.write(json.dumps(entry) + "\n")
+    except OSError as error:
+        raise unwritable(folder, error) from error
+
+
+def _kept(folder: Path | None) -> str:
+    """Return what an interrupted training has stored, in words."""
+    if folder is None or not (folder / _RECORD).is_file():
+        return "no state was stored yet"
+    step = read_record(folder, _RECORD)["step"]
+    return f"the state of step {step} is kept in {folder}, the same command goes on from it"
 
 
 def _check_batch(images: Any, where: Any, textures: Any, config: Trainable) -> Batch:

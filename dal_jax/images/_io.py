@@ -1,37 +1,17 @@
 """Reading an image file into an array (H, W, C) or a mask (H, W)."""
 
 import csv
-import importlib
-import struct
 import warnings
-import zlib
 from collections.abc import Callable
 from pathlib import Path
-from tokenize import TokenError  # numpy raises it for damaged headers
-from types import ModuleType
 from typing import Literal
 
 import numpy as np
 
 from dal_jax._errors import InputError
+from dal_jax.images._decoding import decoding, optional
+from dal_jax.images._nifti import load_nifti
 from dal_jax.images._pictures import Picture, read_picture, read_tiff, refusal
-
-# Errors that the readers raise on damaged files; they differ between decoders.
-DAMAGED = (
-    OSError,
-    ArithmeticError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    LookupError,
-    TypeError,
-    RuntimeError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    TokenError,
-    Warning,
-)
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -97,22 +77,12 @@ def is_image(path: Path) -> bool:
 
 def load_npy(path: Path, mode: Literal["r"] | None = None) -> np.ndarray:
     """Read or map a .npy file of plain numbers (objects are refused), with a one-line error."""
-    try:
-        return np.load(path, allow_pickle=False, mmap_mode=mode)
-    except DAMAGED as error:
-        raise unreadable(path, error) from error
-
-
-def load_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read the voxels, after the file's slope and intercept, and the affine of a NIfTI file."""
-    nibabel = optional("nibabel", "medical", path)
-    own = nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError
-    try:
-        image = nibabel.load(path)
-        voxels = np.asarray(image.get_fdata(dtype=np.float64, caching="unchanged"))
-    except (*DAMAGED, *own) as error:
-        raise unreadable(path, error) from error
-    return voxels, np.asarray(image.affine, np.float64)
+    with decoding(path):
+        array = np.load(path, allow_pickle=False, mmap_mode=mode)
+        if not isinstance(array, np.ndarray):
+            array.close()
+            raise ValueError("several arrays, expected one")
+        return array
 
 
 def read_table(path: Path, columns: list[str], purpose: str) -> list[dict[str, str]]:
@@ -133,7 +103,9 @@ def read_table(path: Path, columns: list[str], purpose: str) -> list[dict[str, s
 def scale_integers(pixels: np.ndarray, path: Path) -> np.ndarray:
     """Map 8- and 16-bit integers to [0, 1], keep floats, and refuse other types."""
     if pixels.dtype in (np.dtype(np.uint8), np.dtype(np.uint16)):
-        return pixels.astype(np.float64) / float(np.iinfo(pixels.dtype).max)
+        scaled = pixels.astype(np.float64)
+        scaled /= float(np.iinfo(pixels.dtype).max)  # in place: large images take much memory
+        return scaled
     if pixels.dtype.kind in "fb":
         return pixels.astype(np.float64)
     expected = "floats or unsigned 8- or 16-bit integers"
@@ -154,34 +126,14 @@ def _decode(path: Path) -> Picture:
     reader = _reader(path)
     if reader is None:
         raise refusal(path, f"unknown kind of file, expected one of {', '.join(_READERS)}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # decoders only warn of truncated data
-            return reader(path)
-    except InputError:
-        raise
-    except Exception as error:  # on damaged files decoders raise whatever they happen upon
-        raise unreadable(path, error) from error
-
-
-def unreadable(path: Path, error: Exception) -> InputError:
-    """Return the one-line error for an exception of a decoder."""
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return InputError(f"image {str(path)!r}: unreadable or damaged ({reason[:160]})")
+    with decoding(path):
+        warnings.simplefilter("error", UserWarning)  # decoders only warn of truncated data
+        return reader(path)
 
 
 def _reader(path: Path) -> Callable[[Path], Picture] | None:
     name = path.name.lower()
     return next((reader for end, reader in _READERS.items() if name.endswith(end)), None)
-
-
-def optional(module: str, extra: str, path: Path) -> ModuleType:
-    """Import a library that an extra of the package installs; the error names the extra."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        hint = f'pip install "dal-jax[{extra}]"'
-        raise InputError(f"image {str(path)!r}: reading it needs {module}: {hint}") from error
 
 
 def _read_picture(path: Path) -> Picture:

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from dal_jax._errors import InputError
+from dal_jax.images._dicom import Plane, dicom_files, in_order, plane
 from dal_jax.images._io import to_mask
 from dal_jax.images._samples import (
     NORMAL,
@@ -18,15 +19,7 @@ from dal_jax.images._samples import (
     inside,
     name_of,
 )
-from dal_jax.images._volumes import (
-    Plane,
-    axial_slice,
-    dicom_files,
-    in_order,
-    is_volume,
-    num_slices,
-    plane,
-)
+from dal_jax.images._volumes import VOLUME_ENDS, axial_slice, is_volume, num_slices
 
 # Share of the patients whose slices without tumour are used for training.
 TRAIN_SHARE = 0.7
@@ -55,14 +48,14 @@ def brats2023(root: Path, choice: DataSelection) -> list[Sample]:
 
 
 def nifti(root: Path, choice: DataSelection) -> list[Sample]:
-    """List a NIfTI file, or those of a folder, all to test; STEM_mask or STEM_seg marks STEM."""
+    """List a NIfTI or MGH file, or those of a folder; STEM_mask or STEM_seg marks STEM."""
     base = root if root.is_dir() else root.parent
     found = [p for p in entries(root, root) if is_volume(p)] if root.is_dir() else [root]
     if root.is_dir():
         found = [p for p in found if not _stem(p).endswith(("_mask", "_seg"))]
     listed = []
     for path in found:
-        ends = [f"_{kind}{end}" for kind in ("mask", "seg") for end in (".nii.gz", ".nii")]
+        ends = [f"_{kind}{end}" for kind in ("mask", "seg") for end in VOLUME_ENDS]
         masks = [path.with_name(_stem(path) + end) for end in ends]
         mask = next((inside(p, base) for p in masks if p.is_file()), None)
         listed += _slices(path, mask, base, choice, name_of(path, base), "anomalous")
@@ -82,7 +75,7 @@ def dicom(root: Path, choice: DataSelection) -> list[Sample]:
             planes.append(plane(path))
         except InputError:
             damaged.append(path)  # listed last: reading it reports the damage
-    ordered = [p.path for p in in_order(planes, root)] if planes else []
+    ordered = [p.path for p in in_order(planes, root, not damaged)] if planes else []
     chosen = [(ordered[k], k) for k in _chosen(len(ordered), choice)]
     group = name_of(root, root.parent) or "series"
     every = [*chosen, *((path, None) for path in damaged)]
@@ -203,4 +196,5 @@ def _chosen(count: int, choice: DataSelection) -> range:
 
 
 def _stem(path: Path) -> str:
-    return re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
+    end = next(end for end in VOLUME_ENDS if path.name.lower().endswith(end))
+    return path.name[: -len(end)]

@@ -6,8 +6,10 @@ from pathlib import Path
 from dal_jax._errors import InputError
 from dal_jax.images import _layout_photos as photos
 from dal_jax.images import _layout_volumes as volumes
+from dal_jax.images._dicom import dicom_files
 from dal_jax.images._folders import say_left_out
 from dal_jax.images._groups import group_of
+from dal_jax.images._io import is_image
 from dal_jax.images._samples import (
     OF_SLICES,
     DataSelection,
@@ -17,7 +19,7 @@ from dal_jax.images._samples import (
     name_of,
     walk,
 )
-from dal_jax.images._volumes import dicom_files, is_volume
+from dal_jax.images._volumes import is_volume
 
 _LAYOUTS: dict[str, Callable[[Path, DataSelection], list[Sample]]] = {
     "mvtec": photos.mvtec,
@@ -86,9 +88,10 @@ def open_data(
     if not root.is_dir() and name not in ("nifti", "arrays"):
         raise InputError(f"data {str(root)!r}: layout {name!r} needs a folder")
     found = _LAYOUTS[name](root, DataSelection(category, contrast, _range(slices)))
-    if name in _OF_PHOTOS:
+    if name in _OF_PHOTOS or (name in ("nifti", "dicom") and root.is_dir()):
         chosen = root / (category or ".")
         files = {path for s in found for path in (s.path, s.mask) if path is not None}
+        files |= {path.with_suffix(".img") for path in files if path.suffix.lower() == ".hdr"}
         say_left_out("data", chosen if chosen.is_dir() else root, {*files, photos.table(root)})
     if not found:
         raise InputError(f"data {str(root)!r}: no image in layout {name!r}")
@@ -165,7 +168,8 @@ def _recognise_flat(root: Path, found: list[Path], names: list[str]) -> str:
     files = [path for path in found if path.is_file()]
     if any(path.name in ("train.npy", "test.npy") for path in files):
         return "arrays"
-    if files and all(is_volume(path) for path in files):
+    kinds = [is_volume(path) for path in files if is_volume(path) or is_image(path)]
+    if 2 * sum(kinds) > len(kinds):
         return "nifti"
     if dicom_files(root):
         return "dicom"

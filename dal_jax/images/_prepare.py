@@ -226,7 +226,9 @@ def stitch(
         cut(total, corner, extent)[...] += part * enlarge(grid, extent)
         cut(weight, corner, extent)[...] += part
     covered = weight > 0
-    return np.where(covered, total / np.where(covered, weight, 1), fill)
+    np.divide(total, weight, out=total, where=covered)
+    total[~covered] = fill
+    return total
 
 
 def _intensities(

@@ -1,7 +1,6 @@
 """The samples of a data set: their listing, and the reading of one with its mask."""
 
 import functools
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -9,9 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from dal_jax._errors import InputError
+from dal_jax.images._decoding import decoding
+from dal_jax.images._dicom import read_slice
 from dal_jax.images._folders import is_output
 from dal_jax.images._io import (
-    DAMAGED,
     check_channels,
     is_image,
     load_npy,
@@ -19,9 +19,8 @@ from dal_jax.images._io import (
     read_mask,
     scale_integers,
     to_mask,
-    unreadable,
 )
-from dal_jax.images._volumes import Volume, axial_slice, grid_of, read_slice, read_volume
+from dal_jax.images._volumes import Volume, axial_slice, check_mask, read_volume
 
 NORMAL = "normal"
 UNKNOWN = "unknown"
@@ -167,11 +166,8 @@ def _volume(path: Path, _changed: int, _size: int) -> Volume:
 def _stack(path: Path, name: str, _changed: int, _size: int) -> np.ndarray | None:
     if path.suffix.lower() == ".npy":
         return load_npy(path, mode="r")
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            return archive[name] if name in archive.files else None
-    except (*DAMAGED, zipfile.BadZipFile, AttributeError) as error:
-        raise unreadable(path, error) from error
+    with decoding(path), open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+        return archive[name] if name in archive.files else None
 
 
 def read_sample(dataset: DataSet, sample: Sample) -> tuple[np.ndarray, np.ndarray | None]:
@@ -230,10 +226,11 @@ def _mask(layout: str, sample: Sample, path: Path) -> np.ndarray:
     if layout == "arrays":
         return to_mask(_row(sample, path, "masks"), path)
     if layout in OF_SLICES:
-        found, expected = (grid_of(cached_volume(p)) for p in (path, sample.path))
-        if found != expected:
-            raise InputError(f"mask of {sample.name!r}: grid {found}, its image has {expected}")
-        return _slice(sample, path) > 0
+        check_mask(cached_volume(path), cached_volume(sample.path), sample.name)
+        marks = _slice(sample, path)
+        if not (marks == np.abs(np.round(marks))).all():  # NaN is not equal to itself either
+            raise InputError(f"mask of {sample.name!r}: expected whole numbers of 0 or more")
+        return marks > 0
     return read_mask(path, labels=layout == "visa")
 
 

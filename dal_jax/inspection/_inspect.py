@@ -3,12 +3,14 @@
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dal_jax._dal_test import TestOptions, run_tests
+from dal_jax._errors import InputError
 from dal_jax._json import dumps
 from dal_jax.images import (
     NORMAL,
@@ -153,11 +155,12 @@ def inspect_folder(
         batch_size=batch_size,
     )
     results = view_results(tested, calibration, options)
-    images = assemble_images(out / "run", reader, profile, tested, results)
-    pictures = {sample.name for sample in samples} if overlays else ()
-    found = _collect(images, out, options, pictures, write=host.index == 0)
+    assembled = partial(assemble_images, out / "run", reader, profile, tested, results)
+    found = _collect(assembled(), out, options)
     if host.index == 0:
         _write(found)
+        if overlays or any(is_volume(sample.path) for sample in samples):
+            _draw_all(assembled(), out, {sample.name for sample in samples} if overlays else ())
     return found
 
 
@@ -177,7 +180,7 @@ def _test_views(
     listed = list_views(reader, samples)
     own = profile.references_of([one.sample.group for one in listed])
     items = queue_views(reader, listed, own, options.level)
-    numbers = {item.name: number for number, item in enumerate(items)}
+    listed = [one._replace(key=item.key) for one, item in zip(listed, items, strict=True)]
     run = run_tests(
         directory,
         localizer,
@@ -187,7 +190,7 @@ def _test_views(
         host=host,
         shared=profile.references,
         progress=None if progress is None else lambda done, _: progress("test", done, len(items)),
-        keep=lambda item, result: keep_maps(directory, numbers[item.name], result),
+        keep=lambda item, result: keep_maps(directory, item.key, result),
         **places,
     )
     return list(zip(listed, run.finished().values(), strict=True))
@@ -221,29 +224,36 @@ def _discoveries(profile: Profile, samples: Sequence[Sample], decide_by: str) ->
 
 
 def _collect(
-    images: Iterable[AssembledImage],
-    directory: Path,
-    options: InspectOptions,
-    pictures: Collection[str],
-    write: bool,
+    images: Iterable[AssembledImage], directory: Path, options: InspectOptions
 ) -> Inspection:
-    """Collect the results of images, one in memory at a time, and write pictures and volumes."""
+    """Collect the results of images, one in memory at a time."""
     views: list[ViewResult] = []
     sums: list[ImageResult] = []
-    measures, maps = Measures(), VolumeMaps(directory / "volumes")
+    measures = Measures()
     for one in images:
         views += one.views
         sums.append(image_result(one.views))
         measures.add(one)
-        if not write:
-            continue
-        maps.add(one)
-        if pictures and one.image is not None:
-            _draw(one, directory / PICTURES / picture_name(one.sample.name, pictures))
-    maps.close()
+        del one  # before the next image is read
     discovered = sum(one.q_value <= options.alpha for one in views)
     metrics = measures.result(options.alpha)
     return Inspection(directory, options, views, sums, metrics, tally(views), discovered)
+
+
+def _draw_all(images: Iterable[AssembledImage], directory: Path, pictures: Collection[str]) -> None:
+    """Write pictures and volumes, after the tables; what cannot be written stops nothing."""
+    maps, told = VolumeMaps(directory / "volumes"), set[str]()
+    for one in images:
+        try:
+            maps.add(one)
+            if pictures and one.image is not None:
+                _draw(one, directory / PICTURES / picture_name(one.sample.name, pictures))
+        except InputError as error:
+            if str(error) not in told:
+                print(f"{one.sample.name}: {error}", file=sys.stderr)
+            told.add(str(error))
+        del one  # before the next image is read
+    maps.close()
 
 
 def _write(found: Inspection) -> None:
@@ -388,7 +398,7 @@ class VolumeMaps:
             one: Image with its results; the slices of a volume have to be added in succession.
 
         Raises:
-            InputError: A volume cannot be read or written.
+            InputError: The volume cannot be read.
         """
         sample = one.sample
         if sample.slice is None or not is_volume(sample.path) or one.score is None:
@@ -402,13 +412,12 @@ class VolumeMaps:
             axial_slice(self._maps[kind], self._affine, sample.slice)[...] = values
 
     def close(self) -> None:
-        """Write the maps of the current volume, if any.
-
-        Raises:
-            InputError: A map cannot be written.
-        """
+        """Write the maps of the current volume, if any, and print why a map cannot be written."""
         for kind, voxels in self._maps.items():
-            write_volume(self._folder / f"{self._name}_{kind}.nii.gz", voxels, self._affine)
+            try:
+                write_volume(self._folder / f"{self._name}_{kind}.nii.gz", voxels, self._affine)
+            except InputError as error:
+                print(f"{self._name}: {error}", file=sys.stderr)
         self._path, self._maps = None, {}
 
     def _open(self, sample: Sample) -> None:

@@ -96,7 +96,9 @@ def picture_of(image: Float[np.ndarray, "H W C"]) -> str:
     if not np.ptp(image):
         return ""
     pixels = np.ascontiguousarray(image, np.float64)
-    return sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest()[:16]
+    digest = sha256(str(pixels.shape).encode())
+    digest.update(pixels.data)
+    return digest.hexdigest()[:16]
 
 
 def concatenate(one: Normal, other: Normal) -> Normal:

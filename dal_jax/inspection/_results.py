@@ -79,6 +79,7 @@ class ViewRef(NamedTuple):
     sample: Sample
     view: int  # number of the view in its image, from 0
     num_views: int  # number of views of the image
+    key: str = ""  # key of its record and maps in the run, once it is queued
 
 
 class ViewResult(NamedTuple):

@@ -32,6 +32,7 @@ from dal_jax.inspection._learn import picture_of
 from dal_jax.inspection._profile import Profile
 from dal_jax.inspection._results import ViewRef, ViewResult
 from dal_jax.report import SIGNIFICANT
+from dal_jax.runs import fingerprint
 
 MAPS = "maps"
 # Images are kept in memory until they take more than this, bytes; later ones are read again.
@@ -80,6 +81,7 @@ class Reader:
                 refuses the image, or its pixels are in other units than those of training.
         """
         if sample.name not in self._kept:
+            self._kept.pop(self._latest, None)  # before there are two large images
             image, mask = read_sample(self._data, sample)
             if picture_of(image) in self._seen:
                 raise InputError(f"image {sample.name!r}: a picture that training has seen")
@@ -90,10 +92,11 @@ class Reader:
 
     def _keep(self, name: str, image: np.ndarray, mask: np.ndarray | None, found: Views) -> None:
         """Keep the first images up to the limit, and the latest image for its next view."""
-        if self._num_bytes > _KEPT:
-            self._kept.pop(self._latest, None)
+        size = image.nbytes + found.pixels.nbytes
+        if self._num_bytes + size > _KEPT:
             self._latest = name
-        self._num_bytes += image.nbytes + found.pixels.nbytes
+        else:
+            self._num_bytes += size
         self._kept[name] = image, mask, found
 
     def num_views(self, sample: Sample) -> int:
@@ -181,12 +184,13 @@ def queue_views(
             level / V; None for no level.
 
     Returns:
-        Images for `run_tests`, identified by name and size of the file.
+        Images for `run_tests`, identified by name, size of the file, number of views, references.
     """
+    digests = {id(shared): fingerprint(shared) for shared in references.values()}
     return [
         QueuedImage(
             _name(one),
-            _size(one.sample.path),
+            (_size(one.sample.path), digests[id(references[one.sample.group])], one.num_views),
             partial(_load, reader, one, references[one.sample.group], level),
         )
         for one in listed
@@ -232,12 +236,12 @@ class AssembledImage(NamedTuple):
     p_adjusted: Float[np.ndarray, "H W"] | None = None  # p of the pixel's region; NaN outside
 
 
-def keep_maps(directory: Path, number: int, result: TestResult) -> None:
+def keep_maps(directory: Path, key: str, result: TestResult) -> None:
     """Write the score and the region of a view, for `assemble_images`.
 
     Args:
         directory: Directory of the run.
-        number: Number of the view in the run.
+        key: Key of the view in the run.
         result: Result of its test; for an invalid input nothing is written.
 
     Raises:
@@ -248,21 +252,21 @@ def keep_maps(directory: Path, number: int, result: TestResult) -> None:
     labels = result.region.astype(np.int32)  # numbers of the components, from 1
     for component, part in enumerate(result.components, 1):
         labels[part.region] = component
-    with atomic_path(_maps_path(directory, number)) as temporary:
+    with atomic_path(_maps_path(directory, key)) as temporary:
         np.savez(temporary, score=result.score.astype(np.float32), region=labels)
 
 
-def _maps_path(directory: Path, number: int) -> Path:
-    return directory / f".{MAPS}" / f"{number // 1000:04d}" / f"{number:08d}.npz"
+def _maps_path(directory: Path, key: str) -> Path:
+    return directory / f".{MAPS}" / key[:2] / f"{key}.npz"
 
 
 def _load_maps(
-    directory: Path, number: int, profile: Profile, status: str
+    directory: Path, key: str, profile: Profile, status: str
 ) -> tuple[np.ndarray, np.ndarray]:
     if status == "INVALID_INPUT":  # no maps were written
         size = profile.fitted.preparation.size
         return np.full((size, size), np.nan), np.zeros((size, size), np.int32)
-    path = _maps_path(directory, number)
+    path = _maps_path(directory, key)
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as held:
             return held["score"].astype(np.float64), held["region"]
@@ -312,10 +316,13 @@ def assemble_images(
         warning = "; ".join(filter(None, warnings))
         own = [one._replace(warning=warning) for one in of_image]
         maps = [
-            _load_maps(directory, number, profile, tested[number][1]["status"])
-            for number in range(start, end)
+            _load_maps(directory, view.key, profile, record["status"])
+            for view, record in tested[start:end]
         ]
-        yield _together(item.sample, own, *read, maps, profile)
+        together = _together(item.sample, own, *read, maps, profile)
+        del read  # two large images are never in memory at once
+        yield together
+        del together
 
 
 def _together(

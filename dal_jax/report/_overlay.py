@@ -14,6 +14,7 @@ SIGNIFICANT, FLAGGED = (0.84, 0.15, 0.16), (0.12, 0.47, 0.71)
 TRUTH = (0.95, 0.85, 0.1)
 _OPACITY = 0.45
 _LEAST_SIDE = 256  # pixels; smaller images are enlarged by a whole number
+_ROWS = 256  # rows painted at a time, because large images would take much memory at once
 
 
 def overlay(
@@ -56,18 +57,13 @@ def overlay(
         from PIL import Image, ImageDraw
     except ImportError as error:
         raise InputError('overlay: needs pillow: pip install "dal-jax[images]"') from error
-    pixels = _grey(image, limits)
     masks = {"region": region, "significant": significant, "truth": truth}
     for name, mask in masks.items():
-        if mask is not None and mask.shape != pixels.shape[:2]:
-            raise InputError(f"{name} has shape {mask.shape}, expected {pixels.shape[:2]}")
-    for mask, colour in ((region & ~significant, FLAGGED), (significant, SIGNIFICANT)):
-        pixels[mask] = (1 - _OPACITY) * pixels[mask] + _OPACITY * np.array(colour)
-    if truth is not None:
-        pixels[_edge(truth)] = TRUTH
+        if mask is not None and mask.shape != image.shape[:2]:
+            raise InputError(f"{name} has shape {mask.shape}, expected {image.shape[:2]}")
+    pixels = _painted(image, region, significant, None if truth is None else _edge(truth), limits)
     times = max(1, -(-_LEAST_SIDE // max(pixels.shape[:2])))
-    pixels = np.repeat(np.repeat(pixels, times, axis=0), times, axis=1)
-    picture = Image.fromarray((pixels * 255).round().astype(np.uint8))
+    picture = Image.fromarray(np.repeat(np.repeat(pixels, times, axis=0), times, axis=1))
     pen = ImageDraw.Draw(picture)
     for text, (row, column) in labels:
         left, top, right, bottom = pen.textbbox((0, 0), text)
@@ -79,12 +75,32 @@ def overlay(
         picture.save(temporary)
 
 
-def _grey(image: np.ndarray, limits: tuple[float, float] | None) -> np.ndarray:
-    """Return the displayed pixels, (H, W, 3) in [0, 1]."""
-    values = np.asarray(image, np.float64)
+def _painted(
+    image: np.ndarray,
+    region: np.ndarray,
+    significant: np.ndarray,
+    edge: np.ndarray | None,
+    limits: tuple[float, float] | None,
+) -> np.ndarray:
+    """Return the displayed pixels, (H, W, 3) in 8 bits, painted some rows at a time."""
     if limits is None:
-        inside = values.min() >= 0 and values.max() <= 1
-        limits = (0.0, 1.0) if inside else (float(values.min()), float(values.max()))
+        low, high = float(image.min()), float(image.max())
+        limits = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
+    painted = np.empty((*image.shape[:2], 3), np.uint8)
+    for top in range(0, len(image), _ROWS):
+        rows = slice(top, top + _ROWS)
+        pixels, called = _grey(image[rows], limits), significant[rows]
+        for mask, colour in ((region[rows] & ~called, FLAGGED), (called, SIGNIFICANT)):
+            pixels[mask] = (1 - _OPACITY) * pixels[mask] + _OPACITY * np.array(colour)
+        if edge is not None:
+            pixels[edge[rows]] = TRUTH
+        painted[rows] = (pixels * 255).round()
+    return painted
+
+
+def _grey(image: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+    """Return pixels on the grey scale, (h, W, 3) in [0, 1]."""
+    values = np.asarray(image, np.float64)
     low, high = limits
     shown = np.clip((values - low) / (high - low if high > low else 1.0), 0.0, 1.0)
     return shown.copy() if shown.shape[-1] == 3 else np.repeat(shown[..., :1], 3, axis=-1)

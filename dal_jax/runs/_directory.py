@@ -8,7 +8,7 @@ import inspect
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -163,6 +163,7 @@ class RunDirectory(NamedTuple):
     num_tasks: int  # 1 or more
     description: dict[str, Any]  # as the process that created the directory gave it
     contradiction: Contradiction = difference  # between two records of one task
+    keys: tuple[str, ...] | None = None  # key of each task on disk; None: its number
 
     def finished(self) -> dict[int, dict[str, Any]]:
         """Read the records of all shards.
@@ -176,8 +177,9 @@ class RunDirectory(NamedTuple):
                 one another; the message names file and line.
         """
         found: dict[int, Entry] = {}
+        keys = None if self.keys is None else {key: task for task, key in enumerate(self.keys)}
         for path in sorted(self.path.glob("shard-*.jsonl")):
-            for entry in read_shard(path, self.fingerprint, self.num_tasks):
+            for entry in read_shard(path, self.fingerprint, self.num_tasks, keys):
                 former = found.setdefault(entry.task, entry)
                 if former is not entry:
                     self._check_same(former, entry)
@@ -208,7 +210,8 @@ class RunDirectory(NamedTuple):
             InputError: A negative index.
             RunError: The file cannot be created.
         """
-        return create_shard(self.path, process, self.fingerprint, self.num_tasks, sync_seconds)
+        facts = (process, self.fingerprint, self.num_tasks, sync_seconds)
+        return create_shard(self.path, *facts, self.keys)
 
     def collect(self, path: str | Path | None = None, *, partial: bool = False) -> Path:
         """Write all records in the order of their tasks to one file, whole or not at all.
@@ -251,6 +254,7 @@ def open_run(
     num_tasks: int,
     description: dict[str, Any],
     contradiction: Contradiction = difference,
+    keys: Sequence[str] | None = None,
 ) -> RunDirectory:
     """Create the directory of a run, or open it if it belongs to the same run.
 
@@ -263,13 +267,16 @@ def open_run(
         description: Description of the run for readers, as `encode` accepts it.
         contradiction: Function of two records of one task that returns the key in which they
             contradict one another, or None; by default records must be equal except for "seconds".
+        keys: Key of each task, under which its record is stored. A later call may then have other
+            tasks: it finds the records of those that are the same. None: the tasks are the same in
+            every call.
 
     Returns:
         The run.
 
     Raises:
-        InputError: The directory holds another run or other files, or cannot be created or read; or
-            there are no tasks.
+        InputError: The directory holds another run or other files, or cannot be created or read;
+            there are no tasks, or two have one key.
 
     Example:
         >>> import tempfile
@@ -284,6 +291,8 @@ def open_run(
     """
     if num_tasks < 1:
         raise InputError(f"num_tasks: got {num_tasks}, expected 1 or more")
+    if keys is not None and len(set(keys)) != num_tasks:
+        raise InputError(f"keys: {len(set(keys))} different ones for {num_tasks} tasks")
     path = Path(path)
     entries = {
         "format": FORMAT,
@@ -302,14 +311,18 @@ def open_run(
             f"run directory {str(path)!r}: cannot be used: {error.strerror or error}"
         ) from error
     run = _parse(path, text)
-    for name in ("num_tasks", "fingerprint"):
+    for name in ("num_tasks", "fingerprint") if keys is None else ("fingerprint",):
         held, expected = getattr(run, name), entries[name]
         if held != expected:
             raise InputError(
                 f"run directory {str(path)!r}: holds another run: {name} {held}, expected "
                 f"{expected}"
             )
-    return run._replace(contradiction=contradiction)
+    return run._replace(
+        num_tasks=int(num_tasks),
+        contradiction=contradiction,
+        keys=None if keys is None else tuple(keys),
+    )
 
 
 def _check_empty(path: Path) -> None:

@@ -12,7 +12,7 @@ import os
 import re
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -152,11 +152,16 @@ class ShardWriter:
     """
 
     def __init__(
-        self, path: Path, descriptor: int, num_tasks: int, sync_seconds: float = SYNC_SECONDS
+        self,
+        path: Path,
+        descriptor: int,
+        num_tasks: int,
+        sync_seconds: float = SYNC_SECONDS,
+        keys: Sequence[str] | None = None,
     ):
         self.path = path
         self._descriptor: int | None = descriptor
-        self._num_tasks, self._sync_seconds = num_tasks, sync_seconds
+        self._num_tasks, self._sync_seconds, self._keys = num_tasks, sync_seconds, keys
         self._size, self._synced = 0, time.monotonic()
 
     def append(self, task: int, record: dict[str, Any]) -> None:
@@ -174,7 +179,8 @@ class ShardWriter:
             raise InputError(f"task: got {task}, expected 0 to {self._num_tasks - 1}")
         if not isinstance(record, dict):
             raise InputError(f"record: got a {type(record).__name__}, expected a dictionary")
-        self.write({"task": int(task), "record": record})
+        name = int(task) if self._keys is None else self._keys[task]
+        self.write({"task": name, "record": record})
 
     def write(self, fields: dict[str, Any]) -> None:
         """Write one line, and sync the file to disk if the last sync is long enough ago.
@@ -249,7 +255,12 @@ def disk_error(path: Path, error: OSError) -> RunError:
 
 
 def create_shard(
-    directory: Path, process: int, run: str, num_tasks: int, sync_seconds: float
+    directory: Path,
+    process: int,
+    run: str,
+    num_tasks: int,
+    sync_seconds: float,
+    keys: Sequence[str] | None = None,
 ) -> ShardWriter:
     """Create a new shard `shard-PROCESS-ATTEMPT.jsonl`, also while other processes do so.
 
@@ -259,6 +270,7 @@ def create_shard(
         run: Fingerprint of the run, written on the first line.
         num_tasks: Number of tasks of the run.
         sync_seconds: Shortest time between two fsyncs, in seconds.
+        keys: Keys of the tasks, which stand for their numbers in the file; None for the numbers.
 
     Returns:
         The writer.
@@ -279,7 +291,7 @@ def create_shard(
         except OSError as error:
             raise disk_error(path, error) from error
         else:
-            writer = ShardWriter(path, descriptor, num_tasks, sync_seconds)
+            writer = ShardWriter(path, descriptor, num_tasks, sync_seconds, keys)
             writer.write({"run": run, "process": process, "attempt": attempt})
             return writer
 
@@ -292,7 +304,9 @@ class Entry(NamedTuple):
     place: str  # file:line
 
 
-def read_shard(path: Path, run: str, num_tasks: int) -> Iterator[Entry]:
+def read_shard(
+    path: Path, run: str, num_tasks: int, keys: Mapping[str, int] | None = None
+) -> Iterator[Entry]:
     """Read the complete lines of a shard.
 
     An incomplete last line is dropped: its process was killed, or the machine lost power, while it
@@ -302,9 +316,10 @@ def read_shard(path: Path, run: str, num_tasks: int) -> Iterator[Entry]:
         path: Path of the shard.
         run: Fingerprint of the run, which the first line must bear.
         num_tasks: Number of tasks of the run.
+        keys: Number of each task by its key; None if the file has numbers.
 
     Yields:
-        One entry for each line after the first.
+        One entry for each line after the first, except those of other keys.
 
     Raises:
         InputError: The file is unreadable, of another run, damaged before its last line, or holds a
@@ -327,14 +342,17 @@ def read_shard(path: Path, run: str, num_tasks: int) -> Iterator[Entry]:
                     if fields.get("run") != run:
                         owner = fields.get("run")
                         raise InputError(f"{place}: shard of the run {owner}, expected {run}")
-                else:
-                    yield _entry(fields, num_tasks, place)
+                elif keys is None or fields.get("task") in keys:
+                    yield _entry(fields, num_tasks, keys, place)
     except OSError as error:
         raise InputError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
 
 
-def _entry(fields: dict[str, Any], num_tasks: int, place: str) -> Entry:
+def _entry(
+    fields: dict[str, Any], num_tasks: int, keys: Mapping[str, int] | None, place: str
+) -> Entry:
     task, record = fields.get("task"), fields.get("record")
+    task = task if keys is None or not isinstance(task, str) else keys[task]
     if not isinstance(task, int) or not 0 <= task < num_tasks or not isinstance(record, dict):
         raise InputError(f"{place}: record of task {task}, expected 0 to {num_tasks - 1}")
     return Entry(task, record, place)
