@@ -142,8 +142,9 @@ class Context:
         def follow(done: int, _: Any) -> None:
             bar.update(before + condition.effort * done / condition.images - bar.n)
 
-        run = run_tests(
-            self.directory / "runs" / condition.name,
+        directory = self.directory / "runs" / condition.name
+        records = run_tests(
+            directory,
             localizer,
             items,
             simulation.noise,
@@ -157,10 +158,10 @@ class Context:
         )
         return ConditionResult(
             condition,
-            list(run.finished().values()),
+            records,
             {
                 "condition": condition.name,
-                "run": run.fingerprint,
+                "run": json.loads((directory / "run.json").read_text())["fingerprint"],
                 "model": condition.model.name,
                 "parameters": fingerprint(localizer.params),
                 "engine": condition.options.engine,
@@ -297,7 +298,7 @@ def claim(directory: Path, name: str, settings: Any) -> bool:
 def _check_same(directory: Path, facts: dict[str, Any]) -> None:
     """Raise an error if the directory has an experiment of another name or other settings."""
     try:
-        record = json.loads((directory / RECORD).read_text())
+        record = json.json.loads((directory / RECORD).read_text())
         held = {key: record[key] for key in facts}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"--out {str(directory)!r}: {RECORD} is damaged") from error

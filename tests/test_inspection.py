@@ -511,7 +511,7 @@ def test_stretching_noise_moves_its_lags_and_keeps_its_variance():
         (["train", "--data", "no_such", "--out", "m"], "no_such"),
         (["calibrate", "--model", "no_such", "--data", "d"], "profile.json"),
         (["test", "folder", "--model", "no_such", "--out", "o"], "profile.json"),
-        (["test", "folder", "--model", "no_such"], "--out"),
+        (["test", "folder", "--model", "no_such", "--maps"], "--out"),
         (["test", "folder", "--out", "o"], "--model"),
     ],
     ids=["neither", "no data", "no model", "no profile", "no out", "no model of a folder"],
@@ -529,12 +529,11 @@ def test_refusals(words, named, capsys, tmp_path, monkeypatch):
         (["--noise", "iid:2"], "--noise"),
         (["--threshold", "0.5"], "--threshold"),
         (["--draws", "d.npy"], "--draws"),
-        (["--maps"], "--maps"),
         (["--region", "all"], "--region"),
         (["--alternative", "greater"], "--alternative"),
         (["--engine", "sweep", "--permutations", "3"], "permutations is 3"),
     ],
-    ids=["noise", "threshold", "draws", "maps", "region", "alternative", "engine"],
+    ids=["noise", "threshold", "draws", "region", "alternative", "engine"],
 )
 def test_no_option_of_a_folder_is_ignored(words, named, capsys):
     assert main(["test", "folder", "--model", "m", "--out", "o", *words]) == 2

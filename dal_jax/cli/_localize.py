@@ -8,6 +8,7 @@ from dal_jax._json import dumps
 from dal_jax.cli import _options as options
 from dal_jax.cli._output import encode_regions, file_maps, need_figures
 from dal_jax.images import write_text
+from dal_jax.inspection import open_image
 from dal_jax.report import Maps, figure
 
 
@@ -24,7 +25,7 @@ def localize(
     """Flags the region of an image that its reconstruction does not explain; no test."""
     need_figures(out)
     found = options.open_localizer(model, threshold, draws, seed, localizer)
-    x = options.open_image(image, found)
+    x = open_image(image, found.image_shape)
     score = found.score(x)
     reconstruction = found.reconstruct(x)
     if not np.isfinite(score).all():

@@ -15,7 +15,7 @@ def encode_regions(fields: dict[str, Any]) -> dict[str, Any]:
     """Encode regions as run lengths, with their shape; other arrays become lists later."""
     region = np.asarray(fields["region"])
     shown = {**fields, "region": run_lengths(region), "region_shape": list(region.shape)}
-    return {**shown, "components": _records(fields)}
+    return {**shown, "components": [as_record(part) for part in fields.get("components", ())]}
 
 
 def file_maps(fields: dict[str, Any], out: Path) -> dict[str, Any]:
@@ -31,16 +31,10 @@ def file_maps(fields: dict[str, Any], out: Path) -> dict[str, Any]:
     Raises:
         InputError: A file cannot be written.
     """
-    region = np.asarray(fields["region"])
     for name in MAPS:
         write_array(out / f"{name}.npy", np.asarray(fields[name]))
     paths = {name: str(out / f"{name}.npy") for name in MAPS}
-    shown = {**fields, **paths, "region_shape": list(region.shape)}
-    return {**shown, "components": _records(fields)}
-
-
-def _records(fields: dict[str, Any]) -> list[dict[str, Any]]:
-    return [as_record(part) for part in fields.get("components", ())]
+    return {**fields, **paths, "region_shape": list(np.shape(fields["region"])), "components": []}
 
 
 def need_figures(out: Path | None) -> None:

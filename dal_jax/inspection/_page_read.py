@@ -59,7 +59,7 @@ _KINDS = dict.fromkeys(_TEXTS, str) | dict.fromkeys(_COUNTS, int) | dict.fromkey
 
 
 class Tested(NamedTuple):
-    """Results of a tested folder of images."""
+    """Results of tested images."""
 
     directory: Path
     views: list[ViewResult]  # in the order of the file
@@ -73,10 +73,10 @@ class Tested(NamedTuple):
 
 
 def read_results(directory: Path) -> Tested:
-    """Read the results, metrics and settings of a tested folder.
+    """Read the results, metrics and settings of tested images.
 
     Args:
-        directory: Folder given as `--out` to `dal-jax test FOLDER`.
+        directory: Folder given as `--out` to `dal-jax test`.
 
     Returns:
         Contents of the folder.
@@ -89,7 +89,7 @@ def read_results(directory: Path) -> Tested:
     path = directory / ROWS
     if not path.is_file():
         raise InputError(
-            f"folder {str(directory)!r}: no {ROWS}, expected the --out of dal-jax test FOLDER"
+            f"folder {str(directory)!r}: no {ROWS}, expected the --out of dal-jax test"
         )
     digests: dict[str, str] = {}
     lines = _read(path, digests).splitlines()
