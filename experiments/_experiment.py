@@ -298,7 +298,7 @@ def claim(directory: Path, name: str, settings: Any) -> bool:
 def _check_same(directory: Path, facts: dict[str, Any]) -> None:
     """Raise an error if the directory has an experiment of another name or other settings."""
     try:
-        record = json.json.loads((directory / RECORD).read_text())
+        record = json.loads((directory / RECORD).read_text())
         held = {key: record[key] for key in facts}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"--out {str(directory)!r}: {RECORD} is damaged") from error

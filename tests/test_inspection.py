@@ -273,6 +273,26 @@ def test_the_tables_hold_what_the_pipeline_returns(data, calibrated, tested):
     assert found.metrics["image"]["num_normal"] == 5 and found.tally.images == len(images)
 
 
+@pytest.mark.slow
+def test_a_folder_is_printed_without_a_directory_and_has_maps(data, calibrated, tested, capsys):
+    capsys.readouterr()
+    assert main(["test", str(data), "--model", str(calibrated)]) == 0
+    printed = {row["name"]: row for row in csv.DictReader(capsys.readouterr().out.splitlines())}
+    rows = table(tested)
+    assert list(printed) == list(rows) and list(printed[ODD]) == list(rows[ODD])
+    assert [row["decision"] for row in printed.values()] == [r["decision"] for r in rows.values()]
+    out = tested.with_name("maps")
+    words = ["test", data, "--model", calibrated, "--out", out, "--maps", "--no-overlays"]
+    assert main([str(word) for word in words]) == 0
+    assert not (out / "overlays").exists()
+    for name, row in rows.items():
+        folder = out / "maps" / name
+        assert folder.exists() == (row["status"] != "INVALID_INPUT")
+        if folder.exists():
+            assert np.load(folder / "region.npy").sum() == int(row["num_tested"])
+            assert (folder / "figure.png").is_file()
+
+
 def record(p, z=1.0, score=1.0):
     return {
         "status": "OK",

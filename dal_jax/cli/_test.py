@@ -113,6 +113,12 @@ _BESIDE = (
     *("coordinator", "num_processes", "process_id"),
 )
 
+# Columns of the table of one image.
+_TITLES: tuple[str, ...] = (
+    *("image", "region", "naive p", "selective p", "bounds", "adjusted p"),
+    *("difference [interval]", "decision"),
+)
+
 
 @options.with_fields(
     TestOptions,
@@ -290,8 +296,7 @@ def _summary(found: Inspection) -> str:
 
 
 def _table(views: list[ViewResult]) -> str:
-    titles = "image,region,naive p,selective p,bounds,adjusted p,difference [interval],decision"
-    rows = [titles.split(",")]
+    rows: list[list[str]] = [list(_TITLES)]
     for one in views:
         p = one.p["selective"]
         number = f" #{one.component}" if one.component else ""

@@ -245,7 +245,8 @@ def inspect_images(
         ...     x, y = Path(folder, "x.npy"), Path(folder, "y.npy")
         ...     np.save(x, [[3.0, 0.0]])
         ...     np.save(y, np.zeros((1, 2)))
-        ...     found = inspect_images(localizer, [x], [y], "iid:1.0", None)
+        ...     as_published = TestOptions(randomization=0)
+        ...     found = inspect_images(localizer, [x], [y], "iid:1.0", None, as_published)
         >>> [(one.name, one.decision, one.box) for one in found.views]
         [('x.npy', 'not significant', (0, 0, 1, 1))]
     """
