@@ -6,8 +6,8 @@ import typer
 from dal_jax._errors import InputError
 from dal_jax._json import dumps
 from dal_jax.cli import _options as options
-from dal_jax.cli._output import encode_regions, file_maps, need_figures
-from dal_jax.images import write_text
+from dal_jax.cli._output import encode_regions, need_figures
+from dal_jax.images import write_array, write_text
 from dal_jax.inspection import open_image
 from dal_jax.report import Maps, figure
 
@@ -33,8 +33,11 @@ def localize(
     region = score > found.threshold
     maps = {"region": region, "score": score, "reconstruction": reconstruction}
     fields = {"threshold": found.threshold, "num_flagged": int(region.sum()), **maps}
-    shown = encode_regions(fields) if out is None else file_maps(fields, out)
+    shown = encode_regions(fields)
     if out is not None:
+        for name, array in maps.items():
+            write_array(out / f"{name}.npy", array)
+        shown |= {name: str(out / f"{name}.npy") for name in maps}
         figure([x], [Maps(**maps)], out / "figure.png", titles=[image.name], threshold=threshold)
         write_text(out / "result.json", dumps(shown) + "\n")
     if json:

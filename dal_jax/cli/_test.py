@@ -99,13 +99,8 @@ Overlays = Annotated[
 ]
 # Options that a model trained with --data has fixed; the alternative is that of the calibration.
 _FIXED = (
-    "noise",
-    "threshold",
-    "draws",
-    "localizer",
-    "region",
-    "alternative",
-    "randomization",
+    *("noise", "threshold", "draws", "localizer"),
+    *("region", "alternative", "randomization"),
 )
 # Options that are allowed beside --spec, since its file does not hold them.
 _BESIDE = (

@@ -302,11 +302,15 @@ def _inspect(tests: _Tests, out: Path | None, work: _Work) -> Inspection:
         tested = _test_views(Path(home), tests, work)
         results = view_results(tested, tests.calibration, tests.decisions)
         images = assemble_images(Path(home) / "run", tests.reader, tested, results)
-        writes = out is not None and work.host.index == 0
-        found = _collect(images, tests, tested, out, writes, work.overlays)
-    if writes:
-        _write(found)
-    return found
+        target = out if work.host.index == 0 else None
+        found = _collect(images, tests, tested, target, work.overlays)
+    if target is not None:
+        write_views(target, found.views)
+        write_text(target / "images.csv", csv_text([one._asdict() for one in found.images]))
+        write_text(target / SETTINGS, dumps(found.settings) + "\n")
+        if found.metrics:
+            write_text(target / METRICS, dumps(found.metrics) + "\n")
+    return found._replace(directory=out)
 
 
 def _test_views(
@@ -390,7 +394,6 @@ def _collect(
     tests: _Tests,
     tested: Sequence[tuple[ViewRef, dict[str, Any]]],
     directory: Path | None,
-    write: bool,
     overlays: bool,
 ) -> Inspection:
     """Collect the results of images, one in memory at a time, and write pictures and volumes."""
@@ -402,7 +405,7 @@ def _collect(
         views += one.views
         sums.append(image_result(one.views))
         measures.add(one)
-        if not write or directory is None:
+        if directory is None:
             continue
         maps.add(one)
         if overlays and one.image is not None:
@@ -431,16 +434,6 @@ def _settings(tests: _Tests) -> dict[str, Any]:
         **tests.origin,
         "version": __version__,
     }
-
-
-def _write(found: Inspection) -> None:
-    directory = found.directory
-    assert directory is not None
-    write_views(directory, found.views)
-    write_text(directory / "images.csv", csv_text([one._asdict() for one in found.images]))
-    write_text(directory / SETTINGS, dumps(found.settings) + "\n")
-    if found.metrics:
-        write_text(directory / METRICS, dumps(found.metrics) + "\n")
 
 
 def _draw(one: AssembledImage, path: Path) -> None:

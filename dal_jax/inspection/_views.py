@@ -98,7 +98,7 @@ class ImageReader:
         ((2, 3, 1), True, (1, 2, 3, 1))
     """
 
-    where: Bool[np.ndarray, "H W"] | None = None  # pixels that may be flagged; None for all
+    fitted: Fitted | None = None  # fitted preparation; None for images without one
     warnings: tuple[str, ...] = ()  # warnings about the model, given with each image
 
     def __init__(self, shape: Sequence[int]):
@@ -140,27 +140,6 @@ class ImageReader:
         """Return the number of views of a sample."""
         return 1
 
-    def identity(self, sample: Sample) -> Any:
-        """Return what identifies a sample besides its name; None for nothing.
-
-        With many processes and images, looking at every file would take hours.
-        """
-        return None
-
-    def strangeness(self, image: np.ndarray) -> str:
-        """Return a warning about the pixels of an image, "" for none."""
-        return ""
-
-    def defects(self, mask: np.ndarray, found: Views) -> np.ndarray:
-        """Return the mask (H, W) of an image, cut and resized as its views, bool (V, h, w)."""
-        return mask[None]
-
-    def stitch(
-        self, maps: np.ndarray, found: Views, shape: tuple[int, ...], fill: float = np.nan
-    ) -> np.ndarray:
-        """Combine maps (V, h, w) of the views of an image of this shape, as `stitch` does."""
-        return maps[0]
-
 
 class Reader(ImageReader):
     """Reader of the samples of a data set, which prepares and cuts them into views.
@@ -193,8 +172,7 @@ class Reader(ImageReader):
     ):
         size = fitted.preparation.size
         super().__init__((size, size, fitted.channels))
-        self.where = fitted.shown if fitted.foreground else None
-        self.warnings = tuple(warnings)
+        self.fitted, self.warnings = fitted, tuple(warnings)
         self._data, self._fitted, self._seen = data, fitted, seen
         self._counts: dict[str, int] = {}
 
@@ -223,27 +201,6 @@ class Reader(ImageReader):
             except InputError:
                 self._counts[sample.name] = 1  # reported when the image is tested
         return self._counts[sample.name]
-
-    def identity(self, sample: Sample) -> Any:
-        """Return the size of the sample's file, None if it is missing."""
-        try:
-            return sample.path.stat().st_size
-        except OSError:
-            return None
-
-    def strangeness(self, image: np.ndarray) -> str:
-        """Return a warning about pixels outside the range of the training images, "" for none."""
-        return foreign(self._fitted, image)
-
-    def defects(self, mask: np.ndarray, found: Views) -> np.ndarray:
-        """Return the mask (H, W) of an image, cut and resized as its views, bool (V, h, w)."""
-        return mask_views(self._fitted, mask, found)
-
-    def stitch(
-        self, maps: np.ndarray, found: Views, shape: tuple[int, ...], fill: float = np.nan
-    ) -> np.ndarray:
-        """Combine maps (V, h, w) of the views of an image of this shape, as `stitch` does."""
-        return stitch(self._fitted, maps, found, shape, fill)
 
 
 def to_test(data: DataSet, profile: Profile) -> list[Sample]:
@@ -312,12 +269,13 @@ def queue_views(
             level / V; None for no level.
 
     Returns:
-        Images for `run_tests`.
+        Images for `run_tests`, identified by name; those of a data set also by size of the file,
+        which would take hours for a million images in each of many processes.
     """
     return [
         QueuedImage(
             _name(one),
-            reader.identity(one.sample),
+            None if reader.fitted is None else _size(one.sample.path),
             partial(_load, reader, one, references[one.sample.group], level),
         )
         for one in listed
@@ -328,12 +286,20 @@ def _name(one: ViewRef) -> str:
     return one.sample.name if one.num_views == 1 else f"{one.sample.name}@{one.view}"
 
 
+def _size(path: Path) -> Any:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
 def _load(
     reader: ImageReader, one: ViewRef, references: np.ndarray, level: float | None
 ) -> ImageToTest:
+    fitted, pixels = reader.fitted, reader.read(one.sample)[2].pixels[one.view]
+    where = fitted.shown if fitted is not None and fitted.foreground else None
     own = None if level is None else level / one.num_views
-    pixels = reader.read(one.sample)[2].pixels[one.view]
-    return ImageToTest(pixels, references, where=reader.where, level=own)
+    return ImageToTest(pixels, references, where=where, level=own)
 
 
 class AssembledImage(NamedTuple):
@@ -425,13 +391,14 @@ def assemble_images(
             continue
         first = pictures.setdefault(picture_of(read[0]) or name, name)
         copy = f"the same picture as {first}" if first != name else ""
-        warning = "; ".join(filter(None, (*reader.warnings, reader.strangeness(read[0]), copy)))
+        strange = "" if reader.fitted is None else foreign(reader.fitted, read[0])
+        warning = "; ".join(filter(None, (*reader.warnings, strange, copy)))
         own = [one._replace(warning=warning) for one in of_image]
         maps = [
             _load_maps(directory, number, reader.shape, tested[number][1]["status"])
             for number in range(start, end)
         ]
-        yield _together(item.sample, own, *read, maps, reader)
+        yield _together(item.sample, own, *read, maps, reader.fitted)
 
 
 def _together(
@@ -441,10 +408,10 @@ def _together(
     mask: np.ndarray | None,
     found: Views,
     maps: Sequence[tuple[np.ndarray, np.ndarray]],
-    reader: ImageReader,
+    fitted: Fitted | None,
 ) -> AssembledImage:
     shape = image.shape[:2]
-    inside = None if mask is None else reader.defects(mask, found)
+    inside = None if mask is None or fitted is None else mask_views(fitted, mask, found)
     defects = inside if inside is not None and inside.any() else None
     scores = np.stack([score for score, _ in maps])
     regions = np.stack([labels > 0 for _, labels in maps]).astype(float)
@@ -462,9 +429,12 @@ def _together(
         np.fmin(part, np.where(covered, one.p_adjusted, np.nan), out=part)
         touches = None if defects is None else bool((defects[one.view] & region).any())
         placed.append(one._replace(touches_mask=touches, box=_box(covered, corner)))
-    score = reader.stitch(scores, found, shape)
-    flagged = reader.stitch(regions, found, shape, fill=0.0) >= 0.5
-    marked = reader.stitch(called, found, shape, fill=0.0) >= 0.5
+    if fitted is None:  # the only view is the image
+        score, flagged, marked = scores[0], regions[0] > 0, called[0] > 0
+    else:
+        score = stitch(fitted, scores, found, shape)
+        flagged = stitch(fitted, regions, found, shape, fill=0.0) >= 0.5
+        marked = stitch(fitted, called, found, shape, fill=0.0) >= 0.5
     return AssembledImage(sample, placed, image, mask, score, flagged, marked, p_adjusted)
 
 
