@@ -142,8 +142,9 @@ class Context:
         def follow(done: int, _: Any) -> None:
             bar.update(before + condition.effort * done / condition.images - bar.n)
 
-        run = run_tests(
-            self.directory / "runs" / condition.name,
+        directory = self.directory / "runs" / condition.name
+        records = run_tests(
+            directory,
             localizer,
             items,
             simulation.noise,
@@ -157,10 +158,10 @@ class Context:
         )
         return ConditionResult(
             condition,
-            list(run.finished().values()),
+            records,
             {
                 "condition": condition.name,
-                "run": run.fingerprint,
+                "run": json.loads((directory / "run.json").read_text())["fingerprint"],
                 "model": condition.model.name,
                 "parameters": fingerprint(localizer.params),
                 "engine": condition.options.engine,

@@ -18,7 +18,7 @@ from helpers import published_test as dal_test
 from search_cases import dense_localizer, jumping_localizer, pooled_localizer
 from test_reference_cases import COUNTS, OWN, REFERENCE, WAYS
 
-from dal_jax import DalConfig, Localizer, as_record, dal_localizer
+from dal_jax import DalConfig, Localizer, TestResult, as_record, dal_localizer
 from dal_jax.cli import main
 from dal_jax.models import UNetConfig, import_state_dict
 
@@ -79,8 +79,9 @@ def command_line_record(folder: Path) -> dict[str, Any]:
         assert main(["import-weights", *here, "--arch", "dal-unet", "--size", "8"]) == 0
         out.truncate(0)
         assert main(test) == 0
-    fields = json.loads(out.getvalue().strip("\0\n"))
-    return {k: v for k, v in fields.items() if k not in ("image", "references")}  # their paths
+    [record] = json.loads(out.getvalue().strip("\0\n"))["results"]
+    fields = (*TestResult._fields, "region_shape", "max_score")
+    return {name: record[name] for name in fields if name in record} | {"components": []}
 
 
 def records(folder: Path) -> dict[str, dict[str, Any]]:

@@ -162,7 +162,6 @@ def test_bad_input_is_one_line(
         ("train", ["--grey"], "--colour: expected none without --data"),
         ("train", ["--noise", "auto"], "--noise: expected none without --data"),
         ("test", ["--decide-by", "conformal"], "--decide-by: expected none without FOLDER"),
-        ("test", ["--no-overlays"], "--overlays: expected none without FOLDER"),
     ],
 )
 def test_no_option_is_ignored(

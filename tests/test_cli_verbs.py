@@ -99,34 +99,40 @@ def test_localize(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Pa
     assert "pixels flagged" in capsys.readouterr().out
 
 
+# What every form of `test` writes; metrics and volumes where there are labels and volumes.
+FILES = {"results.csv", "rows.jsonl", "images.csv", "test.json", "run", "overlays", "maps"}
+
+
 @pytest.mark.parametrize("engine", ["sweep", "scan"])
 def test_test(
     capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path, engine: str
 ) -> None:
     words = ["test", "--model", folder / "model", "--image", folder / "x.npy", "--engine", engine]
     words += ["--reference", folder / "y.npy", "--reference", folder / "z.npy"]
-    words += ["--noise", "iid:1", "--threshold", 0.6, "--out", tmp_path / "out"]
-    fields = run_json(capsys, *words)
+    words += ["--noise", "iid:1", "--threshold", 0.6, "--out", tmp_path / "out", "--maps"]
+    settings = run_json(capsys, *words)
+    [fields] = map(json.loads, (tmp_path / "out" / "rows.jsonl").read_text().splitlines())
     assert fields["status"] == "OK"
     assert 0 <= fields["p_low"] <= fields["p_value"] <= fields["p_high"] <= 1
     assert fields["p_high"] - fields["p_low"] <= 1e-3
-    region = np.load(fields["region"])
+    region = np.load(tmp_path / "out" / "maps" / "x.npy" / "region.npy")
     difference = np.load(folder / "x.npy")[..., 0] - np.mean(
         [np.load(folder / "y.npy"), np.load(folder / "z.npy")], axis=0
     )
     # Means of a few doubles: 1e-12 is a hundred times their rounding.
     assert abs(fields["statistic"] - difference[region].mean()) < 1e-12
     assert abs(fields["sd"] - np.sqrt(1.5 / region.sum())) < 1e-12
-    assert (tmp_path / "out" / "figure.png").stat().st_size > 0
-    # A record that can be read on its own.
     assert fields["z"] == pytest.approx(fields["statistic"] / fields["sd"])
     called = fields["p_high"] <= 0.05
     assert fields["decision"] == ("significant" if called else "not significant")
-    told = ("alpha", "alternative", "region_kind", "noise", "threshold", "seed", "version")
+    assert settings["decisions"] == {fields["decision"]: 1}
+    told = ("alpha", "alternative", "region", "noise", "threshold", "seed", "version")
     expected = [0.05, "two-sided", "all", "iid:1", 0.6, 0, __version__]
-    assert [fields[name] for name in told] == expected
-    assert fields["image"].endswith("x.npy") and len(fields["references"]) == 2
-    assert json.loads((tmp_path / "out" / "result.json").read_text()) == fields
+    assert [settings[name] for name in told] == expected and len(settings["references"]) == 2
+    filed = json.loads((tmp_path / "out" / "test.json").read_text())
+    assert filed == {name: settings[name] for name in filed}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+    assert (tmp_path / "out" / "maps" / "x.npy" / "figure.png").stat().st_size > 0
 
 
 def test_test_prints_a_table(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
@@ -140,8 +146,8 @@ def test_test_prints_a_table(capsys: pytest.CaptureFixture[str], folder: Path) -
 def test_no_region_is_a_status(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     words = ["test", "--model", folder / "model", "--image", folder / "x.npy"]
     words += ["--reference", folder / "y.npy", "--noise", "iid:1", "--threshold", 1e6]
-    fields = run_json(capsys, *words)
-    assert fields["status"] == "NO_REGION"
+    [fields] = run_json(capsys, *words)["results"]
+    assert fields["status"] == "NO_REGION" and fields["decision"] == "no region"
     assert fields["p_value"] is None and fields["region"] == []
 
 
@@ -192,7 +198,7 @@ def test_other_localizers_are_trained_and_tested(
         assert config["stop_distance"] > 0
     case = ["--image", folder / "x.npy", "--reference", folder / "y.npy"]
     threshold = ["--noise", "iid:1", "--threshold", f"{found['threshold'] / 2:g}"]
-    result = run_json(capsys, "test", "--model", tmp_path / "m", *case, *threshold)
+    [result] = run_json(capsys, "test", "--model", tmp_path / "m", *case, *threshold)["results"]
     assert result["status"] == "OK" and 0 <= result["p_value"] <= 1
 
 

@@ -200,8 +200,7 @@ def test_records_hold_each_component_and_contradict_where_they_differ(tmp_path):
     localizer = pooled_localizer(side=6)
     x, reference = drawn(localizer, 2)
     items = [QueuedImage("a", None, partial(ImageToTest, x, reference))]
-    run = run_tests(tmp_path, localizer, items, NOISE, PARTS)
-    (record,) = run.finished().values()
+    (record,) = run_tests(tmp_path, localizer, items, NOISE, PARTS)
     result = dal_test(localizer, x, reference, NOISE, name="a", **vars(PARTS))
     regions = [region_of(part["region"], part["region_shape"]) for part in record["components"]]
     for region, part in zip(regions, result.components, strict=True):

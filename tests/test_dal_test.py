@@ -513,8 +513,7 @@ def test_an_image_has_its_own_noise(way, tmp_path):
 
     # In a run, whose images are cases.
     items = [QueuedImage(str(k), None, lambda k=k: case(noises[k])) for k in (0, 2, 3, 4, 6)]
-    run = run_tests(tmp_path, LOCALIZER, items, "iid:1", TestOptions(**way))
-    records = run.finished().values()
+    records = run_tests(tmp_path, LOCALIZER, items, "iid:1", TestOptions(**way))
     expected = [found[k] for k in (0, 2, 3, 4, 6)]
     assert [r["status"] for r in records] == [r.status.value for r in expected]
     assert [r["sd"] for r in records][:2] == [found[0].sd, found[2].sd]

@@ -21,9 +21,9 @@ import pytest
 import dal_jax
 from dal_jax import DalConfig, Status, TestResult
 from dal_jax.cli import main
-from dal_jax.cli._test_many import COLUMNS
 from dal_jax.diffusion import save_checkpoint
-from dal_jax.inspection import COLUMNS as P_VALUES
+from dal_jax.inference import SelectiveP
+from dal_jax.inspection import METHODS, ViewResult
 from dal_jax.models import UNetConfig, init_unet
 
 ROOT = Path(__file__).parents[1]
@@ -314,7 +314,9 @@ def test_docstring_examples_run() -> None:
 
 def test_the_result_page_tells_every_field_status_and_column() -> None:
     text = (DOCS / "result.md").read_text(encoding="utf-8")
-    for name in (*TestResult._fields, *COLUMNS, *P_VALUES.values()):
+    p = SelectiveP(0.5, 0.4, 0.6)
+    row = ViewResult("a", 0, 1, 0, 0, "", "a", "OK", p=dict.fromkeys(METHODS, p))
+    for name in (*TestResult._fields, *row.as_row()):
         assert f"`{name}`" in text, name
     for status in Status:
         assert f"| {status.value} |" in text, status

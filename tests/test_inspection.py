@@ -273,6 +273,26 @@ def test_the_tables_hold_what_the_pipeline_returns(data, calibrated, tested):
     assert found.metrics["image"]["num_normal"] == 5 and found.tally.images == len(images)
 
 
+@pytest.mark.slow
+def test_a_folder_is_printed_without_a_directory_and_has_maps(data, calibrated, tested, capsys):
+    capsys.readouterr()
+    assert main(["test", str(data), "--model", str(calibrated)]) == 0
+    printed = {row["name"]: row for row in csv.DictReader(capsys.readouterr().out.splitlines())}
+    rows = table(tested)
+    assert list(printed) == list(rows) and list(printed[ODD]) == list(rows[ODD])
+    assert [row["decision"] for row in printed.values()] == [r["decision"] for r in rows.values()]
+    out = tested.with_name("maps")
+    words = ["test", data, "--model", calibrated, "--out", out, "--maps", "--no-overlays"]
+    assert main([str(word) for word in words]) == 0
+    assert not (out / "overlays").exists()
+    for name, row in rows.items():
+        folder = out / "maps" / name
+        assert folder.exists() == (row["status"] != "INVALID_INPUT")
+        if folder.exists():
+            assert np.load(folder / "region.npy").sum() == int(row["num_tested"])
+            assert (folder / "figure.png").is_file()
+
+
 def record(p, z=1.0, score=1.0):
     return {
         "status": "OK",
@@ -511,7 +531,7 @@ def test_stretching_noise_moves_its_lags_and_keeps_its_variance():
         (["train", "--data", "no_such", "--out", "m"], "no_such"),
         (["calibrate", "--model", "no_such", "--data", "d"], "profile.json"),
         (["test", "folder", "--model", "no_such", "--out", "o"], "profile.json"),
-        (["test", "folder", "--model", "no_such"], "--out"),
+        (["test", "folder", "--model", "no_such", "--maps"], "--out"),
         (["test", "folder", "--out", "o"], "--model"),
     ],
     ids=["neither", "no data", "no model", "no profile", "no out", "no model of a folder"],
@@ -529,12 +549,11 @@ def test_refusals(words, named, capsys, tmp_path, monkeypatch):
         (["--noise", "iid:2"], "--noise"),
         (["--threshold", "0.5"], "--threshold"),
         (["--draws", "d.npy"], "--draws"),
-        (["--maps"], "--maps"),
         (["--region", "all"], "--region"),
         (["--alternative", "greater"], "--alternative"),
         (["--engine", "sweep", "--permutations", "3"], "permutations is 3"),
     ],
-    ids=["noise", "threshold", "draws", "maps", "region", "alternative", "engine"],
+    ids=["noise", "threshold", "draws", "region", "alternative", "engine"],
 )
 def test_no_option_of_a_folder_is_ignored(words, named, capsys):
     assert main(["test", "folder", "--model", "m", "--out", "o", *words]) == 2

@@ -332,7 +332,7 @@ LINE = json.dumps({"name": "a"})
         (lambda f, m: (f / "rows.jsonl").write_text(""), "holds no rows"),
         (lambda f, m: add(f, '{"name": "a'), "rows.jsonl line 6: damaged"),
         (lambda f, m: add(f, "[1]"), "rows.jsonl line 6: damaged (holds no JSON object)"),
-        (lambda f, m: add(f, LINE), "rows.jsonl line 6: damaged (no 'label')"),
+        (lambda f, m: add(f, LINE), "rows.jsonl line 6: damaged, or of an earlier version: no"),
         (lambda f, m: first(f, "p_value", "0.1"), "rows.jsonl line 1: damaged ('p_value'"),
         (lambda f, m: first(f, "p_adjusted", "0.1"), "rows.jsonl line 1: damaged ('p_adjusted'"),
         (lambda f, m: first(f, "view", True), "rows.jsonl line 1: damaged ('view' is True)"),

@@ -16,9 +16,9 @@ from dal_jax.inspection._learn import (
     ROLES,
     Normal,
     choose_references,
-    picture_of,
     share_out,
 )
+from dal_jax.inspection._views import picture_of
 from dal_jax.noise import iid
 
 SIDE = 4

@@ -30,6 +30,7 @@ from dal_jax.inspection import (
     ViewResult,
     VolumeMaps,
     _views,
+    csv_text,
     image_result,
     load_profile,
     tally,
@@ -39,7 +40,7 @@ from dal_jax.inspection._calibrate import by_distance, smallest
 from dal_jax.inspection._calibration import fit_calibration, view_p
 from dal_jax.inspection._inspect import _draw
 from dal_jax.inspection._learn import Images, Normal, fit_noise, rescale_to_foreground
-from dal_jax.inspection._results import picture_name, write_csv
+from dal_jax.inspection._results import picture_name
 from dal_jax.inspection._verdict import out_of_reach
 from dal_jax.inspection._views import list_views, queue_views
 
@@ -59,6 +60,8 @@ def record(p, low=None, high=None, status="OK"):
         "statistic": 2.0 if tested else NAN,
         "sd": 1.0 if tested else NAN,
         **dict.fromkeys(("estimate", "ci_low", "ci_high"), 2.0 if tested else NAN),
+        **dict.fromkeys(("bonferroni_log10_p", "over_conditioned_p", "permutation_p"), NAN),
+        "num_ties": 0,
         "truncation": [[1.0, 3.0]] if tested else [],
         "searched": [[-10.0, 10.0]] if tested else [],
         "region": [[0, 3]] if tested else [],
@@ -237,9 +240,8 @@ def test_pictures_have_the_names_of_their_images():
     assert all(name.endswith(".png") for name in found.values())
 
 
-def test_no_text_of_a_table_becomes_a_formula(tmp_path):
-    write_csv(tmp_path / "t.csv", [{"name": "=1+1", "p_value": 0.5}])
-    assert (tmp_path / "t.csv").read_text().split() == ["name,p_value", "'=1+1,0.5"]
+def test_no_text_of_a_table_becomes_a_formula():
+    assert csv_text([{"name": "=1+1", "p_value": 0.5}]).split() == ["name,p_value", "'=1+1,0.5"]
 
 
 def test_images_are_read_once_while_they_take_little_memory(tmp_path, monkeypatch):

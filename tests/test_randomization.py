@@ -288,7 +288,7 @@ def test_a_run_randomizes_by_the_names_of_its_items(way, tmp_path):
     ]
     options = TestOptions(randomization=0.5, **way)
     runs = [
-        run_tests(tmp_path / name, LOCALIZER, listed, NOISE, options).finished().values()
+        run_tests(tmp_path / name, LOCALIZER, listed, NOISE, options)
         for name, listed in (("forth", items), ("back", items[:1:-1]))
     ]
     for records in runs:
@@ -314,7 +314,7 @@ def test_a_run_of_another_randomization_is_another_run(tmp_path):
 def test_a_randomization_of_another_type_can_be_filed(gamma, tmp_path):
     items = [QueuedImage("a", None, partial(ImageToTest, X, X_REF))]
     options = TestOptions(randomization=gamma)
-    [record] = run_tests(tmp_path, LOCALIZER, items, NOISE, options).finished().values()
+    [record] = run_tests(tmp_path, LOCALIZER, items, NOISE, options)
     assert record["randomization"] == float(gamma)
 
 

@@ -41,7 +41,7 @@ PRIVATE_IMPORTS = {
     "tests/test_cli_bench.py": "cli._repository without a repository",
     "tests/test_cli_demo.py": "the images of the demo, of cli._demo_data",
     "tests/test_cli_report.py": STEPS,
-    "tests/test_cli_test_many.py": "the patterns of files, of cli._spec",
+    "tests/test_cli_test.py": "the patterns of files, of cli._spec; observed_of of a record",
     "tests/test_cli_thin.py": "a covariance without samples, of _dal_test._inputs",
     "tests/test_cli_verbs.py": "the views of train, of cli._train",
     "tests/test_config.py": "the options of all verbs, of cli._options",

@@ -46,7 +46,7 @@ ITEMS = [QueuedImage(f"image {k}", k, partial(_case, k)) for k in range(COUNT)]
 
 def _run(folder: Path, **changed: Any) -> list[dict[str, Any]]:
     arguments = {"items": ITEMS, "noise": "iid:1", "options": TestOptions(), **changed}
-    return list(run_tests(folder, LOCALIZER, **arguments).finished().values())
+    return run_tests(folder, LOCALIZER, **arguments)
 
 
 def _assert_same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:

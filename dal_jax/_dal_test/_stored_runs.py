@@ -10,7 +10,7 @@ from dal_jax._dal_test._result import TestResult, as_record, contradiction
 from dal_jax._version import __version__
 from dal_jax.inference import Noise
 from dal_jax.localizers import Localizer
-from dal_jax.runs import Host, RunDirectory, fingerprint, open_run, share, wait_for_hosts
+from dal_jax.runs import Host, fingerprint, open_run, share, wait_for_hosts
 
 
 class QueuedImage(NamedTuple):
@@ -59,7 +59,7 @@ def run_tests(
     devices: Any = None,
     progress: Callable[[int, dict[str, Any]], None] | None = None,
     keep: Callable[[QueuedImage, TestResult], None] | None = None,
-) -> RunDirectory:
+) -> list[dict[str, Any]]:
     """Test the images that a run directory does not hold yet, and store each result at once.
 
     The number of processes or devices and interruptions change results as little as the other
@@ -82,7 +82,8 @@ def run_tests(
         keep: Function called with each image and its whole result, before the record is stored.
 
     Returns:
-        The run; its process 0 has collected the records in results.jsonl.
+        The record of each image, in order: the fields of `as_record` and its name. Process 0 has
+        collected them in results.jsonl.
 
     Raises:
         InputError: An argument does not fit, or the directory belongs to another run.
@@ -97,7 +98,7 @@ def run_tests(
         >>> localizer, x = from_score(brightness, (1, 1, 1), 2.5), np.full((1, 1, 1), 3.0)
         >>> items = [QueuedImage("a.png", None, lambda: ImageToTest(x, np.zeros_like(x)))]
         >>> with TemporaryDirectory() as folder:
-        ...     run_tests(folder, localizer, items, "iid:1.0", TestOptions()).finished()[0]["name"]
+        ...     run_tests(folder, localizer, items, "iid:1.0", TestOptions())[0]["name"]
         'a.png'
     """
     covariance = covariance_of(noise, localizer)
@@ -113,11 +114,11 @@ def run_tests(
     )
     keys = [item.key for item in items]
     run = open_run(directory, fingerprint(*parts), len(items), what, contradiction, keys)
-    finished = run.finished()
+    records = run.finished()
     wait_for_hosts("start")  # all have read the finished tests before the first one writes
     if progress is not None:
-        progress(len(finished), {})
-    mine = share([task for task in range(len(items)) if task not in finished], host)
+        progress(len(records), {})
+    mine = share([task for task in range(len(items)) if task not in records], host)
     if mine:
         streamed = stream_tests(
             localizer,
@@ -130,17 +131,19 @@ def run_tests(
         )
         try:
             with run.writer(host.index) as shard:
-                for done, (task, result) in enumerate(streamed, len(finished) + 1):
+                for task, result in streamed:
                     if keep is not None:
                         keep(items[task], result)
-                    record = {"name": items[task].name, **as_record(result)}
-                    shard.append(task, record)
+                    records[task] = {"name": items[task].name, **as_record(result)}
+                    shard.append(task, records[task])
                     if progress is not None:
-                        progress(done, record)
+                        progress(len(records), records[task])
         except KeyboardInterrupt:
             kept = f"{len(run.finished())} of {len(items)} tests are kept in {run.path}"
             raise KeyboardInterrupt(f"{kept}, the same command goes on with the others") from None
     wait_for_hosts("end")
+    if host.count > 1:
+        records = run.finished()
     if host.index == 0:
-        run.collect()
-    return run
+        run.collect(records=records)
+    return [records[task] for task in sorted(records)]

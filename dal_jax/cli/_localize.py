@@ -6,8 +6,9 @@ import typer
 from dal_jax._errors import InputError
 from dal_jax._json import dumps
 from dal_jax.cli import _options as options
-from dal_jax.cli._output import encode_regions, file_maps, need_figures
-from dal_jax.images import write_text
+from dal_jax.cli._output import encode_regions, need_figures
+from dal_jax.images import write_array, write_text
+from dal_jax.inspection import open_image
 from dal_jax.report import Maps, figure
 
 
@@ -24,7 +25,7 @@ def localize(
     """Flags the region of an image that its reconstruction does not explain; no test."""
     need_figures(out)
     found = options.open_localizer(model, threshold, draws, seed, localizer)
-    x = options.open_image(image, found)
+    x = open_image(image, found.image_shape)
     score = found.score(x)
     reconstruction = found.reconstruct(x)
     if not np.isfinite(score).all():
@@ -32,8 +33,11 @@ def localize(
     region = score > found.threshold
     maps = {"region": region, "score": score, "reconstruction": reconstruction}
     fields = {"threshold": found.threshold, "num_flagged": int(region.sum()), **maps}
-    shown = encode_regions(fields) if out is None else file_maps(fields, out)
+    shown = encode_regions(fields)
     if out is not None:
+        for name, array in maps.items():
+            write_array(out / f"{name}.npy", array)
+        shown |= {name: str(out / f"{name}.npy") for name in maps}
         figure([x], [Maps(**maps)], out / "figure.png", titles=[image.name], threshold=threshold)
         write_text(out / "result.json", dumps(shown) + "\n")
     if json:

@@ -77,30 +77,29 @@ ProcessId = Annotated[
 ]
 
 
-def flag(kind: Any, name: str, more: str = "") -> Any:
+def flag(kind: Any, name: str, text: str = "") -> Any:
     """Return the command-line option that a field of a dataclass declares.
 
     Args:
         kind: Dataclass of the field.
         name: Name of the field, declared by `dal_jax._config.option`.
-        more: End of the help text, for conditions of a single verb.
+        text: Help text in place of the declared one, for a verb where the option means more.
 
     Returns:
         The option, for the annotation of a parameter.
     """
     words, word = options_of(kind)[name].metadata, name.replace("_", "-")
     both = f"/--no-{word}" if get_type_hints(kind)[name] is bool else ""
-    text = words["help"] + (f" {more}" if more else "")
-    return typer.Option(f"--{word}{both}", metavar=words["metavar"], help=text)
+    return typer.Option(f"--{word}{both}", metavar=words["metavar"], help=text or words["help"])
 
 
-def annotation(kind: Any, name: str, more: str = "") -> Any:
+def annotation(kind: Any, name: str, text: str = "") -> Any:
     """Return the annotation of a verb's parameter that a field declares; arguments as in `flag`."""
     declared, choices = get_type_hints(kind)[name], options_of(kind)[name].metadata["choices"]
     if choices:
         one_of: Any = Literal[choices]
         declared = one_of | None if type(None) in get_args(declared) else one_of
-    return Annotated[declared, flag(kind, name, more)]
+    return Annotated[declared, flag(kind, name, text)]
 
 
 def declared(kind: Any, *names: str) -> Callable[[Any], Any]:
@@ -121,13 +120,13 @@ def declared(kind: Any, *names: str) -> Callable[[Any], Any]:
     return decorate
 
 
-def with_fields(kind: Any, parameter: str, more: dict[str, str]) -> Callable[[Any], Any]:
+def with_fields(kind: Any, parameter: str, texts: dict[str, str]) -> Callable[[Any], Any]:
     """Give a verb the options that a dataclass declares, in place of one parameter.
 
     Args:
         kind: Dataclass that declares the options.
         parameter: Parameter of the verb that takes an instance, built from the options.
-        more: Ends of the help texts of some options, by field.
+        texts: Help texts in place of the declared ones, by field.
 
     Returns:
         Decorator of the verb.
@@ -137,7 +136,7 @@ def with_fields(kind: Any, parameter: str, more: dict[str, str]) -> Callable[[An
             name,
             Parameter.POSITIONAL_OR_KEYWORD,
             default=own.default,
-            annotation=annotation(kind, name, more.get(name, "")),
+            annotation=annotation(kind, name, texts.get(name, "")),
         )
         for name, own in options_of(kind).items()
     ]
@@ -239,28 +238,8 @@ def open_localizer(
     return load_localizer(model, threshold, given, use)
 
 
-def open_image(path: Path, localizer: Localizer) -> np.ndarray:
-    """Read an image and checks that the localizer can take it.
-
-    Args:
-        path: Path of the image file.
-        localizer: Localizer that takes the image.
-
-    Returns:
-        Image (H, W, C), float64.
-
-    Raises:
-        InputError: The image cannot be read, has another shape, or is not finite.
-    """
-    image = finite_image(path)
-    expected = tuple(localizer.image_shape)
-    if image.shape != expected:
-        raise InputError(f"image {str(path)!r}: shape {image.shape}, the model takes {expected}")
-    return image
-
-
 def finite_image(path: Path) -> np.ndarray:
-    """Read an image and checks its pixels.
+    """Read an image and check its pixels.
 
     Args:
         path: Path of the image file.

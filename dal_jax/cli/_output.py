@@ -6,41 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from dal_jax._dal_test import MAPS, as_record, run_lengths
+from dal_jax._dal_test import as_record, run_lengths
 from dal_jax._errors import InputError
-from dal_jax.images import write_array
 
 
 def encode_regions(fields: dict[str, Any]) -> dict[str, Any]:
     """Encode regions as run lengths, with their shape; other arrays become lists later."""
     region = np.asarray(fields["region"])
     shown = {**fields, "region": run_lengths(region), "region_shape": list(region.shape)}
-    return {**shown, "components": _records(fields)}
-
-
-def file_maps(fields: dict[str, Any], out: Path) -> dict[str, Any]:
-    """Write the maps to `out` as .npy files, and replace the arrays by their paths.
-
-    Args:
-        fields: Fields of a result, with the arrays of `MAPS`.
-        out: Folder of the files, created if missing.
-
-    Returns:
-        The fields, with paths in place of arrays.
-
-    Raises:
-        InputError: A file cannot be written.
-    """
-    region = np.asarray(fields["region"])
-    for name in MAPS:
-        write_array(out / f"{name}.npy", np.asarray(fields[name]))
-    paths = {name: str(out / f"{name}.npy") for name in MAPS}
-    shown = {**fields, **paths, "region_shape": list(region.shape)}
-    return {**shown, "components": _records(fields)}
-
-
-def _records(fields: dict[str, Any]) -> list[dict[str, Any]]:
-    return [as_record(part) for part in fields.get("components", ())]
+    return {**shown, "components": [as_record(part) for part in fields.get("components", ())]}
 
 
 def need_figures(out: Path | None) -> None:

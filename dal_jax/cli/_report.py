@@ -11,7 +11,7 @@ from dal_jax.inspection import NUM_PICTURES, Page, page
 
 Directory = Annotated[
     Path,
-    typer.Argument(metavar="DIR", help="The --out of dal-jax test FOLDER.", show_default=False),
+    typer.Argument(metavar="DIR", help="The --out of dal-jax test.", show_default=False),
 ]
 Model = Annotated[
     Path | None,

@@ -4,11 +4,13 @@ import glob
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from dal_jax import Localizer, TestOptions
+from dal_jax import TestOptions
 from dal_jax._config import fit_fields, read_toml
 from dal_jax._errors import InputError
 from dal_jax.cli._options import open_localizer
+from dal_jax.inspection import Inspection, inspect_images
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,12 @@ class TestSpec:
                 "is read (8-bit files are divided by 255), as in iid:0.02"
             )
 
-    def open_localizer(self) -> Localizer:
-        """Load the localizer."""
+    def inspect(self, out: Path | None, test_options: TestOptions, **how: Any) -> Inspection:
+        """Open the model and test the images; arguments as in `inspect_images`."""
         seed = self.options.seed
-        return open_localizer(self.model, self.threshold, self.draws, seed, self.localizer)
-
-    @property
-    def level(self) -> float:
-        """Level of the displayed decisions, in (0, 1)."""
-        return 0.05 if self.options.alpha is None else self.options.alpha
+        localizer = open_localizer(self.model, self.threshold, self.draws, seed, self.localizer)
+        files = self.images, self.references
+        return inspect_images(localizer, *files, self.noise, out, test_options, **how)
 
 
 def read_spec(path: Path) -> TestSpec:

@@ -1,35 +1,48 @@
 """`dal-jax test`: valid p-values for the regions that a model flags in images."""
 
+import importlib.util
 import math
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import typer
+from tqdm import tqdm
 
-from dal_jax import TestOptions, TestResult, dal_test
+from dal_jax import TestOptions
+from dal_jax._dal_test import parts_of_record
 from dal_jax._errors import InputError
 from dal_jax._json import dumps
-from dal_jax._version import __version__
 from dal_jax.cli import _options as options
-from dal_jax.cli._output import encode_regions, file_maps, need_figures
+from dal_jax.cli._output import need_figures
 from dal_jax.cli._spec import TestSpec, expand_patterns, read_spec
-from dal_jax.cli._test_folder import test_folder
-from dal_jax.cli._test_many import test_many
-from dal_jax.images import write_text
-from dal_jax.inspection import decide
-from dal_jax.report import figure, table
+from dal_jax.inspection import (
+    Inspection,
+    ViewResult,
+    csv_text,
+    inspect_folder,
+    stage_progress,
+)
+from dal_jax.report import NOT_VALID, format_difference, format_p
 from dal_jax.runs import join_hosts, leave_hosts
+from dal_jax.search import misjudged_length
 
+Folder = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[FOLDER]",
+        help="Data set whose test images are tested, with a --model trained with --data.",
+    ),
+]
 Spec = Annotated[
     Path | None,
     typer.Option(
         "--spec",
         metavar="FILE.toml",
-        help="Take all that follows but --out, --maps, --cache, --json and the processes from a "
-        "file instead: model, images, references, noise, ...",
+        help="Take all that follows but --out, --maps, --overlays, --cache, --json and the "
+        "processes from a file instead: model, images, references, noise, ...",
     ),
 ]
 Model = Annotated[
@@ -54,15 +67,21 @@ References = Annotated[
     ),
 ]
 Noise = Annotated[str | None, options.noise_option(" Required without FOLDER.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="Write tables, pictures and all results there; the same command resumes the run. "
+        "Without it, the results are printed.",
+    ),
+]
 Maps = Annotated[
     bool,
-    typer.Option("--maps", help="Several images: also write each one's maps and figure to --out."),
-]
-Folder = Annotated[
-    Path | None,
-    typer.Argument(
-        metavar="[FOLDER]",
-        help="Data set whose test images are tested, with a --model trained with --data.",
+    typer.Option(
+        "--maps",
+        help="Also write region, score and reconstruction of each image that is tested now, and a "
+        "figure of them, to maps/ in --out.",
     ),
 ]
 DecideBy = Annotated[
@@ -75,29 +94,33 @@ DecideBy = Annotated[
     ),
 ]
 Overlays = Annotated[
-    bool, typer.Option("--overlays/--no-overlays", help="FOLDER: a picture of each image.")
+    bool,
+    typer.Option("--overlays/--no-overlays", help="Write a picture of each image to --out."),
 ]
 # Options that a model trained with --data has fixed; the alternative is that of the calibration.
 _FIXED = (
-    "noise",
-    "threshold",
-    "draws",
-    "localizer",
-    "maps",
-    "region",
-    "alternative",
-    "randomization",
+    *("noise", "threshold", "draws", "localizer"),
+    *("region", "alternative", "randomization"),
 )
 # Options that are allowed beside --spec, since its file does not hold them.
-_BESIDE = ("spec", "out", "maps", "json", "cache", "coordinator", "num_processes", "process_id")
+_BESIDE = (
+    *("spec", "out", "maps", "overlays", "json", "cache"),
+    *("coordinator", "num_processes", "process_id"),
+)
+
+# Columns of the table of one image.
+_TITLES: tuple[str, ...] = (
+    *("image", "region", "naive p", "selective p", "bounds", "adjusted p"),
+    *("difference [interval]", "decision"),
+)
 
 
 @options.with_fields(
     TestOptions,
     "how",
     {
-        "alpha": "FOLDER: level of all views of an image together (0.05), searched for until each "
-        "decision is certain."
+        "alpha": "Level of the decision on an image, of all of its views together (0.05); the "
+        "search goes on until the decision is certain."
     },
 )
 def test(
@@ -114,7 +137,7 @@ def test(
     how: TestOptions = TestOptions(),  # noqa: B008 (a constant)
     devices: options.Devices = None,
     batch_size: options.BatchSize = None,
-    out: options.Out = None,
+    out: Out = None,
     maps: Maps = False,
     decide_by: DecideBy = None,
     overlays: Overlays = True,
@@ -126,56 +149,67 @@ def test(
 ) -> None:
     """Tests whether the regions flagged in images differ in mean from reference images.
 
-    With --json one object of the result's fields is printed: region as runs [start, length] of
-    flagged pixels in row-major order (with --out the maps as paths), NaN as null, infinite ends as
-    "Infinity" and "-Infinity". An image in which nothing is flagged has status NO_REGION.
+    One image, several and a FOLDER are tested in the same way: side by side, on all devices. With
+    --out the results are stored as they come: the same command goes on after an interruption, and
+    processes that are started together (by Slurm, Open MPI, or with --coordinator, --num-processes
+    and --process-id) share the images. Without --out, the table of one image or the CSV rows of
+    several are printed.
 
-    Several images are tested side by side, on all devices. With --out the results are filed as
-    they come: the same command goes on after an interruption, and processes that are started
-    together (by Slurm, Open MPI, or with --coordinator, --num-processes and --process-id) share
-    the images.
+    With --json one object is printed: settings, counts and, without --out, all numbers of each
+    region: its pixels as runs [start, length] in row-major order, NaN as null, infinite ends as
+    "Infinity" and "-Infinity". An image in which nothing is flagged has status NO_REGION.
     """
     options.keep_compilations(cache)
+    _need_libraries(out, maps, overlays)
     if folder is not None:
         if model is None or spec is not None or image or reference:
             raise InputError(
                 "FOLDER: expected --model with it, and no --spec, --image, --reference"
             )
         options.refuse(context, _FIXED, "with FOLDER, the model has fixed it")
-        host = join_hosts(coordinator, num_processes, process_id)
-        decide = 0.05 if how.alpha is None else how.alpha, decide_by
-        how = replace(how, alpha=None)
-        test_folder(model, folder, out, *decide, how, host, devices, batch_size, overlays, json)
-        leave_hosts()
-        return
-    options.refuse(context, ("decide_by", "overlays"), "without FOLDER")
-    if spec is not None:
-        told = [name for name in context.params if name not in _BESIDE]
-        options.refuse(context, told, "with --spec, the file says it")
-        wanted = read_spec(spec)
+        inspect = partial(inspect_folder, folder, model, decide_by=decide_by)
     else:
-        if model is None:
-            raise InputError("--model: got none, expected a checkpoint (or --spec)")
-        here = Path()
-        wanted = TestSpec(
-            model=model,
-            images=expand_patterns(image, here, "--image"),
-            references=expand_patterns(reference, here, "--reference"),
-            draws=draws,
-            noise=noise or "",
-            threshold=threshold,
+        options.refuse(context, ("decide_by",), "without FOLDER")
+        if spec is not None:
+            given = [name for name in context.params if name not in _BESIDE]
+            options.refuse(context, given, "with --spec, the file says it")
+            wanted = read_spec(spec)
+        else:
+            if model is None:
+                raise InputError("--model: got none, expected a checkpoint (or --spec)")
+            wanted = TestSpec(
+                model=model,
+                images=expand_patterns(image, Path(), "--image"),
+                references=expand_patterns(reference, Path(), "--reference"),
+                draws=draws,
+                noise=noise or "",
+                threshold=threshold,
+                devices=devices,
+                batch_size=batch_size,
+                localizer=localizer,
+                options=how,
+            )
+        _say_tested_references(wanted)
+        inspect = wanted.inspect
+        how, devices, batch_size = wanted.options, wanted.devices, wanted.batch_size
+    host = join_hosts(coordinator, num_processes, process_id)
+    with tqdm(unit="view", file=sys.stderr, disable=host.index > 0 or None) as bar:
+        found = inspect(
+            out,
+            replace(how, alpha=None),
+            alpha=0.05 if how.alpha is None else how.alpha,
+            overlays=overlays,
+            maps=maps,
+            host=host,
             devices=devices,
             batch_size=batch_size,
-            localizer=localizer,
-            options=how,
+            progress=stage_progress(bar),
         )
-    need_figures(out if len(wanted.images) == 1 or maps else None)
-    _say_tested_references(wanted)
-    if len(wanted.images) == 1 and spec is None:
-        _test_one(wanted, out, json)
-        return
-    host = join_hosts(coordinator, num_processes, process_id)
-    test_many(wanted, out, maps, json, host)
+    if host.index == 0:
+        _say(found, json)
+        if not found.tally.decisions.keys() - {NOT_VALID}:
+            message = next((one.message for one in found.images if one.message), "see the tables")
+            raise InputError(f"no image has a valid result: {message}")
     leave_hosts()
 
 
@@ -192,68 +226,116 @@ def _say_tested_references(wanted: TestSpec) -> None:
         )
 
 
-def _test_one(wanted: TestSpec, out: Path | None, json: bool) -> None:
-    localizer = wanted.open_localizer()
-    path = wanted.images[0]
-    x = options.open_image(path, localizer)
-    x_ref = np.stack([options.open_image(file, localizer) for file in wanted.references])
-    result = dal_test(localizer, x, x_ref, wanted.noise, name=path.name, **vars(wanted.options))
-    level = wanted.level
-    shown = {**_shown(result, out), **_circumstances(wanted, result)}
-    if out is not None:
-        titles, threshold = [path.name], wanted.threshold
-        figure([x], [result], out / "figure.png", titles=titles, alpha=level, threshold=threshold)
-        write_text(out / "result.json", dumps(shown) + "\n")
-    typer.echo(dumps(shown) if json else _summary(result, path.name, level, out))
+def _need_libraries(out: Path | None, maps: bool, overlays: bool) -> None:
+    """Refuse, before any other work, files that cannot be written."""
+    if maps and out is None:
+        raise InputError("--maps: expected --out with it, where they are written")
+    need_figures(out if maps else None)
+    if out is not None and overlays and importlib.util.find_spec("PIL") is None:
+        hint = 'pip install "dal-jax[images]", or give --no-overlays'
+        raise InputError(f"--out: the pictures need pillow: {hint}")
 
 
-def _shown(result: TestResult, out: Path | None) -> dict[str, Any]:
-    fields = result._asdict()
-    return encode_regions(fields) if out is None else file_maps(fields, out)
+def _say(found: Inspection, json: bool) -> None:
+    """Print the results, and messages and warnings on standard error."""
+    for one in found.views:
+        for text in filter(None, (one.message, one.warning)):
+            print(f"{one.name}: {text}", file=sys.stderr)
+    if json:
+        typer.echo(dumps(_fields(found)))
+        return
+    if len(found.images) == 1:
+        typer.echo(_summary(found))
+    elif found.directory is None:
+        typer.echo(csv_text([one.as_row() for one in found.views]), nl=False)
+    if found.directory is not None:
+        typer.echo(_counts(found))
 
 
-def _circumstances(wanted: TestSpec, result: TestResult) -> dict[str, Any]:
-    """Return the settings that make the record of one test complete without other files."""
-    return {
-        "z": result.statistic / result.sd,
-        "decision": decide(result.status.value, (result.p_low, result.p_high), wanted.level, 1),
-        "alpha": wanted.level,
-        "alternative": wanted.options.alternative,
-        "region_kind": wanted.options.region,
-        "noise": wanted.noise,
-        "threshold": wanted.threshold,
-        "seed": wanted.options.seed,
-        "image": str(wanted.images[0]),
-        "references": [str(file) for file in wanted.references],
-        "version": __version__,
-    }
+def _fields(found: Inspection) -> dict[str, Any]:
+    counts = found.tally._asdict()
+    del counts["words"]
+    shown = {**found.settings, **counts, "discovered": found.discovered, "out": found.directory}
+    if found.directory is not None:
+        return shown
+    parts = [part for record in found.records for part in parts_of_record(record)]
+    results = [{**part, **one.as_row()} for part, one in zip(parts, found.views, strict=True)]
+    return {**shown, "results": results}
 
 
-def _summary(result: TestResult, name: str, alpha: float, out: Path | None) -> str:
-    lines = [table([result], [name], alpha=alpha), ""]
-    lines.append(
-        f"status {result.status.value}, engine {result.engine}, {_effort(result)}, "
-        f"{result.seconds:.1f} s; decision at alpha = {alpha:g}"
+def _counts(found: Inspection) -> str:
+    chosen = found.options
+    name = {"by": "Benjamini-Yekutieli", "bh": "Benjamini-Hochberg"}[chosen.discoveries]
+    text = (
+        f"{found.tally.words} (at {chosen.alpha:g} by the {chosen.decide_by} p-value); "
+        f"{found.discovered} at a false discovery rate of {chosen.alpha:g} ({name}); "
+        f"written to {found.directory}"
     )
-    if not math.isnan(result.estimate):
+    checks, wrong = (
+        sum(record[name] for record in found.records)
+        for name in ("num_checks", "num_disagreements")
+    )
+    if not checks or len(found.records) == 1:
+        return text
+    return (
+        f"{text}\n{checks} random points checked, {wrong} disagreed and were followed up: with 95% "
+        f"confidence at most {misjudged_length(checks, wrong):.2g} of the searched length in z was "
+        "misjudged before that"
+    )
+
+
+def _summary(found: Inspection) -> str:
+    """Return the table of one image and, if it has one view, a few sentences on its test."""
+    lines = [_table(found.views)]
+    if len(found.records) > 1:
+        return lines[0]
+    record, one = found.records[0], found.views[0]
+    lines += ["", f"status {record['status']}, engine {record['engine']}, {_effort(record)}"]
+    lines[-1] += f", {record['seconds']:.1f} s; decision at alpha = {found.options.alpha:g}"
+    if not math.isnan(record["estimate"]):
+        confidence = 100 * found.settings["confidence"]
         lines.append(
-            f"mean difference in the region {result.estimate:.3g}, between {result.ci_low:.3g} and "
-            f"{result.ci_high:.3g} with 95% confidence, given that this region was selected"
+            f"mean difference in the region {one.estimate:.3g}, between {one.ci_low:.3g} and "
+            f"{one.ci_high:.3g} with {confidence:g}% confidence, given that this region was "
+            "selected"
         )
-    if result.num_ties:
+    if one.num_ties:
         lines.append(
-            f"{result.num_ties} pixels have the threshold as their score, to rounding: another "
+            f"{one.num_ties} pixels have the threshold as their score, to rounding: another "
             "machine may flag another region"
         )
-    if out is not None:
-        lines.append(f"written to {out}")
     return "\n".join(lines)
 
 
-def _effort(result: TestResult) -> str:
-    if result.engine != "adaptive":
-        return f"{result.num_windows} windows"
-    checks = f"{result.num_checks} random points checked"
-    if result.num_disagreements:
-        checks += f", {result.num_disagreements} surprises followed up"
-    return f"{result.num_evaluations} evaluations, {checks}"
+def _table(views: list[ViewResult]) -> str:
+    rows: list[list[str]] = [list(_TITLES)]
+    for one in views:
+        p = one.p["selective"]
+        number = f" #{one.component}" if one.component else ""
+        rows.append(
+            [
+                f"{one.name}{f'@{one.view}' if one.views > 1 else ''}{number}",
+                f"{one.num_tested} px",
+                format_p(one.p["naive"].p),
+                format_p(p.p),
+                "-" if math.isnan(p.low) else f"[{format_p(p.low)}, {format_p(p.high)}]",
+                format_p(one.p_adjusted),
+                format_difference(one.estimate, one.ci_low, one.ci_high),
+                one.decision,
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def _effort(record: dict[str, Any]) -> str:
+    if record["engine"] != "adaptive":
+        return f"{record['num_windows']} windows"
+    checks = f"{record['num_checks']} random points checked"
+    if record["num_disagreements"]:
+        checks += f", {record['num_disagreements']} surprises followed up"
+    return f"{record['num_evaluations']} evaluations, {checks}"

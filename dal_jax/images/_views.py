@@ -84,7 +84,7 @@ def enlarge(grid: np.ndarray, extent: np.ndarray) -> np.ndarray:
     """Enlarge a map of a view to the pixels of the image that the view covers.
 
     Args:
-        grid: Map (size, size) of the view.
+        grid: Map (h, w) of the view.
         extent: Height and width of the view, in pixels of the image.
 
     Returns:
@@ -94,7 +94,8 @@ def enlarge(grid: np.ndarray, extent: np.ndarray) -> np.ndarray:
         >>> enlarge(np.array([[0, 1], [2, 3]]), np.array([2, 4])).tolist()
         [[0, 0, 1, 1], [2, 2, 3, 3]]
     """
-    rows, columns = (((2 * np.arange(n) + 1) * grid.shape[0]) // (2 * n) for n in extent)
+    sides = zip(extent, grid.shape[:2], strict=True)
+    rows, columns = (((2 * np.arange(n) + 1) * size) // (2 * n) for n, size in sides)
     return grid[np.ix_(rows, columns)]
 
 

@@ -8,12 +8,13 @@ from dal_jax.inspection._calibration import METHODS as METHODS
 from dal_jax.inspection._calibration import Calibration as Calibration
 from dal_jax.inspection._calibration import load_calibration as load_calibration
 from dal_jax.inspection._inspect import Inspection as Inspection
-from dal_jax.inspection._inspect import Measures as Measures
-from dal_jax.inspection._inspect import VolumeMaps as VolumeMaps
 from dal_jax.inspection._inspect import inspect_folder as inspect_folder
+from dal_jax.inspection._inspect import inspect_images as inspect_images
 from dal_jax.inspection._learn import LearnOptions as LearnOptions
 from dal_jax.inspection._learn import learn_constants as learn_constants
 from dal_jax.inspection._learn import threshold_of as threshold_of
+from dal_jax.inspection._measures import Measures as Measures
+from dal_jax.inspection._measures import VolumeMaps as VolumeMaps
 from dal_jax.inspection._page import NUM_PICTURES as NUM_PICTURES
 from dal_jax.inspection._page import Page as Page
 from dal_jax.inspection._page import page as page
@@ -29,6 +30,7 @@ from dal_jax.inspection._results import InspectOptions as InspectOptions
 from dal_jax.inspection._results import Tally as Tally
 from dal_jax.inspection._results import ViewRef as ViewRef
 from dal_jax.inspection._results import ViewResult as ViewResult
+from dal_jax.inspection._results import csv_text as csv_text
 from dal_jax.inspection._results import decide as decide
 from dal_jax.inspection._results import image_result as image_result
 from dal_jax.inspection._results import tally as tally
@@ -39,5 +41,7 @@ from dal_jax.inspection._train import learn as learn
 from dal_jax.inspection._train import learn_views as learn_views
 from dal_jax.inspection._train import train_with_bar as train_with_bar
 from dal_jax.inspection._views import AssembledImage as AssembledImage
+from dal_jax.inspection._views import ImageReader as ImageReader
 from dal_jax.inspection._views import Reader as Reader
+from dal_jax.inspection._views import open_image as open_image
 from dal_jax.inspection._views import to_test as to_test

@@ -20,7 +20,7 @@ from dal_jax._dal_test import (
     run_tests,
 )
 from dal_jax._errors import InputError
-from dal_jax.images import DataSet
+from dal_jax.images import DataSet, write_text
 from dal_jax.inspection._calibration import (
     Calibration,
     Rate,
@@ -36,7 +36,7 @@ from dal_jax.inspection._calibration import (
 )
 from dal_jax.inspection._learn import rescale_to_foreground
 from dal_jax.inspection._profile import Profile, check_options, load_profile, open_model
-from dal_jax.inspection._results import ViewRef, write_csv
+from dal_jax.inspection._results import ViewRef, csv_text
 from dal_jax.inspection._verdict import ALPHA, decider, unchecked, verdict
 from dal_jax.inspection._views import Reader, list_views, queue_views
 from dal_jax.noise import Covariance, FitReport, fit_report, stationary
@@ -155,7 +155,7 @@ def calibrate_folder(
             if progress is not None:
                 progress(directory.name, done, len(items))
 
-        made = run_tests(
+        return run_tests(
             directory,
             localizer,
             items,
@@ -166,7 +166,6 @@ def calibrate_folder(
             devices=devices,
             progress=follow,
         )
-        return list(made.finished().values())
 
     found = _calibrated(data, profile, run, out / "calibration", options)
     if host.index == 0:
@@ -264,7 +263,7 @@ def _write(directory: Path, found: Calibrated) -> None:
     }
     save_calibration(directory, found.calibration, facts)
     folder = directory / "calibration"
-    write_csv(folder / "sensitivity.csv", found.moved)
+    write_text(folder / "sensitivity.csv", csv_text(found.moved))
     held, path = found.calibration, folder / "calibration.png"
     raw, count = held.selective.p, held.num_groups
     calibration_picture(path, raw, held.naive, count, found.fit, found.rates)

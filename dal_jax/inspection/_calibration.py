@@ -222,19 +222,22 @@ def observed_of(record: dict[str, Any]) -> Observed:
     )
 
 
-def p_with_sigma(record: dict[str, Any], factor: float) -> SelectiveP:
+def p_with_sigma(
+    record: dict[str, Any], factor: float, alternative: str = "two-sided"
+) -> SelectiveP:
     """Return the raw p-value under noise of another standard deviation, without a new search.
 
     Args:
         record: Record of a view's one region or of a component.
         factor: Factor of the noise's standard deviation.
+        alternative: Alternative hypothesis of the test.
 
     Returns:
         The p-value with bounds; NaN if the region has none.
     """
     if record["status"] not in _TESTED:
         return _known(float("nan"))
-    return NullLaw(factor).p_value(observed_of(record))
+    return NullLaw(factor).p_value(observed_of(record), alternative)
 
 
 def fit_calibration(records: Sequence[dict[str, Any]], groups: Sequence[str]) -> Calibration:

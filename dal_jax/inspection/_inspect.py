@@ -1,7 +1,11 @@
-"""Inspection of a folder: tests of all images, with tables, pictures and metrics."""
+"""Inspection of images: tests of all views, with tables, pictures and metrics."""
 
+import os
 import sys
+import tempfile
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -9,24 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dal_jax._dal_test import TestOptions, run_tests
+from dal_jax._dal_test import MAPS, QueuedImage, TestOptions, TestResult, run_tests
 from dal_jax._errors import InputError
 from dal_jax._json import dumps
-from dal_jax.images import (
-    NORMAL,
-    UNKNOWN,
-    DataSet,
-    PixelMetrics,
-    Sample,
-    axial_slice,
-    image_metrics,
-    is_volume,
-    read_volume,
-    region_counts,
-    write_text,
-    write_volume,
-)
-from dal_jax.inspection._calibration import METHODS, Calibration, load_calibration
+from dal_jax._version import __version__
+from dal_jax.images import UNKNOWN, DataSet, Sample, is_volume, write_array, write_text
+from dal_jax.inference import Noise
+from dal_jax.inspection._calibration import Calibration, load_calibration
+from dal_jax.inspection._measures import Measures, VolumeMaps
 from dal_jax.inspection._profile import Profile, check_options, load_profile, open_model
 from dal_jax.inspection._results import (
     ImageResult,
@@ -34,56 +28,86 @@ from dal_jax.inspection._results import (
     Tally,
     ViewRef,
     ViewResult,
-    adjusted_p,
     check_decider,
+    csv_text,
     image_result,
     picture_name,
     region_number,
     tally,
     view_results,
-    write_csv,
     write_views,
 )
 from dal_jax.inspection._verdict import out_of_reach
 from dal_jax.inspection._views import (
     AssembledImage,
+    ImageReader,
     Reader,
     assemble_images,
     keep_maps,
     list_views,
+    open_image,
     queue_views,
     to_test,
 )
 from dal_jax.localizers import Localizer
-from dal_jax.report import overlay
+from dal_jax.report import figure, overlay
 from dal_jax.runs import Host
+from dal_jax.search import Status
 
 METRICS, SETTINGS, PICTURES = "metrics.json", "test.json", "overlays"
 
 
 class Inspection(NamedTuple):
-    """Results of a tested folder.
+    """Results of tested images.
 
     Example:
         >>> counts = Tally(1, 1, 0, {"no region": 1}, "1 view of 1 image: 1 no region")
-        >>> found = Inspection(Path("run"), InspectOptions(), [], [], {}, counts, 0)
+        >>> found = Inspection(Path("run"), InspectOptions(), [], [], {}, counts, 0, [], {})
         >>> found.options.decide_by, found.tally.decisions
         ('selective', {'no region': 1})
     """
 
-    directory: Path  # directory of the tables
-    options: InspectOptions  # level, deciding p-value and procedure for q-values
+    directory: Path | None  # directory of the tables; None if none were written
+    options: InspectOptions  # level, deciding p-value, procedure for q-values and alternative
     views: list[ViewResult]  # results of views and their components, image by image
     images: list[ImageResult]
     metrics: dict[str, Any]  # see `Measures.result`; empty if no image has a known label
     tally: Tally
     discovered: int  # number of regions with a q-value of at most the level
+    records: list[dict[str, Any]]  # record of the test of each view, see `dal_jax.as_record`
+    settings: dict[str, Any]  # settings of the tests, as in test.json
+
+
+class _Tests(NamedTuple):
+    """Images to be tested, and the parts that decide the results."""
+
+    samples: Sequence[Sample]
+    reader: ImageReader
+    localizer: Localizer
+    noise: Noise | str  # covariance of a view
+    options: TestOptions
+    shared: np.ndarray  # references of all images, (K, H, W, C)
+    references: dict[str, np.ndarray]  # references (K, H, W, C) of each group
+    decisions: InspectOptions
+    calibration: Calibration | None
+    origin: dict[str, Any]  # settings of the images, their noise and references
+
+
+class _Work(NamedTuple):
+    """How the tests are carried out and what is written; see `inspect_images`."""
+
+    overlays: bool
+    maps: bool
+    host: Host
+    devices: int | None
+    batch_size: int | None
+    progress: Callable[[str, int, int], None] | None
 
 
 def inspect_folder(
     folder: Path,
     model: Path,
-    out: Path,
+    out: Path | None,
     test_options: TestOptions = TestOptions(),  # noqa: B008 (a constant)
     *,
     alpha: float = 0.05,
@@ -91,6 +115,7 @@ def inspect_folder(
     calibration: Calibration | None = None,
     select: Callable[[DataSet, Profile], DataSet] | None = None,
     overlays: bool = True,
+    maps: bool = False,
     host: Host = Host(0, 1),  # noqa: B008 (a constant)
     devices: int | None = None,
     batch_size: int | None = None,
@@ -104,7 +129,7 @@ def inspect_folder(
     Args:
         folder: Data set of the layout that the model was trained on, or any folder of images.
         model: Directory of a model trained with --data.
-        out: Directory for the results.
+        out: Directory for the results; None to write none.
         test_options: Options of the search; region and randomization are replaced by the profile's,
             level and recalibrations by those that the decisions need.
         alpha: Level for all views of an image together, in (0, 1).
@@ -113,6 +138,7 @@ def inspect_folder(
         calibration: Calibration of the model; None for the one in the model's directory, if any.
         select: Function that selects images of the data set; None for all images.
         overlays: Whether to write pictures of the images.
+        maps: Whether to write region, score and reconstruction of each view, and a figure of them.
         host: This process among those that share the run.
         devices: Number of devices to use; None for all.
         batch_size: Number of tests that run at the same time; None to fill the devices.
@@ -136,64 +162,203 @@ def inspect_folder(
     data = profile.source.open(folder)
     data = data if select is None else select(data, profile)
     samples = to_test(data, profile)
-    reader = Reader(data, profile.fitted, profile.seen())
+    reader = Reader(data, profile.fitted, profile.seen(), profile.warnings)
     decide_by = _decider(calibration, alpha, max(map(reader.num_views, samples)), decide_by)
-    options = InspectOptions(alpha, decide_by, _discoveries(profile, samples, decide_by))
     # The search goes on until the decision by each of these p-values is certain, so that a later
     # call may decide by another one.
     laws = () if calibration is None else calibration.deciding
-    tested = _test_views(
-        out / "run",
-        open_model(model, profile),
-        profile,
-        reader,
+    options = replace(profile.adapt(test_options), level=alpha, recalibrations=laws)
+    check_options(options, profile)
+    discoveries = _discoveries(profile, samples, decide_by)
+    tests = _Tests(
         samples,
-        replace(profile.adapt(test_options), level=alpha, recalibrations=laws),
-        progress,
-        host,
-        devices=devices,
-        batch_size=batch_size,
+        reader,
+        open_model(model, profile),
+        profile.tested_noise,
+        options,
+        profile.references,
+        profile.references_of([sample.group for sample in samples]),
+        InspectOptions(alpha, decide_by, discoveries, options.alternative),
+        calibration,
+        {
+            "folder": folder,
+            "model": model,
+            "noise": profile.noise_kind,
+            "num_references": profile.num_references,
+        },
     )
-    results = view_results(tested, calibration, options)
-    assembled = partial(assemble_images, out / "run", reader, profile, tested, results)
-    found = _collect(assembled(), out, options)
-    if host.index == 0:
-        _write(found)
-        if overlays or any(is_volume(sample.path) for sample in samples):
-            _draw_all(assembled(), out, {sample.name for sample in samples} if overlays else ())
-    return found
+    return _inspect(tests, out, _Work(overlays, maps, host, devices, batch_size, progress))
+
+
+def inspect_images(
+    localizer: Localizer,
+    images: Sequence[Path],
+    references: Sequence[Path],
+    noise: Noise | str,
+    out: Path | None,
+    test_options: TestOptions = TestOptions(),  # noqa: B008 (a constant)
+    *,
+    alpha: float = 0.05,
+    overlays: bool = True,
+    maps: bool = False,
+    host: Host = Host(0, 1),  # noqa: B008 (a constant)
+    devices: int | None = None,
+    batch_size: int | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Inspection:
+    """Test images as they are, without a profile, and write the same files as `inspect_folder`.
+
+    After an interruption the same call resumes the run. Of several processes that share `out` the
+    first one writes; all return the results.
+
+    Args:
+        localizer: Localizer, as in `dal_test`.
+        images: Image files. Their names in the tables are those of the files, or the paths below
+            their common folder if two files have the same name.
+        references: Files of independent normal images; each image is compared with their mean.
+        noise: Covariance of an image, as in `dal_test`.
+        out: Directory for the results; None to write none.
+        test_options: Options of the tests; the level is replaced by `alpha`.
+        alpha: Level of the decision on each image, in (0, 1). The search goes on until the decision
+            is certain.
+        overlays: Whether to write pictures of the images.
+        maps: Whether to write region, score and reconstruction of each view, and a figure of them.
+        host: This process among those that share the run.
+        devices: Number of devices to use; None for all.
+        batch_size: Number of tests that run at the same time; None to fill the devices.
+        progress: Function called with ("test", number of finished views, number of views).
+
+    Returns:
+        The results, as written to the tables. An image that cannot be read has a row with the
+        reason.
+
+    Raises:
+        InputError: An argument does not fit, an image is given twice, or a reference or the only
+            image cannot be read.
+        RunError: The disk is full, or another process was lost.
+
+    Example:
+        >>> from dal_jax import from_score
+        >>> def brightness(params, draws, x):
+        ...     return x[..., 0]
+        >>> localizer = from_score(brightness, (1, 2, 1), 2.5)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     x, y = Path(folder, "x.npy"), Path(folder, "y.npy")
+        ...     np.save(x, [[3.0, 0.0]])
+        ...     np.save(y, np.zeros((1, 2)))
+        ...     as_published = TestOptions(randomization=0)
+        ...     found = inspect_images(localizer, [x], [y], "iid:1.0", None, as_published)
+        >>> [(one.name, one.decision, one.box) for one in found.views]
+        [('x.npy', 'not significant', (0, 0, 1, 1))]
+    """
+    if not references:
+        raise InputError("references: got none, expected one or more files")
+    shape = tuple(localizer.image_shape)
+    normal = np.stack([open_image(path, shape) for path in references])
+    samples = [
+        Sample(name, path, "test", UNKNOWN, None, name)
+        for name, path in zip(_names(images), images, strict=True)
+    ]
+    reader = ImageReader(shape)
+    if len(samples) == 1:
+        reader.read(samples[0])
+    options = replace(test_options, level=alpha)
+    text = noise if isinstance(noise, str) else type(noise).__name__
+    tests = _Tests(
+        samples,
+        reader,
+        localizer,
+        noise,
+        options,
+        normal,
+        dict.fromkeys([sample.group for sample in samples], normal),
+        InspectOptions(alpha, alternative=options.alternative),
+        None,
+        {"noise": text, "references": list(references), "num_references": len(references)},
+    )
+    return _inspect(tests, out, _Work(overlays, maps, host, devices, batch_size, progress))
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Return the names of image files, or their paths below a common folder if names coincide."""
+    names = [path.name for path in paths]
+    if len(set(names)) < len(names):
+        whole = [Path(os.path.abspath(path)) for path in paths]
+        root = os.path.commonpath([path.parent for path in whole])
+        names = [path.relative_to(root).as_posix() for path in whole]
+    names = [name.encode("utf-8", "backslashreplace").decode() for name in names]
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise InputError(f"images: {name!r} is given {count} times, expected once")
+    return names
+
+
+def _inspect(tests: _Tests, out: Path | None, work: _Work) -> Inspection:
+    """Test images in a run directory, decide on them, and write the files."""
+    if out is None and (work.maps or work.host.count > 1):
+        what = "the maps" if work.maps else "all processes"
+        raise InputError(f"out: got none, expected a directory for {what}")
+    scratch = tempfile.TemporaryDirectory(prefix="dal-jax-") if out is None else nullcontext(out)
+    with scratch as home:
+        tested = _test_views(Path(home), tests, work)
+        results = view_results(tested, tests.calibration, tests.decisions)
+        assembled = partial(assemble_images, Path(home) / "run", tests.reader, tested, results)
+        found = _collect(assembled(), tests, tested)
+        if out is not None and work.host.index == 0:
+            _write(found, out)
+            names = {sample.name for sample in tests.samples} if work.overlays else ()
+            if names or any(is_volume(sample.path) for sample in tests.samples):
+                _draw_all(assembled(), out, names)
+    return found._replace(directory=out)
 
 
 def _test_views(
-    directory: Path,
-    localizer: Localizer,
-    profile: Profile,
-    reader: Reader,
-    samples: Sequence[Sample],
-    options: TestOptions,
-    progress: Callable[[str, int, int], None] | None,
-    host: Host,
-    **places: Any,
+    directory: Path, tests: _Tests, work: _Work
 ) -> list[tuple[ViewRef, dict[str, Any]]]:
     """Test all views of samples in a run directory, which also stores their maps."""
-    check_options(options, profile)
-    listed = list_views(reader, samples)
-    own = profile.references_of([one.sample.group for one in listed])
-    items = queue_views(reader, listed, own, options.level)
+    listed = list_views(tests.reader, tests.samples)
+    items = queue_views(tests.reader, listed, tests.references, tests.options.level)
     listed = [one._replace(key=item.key) for one, item in zip(listed, items, strict=True)]
-    run = run_tests(
-        directory,
-        localizer,
+
+    def keep(item: QueuedImage, result: TestResult) -> None:
+        if result.status is not Status.INVALID_INPUT:
+            keep_maps(directory / "run", item.key, result)
+            if work.maps:
+                _write_maps(directory / "maps" / item.name, item, result, tests)
+
+    def follow(done: int, record: dict[str, Any]) -> None:
+        if work.progress is not None:
+            work.progress("test", done, len(items))
+
+    records = run_tests(
+        directory / "run",
+        tests.localizer,
         items,
-        profile.tested_noise,
-        options,
-        host=host,
-        shared=profile.references,
-        progress=None if progress is None else lambda done, _: progress("test", done, len(items)),
-        keep=lambda item, result: keep_maps(directory, item.key, result),
-        **places,
+        tests.noise,
+        tests.options,
+        host=work.host,
+        shared=tests.shared,
+        devices=work.devices,
+        batch_size=work.batch_size,
+        progress=follow,
+        keep=keep,
     )
-    return list(zip(listed, run.finished().values(), strict=True))
+    return list(zip(listed, records, strict=True))
+
+
+def _write_maps(folder: Path, item: QueuedImage, result: TestResult, tests: _Tests) -> None:
+    """Write the maps of a view, and a figure of them with the decision on the raw p-value."""
+    for name in MAPS:
+        write_array(folder / f"{name}.npy", getattr(result, name))
+    view = item.load()
+    figure(
+        [view.image],
+        [result],
+        folder / "figure.png",
+        titles=[item.name],
+        alpha=view.level or tests.decisions.alpha,
+        threshold=tests.localizer.threshold,
+    )
 
 
 def _decider(
@@ -224,20 +389,38 @@ def _discoveries(profile: Profile, samples: Sequence[Sample], decide_by: str) ->
 
 
 def _collect(
-    images: Iterable[AssembledImage], directory: Path, options: InspectOptions
+    images: Iterable[AssembledImage],
+    tests: _Tests,
+    tested: Sequence[tuple[ViewRef, dict[str, Any]]],
 ) -> Inspection:
     """Collect the results of images, one in memory at a time."""
     views: list[ViewResult] = []
     sums: list[ImageResult] = []
-    measures = Measures()
+    measures, alpha = Measures(), tests.decisions.alpha
     for one in images:
         views += one.views
         sums.append(image_result(one.views))
         measures.add(one)
         del one  # before the next image is read
-    discovered = sum(one.q_value <= options.alpha for one in views)
-    metrics = measures.result(options.alpha)
-    return Inspection(directory, options, views, sums, metrics, tally(views), discovered)
+    return Inspection(
+        None,
+        tests.decisions,
+        views,
+        sums,
+        measures.result(alpha),
+        tally(views),
+        sum(one.q_value <= alpha for one in views),
+        [record for _, record in tested],
+        _settings(tests),
+    )
+
+
+def _write(found: Inspection, directory: Path) -> None:
+    write_views(directory, found.views)
+    write_text(directory / "images.csv", csv_text([one._asdict() for one in found.images]))
+    write_text(directory / SETTINGS, dumps(found.settings) + "\n")
+    if found.metrics:
+        write_text(directory / METRICS, dumps(found.metrics) + "\n")
 
 
 def _draw_all(images: Iterable[AssembledImage], directory: Path, pictures: Collection[str]) -> None:
@@ -256,12 +439,15 @@ def _draw_all(images: Iterable[AssembledImage], directory: Path, pictures: Colle
     maps.close()
 
 
-def _write(found: Inspection) -> None:
-    write_views(found.directory, found.views)
-    write_csv(found.directory / "images.csv", [one._asdict() for one in found.images])
-    write_text(found.directory / SETTINGS, dumps(asdict(found.options)) + "\n")
-    if found.metrics:
-        write_text(found.directory / METRICS, dumps(found.metrics) + "\n")
+def _settings(tests: _Tests) -> dict[str, Any]:
+    names = ("engine", "region", "randomization", "seed", "precision", "confidence")
+    return {
+        **asdict(tests.decisions),
+        **{name: getattr(tests.options, name) for name in names},
+        "threshold": tests.localizer.threshold,
+        **tests.origin,
+        "version": __version__,
+    }
 
 
 def _draw(one: AssembledImage, path: Path) -> None:
@@ -273,163 +459,3 @@ def _draw(one: AssembledImage, path: Path) -> None:
         if part.component and part.box  # no box if the component vanishes in a smaller image
     ]
     overlay(one.image, one.region, one.significant, path, truth=one.mask, labels=labels)
-
-
-class Measures:
-    """Metrics of a folder of labelled images; of the pixels only `PixelMetrics` is stored.
-
-    Example:
-        >>> measures = Measures()
-        >>> for label, score in (("normal", 0.2), ("crack", 0.9)):
-        ...     sample = Sample(label, Path(f"{label}.png"), "test", label, None, label)
-        ...     measures.add(AssembledImage(sample, [], score=np.full((2, 2), score)))
-        >>> measures.result(alpha=0.05)["image"]["auroc"]
-        1.0
-    """
-
-    def __init__(self) -> None:
-        self._pixels = PixelMetrics()
-        self._any_pixels = False
-        self._labels: list[bool] = []
-        self._scores: list[float] = []
-        self._views: list[ViewResult] = []
-
-    def add(self, one: AssembledImage) -> None:
-        """Add an image to the metrics, unless it was not tested or has no known label.
-
-        Args:
-            one: Image with its results.
-        """
-        if one.score is None or one.sample.label == UNKNOWN:
-            return
-        inside = np.isfinite(one.score)
-        if not inside.any():
-            return
-        self._labels.append(one.sample.label != NORMAL)
-        self._scores.append(float(one.score[inside].max()))
-        self._views += [view for view in one.views if view.num_tested]
-        if one.mask is not None:
-            self._pixels.add(one.score, one.mask, inside)
-            self._any_pixels = True
-
-    def result(self, alpha: float) -> dict[str, Any]:
-        """Return the metrics of the images added so far.
-
-        Args:
-            alpha: Level at which regions are called significant.
-
-        Returns:
-            JSON values: image (AUROC, AP, F1-max), pixel (the same and AUPRO), and for each
-            p-value, adjusted like decisions, the share of tested regions that it calls significant
-            on normal and on anomalous images. Empty if no image has a known label.
-        """
-        if not self._labels:
-            return {}
-        found: dict[str, Any] = {
-            "alpha": alpha,
-            "image": image_metrics(np.array(self._labels), np.array(self._scores))._asdict(),
-        }
-        if self._any_pixels:
-            pixel = self._pixels.result()
-            found["pixel"] = {**pixel._asdict(), "max_error": pixel.max_error._asdict()}
-        kinds = ["normal" if one.label == NORMAL else "anomalous" for one in self._views]
-        groups = [one.group for one in self._views]
-        touches = [one.touches_mask for one in self._views]
-        if self._views:
-            found["significant"] = {
-                method: _shares(self._adjusted(method), kinds, groups, touches, alpha)
-                for method in METHODS
-            }
-        return found
-
-    def _adjusted(self, method: str) -> np.ndarray:
-        """Return upper bounds on the adjusted p-values, for components and views of an image."""
-        upper = [p.high for p in adjusted_p(self._views, method)]
-        return np.minimum(1.0, np.array(upper) * [one.views for one in self._views])
-
-
-def _shares(
-    p: np.ndarray, kinds: list[str], groups: list[str], touches: list[bool | None], alpha: float
-) -> dict[str, Any]:
-    counts = region_counts(p, kinds, groups, touches, alpha)
-    return {
-        name: getattr(counts, name)._asdict()
-        for name in ("normal", "anomalous", "touching", "elsewhere")
-    }
-
-
-class VolumeMaps:
-    """Writer of three maps for each tested volume, as soon as its last slice has been added.
-
-    The map `score` is NaN outside the tested views; `p_adjusted`, the adjusted p-value of the
-    decision, is NaN outside the tested regions; `significant` is 1 in significant regions and 0
-    elsewhere.
-
-    Args:
-        folder: Folder of the maps, named `<name of the volume>_<kind>.nii.gz`; of two volumes with
-            the same name, the second one keeps its file extension in the name.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path, score = Path(folder, "brain.nii.gz"), np.ones((6, 4))
-        ...     write_volume(path, np.zeros((4, 6, 1)), np.eye(4))
-        ...     sample = Sample("brain.nii.gz#0", path, "test", "unknown", None, "brain", 0)
-        ...     maps = VolumeMaps(Path(folder, "maps"))
-        ...     one = AssembledImage(sample, [], None, None, score, score > 2, score > 2, score)
-        ...     maps.add(one)
-        ...     maps.close()
-        ...     print(float(read_volume(Path(folder, "maps", "brain_score.nii.gz")).voxels.sum()))
-        24.0
-    """
-
-    def __init__(self, folder: Path):
-        self._folder = folder
-        self._path: Path | None = None
-        self._name = ""
-        self._names: set[str] = set()  # names of all volumes so far
-        self._affine: Any = None
-        self._maps: dict[str, np.ndarray] = {}
-
-    def add(self, one: AssembledImage) -> None:
-        """Add a slice; an image that is no slice of a NIfTI volume is ignored.
-
-        Args:
-            one: Image with its results; the slices of a volume have to be added in succession.
-
-        Raises:
-            InputError: The volume cannot be read.
-        """
-        sample = one.sample
-        if sample.slice is None or not is_volume(sample.path) or one.score is None:
-            return
-        assert one.p_adjusted is not None and one.significant is not None
-        if sample.path != self._path:
-            self.close()
-            self._open(sample)
-        shown = {"score": one.score, "p_adjusted": one.p_adjusted, "significant": one.significant}
-        for kind, values in shown.items():
-            axial_slice(self._maps[kind], self._affine, sample.slice)[...] = values
-
-    def close(self) -> None:
-        """Write the maps of the current volume, if any, and print why a map cannot be written."""
-        for kind, voxels in self._maps.items():
-            try:
-                write_volume(self._folder / f"{self._name}_{kind}.nii.gz", voxels, self._affine)
-            except InputError as error:
-                print(f"{self._name}: {error}", file=sys.stderr)
-        self._path, self._maps = None, {}
-
-    def _open(self, sample: Sample) -> None:
-        volume = read_volume(sample.path)
-        shape = volume.voxels.shape
-        self._path, self._affine = sample.path, volume.affine
-        whole = sample.name.rpartition("#")[0]  # path below the root of the data set
-        name = whole.removesuffix(".gz").removesuffix(".nii")
-        self._name = whole if name in self._names else name
-        self._names.add(self._name)
-        self._maps = {
-            "score": np.full(shape, np.nan, np.float32),
-            "p_adjusted": np.full(shape, np.nan, np.float32),
-            "significant": np.zeros(shape, bool),
-        }

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from dal_jax.images import (
     split_groups,
     views,
 )
+from dal_jax.inspection._views import picture_of
 from dal_jax.localizers import Localizer, PerceptualConfig, learn_scales, make_localizer
 from dal_jax.noise import Covariance, NoiseRanking, choose, estimate
 from dal_jax.search import check_region
@@ -82,23 +82,6 @@ class Normal(NamedTuple):
     groups: tuple[str, ...]  # physical object of each view
     names: tuple[str, ...]  # sample of each view
     where: Bool[np.ndarray, "N H W"]  # pixels that may be flagged
-
-
-def picture_of(image: Float[np.ndarray, "H W C"]) -> str:
-    """Return a digest of an image's pixels, which identifies copies of a picture.
-
-    Args:
-        image: (H, W, C) image as read from its file.
-
-    Returns:
-        16 hexadecimal digits; "" for an image without contrast.
-    """
-    if not np.ptp(image):
-        return ""
-    pixels = np.ascontiguousarray(image, np.float64)
-    digest = sha256(str(pixels.shape).encode())
-    digest.update(pixels.data)
-    return digest.hexdigest()[:16]
 
 
 def concatenate(one: Normal, other: Normal) -> Normal:

@@ -90,13 +90,13 @@ def page(
     model: str | Path | None = None,
     num_pictures: int = NUM_PICTURES,
 ) -> Page:
-    """Write the results of `dal-jax test FOLDER` as one HTML file, whole or not at all.
+    """Write the results of `dal-jax test` as one HTML file, whole or not at all.
 
     The file needs no other file and no network: it contains its pictures and figures, and its
     content security policy forbids the browser to load anything. Every text is escaped.
 
     Args:
-        directory: Folder given as `--out` to `dal-jax test FOLDER`.
+        directory: Folder given as `--out` to `dal-jax test`.
         path: Path of the file; None for report.html in the directory.
         model: Folder of the model, for its settings and calibration; None to leave them out, which
             the page states.

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 from dal_jax._errors import CheckpointError, InputError
 from dal_jax.inference import SelectiveP
@@ -38,28 +38,14 @@ NAMES = {
     "conformal_naive": "conformal, of the naive p",
     "conformal_score": "conformal, of the maximum score",
 }
-_TEXTS = ("name", "label", "group", "status", "decision", "message")
-_COUNTS = ("view", "views", "component", "components", "num_tested")
-_LOWER = tuple(COLUMNS[method] + LOW for method in DECIDING[1:])
-_EFFECT = ("estimate", "ci_low", "ci_high", "p_adjusted", "q_value")
-# Keys that rows of earlier versions lack.
-_NEW = (*_LOWER, *_EFFECT, "naive_p", "num_tested", "component", "components")
-_NUMBERS = (
-    "p_low",
-    "p_high",
-    *COLUMNS.values(),
-    *_LOWER,
-    *_EFFECT,
-    "statistic",
-    "sd",
-    "z",
-    "max_score",
-)
-_KINDS = dict.fromkeys(_TEXTS, str) | dict.fromkeys(_COUNTS, int) | dict.fromkeys(_NUMBERS, float)
+# Columns of rows.jsonl that the page reads, and their types.
+_P = ("p_low", "p_high", *COLUMNS.values(), *(COLUMNS[method] + LOW for method in DECIDING[1:]))
+_FIELDS = {k: v for k, v in get_type_hints(ViewResult).items() if v in (str, int, float)}
+_KINDS: dict[str, type] = _FIELDS | dict.fromkeys(_P, float)
 
 
 class Tested(NamedTuple):
-    """Results of a tested folder of images."""
+    """Results of tested images."""
 
     directory: Path
     views: list[ViewResult]  # in the order of the file
@@ -73,10 +59,10 @@ class Tested(NamedTuple):
 
 
 def read_results(directory: Path) -> Tested:
-    """Read the results, metrics and settings of a tested folder.
+    """Read the results, metrics and settings of tested images.
 
     Args:
-        directory: Folder given as `--out` to `dal-jax test FOLDER`.
+        directory: Folder given as `--out` to `dal-jax test`.
 
     Returns:
         Contents of the folder.
@@ -89,7 +75,7 @@ def read_results(directory: Path) -> Tested:
     path = directory / ROWS
     if not path.is_file():
         raise InputError(
-            f"folder {str(directory)!r}: no {ROWS}, expected the --out of dal-jax test FOLDER"
+            f"folder {str(directory)!r}: no {ROWS}, expected the --out of dal-jax test"
         )
     digests: dict[str, str] = {}
     lines = _read(path, digests).splitlines()
@@ -132,8 +118,7 @@ def _view(path: Path, number: int, line: bytes) -> ViewResult:
     row, held = _parse_object(where, line), dict[str, Any]()
     for key, kind in _KINDS.items():
         if key not in row:
-            what = "of an earlier version, test again" if key in _NEW else "damaged"
-            raise InputError(f"{where}: {what} (no {key!r})")
+            raise InputError(f"{where}: damaged, or of an earlier version: no {key!r}, test again")
         held[key] = _value(where, key, row[key], kind)
     name = held["name"]
     if ".." in name.split("/") or name.startswith("/") or "\0" in name:
@@ -143,8 +128,7 @@ def _view(path: Path, number: int, line: bytes) -> ViewResult:
         high = held.pop(COLUMNS[method])
         low = held.pop(COLUMNS[method] + LOW) if method in DECIDING else high
         p[method] = SelectiveP(high, low, high)
-    warning = _value(where, "warning", row.get("warning", ""), str)
-    return ViewResult(**held, p=p, warning=warning)
+    return ViewResult(**held, p=p)
 
 
 def _value(where: Path, key: str, value: Any, kind: type) -> Any:

@@ -1,6 +1,7 @@
-"""Results of a tested folder, for each view or component and for each image, and their tables."""
+"""Results of tested images, for each view or component and for each image, and their tables."""
 
 import csv
+import io
 import json
 import math
 from collections import Counter
@@ -14,7 +15,7 @@ import numpy as np
 
 from dal_jax._dal_test import parts_of_record
 from dal_jax._errors import InputError
-from dal_jax.images import Sample, atomic_path
+from dal_jax.images import Sample, write_text
 from dal_jax.inference import SelectiveP, check_procedure, discovery_q
 from dal_jax.inspection._calibration import (
     METHODS,
@@ -37,13 +38,18 @@ LOW = "_low"
 COLUMNS = {method: f"p_{method}" for method in METHODS}
 COLUMNS |= {"selective": "p_value", "naive": "naive_p"}
 BOX = ("top", "left", "bottom", "right")
+# Fields of a result that the record of a test has under the same names.
+_COPIED = (
+    *("status", "bonferroni_log10_p", "over_conditioned_p", "permutation_p", "num_ties"),
+    *("statistic", "sd", "estimate", "ci_low", "ci_high", "max_score", "message"),
+)
 # Decisions in order of precedence: that of an image is the first that any of its views has.
 _TELLING = (SIGNIFICANT, UNDECIDED, NOT_VALID, NOT_SIGNIFICANT, NO_REGION)
 
 
 @dataclass(frozen=True)
 class InspectOptions:
-    """Options of decisions: level, deciding p-value and procedure for q-values.
+    """Options of decisions: level, deciding p-value, procedure for q-values and alternative.
 
     Raises:
         InputError: A field is out of range or unknown.
@@ -57,6 +63,7 @@ class InspectOptions:
     alpha: float = 0.05  # level for all views of an image together
     decide_by: str = "selective"  # one of `DECIDING`: selective, inflated, heavy_tails, conformal
     discoveries: str = "by"  # procedure for q-values, "by" or "bh", see `discovery_q`
+    alternative: str = "two-sided"  # alternative hypothesis of the tests
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:
@@ -105,7 +112,11 @@ class ViewResult(NamedTuple):
     q_value: float = math.nan  # false discovery rate at which the region would be rejected
     p: Mapping[str, SelectiveP] = {}  # by method, see `METHODS`; NaN if there is none
     p_sigma: Mapping[float, SelectiveP] = {}  # raw p by factor of the noise's standard deviation
+    bonferroni_log10_p: float = math.nan  # log10, over all regions
+    over_conditioned_p: float = math.nan  # given the first window, too; NaN if not computed
+    permutation_p: float = math.nan  # NaN if not requested
     num_tested: int = 0  # number of pixels of the region
+    num_ties: int = 0  # number of pixels that rounding may add to the region or remove from it
     statistic: float = math.nan  # in units of the view, like `sd` and `estimate`
     sd: float = math.nan  # standard deviation of the statistic
     z: float = math.nan  # statistic / sd
@@ -226,10 +237,11 @@ def view_results(
 
     Example:
         >>> sample = Sample("a.png", Path("a.png"), "test", "unknown", None, "a")
-        >>> keys = ("p_value", "p_low", "p_high", "naive_p", "statistic", "sd", "estimate")
-        >>> none = dict.fromkeys((*keys, "ci_low", "ci_high"), np.nan)
-        >>> record = {"status": "NO_REGION", "region": [], "max_score": 0.4, "message": "", **none}
-        >>> one = view_results([(ViewRef(sample, 0, 1), record)], None, InspectOptions())[0]
+        >>> from dal_jax import as_record, dal_test, from_score
+        >>> brightness = from_score(lambda params, draws, x: x[..., 0], (2, 2, 1), 2.5)
+        >>> result = dal_test(brightness, np.ones((2, 2, 1)), np.zeros((2, 2, 1)), "iid:1.0")
+        >>> tested = [(ViewRef(sample, 0, 1), as_record(result))]
+        >>> one = view_results(tested, None, InspectOptions())[0]
         >>> one.name, one.decision, one.num_tested
         ('a.png', 'no region', 0)
     """
@@ -239,7 +251,7 @@ def view_results(
         parts = parts_of_record(record)
         numbers = range(1, len(parts) + 1) if record.get("components") else [0]
         for number, part in zip(numbers, parts, strict=True):
-            views.append(_view(item, number, max(numbers), part, calibration))
+            views.append(_view(item, number, max(numbers), part, calibration, options.alternative))
     q_values = discovery_q([one.p[options.decide_by].high for one in views], options.discoveries)
     return [
         one._replace(
@@ -257,8 +269,9 @@ def _view(
     components: int,
     record: dict[str, Any],
     calibration: Calibration | None,
+    alternative: str,
 ) -> ViewResult:
-    sample, sd = item.sample, record["sd"]
+    sample = item.sample
     usable = calibration is not None and record["status"] not in ("INVALID_INPUT", "NON_FINITE")
     return ViewResult(
         name=sample.name,
@@ -268,18 +281,11 @@ def _view(
         components=components,
         label=sample.label,
         group=sample.group,
-        status=record["status"],
         p=calibration.p_values(record) if calibration and usable else raw_p_values(record),
-        p_sigma={factor: p_with_sigma(record, factor) for factor in SIGMA},
+        p_sigma={factor: p_with_sigma(record, factor, alternative) for factor in SIGMA},
         num_tested=sum(length for _, length in record["region"]),
-        statistic=record["statistic"],
-        sd=sd,
-        z=record["statistic"] / sd,
-        estimate=record["estimate"],
-        ci_low=record["ci_low"],
-        ci_high=record["ci_high"],
-        max_score=record["max_score"],
-        message=record["message"],
+        z=record["statistic"] / record["sd"],
+        **{name: record[name] for name in _COPIED},
     )
 
 
@@ -458,32 +464,30 @@ def write_views(directory: Path, views: Sequence[ViewResult]) -> None:
         InputError: A file cannot be written.
     """
     rows = [one.as_row() for one in views]
-    write_csv(directory / TABLE, rows)
-    with (
-        atomic_path(directory / ROWS) as temporary,
-        open(temporary, "w", encoding="utf-8") as file,
-    ):
-        for row in rows:
-            file.write(json.dumps(encode(row), allow_nan=False, ensure_ascii=False) + "\n")
+    write_text(directory / TABLE, csv_text(rows))
+    lines = [json.dumps(encode(row), allow_nan=False, ensure_ascii=False) for row in rows]
+    write_text(directory / ROWS, "".join(f"{line}\n" for line in lines))
 
 
-def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write a table, whole or not at all, with text escaped that a spreadsheet takes for a formula.
+def csv_text(rows: Sequence[dict[str, Any]]) -> str:
+    """Return rows as CSV, with text escaped that a spreadsheet takes for a formula.
 
     Args:
-        path: Path of the file.
         rows: Rows, all with the same keys.
 
-    Raises:
-        InputError: The file cannot be written.
+    Returns:
+        The table, with a line of titles.
+
+    Example:
+        >>> print(csv_text([{"name": "=1+1", "p_value": 0.5}]), end="")
+        name,p_value
+        '=1+1,0.5
     """
-    with (
-        atomic_path(path) as temporary,
-        open(temporary, "w", encoding="utf-8", newline="") as file,
-    ):
-        writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
+    return file.getvalue()
 
 
 def _cell(value: Any) -> Any:

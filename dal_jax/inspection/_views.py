@@ -1,8 +1,9 @@
-"""Views of a folder's images: reading and cutting, the queue of tests, and reassembly."""
+"""Views of the tested images: reading and cutting, the queue of tests, and reassembly."""
 
 import sys
 from collections.abc import Container, Iterator, Mapping, Sequence
 from functools import partial
+from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,11 +25,11 @@ from dal_jax.images import (
     enlarge,
     foreign,
     mask_views,
+    read_image,
     read_sample,
     stitch,
     views,
 )
-from dal_jax.inspection._learn import picture_of
 from dal_jax.inspection._profile import Profile
 from dal_jax.inspection._results import ViewRef, ViewResult
 from dal_jax.report import SIGNIFICANT
@@ -39,13 +40,120 @@ MAPS = "maps"
 _KEPT = 64 * 2**20
 
 
-class Reader:
-    """Reader of samples and their views, which caches the first 64 MiB and the latest image.
+def picture_of(image: Float[np.ndarray, "H W C"]) -> str:
+    """Return a digest of an image's pixels, which identifies copies of a picture.
+
+    Args:
+        image: (H, W, C) image as read from its file.
+
+    Returns:
+        16 hexadecimal digits; "" for an image without contrast.
+    """
+    if not np.ptp(image):
+        return ""
+    pixels = np.ascontiguousarray(image, np.float64)
+    digest = sha256(str(pixels.shape).encode())
+    digest.update(pixels.data)
+    return digest.hexdigest()[:16]
+
+
+def open_image(path: Path, shape: Sequence[int]) -> Float[np.ndarray, "H W C"]:
+    """Read an image that a model takes as it is.
+
+    Args:
+        path: Path of the image file.
+        shape: Shape (H, W, C) of the model's images.
+
+    Returns:
+        Image (H, W, C), float64.
+
+    Raises:
+        InputError: The image cannot be read, has another shape, or is not finite.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.save(f"{folder}/a.npy", np.ones((2, 3)))
+        ...     open_image(Path(folder, "a.npy"), (2, 3, 1)).shape
+        (2, 3, 1)
+    """
+    image, expected = read_image(path), tuple(shape)
+    if not np.isfinite(image).all():
+        raise InputError(f"image {str(path)!r}: holds NaN or infinite pixels")
+    if image.shape != expected:
+        raise InputError(f"image {str(path)!r}: shape {image.shape}, the model takes {expected}")
+    return image
+
+
+class ImageReader:
+    """Reader of images that are tested as they are, which caches the first 64 MiB and the latest.
+
+    Args:
+        shape: Shape (H, W, C) of the model's images.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.save(f"{folder}/a.npy", np.ones((2, 3)))
+        ...     sample = Sample("a", Path(folder, "a.npy"), "test", "unknown", None, "a")
+        ...     image, mask, found = ImageReader((2, 3, 1)).read(sample)
+        >>> image.shape, mask is None, found.pixels.shape
+        ((2, 3, 1), True, (1, 2, 3, 1))
+    """
+
+    fitted: Fitted | None = None  # fitted preparation; None for images without one
+    warnings: tuple[str, ...] = ()  # warnings about the model, given with each image
+
+    def __init__(self, shape: Sequence[int]):
+        self.shape = tuple(shape)  # of a view
+        self._kept: dict[str, tuple[np.ndarray, np.ndarray | None, Views]] = {}
+        self._num_bytes = 0  # size of the cache
+        self._latest = ""
+
+    def read(self, sample: Sample) -> tuple[np.ndarray, np.ndarray | None, Views]:
+        """Read a sample.
+
+        Args:
+            sample: Sample to read.
+
+        Returns:
+            Image (H, W, C) of the sample, its mask, bool (H, W), or None, and its views.
+
+        Raises:
+            InputError: The image cannot be read, or cannot be tested.
+        """
+        if sample.name not in self._kept:
+            self._kept.pop(self._latest, None)  # before there are two large images
+            self._keep(sample.name, *self._read(sample))
+        return self._kept[sample.name]
+
+    def _read(self, sample: Sample) -> tuple[np.ndarray, np.ndarray | None, Views]:
+        image, ones = open_image(sample.path, self.shape), np.ones((1, *self.shape[:2]), bool)
+        sides = np.array([self.shape[:2]])
+        return image, None, Views(image[None], np.zeros((1, 2), int), sides, np.ones(1), ones)
+
+    def _keep(self, name: str, image: np.ndarray, mask: np.ndarray | None, found: Views) -> None:
+        """Keep the first images up to the limit, and the latest image for its next view."""
+        size = image.nbytes + found.pixels.nbytes
+        if self._num_bytes + size > _KEPT:
+            self._latest = name
+        else:
+            self._num_bytes += size
+        self._kept[name] = image, mask, found
+
+    def num_views(self, sample: Sample) -> int:
+        """Return the number of views of a sample."""
+        return 1
+
+
+class Reader(ImageReader):
+    """Reader of the samples of a data set, which prepares and cuts them into views.
 
     Args:
         data: Data set of the samples.
         fitted: Fitted preparation.
         seen: Digests of pictures that training has seen, which are refused.
+        warnings: Warnings about the model, given with each image.
 
     Example:
         >>> import tempfile
@@ -60,44 +168,26 @@ class Reader:
         ((8, 8, 1), True, (1, 4, 4, 1))
     """
 
-    def __init__(self, data: DataSet, fitted: Fitted, seen: Container[str] = ()):
-        self._data, self.fitted, self._seen = data, fitted, seen
-        self._kept: dict[str, tuple[np.ndarray, np.ndarray | None, Views]] = {}
-        self._num_bytes = 0  # size of the cache
-        self._latest = ""
+    def __init__(
+        self,
+        data: DataSet,
+        fitted: Fitted,
+        seen: Container[str] = (),
+        warnings: Sequence[str] = (),
+    ):
+        size = fitted.preparation.size
+        super().__init__((size, size, fitted.channels))
+        self.fitted, self.warnings = fitted, tuple(warnings)
+        self._data, self._fitted, self._seen = data, fitted, seen
         self._counts: dict[str, int] = {}
 
-    def read(self, sample: Sample) -> tuple[np.ndarray, np.ndarray | None, Views]:
-        """Read a sample.
-
-        Args:
-            sample: Sample of the data set.
-
-        Returns:
-            Image (H, W, C) of the sample, its mask, bool (H, W), or None, and its views.
-
-        Raises:
-            InputError: The file cannot be read, training has seen the picture, the preparation
-                refuses the image, or its pixels are in other units than those of training.
-        """
-        if sample.name not in self._kept:
-            self._kept.pop(self._latest, None)  # before there are two large images
-            image, mask = read_sample(self._data, sample)
-            if picture_of(image) in self._seen:
-                raise InputError(f"image {sample.name!r}: a picture that training has seen")
-            found = views(self.fitted, image)
-            foreign(self.fitted, image)
-            self._keep(sample.name, image, mask, found)
-        return self._kept[sample.name]
-
-    def _keep(self, name: str, image: np.ndarray, mask: np.ndarray | None, found: Views) -> None:
-        """Keep the first images up to the limit, and the latest image for its next view."""
-        size = image.nbytes + found.pixels.nbytes
-        if self._num_bytes + size > _KEPT:
-            self._latest = name
-        else:
-            self._num_bytes += size
-        self._kept[name] = image, mask, found
+    def _read(self, sample: Sample) -> tuple[np.ndarray, np.ndarray | None, Views]:
+        image, mask = read_sample(self._data, sample)
+        if picture_of(image) in self._seen:
+            raise InputError(f"image {sample.name!r}: a picture that training has seen")
+        found = views(self._fitted, image)
+        foreign(self._fitted, image)  # refuses pixels in other units than those of training
+        return image, mask, found
 
     def num_views(self, sample: Sample) -> int:
         """Return the number of views of a sample; the image is read for tiles alone, and once.
@@ -108,7 +198,7 @@ class Reader:
         Returns:
             Number of views; 1 for an image that cannot be read.
         """
-        if self.fitted.preparation.view != "tile":
+        if self._fitted.preparation.view != "tile":
             return 1
         if sample.name not in self._counts:
             try:
@@ -154,7 +244,7 @@ def to_test(data: DataSet, profile: Profile) -> list[Sample]:
     return samples
 
 
-def list_views(reader: Reader, samples: Sequence[Sample]) -> list[ViewRef]:
+def list_views(reader: ImageReader, samples: Sequence[Sample]) -> list[ViewRef]:
     """List the views of samples; if every image has one view, no file is read.
 
     Args:
@@ -169,7 +259,7 @@ def list_views(reader: Reader, samples: Sequence[Sample]) -> list[ViewRef]:
 
 
 def queue_views(
-    reader: Reader,
+    reader: ImageReader,
     listed: Sequence[ViewRef],
     references: Mapping[str, np.ndarray],
     level: float | None = None,
@@ -184,13 +274,17 @@ def queue_views(
             level / V; None for no level.
 
     Returns:
-        Images for `run_tests`, identified by name, size of the file, number of views, references.
+        Images for `run_tests`, identified by name; those of a data set also by size of the file,
+        which would take hours for a million images in each of many processes, number of views, and
+        references.
     """
     digests = {id(shared): fingerprint(shared) for shared in references.values()}
     return [
         QueuedImage(
             _name(one),
-            (_size(one.sample.path), digests[id(references[one.sample.group])], one.num_views),
+            None
+            if reader.fitted is None
+            else (_size(one.sample.path), digests[id(references[one.sample.group])], one.num_views),
             partial(_load, reader, one, references[one.sample.group], level),
         )
         for one in listed
@@ -208,12 +302,13 @@ def _size(path: Path) -> Any:
         return None
 
 
-def _load(reader: Reader, one: ViewRef, references: np.ndarray, level: float | None) -> ImageToTest:
-    where = reader.fitted.shown if reader.fitted.foreground else None
+def _load(
+    reader: ImageReader, one: ViewRef, references: np.ndarray, level: float | None
+) -> ImageToTest:
+    fitted, pixels = reader.fitted, reader.read(one.sample)[2].pixels[one.view]
+    where = fitted.shown if fitted is not None and fitted.foreground else None
     own = None if level is None else level / one.num_views
-    return ImageToTest(
-        reader.read(one.sample)[2].pixels[one.view], references, where=where, level=own
-    )
+    return ImageToTest(pixels, references, where=where, level=own)
 
 
 class AssembledImage(NamedTuple):
@@ -242,13 +337,11 @@ def keep_maps(directory: Path, key: str, result: TestResult) -> None:
     Args:
         directory: Directory of the run.
         key: Key of the view in the run.
-        result: Result of its test; for an invalid input nothing is written.
+        result: Result of its test.
 
     Raises:
         InputError: The file cannot be written.
     """
-    if result.status.value == "INVALID_INPUT":
-        return
     labels = result.region.astype(np.int32)  # numbers of the components, from 1
     for component, part in enumerate(result.components, 1):
         labels[part.region] = component
@@ -261,11 +354,10 @@ def _maps_path(directory: Path, key: str) -> Path:
 
 
 def _load_maps(
-    directory: Path, key: str, profile: Profile, status: str
+    directory: Path, key: str, shape: tuple[int, ...], status: str
 ) -> tuple[np.ndarray, np.ndarray]:
     if status == "INVALID_INPUT":  # no maps were written
-        size = profile.fitted.preparation.size
-        return np.full((size, size), np.nan), np.zeros((size, size), np.int32)
+        return np.full(shape[:2], np.nan), np.zeros(shape[:2], np.int32)
     path = _maps_path(directory, key)
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as held:
@@ -278,8 +370,7 @@ def _load_maps(
 
 def assemble_images(
     directory: Path,
-    reader: Reader,
-    profile: Profile,
+    reader: ImageReader,
     tested: Sequence[tuple[ViewRef, dict[str, Any]]],
     results: Sequence[ViewResult],
 ) -> Iterator[AssembledImage]:
@@ -288,7 +379,6 @@ def assemble_images(
     Args:
         directory: Directory of the run.
         reader: Reader of the samples.
-        profile: Profile of the model.
         tested: Views and the records of their tests, all views of an image in succession.
         results: Results of the views and their components, in the same order.
 
@@ -302,24 +392,22 @@ def assemble_images(
     for name, of_image in groupby(results, key=lambda one: one.name):
         start, (item, _) = end, tested[end]
         end = start + item.num_views
-        warnings = [*profile.warnings]
         try:
             read = reader.read(item.sample)
         except InputError:
-            warning = "; ".join(warnings)
+            warning = "; ".join(reader.warnings)
             yield AssembledImage(item.sample, [o._replace(warning=warning) for o in of_image])
             continue
-        warnings.append(foreign(profile.fitted, read[0]))
         first = pictures.setdefault(picture_of(read[0]) or name, name)
-        if first != name:
-            warnings.append(f"the same picture as {first}")
-        warning = "; ".join(filter(None, warnings))
+        copy = f"the same picture as {first}" if first != name else ""
+        strange = "" if reader.fitted is None else foreign(reader.fitted, read[0])
+        warning = "; ".join(filter(None, (*reader.warnings, strange, copy)))
         own = [one._replace(warning=warning) for one in of_image]
         maps = [
-            _load_maps(directory, view.key, profile, record["status"])
+            _load_maps(directory, view.key, reader.shape, record["status"])
             for view, record in tested[start:end]
         ]
-        together = _together(item.sample, own, *read, maps, profile)
+        together = _together(item.sample, own, *read, maps, reader.fitted)
         del read  # two large images are never in memory at once
         yield together
         del together
@@ -332,10 +420,10 @@ def _together(
     mask: np.ndarray | None,
     found: Views,
     maps: Sequence[tuple[np.ndarray, np.ndarray]],
-    profile: Profile,
+    fitted: Fitted | None,
 ) -> AssembledImage:
-    fitted, shape = profile.fitted, image.shape[:2]
-    inside = None if mask is None else mask_views(fitted, mask, found)
+    shape = image.shape[:2]
+    inside = None if mask is None or fitted is None else mask_views(fitted, mask, found)
     defects = inside if inside is not None and inside.any() else None
     scores = np.stack([score for score, _ in maps])
     regions = np.stack([labels > 0 for _, labels in maps]).astype(float)
@@ -353,9 +441,12 @@ def _together(
         np.fmin(part, np.where(covered, one.p_adjusted, np.nan), out=part)
         touches = None if defects is None else bool((defects[one.view] & region).any())
         placed.append(one._replace(touches_mask=touches, box=_box(covered, corner)))
-    score = stitch(fitted, scores, found, shape)
-    flagged = stitch(fitted, regions, found, shape, fill=0.0) >= 0.5
-    marked = stitch(fitted, called, found, shape, fill=0.0) >= 0.5
+    if fitted is None:  # the only view is the image
+        score, flagged, marked = scores[0], regions[0] > 0, called[0] > 0
+    else:
+        score = stitch(fitted, scores, found, shape)
+        flagged = stitch(fitted, regions, found, shape, fill=0.0) >= 0.5
+        marked = stitch(fitted, called, found, shape, fill=0.0) >= 0.5
     return AssembledImage(sample, placed, image, mask, score, flagged, marked, p_adjusted)
 
 

@@ -213,7 +213,13 @@ class RunDirectory(NamedTuple):
         facts = (process, self.fingerprint, self.num_tasks, sync_seconds)
         return create_shard(self.path, *facts, self.keys)
 
-    def collect(self, path: str | Path | None = None, *, partial: bool = False) -> Path:
+    def collect(
+        self,
+        path: str | Path | None = None,
+        *,
+        partial: bool = False,
+        records: Mapping[int, dict[str, Any]] | None = None,
+    ) -> Path:
         """Write all records in the order of their tasks to one file, whole or not at all.
 
         A line is the record with the key "task" in front, with floats as `encode` writes them.
@@ -221,6 +227,7 @@ class RunDirectory(NamedTuple):
         Args:
             path: Path of the file; None stands for results.jsonl in the directory.
             partial: Whether to write the finished tasks if others are missing.
+            records: Records by task, if they are in memory; None to read them from the shards.
 
         Returns:
             The path of the file.
@@ -230,7 +237,7 @@ class RunDirectory(NamedTuple):
                 "task".
             RunError: Tasks are missing, or the file cannot be written.
         """
-        records = self.finished()
+        records = self.finished() if records is None else records
         missing = self.num_tasks - len(records)
         if missing and not partial:
             first = next(task for task in range(self.num_tasks) if task not in records)
@@ -241,7 +248,7 @@ class RunDirectory(NamedTuple):
         target = self.path / RESULTS if path is None else Path(path)
         try:
             with _temporary(target) as temporary:
-                _write(temporary, (_result(task, record) for task, record in records.items()))
+                _write(temporary, (_result(task, records[task]) for task in sorted(records)))
                 os.replace(temporary, target)
         except OSError as error:
             raise disk_error(target, error) from error

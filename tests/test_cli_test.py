@@ -1,4 +1,4 @@
-"""`dal-jax test` on several images: patterns, specifications, runs on disk."""
+"""`dal-jax test` of images without a profile: patterns, specifications, runs on disk."""
 
 import csv
 import json
@@ -11,11 +11,16 @@ import pytest
 pytest.importorskip("typer")
 pytest.importorskip("matplotlib")
 
-from dal_jax import DalConfig
+from dal_jax import DalConfig, InputError, TestOptions
 from dal_jax.cli import main
 from dal_jax.cli._spec import expand_patterns
 from dal_jax.diffusion import save_checkpoint
+from dal_jax.inference import NullLaw
+from dal_jax.inspection import inspect_images
+from dal_jax.inspection._calibration import observed_of
+from dal_jax.localizers import load_localizer
 from dal_jax.models import UNetConfig, init_unet
+from dal_jax.runs import Host
 
 SPEC = """
 model = "model"
@@ -60,7 +65,7 @@ def test_options_and_specification_are_the_same(capsys, folder, tmp_path):
     assert code == 0
     assert "x3.npy: image" in err
     found = json.loads(out)
-    assert found["counts"]["INVALID_INPUT"] == 1
+    assert found["images"] == 4 and found["decisions"]["no valid result"] == 1
     assert [r["name"] for r in found["results"]] == [f"x{k}.npy" for k in range(4)]
     words = ["test", "--model", folder / "model", "--image", folder / "x[01].npy"]
     words += ["--image", folder / "x2.npy", "--image", folder / "x3.npy"]
@@ -69,7 +74,8 @@ def test_options_and_specification_are_the_same(capsys, folder, tmp_path):
     for one, two in zip(found["results"], same["results"], strict=True):
         assert {**one, "seconds": 0} == {**two, "seconds": 0}
     alone = run(capsys, *words[:3], "--image", folder / "x1.npy", *words[9:], "--json")
-    alone = json.loads(alone[1])
+    [alone] = json.loads(alone[1])["results"]
+    assert alone.keys() == found["results"][1].keys()
     assert alone["p_value"] == found["results"][1]["p_value"]
     table = run(capsys, *words)[1]
     assert [row["name"] for row in csv.DictReader(table.splitlines())] == [
@@ -77,29 +83,82 @@ def test_options_and_specification_are_the_same(capsys, folder, tmp_path):
     ]
 
 
+def rows_of(out: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((out / "results.csv").read_text().splitlines()))
+
+
 def test_a_run_on_disk(capsys, folder, tmp_path):
-    words = ["test", "--spec", folder / "spec.toml", "--out", tmp_path / "run", "--maps"]
+    words = ["test", "--spec", folder / "spec.toml", "--out", tmp_path / "out", "--maps"]
     code, out, _ = run(capsys, *words)
     assert code == 0
-    assert "4 images:" in out
-    rows = list(csv.DictReader((tmp_path / "run" / "results.csv").read_text().splitlines()))
+    assert "4 views of 4 images: " in out and "random points checked" in out
+    rows, home = rows_of(tmp_path / "out"), tmp_path / "out"
     assert [row["status"] for row in rows][3] == "INVALID_INPUT"
-    lines = (tmp_path / "run" / "results.jsonl").read_text().splitlines()
+    lines = (home / "run" / "results.jsonl").read_text().splitlines()
     for row, line in zip(rows, map(json.loads, lines), strict=True):
         if line["status"] == "OK":
             assert float(row["p_value"]) == line["p_value"]
-            region = np.load(tmp_path / "run" / "maps" / row["name"] / "region.npy")
+            region = np.load(home / "maps" / row["name"] / "region.npy")
             assert region.sum() == int(row["num_tested"])
-            assert (tmp_path / "run" / "maps" / row["name"] / "figure.png").stat().st_size > 0
-    before = (tmp_path / "run" / "results.jsonl").read_bytes()
+            where = [int(row[side]) for side in ("top", "left", "bottom", "right")]
+            inside = np.argwhere(region)
+            assert where == [*inside.min(0), *(inside.max(0) + 1)]
+            assert (home / "maps" / row["name"] / "figure.png").stat().st_size > 0
+            assert (home / "overlays" / f"{row['name']}.png").stat().st_size > 0
+    assert not (home / "maps" / "x3.npy").exists()
+    before = [(home / name).read_bytes() for name in ("results.csv", "run/results.jsonl")]
     assert run(capsys, *words)[0] == 0  # nothing is left to do
-    assert (tmp_path / "run" / "results.jsonl").read_bytes() == before
+    assert before == [(home / name).read_bytes() for name in ("results.csv", "run/results.jsonl")]
     for one, other in (("0.4", "0.5"), ('"z.npy"', '"x0.npy"')):
         (folder / "other.toml").write_text(SPEC.replace(one, other))
         words[2] = folder / "other.toml"
         code, _, err = run(capsys, *words)
         assert code == 2
         assert "holds another run" in err
+
+
+def test_a_run_of_images_has_a_page(capsys, folder, tmp_path):
+    pytest.importorskip("jinja2")
+    words = ["--spec", folder / "spec.toml", "--out", tmp_path, "--alpha", "0.9"]
+    assert run(capsys, "test", *words)[0] == 2  # the file says it
+    (folder / "level.toml").write_text(SPEC + "alpha = 0.9\nregion = 'components'\n")
+    words = ["--spec", folder / "level.toml", "--out", tmp_path]
+    assert run(capsys, "test", *words)[0] == 0
+    assert json.loads((tmp_path / "test.json").read_text())["alpha"] == 0.9
+    rows = rows_of(tmp_path)
+    assert {row["decision"] for row in rows} >= {"significant", "no valid result"}
+    code, out, _ = run(capsys, "report", tmp_path)
+    assert code == 0 and "of 4 views of 4 images: " in out and "3 pictures" in out
+
+
+def test_images_of_one_name_go_by_their_folders(folder, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "x.npy", np.load(folder / "x0.npy"))
+    given = [tmp_path / "a" / "x.npy", tmp_path / "b" / ".." / "b" / "x.npy"]
+    files = [folder / "y.npy"]
+    localizer = load_localizer(folder / "model", 0.4)
+    found = inspect_images(localizer, given, files, "iid:1", tmp_path / "out")
+    assert [one.name for one in found.views] == ["a/x.npy", "b/x.npy"]
+    assert (tmp_path / "out" / "overlays" / "a" / "x.npy.png").is_file()
+    assert [one.warning for one in found.views] == ["", "the same picture as a/x.npy"]
+    with pytest.raises(InputError, match=r"images: 'x\.npy' is given 2 times, expected once"):
+        inspect_images(localizer, [given[0]] * 2, files, "iid:1", None)
+    with pytest.raises(InputError, match="references: got none"):
+        inspect_images(localizer, given, [], "iid:1", None)
+    with pytest.raises(InputError, match="out: got none, expected a directory"):
+        inspect_images(localizer, given, files, "iid:1", None, host=Host(0, 2))
+
+
+def test_p_values_of_other_noise_have_the_alternative_of_the_test(folder):
+    localizer = load_localizer(folder / "model", 0.4)
+    files = [folder / f"x{k}.npy" for k in range(3)], [folder / "y.npy"]
+    for alternative in ("greater", "less"):
+        options = TestOptions(alternative=alternative, randomization=0.0)
+        found = inspect_images(localizer, *files, "iid:1", None, options)
+        for one, record in zip(found.views, found.records, strict=True):
+            expected = NullLaw(1.25).p_value(observed_of(record), alternative)
+            assert one.p_sigma[1.25] == expected != NullLaw(1.25).p_value(observed_of(record))
 
 
 @pytest.mark.slow
@@ -112,7 +171,7 @@ def test_more_p_values(capsys, folder, tmp_path):
     (folder / "more.toml").write_text(spec)
     again = ["test", "--spec", folder / "more.toml", "--out", tmp_path / "run"]
     assert run(capsys, *again)[0] == 0
-    rows = list(csv.DictReader((tmp_path / "run" / "results.csv").read_text().splitlines()))
+    rows = rows_of(tmp_path / "run")
     plain = json.loads(run(capsys, *words, "--no-first-window", "--json")[1])["results"]
     exact = json.loads(run(capsys, *words, "--engine", "sweep", "--json")[1])["results"]
     for one, row, none, other in zip(found, rows, plain, exact, strict=True):
@@ -120,12 +179,11 @@ def test_more_p_values(capsys, folder, tmp_path):
         assert 10 * one["permutation_p"] in range(1, 11)
         assert float(row["over_conditioned_p"]) == one["over_conditioned_p"]
         assert float(row["permutation_p"]) == one["permutation_p"]
-        assert list(row).index("permutation_p") == list(row).index("bonferroni_log10_p") + 2
         assert none["over_conditioned_p"] is none["permutation_p"] is None
         assert one["num_evaluations"] == none["num_evaluations"] + 10  # the image and 9 others
         assert one["p_value"] == none["p_value"]
     alone = [*more[:3], "--image", folder / "x0.npy", *more[5:], "--json"]
-    alone = json.loads(run(capsys, *alone)[1])
+    [alone] = json.loads(run(capsys, *alone)[1])["results"]
     for name in ("over_conditioned_p", "permutation_p", "p_value"):
         assert alone[name] == found[0][name]
 
