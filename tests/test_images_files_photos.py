@@ -1,6 +1,7 @@
 """Photographs as people have them: what their numbers mean, or one line that refuses them."""
 
 import io
+import json
 import re
 import struct
 import zlib
@@ -14,8 +15,11 @@ import numpy as np
 import pytest
 from file_cases import FileCase, check, check_table
 
-from dal_jax import InputError
+from dal_jax import DalConfig, InputError
+from dal_jax.cli import main
+from dal_jax.diffusion import save_checkpoint
 from dal_jax.images import open_data, read_image, read_images, read_mask
+from dal_jax.models import UNetConfig, init_unet
 
 pillow = pytest.importorskip("PIL.Image")
 tifffile = pytest.importorskip("tifffile")
@@ -140,9 +144,9 @@ def several(pixels: np.ndarray, **more: Any) -> Callable[[Path], None]:
     return lambda path: both[0].save(path, save_all=True, append_images=both[1:], **more)
 
 
-def raw(data: bytes) -> Callable[[Path], None]:
+def raw(data: bytes) -> Callable[[Path], object]:
     """A writer of bytes."""
-    return lambda path: path.write_bytes(data) and None
+    return lambda path: path.write_bytes(data)
 
 
 def jpeg_of(pixels: np.ndarray, **more: Any) -> bytes:
@@ -931,3 +935,40 @@ def test_changed_bytes_are_read_or_one_line(case: FileCase, tmp_path: Path) -> N
                 assert read(path).ndim in (2, 3)
             except InputError as error:
                 assert case.name in str(error) and "\n" not in str(error)
+
+
+def test_one_picture_stored_in_many_ways_has_one_p_value(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Through the command: a file that is read otherwise has another p-value."""
+    pytest.importorskip("typer")
+    shown = RNG.integers(0, 256, (8, 8)).astype(np.uint8)
+    ways: dict[str, Callable[[Path], object]] = {
+        "plain.png": picture(shown),
+        "white.tif": tiff(255 - shown, photometric="miniswhite"),
+        "thumbnail.tif": pages(shown[::2, ::2], shown, kinds=(1, 0)),
+        "turned.png": picture(shown[::-1, ::-1], exif=turned_exif(3)),
+        "turned.tif": tiff(np.rot90(shown), **FLAT, **orientation(6)),
+        "alpha.png": picture(np.stack([shown, shown[::-1]], -1)),
+        "deep.png": partial(deep_png, pixels=np.stack([shown, shown[::-1]], -1) * np.uint16(257)),
+        "same.gif": picture(shown, optimize=False),
+        "same.pgm": picture(shown),
+        "other.png": picture(255 - shown),
+    }
+    for name, write in ways.items():
+        write(tmp_path / name)
+    picture(RNG.integers(0, 256, (8, 8)).astype(np.uint8))(tmp_path / "reference.bmp")
+    unet = UNetConfig(channels=(2, 3))
+    save_checkpoint(tmp_path / "model", init_unet(unet, 0), DalConfig(unet, image_size=8))
+    words = ["test", "--model", tmp_path / "model", "--reference", tmp_path / "reference.bmp"]
+    words += ["--noise", "iid:0.05", "--threshold", "0.02", "--randomization", "0", "--json"]
+    for name in (*ways, "reference.bmp"):
+        words += ["--image", tmp_path / name]
+    assert main([str(word) for word in words]) == 0
+    out, err = capsys.readouterr()
+    found = {one["name"]: one for one in json.loads(out)["results"]}
+    values = {name: (one["statistic"], one["p_value"]) for name, one in found.items()}
+    plain, other = values.pop("plain.png"), values.pop("other.png")
+    assert values.pop("reference.bmp") != plain and other != plain
+    assert found["plain.png"]["status"] == "OK" and set(values.values()) == {plain}, values
+    assert "--image: 1 of 11 also a reference: reference.bmp" in err

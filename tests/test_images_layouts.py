@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from dal_jax import InputError
-from dal_jax.images import DataSet, Sample, open_data, read_mask, read_sample, shared_groups
+from dal_jax.images import (
+    DataSet,
+    Sample,
+    open_data,
+    read_images,
+    read_mask,
+    read_sample,
+    shared_groups,
+)
+from dal_jax.runs import fingerprint, open_run
 
 pillow = pytest.importorskip("PIL.Image")
 nibabel = pytest.importorskip("nibabel")
@@ -177,6 +186,147 @@ def test_folder_with_masks(tmp_path: Path) -> None:
     ]
     sums = [read_sample(data, s)[1] for s in data.samples]
     assert [None if m is None else int(m.sum()) for m in sums] == [0, 0, 2, 0, None]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["c.TIF", "c.Png", "c.jpeg", "c.gif", "c.webp", "c_gt.png", "c_mask.bmp", "c_seg.pgm"],
+)
+@pytest.mark.parametrize("layout", ["folder", "mvtec"])
+def test_masks_have_any_name_of_an_image(tmp_path: Path, name: str, layout: str) -> None:
+    masks = "masks" if layout == "folder" else "ground_truth/bent"
+    picture(tmp_path / "train" / "good" / "a.png")
+    picture(tmp_path / ("test" if layout == "folder" else "test/bent") / "c.png")
+    picture(tmp_path / masks / name, np.kron(spot(), np.ones((8, 8), np.uint8)))
+    data = open_data(tmp_path, layout)
+    sample = data.samples[-1]
+    assert sample.mask == tmp_path / masks / name
+    assert sample.label == ("anomalous" if layout == "folder" else "bent")
+
+
+def test_a_mask_is_of_one_image(tmp_path: Path) -> None:
+    for name in ("same.bmp", "same.png", "other.png"):
+        picture(tmp_path / "test" / name)
+    picture(tmp_path / "masks" / "same.png", spot())
+    found = {s.name: (s.label, s.mask) for s in open_data(tmp_path).samples}
+    assert found == {
+        "test/other.png": ("unknown", None),
+        "test/same.bmp": ("unknown", None),
+        "test/same.png": ("anomalous", tmp_path / "masks" / "same.png"),
+    }
+    picture(tmp_path / "masks" / "other.png", spot())
+    picture(tmp_path / "masks" / "other_gt.png", spot())
+    with pytest.raises(InputError, match=r"image '.*other.png': masks 'other.png' and 'other_gt"):
+        open_data(tmp_path)
+    (tmp_path / "masks" / "other_gt.png").rename(tmp_path / "masks" / "same_gt.png")
+    (tmp_path / "masks" / "same.png").unlink()
+    with pytest.raises(InputError, match=r"same_gt.png': fits 'same.bmp' and 'same.png'"):
+        open_data(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["Good", "OK", "NORMAL", "good"])
+def test_normal_folders_have_these_names_in_any_case(tmp_path: Path, name: str) -> None:
+    picture(tmp_path / "train" / "good" / "a.png")
+    picture(tmp_path / "test" / name / "b.png")
+    for layout in ("mvtec", "folder"):
+        assert open_data(tmp_path, layout).samples[-1].label == "normal"
+
+
+def test_masks_beside_plain_images_are_masks(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        picture(tmp_path / "part" / f"{name}.png")
+    picture(tmp_path / "masks" / "part" / "a.png", spot())
+    picture(tmp_path / "masks" / "part" / "b.png", spot(0))
+    assert [(s.name, s.label) for s in open_data(tmp_path).samples] == [
+        ("part/a.png", "anomalous"),
+        ("part/b.png", "normal"),
+        ("part/c.png", "unknown"),
+    ]
+
+
+def test_what_is_not_used_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder_tree(tmp_path)
+    open_data(tmp_path)
+    assert capsys.readouterr().err == ""
+    for name in ("test/a.heic", "test/b.heic", "notes.txt", "README"):
+        (tmp_path / name).write_bytes(b"")
+    picture(tmp_path / "masks" / "absent.png", spot())
+    picture(tmp_path / "extra" / "deep" / "x.png")
+    (tmp_path / "test" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "test" / "again").symlink_to(tmp_path / "normal")
+    data = open_data(tmp_path)
+    assert len(data.samples) == 5
+    line = capsys.readouterr().err
+    assert line == (
+        f"data {str(tmp_path)!r}: not used: files (4): 2 .heic, 1 .txt, 1 without extension; "
+        "broken links (1): 'test/gone.png'; folders (1): 'extra' with 1 files; "
+        "linked folders (1): 'test/again'; masks without an image (1): 'masks/absent.png'\n"
+    )
+
+
+@pytest.mark.parametrize("layout", ["auto", "folder"])
+def test_a_folder_without_images_says_what_it_holds(
+    tmp_path: Path, layout: str, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "a.heic").write_bytes(b"")
+    with pytest.raises(InputError, match=r"no known layout|no image"):
+        open_data(tmp_path, layout)
+    assert capsys.readouterr().err.endswith("not used: files (1): 1 .heic\n")
+
+
+def test_subfolders_of_kinds_are_not_used_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    root = mvtec_tree(tmp_path)
+    picture(root / "test" / "bent wire" / "deep" / "x.png")
+    picture(root / "train" / "other" / "y.png")
+    picture(root / "ground_truth" / "bent wire" / "nobody_mask.png", spot())
+    open_data(root)
+    line = capsys.readouterr().err
+    assert "folders (2): 'test/bent wire/deep' with 1 files, 'train/other' with 1 files" in line
+    assert "masks without an image (1): 'ground_truth/bent wire/nobody_mask.png'" in line
+    assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize("where", ["out/run", "out"])
+def test_own_results_are_no_images(
+    tmp_path: Path, where: str, capsys: pytest.CaptureFixture
+) -> None:
+    picture(tmp_path / "a.png")
+    open_run(tmp_path / where, fingerprint("tests"), 1, {})
+    picture(tmp_path / "out" / "overlays" / "a.png")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "profile.json").write_text("{}")
+    picture(tmp_path / "model" / "references.png")
+    assert [s.name for s in open_data(tmp_path).samples] == ["a.png"]
+    assert "not used: earlier results (2): 'model', 'out'" in capsys.readouterr().err
+
+
+def test_own_results_among_the_images_are_no_images(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    open_run(tmp_path / "run", fingerprint("tests"), 1, {})
+    for name in ("overlays", "run/maps", "volumes"):
+        picture(tmp_path / name / "a.png")
+    assert [s.name for s in open_data(tmp_path).samples] == ["a.png"]
+
+
+def test_a_folder_of_training_images_says_what_it_leaves_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "deep" / "b.png")
+    (tmp_path / "c.heic").write_bytes(b"")
+    assert read_images([tmp_path]).shape == (1, *SHAPE, 1)
+    told = f"images {str(tmp_path)!r}: not used: files (1): 1 .heic; folders (1): 'deep' with 1"
+    assert capsys.readouterr().err.startswith(told)
+
+
+def test_labels_of_a_table_are_normal_in_other_words(tmp_path: Path) -> None:
+    root = visa_tree(tmp_path)
+    table = root / "split_csv" / "1cls.csv"
+    table.write_text(table.read_text().replace("test,normal", "test,OK"))
+    data = open_data(root, category="candle")
+    assert [s.label for s in data.samples] == ["normal"] * 3 + ["anomaly"]
 
 
 def test_plain_images_are_all_to_test(tmp_path: Path) -> None:

@@ -141,7 +141,9 @@ def _read_picture(path: Path) -> Picture:
         is_tiff = file.read(4) in _TIFF
     if is_tiff or path.suffix.lower() in (".tif", ".tiff"):
         return read_tiff(path, optional("tifffile", "images", path))
-    return read_picture(path, optional("PIL.Image", "images", path))
+    pillow = optional("PIL.Image", "images", path)
+    warnings.simplefilter("ignore", pillow.DecompressionBombWarning)  # twice as large is refused
+    return read_picture(path, pillow)
 
 
 def _read_npy(path: Path) -> Picture:
@@ -198,6 +200,8 @@ def read_mask(path: str | Path, labels: bool = False) -> np.ndarray:
     pixels, alpha, entries = _decode(path)
     if pixels.ndim not in (2, 3) or pixels.size == 0 or pixels.shape[2:] not in ((), (1,), (3,)):
         raise InputError(f"mask {str(path)!r}: shape {pixels.shape}, expected (H, W) or (H, W, 3)")
+    if pixels.dtype.kind not in "buif":
+        raise InputError(f"mask {str(path)!r}: values of type {pixels.dtype}, expected numbers")
     channels = pixels.reshape(*pixels.shape[:2], -1)
     coloured = bool((channels != channels[..., :1]).any())
     indexed = entries is not None and coloured
@@ -207,7 +211,8 @@ def read_mask(path: str | Path, labels: bool = False) -> np.ndarray:
     if indexed and (marked != (entries != 0)).any():
         expected = "black as entry 0 and nowhere else"
         raise InputError(f"mask {str(path)!r}: a palette of colours, expected {expected}")
-    if alpha is not None and np.ptp(alpha) and (marked != (alpha > alpha.max() / 2)).any():
+    varies = alpha is not None and (alpha != alpha[0, 0]).any()
+    if alpha is not None and varies and (marked != (alpha > alpha.max() / 2)).any():
         expected = "one of them, or both the same"
         raise InputError(
             f"mask {str(path)!r}: colours and transparency differ, expected {expected}"

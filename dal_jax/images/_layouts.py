@@ -88,13 +88,13 @@ def open_data(
     if not root.is_dir() and name not in ("nifti", "arrays"):
         raise InputError(f"data {str(root)!r}: layout {name!r} needs a folder")
     found = _LAYOUTS[name](root, DataSelection(category, contrast, _range(slices)))
-    if not found:
-        raise InputError(f"data {str(root)!r}: no image in layout {name!r}")
     if name in _OF_PHOTOS or (name in ("nifti", "dicom") and root.is_dir()):
         chosen = root / (category or ".")
         files = {path for s in found for path in (s.path, s.mask) if path is not None}
         files |= {path.with_suffix(".img") for path in files if path.suffix.lower() == ".hdr"}
         say_left_out("data", chosen if chosen.is_dir() else root, {*files, photos.table(root)})
+    if not found:
+        raise InputError(f"data {str(root)!r}: no image in layout {name!r}")
     base = root if root.is_dir() else root.parent
     samples = _grouped(found, groups, base, name)
     if name in ("brats2021", "brats2023"):
@@ -175,6 +175,7 @@ def _recognise_flat(root: Path, found: list[Path], names: list[str]) -> str:
         return "dicom"
     if next(walk(root, root), None) is not None:
         return "folder"
+    say_left_out("data", root, ())
     raise _unknown(root)
 
 

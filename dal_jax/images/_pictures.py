@@ -5,6 +5,7 @@ interpreted here and nowhere else. `read_picture` and `read_tiff` take the libra
 """
 
 import contextlib
+import itertools
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,8 @@ from dal_jax._errors import InputError
 
 # Largest number of pixels of a TIFF file, which Pillow has for other files.
 MOST_PIXELS = 178_956_970
+# Number of pages of a TIFF file at which counting stops.
+_MOST_PAGES = 1000
 # Formats that Pillow may take a file for, whatever its name.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
 # Modes of Pillow that are grey or RGB, some with a transparency.
@@ -190,10 +193,12 @@ def _strictly() -> Iterator[None]:
 
 def _only_page(file: Any, path: Path) -> Any:
     """Return the only page that is neither a smaller copy nor a transparency of another."""
-    pages = [p for page in file.pages for p in (page, *(page.pages or ()))]
+    every = (p for page in file.pages for p in (page, *(page.pages or ())))
+    pages = list(itertools.islice(every, _MOST_PAGES))  # the chain of a damaged file has no end
     own = [p for p in pages if not (p.is_reduced or p.is_mask)] or pages
-    if len(own) != 1:
-        raise refusal(path, f"holds {len(own)} images, expected one")
+    if len(own) != 1 or len(pages) == _MOST_PAGES:
+        more = " or more" if len(pages) == _MOST_PAGES else ""
+        raise refusal(path, f"holds {len(own)}{more} images, expected one")
     # Some programs describe a stack in words and store it behind the first page.
     stack = 1 if file.is_ome else max(math.prod(series.shape) for series in file.series)
     if stack > own[0].size:
