@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dal_jax._errors import InputError
+from dal_jax._files import file_errors
 
 
 def read_toml(path: str | Path, name: str) -> dict[str, Any]:
@@ -24,12 +25,12 @@ def read_toml(path: str | Path, name: str) -> dict[str, Any]:
     Raises:
         InputError: The file does not exist or is not TOML.
     """
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{name} {str(path)!r}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{name} {str(path)!r}: {error}") from error
+    with file_errors(path, name):
+        text = Path(path).read_text(encoding="utf-8")
+        try:
+            return tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise InputError(f"{name} {str(path)!r}: {error}") from error
 
 
 def option(

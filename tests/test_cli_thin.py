@@ -213,7 +213,7 @@ def test_bad_images_are_one_line(capsys: pytest.CaptureFixture[str], folder: Pat
     ("change", "message"),
     [
         ({"image": "b/x.npy"}, "--image 'b/x.npy': other pixels than those that were thinned"),
-        ({"image": "y.npy"}, "record 'thin/y.thinned.json': No such file"),
+        ({"image": "y.npy"}, "record 'thin/y.thinned.json': no such file"),
         ({"image": "x.tif"}, "image 'x.tif': no such file"),
         ({"randomization": 0.7}, "--randomization: got 0.7, expected 0.5, with which 'x.npy'"),
         ({"seed": 4}, "--seed: got 4, expected 3, with which 'x.npy'"),
@@ -231,7 +231,7 @@ def test_bad_images_are_one_line(capsys: pytest.CaptureFixture[str], folder: Pat
         ({"alternative": "up"}, "--alternative"),
         ({"confidence": 1}, "confidence is 1.0, expected a level between 0 and 1"),
         ({"alpha": 0}, "--alpha: got 0.0, expected a level between 0 and 1"),
-        ({"thinned": "absent"}, "record 'absent/x.thinned.json': No such file"),
+        ({"thinned": "absent"}, "record 'absent/x.thinned.json': no such file"),
     ],
 )
 def test_bad_test_is_one_line(

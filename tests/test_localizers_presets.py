@@ -142,13 +142,13 @@ def test_an_extractor_goes_with_the_checkpoint(resnet, tmp_path):
     assert (found.score(x) != own.score(x)).any()
     copy = home / "extractor.npz"
     copy.write_bytes(copy.read_bytes()[:-20])
-    with pytest.raises(CheckpointError, match=r"extractor\.npz: is not the file of"):
+    with pytest.raises(CheckpointError, match=r"extractor\.npz': is not the file of"):
         load_localizer(home)
     save_extractor(home, resnet._replace(path=weights))
     facts = json.loads((home / "extractor.json").read_text())
     for damaged in ({"file": "x"}, {**facts, "settings": [1]}, {**facts, "kind": "vgg"}):
         (home / "extractor.json").write_text(json.dumps(damaged))
-        with pytest.raises(CheckpointError, match=r"extractor\.json: damaged"):
+        with pytest.raises(CheckpointError, match=r"extractor\.json': (damaged|no such file)"):
             load_localizer(home)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot write '.*extractor\.npz'"):

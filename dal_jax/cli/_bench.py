@@ -9,7 +9,7 @@ import typer
 
 from dal_jax import TestOptions
 from dal_jax._errors import InputError
-from dal_jax._json import dumps
+from dal_jax._files import dumps
 from dal_jax.bench import Beside, Plan, measure, tables
 from dal_jax.cli import _options as options
 from dal_jax.cli._repository import import_beside

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from tqdm import tqdm
 
-from dal_jax._json import dumps
+from dal_jax._files import dumps
 from dal_jax.cli import _options as options
 from dal_jax.inspection import Calibrated, CalibrateOptions, calibrate_folder, stage_progress
 from dal_jax.runs import join_hosts, leave_hosts

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from dal_jax import TestResult, dal_test_batch
 from dal_jax._dal_test import GAMMA, randomization
 from dal_jax._errors import InputError
-from dal_jax._json import dumps
+from dal_jax._files import dumps
 from dal_jax.cli import _demo_data as data
 from dal_jax.cli import _options as options
 from dal_jax.cli._output import encode_regions, need_figures

@@ -10,7 +10,7 @@ import typer
 
 from dal_jax._config import fit_fields, nearest, read_toml
 from dal_jax._errors import InputError
-from dal_jax._json import dumps
+from dal_jax._files import dumps
 from dal_jax.cli import _options as options
 from dal_jax.cli._repository import import_beside
 from dal_jax.runs import join_hosts, leave_hosts

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from dal_jax._json import dumps
+from dal_jax._files import dumps
 from dal_jax.cli import _options as options
 from dal_jax.diffusion import DalConfig, save_checkpoint
 from dal_jax.models import import_state_dict, infer_unet_config

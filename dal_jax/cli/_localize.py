@@ -4,7 +4,7 @@ import numpy as np
 import typer
 
 from dal_jax._errors import InputError
-from dal_jax._json import dumps
+from dal_jax._files import dumps
 from dal_jax.cli import _options as options
 from dal_jax.cli._output import encode_regions, file_maps, need_figures
 from dal_jax.images import write_text

@@ -13,6 +13,7 @@ import typer
 from dal_jax import TestOptions
 from dal_jax._config import options_of
 from dal_jax._errors import InputError
+from dal_jax._files import read_array
 from dal_jax.images import read_image
 from dal_jax.localizers import FORM, Localizer, load_localizer
 
@@ -235,7 +236,7 @@ def open_localizer(
     """
     if seed < 0:
         raise InputError(f"--seed: got {seed}, expected 0 or more")
-    given = seed if draws is None else _read_draws(draws)
+    given = seed if draws is None else read_array(draws, "draws")
     return load_localizer(model, threshold, given, use)
 
 
@@ -275,12 +276,3 @@ def finite_image(path: Path) -> np.ndarray:
     if not np.isfinite(image).all():
         raise InputError(f"image {str(path)!r}: holds NaN or infinite pixels")
     return image
-
-
-def _read_draws(path: Path) -> np.ndarray:
-    try:
-        with open(path, "rb") as file:
-            return np.lib.format.read_array(file, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        reason = "no such file" if not path.exists() else "not a whole .npy file of numbers"
-        raise InputError(f"draws {str(path)!r}: {reason}") from error

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dal_jax._json import dumps
+from dal_jax._files import dumps
 from dal_jax.cli import _options as options
 from dal_jax.inspection import NUM_PICTURES, Page, page
 

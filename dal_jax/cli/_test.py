@@ -10,7 +10,7 @@ import typer
 
 from dal_jax import TestOptions, TestResult, dal_test
 from dal_jax._errors import InputError
-from dal_jax._json import dumps
+from dal_jax._files import dumps
 from dal_jax._version import __version__
 from dal_jax.cli import _options as options
 from dal_jax.cli._output import encode_regions, file_maps, need_figures

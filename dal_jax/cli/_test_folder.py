@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from dal_jax import TestOptions
 from dal_jax._errors import InputError
-from dal_jax._json import dumps
+from dal_jax._files import dumps
 from dal_jax.inspection import Inspection, inspect_folder
 from dal_jax.runs import Host
 

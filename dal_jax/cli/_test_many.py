@@ -21,7 +21,7 @@ from dal_jax._dal_test import (
     stream_tests,
 )
 from dal_jax._errors import InputError
-from dal_jax._json import dumps
+from dal_jax._files import dumps
 from dal_jax.cli import _options as options
 from dal_jax.cli._output import file_maps
 from dal_jax.cli._spec import TestSpec

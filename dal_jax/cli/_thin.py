@@ -2,7 +2,6 @@
 
 from dataclasses import asdict, dataclass
 from functools import cache
-from json import loads
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +12,7 @@ from dal_jax import thinned
 from dal_jax._config import fit_fields
 from dal_jax._dal_test import check_randomization
 from dal_jax._errors import InputError
-from dal_jax._json import dumps
+from dal_jax._files import dumps, file_errors, read_json
 from dal_jax._version import __version__
 from dal_jax.cli import _options as options
 from dal_jax.cli._spec import expand_patterns
@@ -49,6 +48,7 @@ Out = Annotated[
         "(H, W, C)) and its record NAME.thinned.json there.",
     ),
 ]
+_ADVICE = "expected a record that thin wrote"
 
 
 @dataclass(frozen=True)
@@ -147,19 +147,9 @@ def read_record(path: Path) -> Record:
     Raises:
         InputError: The file is missing or is no complete record.
     """
-    source = f"record {str(path)!r}"
-    try:
-        entries = loads(path.read_text(encoding="utf-8"))
-        if not isinstance(entries, dict):
-            raise InputError(f"{source}: is no object, expected a record that thin wrote")
-        return Record(**fit_fields(Record, entries, source))
-    except InputError:
-        raise
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"{source}: {reason}, expected one that thin wrote") from error
-    except (ValueError, OverflowError, RecursionError, TypeError) as error:
-        raise InputError(f"{source}: damaged, expected a record that thin wrote") from error
+    with file_errors(path, "record", advice=_ADVICE):
+        entries = read_json(path, "record", advice=_ADVICE)
+        return Record(**fit_fields(Record, entries, f"record {str(path)!r}"))
 
 
 def check_copy(path: Path, seen: np.ndarray, added: np.ndarray) -> None:

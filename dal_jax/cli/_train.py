@@ -9,7 +9,7 @@ import typer
 
 from dal_jax._dal_test import GAMMA
 from dal_jax._errors import InputError
-from dal_jax._json import dumps
+from dal_jax._files import dumps
 from dal_jax.cli import _data as data_options
 from dal_jax.cli import _options as options
 from dal_jax.cli import _train_options as words

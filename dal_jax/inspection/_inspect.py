@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dal_jax._dal_test import TestOptions, run_tests
-from dal_jax._json import dumps
+from dal_jax._files import dumps
 from dal_jax.images import (
     NORMAL,
     UNKNOWN,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dal_jax._errors import CheckpointError, InputError
-from dal_jax._files import atomic_path, file_digest, write_text
+from dal_jax._files import atomic_path, file_digest, file_errors, read_json, write_text
 from dal_jax._typing import PyTree
 from dal_jax.diffusion import DalConfig, TrainConfig, build_config, load_checkpoint
 from dal_jax.localizers._autoencoder import AutoencoderLocalizerConfig, autoencoder_localizer
@@ -336,13 +336,9 @@ def _load_extractor(directory: Path) -> dict[str, Any]:
     record = directory / _EXTRACTOR
     if not record.is_file():
         return {}
-    try:
-        facts = json.loads(record.read_text())
+    with file_errors(record, "extractor", CheckpointError):
+        facts = read_json(record, "extractor", CheckpointError)
         path = directory / Path(facts["file"]).name
         if file_digest(path) != facts["sha256"]:
-            raise CheckpointError(f"{path}: is not the file of {record.name}")
+            raise CheckpointError(f"extractor {str(path)!r}: is not the file of {record.name}")
         return ExtractorFile(path, facts["kind"], facts["settings"]).load()
-    except (OSError, ValueError, KeyError, TypeError) as error:  # an InputError is a ValueError
-        raise CheckpointError(
-            f"{record}: damaged ({' '.join(str(error).split())[:120]})"
-        ) from error

@@ -16,15 +16,16 @@ import jax
 import numpy as np
 
 from dal_jax._errors import InputError, RunError
+from dal_jax._files import file_errors, read_json
 from dal_jax.runs._records import (
     SYNC_SECONDS,
     Entry,
     ShardWriter,
     canonical,
+    compact,
     create_shard,
     decode,
     disk_error,
-    dumps,
     encode,
     read_shard,
 )
@@ -296,12 +297,11 @@ def open_run(
         if not (path / RECORD).exists():
             _check_empty(path)
             _publish(path / RECORD, json.dumps(entries, indent=1, allow_nan=False))
-        text = (path / RECORD).read_text()
     except OSError as error:
         raise InputError(
             f"run directory {str(path)!r}: cannot be used: {error.strerror or error}"
         ) from error
-    run = _parse(path, text)
+    run = _read(path)
     for name in ("num_tasks", "fingerprint"):
         held, expected = getattr(run, name), entries[name]
         if held != expected:
@@ -335,19 +335,15 @@ def _publish(path: Path, text: str) -> None:
             os.replace(temporary, path)
 
 
-def _parse(path: Path, text: str) -> RunDirectory:
-    try:
-        entries = json.loads(text)
+def _read(path: Path) -> RunDirectory:
+    with file_errors(path / RECORD, "run"):
+        entries = read_json(path / RECORD, "run")
         if entries["format"] != FORMAT:
             raise InputError(
                 f"run directory {str(path)!r}: format {entries['format']}, expected {FORMAT}"
             )
         facts = (str(entries["fingerprint"]), int(entries["num_tasks"]))
         return RunDirectory(path, *facts, decode(dict(entries["description"])))
-    except InputError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"run directory {str(path)!r}: {RECORD} is damaged") from error
 
 
 @contextlib.contextmanager
@@ -371,4 +367,4 @@ def _write(path: Path, lines: Iterable[str]) -> None:
 def _result(task: int, record: dict[str, Any]) -> str:
     if "task" in record:
         raise InputError(f'record: task {task} has a key "task", which results have already')
-    return dumps({"task": task, **record})
+    return compact({"task": task, **record})
