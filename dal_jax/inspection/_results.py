@@ -1,6 +1,5 @@
 """Results of a tested folder, for each view or component and for each image, and their tables."""
 
-import csv
 import json
 import math
 from collections import Counter
@@ -14,7 +13,8 @@ import numpy as np
 
 from dal_jax._dal_test import parts_of_record
 from dal_jax._errors import InputError
-from dal_jax.images import Sample, atomic_path
+from dal_jax._files import csv_text, write_text
+from dal_jax.images import Sample
 from dal_jax.inference import SelectiveP, check_procedure, discovery_q
 from dal_jax.inspection._calibration import (
     METHODS,
@@ -458,12 +458,8 @@ def write_views(directory: Path, views: Sequence[ViewResult]) -> None:
     """
     rows = [one.as_row() for one in views]
     write_csv(directory / TABLE, rows)
-    with (
-        atomic_path(directory / ROWS) as temporary,
-        open(temporary, "w", encoding="utf-8") as file,
-    ):
-        for row in rows:
-            file.write(json.dumps(encode(row), allow_nan=False, ensure_ascii=False) + "\n")
+    lines = (json.dumps(encode(row), allow_nan=False, ensure_ascii=False) for row in rows)
+    write_text(directory / ROWS, "".join(line + "\n" for line in lines))
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -476,17 +472,4 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     Raises:
         InputError: The file cannot be written.
     """
-    with (
-        atomic_path(path) as temporary,
-        open(temporary, "w", encoding="utf-8", newline="") as file,
-    ):
-        writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
-
-
-def _cell(value: Any) -> Any:
-    # Spreadsheets take text that begins with one of these characters for a formula.
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
-        return "'" + value
-    return value
+    write_text(path, csv_text(rows))
