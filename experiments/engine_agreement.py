@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dal_jax import ImageToTest, InputError, TestOptions
-from dal_jax.cli import nearest
+from dal_jax._config import nearest
 from dal_jax.inference import as_intervals, intersect, merge
 from experiments._experiment import Condition, ConditionResult, Context, Experiment, check_lengths
 from experiments._models import Model, Use

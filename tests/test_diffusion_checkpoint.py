@@ -70,7 +70,7 @@ def test_configuration_survives_json():
     assert DalConfig(image_size=16).image_shape == (16, 16, 1)
     assert CONFIG.draws_shape == (4, 4, 6, 3)
     for bad in ({"unet": {"depth": 3}}, {"colour": 1}, {"unet": 3}, {"filter_size": "x"}):
-        with pytest.raises(InputError, match="config: "):
+        with pytest.raises(InputError, match=r"^config"):
             DalConfig.from_dict(bad)
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dal_jax._config import option
+from dal_jax._config import nearest, option
 from dal_jax._errors import InputError
 from dal_jax._typing import Bool, Float
 from dal_jax.inference import Noise, check_level
@@ -190,10 +190,10 @@ def test_options(options: dict[str, Any]) -> TestOptions:
     Raises:
         InputError: A name is unknown, or a value does not fit.
     """
-    unknown = sorted(set(options) - set(TestOptions.__dataclass_fields__))
-    if unknown:
-        known = ", ".join(TestOptions.__dataclass_fields__)
-        raise InputError(f"options hold {unknown[0]!r}, expected only {known}")
+    known = list(TestOptions.__dataclass_fields__)
+    for key in options:
+        if key not in known:
+            raise InputError(f"options: unknown key {key!r}, {nearest(key, known)}")
     return TestOptions(**options)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import typer
 
 from dal_jax import thinned
-from dal_jax._config import fit_fields
+from dal_jax._config import build
 from dal_jax._dal_test import check_randomization
 from dal_jax._errors import InputError
 from dal_jax._files import dumps, file_errors, read_json
@@ -149,7 +149,7 @@ def read_record(path: Path) -> Record:
     """
     with file_errors(path, "record", advice=_ADVICE):
         entries = read_json(path, "record", advice=_ADVICE)
-        return Record(**fit_fields(Record, entries, f"record {str(path)!r}"))
+        return build(Record, entries, f"record {str(path)!r}")
 
 
 def check_copy(path: Path, seen: np.ndarray, added: np.ndarray) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from dal_jax._config import split_settings
 from dal_jax._dal_test import GAMMA
 from dal_jax._errors import InputError
 from dal_jax._files import dumps
@@ -23,7 +24,7 @@ from dal_jax.inspection import (
     learn_views,
     train_with_bar,
 )
-from dal_jax.localizers import ExtractorFile, PerceptualConfig, localizer_preset, split_settings
+from dal_jax.localizers import ExtractorFile, PerceptualConfig, localizer_preset
 
 
 def train(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dal_jax._config import build
 from dal_jax._dal_test import TestOptions
 from dal_jax._errors import CheckpointError, InputError
 from dal_jax._files import file_digest, file_errors, read_array, read_json
@@ -303,11 +304,8 @@ def own_scale(fitted: Fitted) -> bool:
 
 
 def _parsed(directory: Path, facts: dict[str, Any]) -> Profile:
-    source = dict(facts["source"])
-    if source["slices"] is not None:
-        source["slices"] = tuple(source["slices"])
     return Profile(
-        Source(**source),
+        build(Source, facts["source"], "source"),
         Fitted.from_dict(facts["preparation"]),
         str(facts["noise_kind"]),
         load_noise(directory / NOISE),

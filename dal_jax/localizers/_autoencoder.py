@@ -30,7 +30,6 @@ class AutoencoderLocalizerConfig(LocalizerConfig):
 
     kind: ClassVar[str] = "autoencoder"
     network_field: ClassVar[str] = "network"
-    parts: ClassVar[dict[str, type]] = {"network": AutoencoderConfig}
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", self.sides)

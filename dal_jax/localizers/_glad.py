@@ -99,7 +99,7 @@ class GladConfig(PerceptualConfig):
             far: (B, H, W) distances of features.
 
         Returns:
-            (B, H, W), in the dtype of `far`; 0 or 1 with the preset "pl".
+            (B, H, W), in the dtype of `far`; 0 or 1 with the variant "pl".
         """
         centre = self.fusion_centre
         if centre is None:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dal_jax._config import build, nearest
 from dal_jax._errors import CheckpointError, InputError
 from dal_jax._typing import Array, Float, PyTree
 from dal_jax.models._blocks import Affine, Attention, Linear, activation, dense, layer_norm
@@ -431,15 +432,8 @@ def load_extractor(
         [(1, 8, 8, 64), (1, 4, 4, 128)]
     """
     if kind not in _KINDS:
-        raise InputError(f"kind: got {kind!r}, expected one of {', '.join(_KINDS)}")
-    known = _KINDS[kind].__dataclass_fields__
-    unknown = sorted(set(settings) - set(known))
-    if unknown:
-        raise InputError(f"settings: got {unknown[0]!r}, expected only {', '.join(known)}")
-    try:
-        extractor = _KINDS[kind](**settings)
-    except TypeError as error:
-        raise InputError(f"settings: {kind} cannot take {settings!r:.80}") from error
+        raise InputError(f"extractor: unknown kind {kind!r}, {nearest(kind, list(_KINDS))}")
+    extractor = build(_KINDS[kind], settings, f"extractor {kind!r}")
     path = Path(path)
     if path.suffix not in (".npz", ".safetensors"):
         raise CheckpointError(f"weights: got {path.name}, expected .npz or .safetensors")
