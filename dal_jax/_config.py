@@ -39,7 +39,12 @@ def read_toml(path: str | Path, name: str) -> dict[str, Any]:
 
 
 def option(
-    default: Any, text: str, *, metavar: str | None = None, choices: Sequence[str] = ()
+    default: Any,
+    text: str,
+    *,
+    metavar: str | None = None,
+    choices: Sequence[str] = (),
+    name: str | None = None,
 ) -> Any:
     """Declare a field of a dataclass that is an option of the command line and a key in TOML, too.
 
@@ -48,13 +53,31 @@ def option(
         text: Help of the option.
         metavar: Placeholder of the value in the help; None takes that of the type.
         choices: Allowed values; empty if the option is checked elsewhere.
+        name: Option as it is written on the command line, such as "--on/--off"; None for the name
+            of the field.
 
     Returns:
         The field.
     """
-    return field(
-        default=default, metadata={"help": text, "metavar": metavar, "choices": tuple(choices)}
-    )
+    words = {"help": text, "metavar": metavar, "choices": tuple(choices), "name": name}
+    return field(default=default, metadata=words)
+
+
+def same_option(kind: Any, name: str, **changes: Any) -> Any:
+    """Declare an option that another dataclass has as well.
+
+    Args:
+        kind: Dataclass that declares the option.
+        name: Name of the field.
+        **changes: Arguments of `option` that differ, such as `default`.
+
+    Returns:
+        The field.
+    """
+    own = options_of(kind)[name]
+    words = {**own.metadata, "default": own.default, "text": own.metadata["help"]}
+    del words["help"]
+    return option(**{**words, **changes})
 
 
 def options_of(kind: Any) -> dict[str, Field[Any]]:

@@ -37,7 +37,7 @@ STEPS = "the steps of the folder pipeline, one by one"
 PRIVATE_IMPORTS = {
     "benchmarks/noise_kinds.py": "views of groups as training reads them, of inspection._learn",
     "tests/perceptual_cases.py": "stepwise checks of diffusion, of localizers._chain",
-    "tests/test_bench.py": "a task of a process without the process, of bench._plan",
+    "tests/test_bench.py": "a task of a process without the process, of bench._run",
     "tests/test_cli_bench.py": "cli._repository without a repository",
     "tests/test_cli_demo.py": "the images of the demo, of cli._demo_data",
     "tests/test_cli_report.py": STEPS,

@@ -128,9 +128,9 @@ class TestOptions(SearchOptions):
     # Noise added for the selection, in standard deviations of the noise.
     randomization: float = option(
         GAMMA,
-        "Let the model see each image with so much noise added, in standard deviations of the "
-        "noise, and test the image itself: p stays exact, power rises. 0 is the test as "
-        "published.",
+        "Standard deviation of the noise added to the image that the model sees, in standard "
+        "deviations of the image's noise; the image itself is tested: p stays exact, and power "
+        "rises. 0 adds none, as published.",
         metavar="GAMMA",
     )
     confidence: float = 0.95  # of the interval for the mean difference, in (0, 1)

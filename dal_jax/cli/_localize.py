@@ -8,6 +8,7 @@ from dal_jax._files import dumps
 from dal_jax.cli import _options as options
 from dal_jax.cli._output import encode_regions, file_maps, need_figures
 from dal_jax.images import write_text
+from dal_jax.localizers import THRESHOLD
 from dal_jax.report import Maps, figure
 
 
@@ -16,7 +17,7 @@ def localize(
     image: options.Image,
     localizer: options.Use = None,
     draws: options.Draws = None,
-    threshold: options.Threshold = 0.8,
+    threshold: options.Threshold = THRESHOLD,
     out: options.Out = None,
     seed: options.Seed = 0,
     json: options.Json = False,

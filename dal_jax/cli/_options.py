@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import jax
 import numpy as np
@@ -78,13 +78,14 @@ ProcessId = Annotated[
 ]
 
 
-def flag(kind: Any, name: str, more: str = "") -> Any:
+def flag(kind: Any, name: str, more: str = "", *also: str) -> Any:
     """Return the command-line option that a field of a dataclass declares.
 
     Args:
         kind: Dataclass of the field.
         name: Name of the field, declared by `dal_jax._config.option`.
         more: End of the help text, for conditions of a single verb.
+        *also: Other names of the option.
 
     Returns:
         The option, for the annotation of a parameter.
@@ -92,15 +93,21 @@ def flag(kind: Any, name: str, more: str = "") -> Any:
     words, word = options_of(kind)[name].metadata, name.replace("_", "-")
     both = f"/--no-{word}" if get_type_hints(kind)[name] is bool else ""
     text = words["help"] + (f" {more}" if more else "")
-    return typer.Option(f"--{word}{both}", metavar=words["metavar"], help=text)
+    return typer.Option(
+        words["name"] or f"--{word}{both}", *also, metavar=words["metavar"], help=text
+    )
 
 
 def annotation(kind: Any, name: str, more: str = "") -> Any:
-    """Return the annotation of a verb's parameter that a field declares; arguments as in `flag`."""
+    """Return the annotation of a verb's parameter that a field declares; arguments as in `flag`.
+
+    A tuple becomes an option that may be repeated and takes several entries with commas between.
+    """
     declared, choices = get_type_hints(kind)[name], options_of(kind)[name].metadata["choices"]
     if choices:
         one_of: Any = Literal[choices]
         declared = one_of | None if type(None) in get_args(declared) else one_of
+    declared = list[str] if get_origin(declared) is tuple else declared
     return Annotated[declared, flag(kind, name, more)]
 
 
@@ -137,7 +144,7 @@ def with_fields(kind: Any, parameter: str, more: dict[str, str]) -> Callable[[An
         Parameter(
             name,
             Parameter.POSITIONAL_OR_KEYWORD,
-            default=own.default,
+            default=_texts(own.default),
             annotation=annotation(kind, name, more.get(name, "")),
         )
         for name, own in options_of(kind).items()
@@ -150,14 +157,33 @@ def with_fields(kind: Any, parameter: str, more: dict[str, str]) -> Callable[[An
 
         @wraps(verb)
         def run(**values: Any) -> None:
-            told = {one.name: values.pop(one.name) for one in made}
-            verb(**values, **{parameter: kind(**told)})
+            given = {one.name: _value(kind, one.name, values.pop(one.name)) for one in made}
+            verb(**values, **{parameter: kind(**given)})
 
         run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {one.name: one.annotation for one in parameters}
         return run
 
     return decorate
+
+
+def _texts(value: Any) -> Any:
+    return list(map(str, value)) if isinstance(value, tuple) else value
+
+
+def _value(kind: Any, name: str, value: Any) -> Any:
+    """Return the value of a field; that of a tuple from its texts."""
+    declared = get_type_hints(kind)[name]
+    if get_origin(declared) is not tuple:
+        return value
+    parts = [part.strip() for text in value for part in text.split(",") if part.strip()]
+    if get_args(declared)[0] is not int:
+        return tuple(parts)
+    if not all(part.isdecimal() for part in parts):
+        word = name.replace("_", "-")
+        text = ",".join(value)
+        raise InputError(f"--{word} is {text!r}, expected whole numbers with commas between them")
+    return tuple(int(part) for part in parts)
 
 
 def noise_option(more: str = "") -> Any:

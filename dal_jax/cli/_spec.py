@@ -9,6 +9,7 @@ from dal_jax import Localizer, TestOptions
 from dal_jax._config import fit_fields, read_toml
 from dal_jax._errors import InputError
 from dal_jax.cli._options import open_localizer
+from dal_jax.localizers import THRESHOLD
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class TestSpec:
     references: tuple[Path, ...]
     noise: str  # in the units of the images; there is no default, since none fits all files
     draws: Path | None = None
-    threshold: float = 0.8
+    threshold: float = THRESHOLD
     devices: int | None = None
     batch_size: int | None = None
     localizer: str | None = None  # use of the model's network, if not the trained one

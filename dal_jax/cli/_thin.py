@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from dal_jax import thinned
+from dal_jax import TestOptions, thinned
 from dal_jax._config import build
 from dal_jax._dal_test import check_randomization
 from dal_jax._errors import InputError
@@ -30,14 +30,7 @@ Images = Annotated[
 ]
 Noise = Annotated[str, options.noise_option()]
 Randomization = Annotated[
-    float,
-    typer.Option(
-        "--randomization",
-        "--gamma",
-        metavar="GAMMA",
-        help="How much noise is added, in standard deviations of the noise, 0.001 to 1000: the "
-        "more, the less the detector sees and the more the test has. 0.5 is a good choice.",
-    ),
+    float, options.flag(TestOptions, "randomization", "Here 0.001 to 1000.", "--gamma")
 ]
 Out = Annotated[
     Path,
@@ -72,8 +65,8 @@ class Record:
 def thin(
     image: Images,
     noise: Noise,
-    randomization: Randomization,
     out: Out,
+    randomization: Randomization = TestOptions.randomization,
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:

@@ -94,47 +94,12 @@ Dtype = Annotated[
 Ema = Annotated[
     float | None, typer.Option("--ema", help="Decay of averaged weights; default: not averaged.")
 ]
-NoiseKind = Annotated[
-    str, typer.Option("--noise", help="--data: kind of noise model, or auto for the best fit.")
+Clip = Annotated[float, typer.Option("--clip", help="Largest norm of the gradient.")]
+CheckpointEvery = Annotated[
+    int, typer.Option("--checkpoint-every", help="Number of updates between stored states.")
 ]
-References = Annotated[
-    int,
-    typer.Option(
-        "--references",
-        metavar="K",
-        help="--data: normal views to compare with, of objects that serve for nothing else.",
-    ),
-]
-DealReferences = Annotated[
-    bool,
-    typer.Option(
-        "--deal-references/--share-references",
-        help="--data: K references of its own for each tested object, so that no two tests share "
-        "one; needs K times as many normal objects as are tested and calibrated with. By default "
-        "all tests share the same K and depend on one another through them.",
-    ),
-]
-Region = Annotated[
-    Literal["all", "peak", "components"],
-    typer.Option(
-        "--region",
-        help="--data: test all flagged pixels, those connected with the highest score, or each "
-        "connected component on its own.",
-    ),
-]
-Randomization = Annotated[
-    float,
-    typer.Option(
-        "--randomization",
-        metavar="GAMMA",
-        help="--data: let the model see each tested image with so much noise added, in standard "
-        "deviations of the noise, and test the image itself; the threshold is set for it. 0 is the "
-        "test as published.",
-    ),
-]
-FlagShare = Annotated[
-    float,
-    typer.Option("--flag-share", help="--data: share of normal pixels that the threshold flags."),
+LogEvery = Annotated[
+    int, typer.Option("--log-every", help="Number of updates between entries of the loss log.")
 ]
 Resume = Annotated[
     bool, typer.Option("--resume/--no-resume", help="Go on with a run found in DIR, or start over.")

@@ -16,7 +16,7 @@ from dal_jax.diffusion import DalConfig, TrainConfig, load_checkpoint
 from dal_jax.localizers._autoencoder import AutoencoderLocalizerConfig, autoencoder_localizer
 from dal_jax.localizers._dal import dal_localizer
 from dal_jax.localizers._glad import GladConfig, glad_localizer
-from dal_jax.localizers._localizer import Localizer
+from dal_jax.localizers._localizer import THRESHOLD, Localizer
 from dal_jax.localizers._mdps import MdpsConfig, mdps_localizer
 from dal_jax.localizers._perceptual import PerceptualConfig
 from dal_jax.models import load_extractor
@@ -150,7 +150,7 @@ _EXTRACTOR = "extractor.json"
 
 
 def make_localizer(
-    variables: PyTree, config: Any, threshold: float = 0.8, draws: Any = None, **parts: Any
+    variables: PyTree, config: Any, threshold: float = THRESHOLD, draws: Any = None, **parts: Any
 ) -> Localizer:
     """Make a localizer of the kind of its configuration.
 
@@ -179,7 +179,10 @@ def make_localizer(
 
 
 def load_localizer(
-    directory: str | Path, threshold: float = 0.8, draws: Any = None, localizer: str | None = None
+    directory: str | Path,
+    threshold: float = THRESHOLD,
+    draws: Any = None,
+    localizer: str | None = None,
 ) -> Localizer:
     """Make a localizer from a checkpoint.
 
