@@ -91,7 +91,7 @@ def test_parts_that_do_not_fit_are_refused(bad):
 def test_missing_foreign_and_newer_checkpoints(tmp_path, saved):
     assert "is not a directory" in refusal(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    assert "holds none (no config.json)" in refusal(tmp_path / "empty")
+    assert "no config.json in" in refusal(tmp_path / "empty")
     record = saved / "config.json"
     whole = record.read_text()
     record.write_text(whole[:-20])

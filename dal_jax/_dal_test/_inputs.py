@@ -94,35 +94,36 @@ class TestOptions(SearchOptions):
 
     engine: str = option(
         "adaptive",
-        "How the line is searched: adaptive, by evaluations and interpolation, checked at random "
-        "points; sweep, exactly, through every piece of a piecewise-linear network; scan, the "
-        "slower check of the sweep.",
+        "Search of the line: adaptive, by evaluations and interpolation with checks at random "
+        "points; sweep, exactly, through every piece of a piecewise-linear network; scan, a slower "
+        "independent check of the sweep.",
         choices=ENGINES,
     )
     # None stands for the dtype of the engine.
     dtype: str | None = option(
         None,
-        "Computing type of the search; by default float32, settled in float64, for adaptive and "
-        "float64 for sweep and scan.",
+        "Floating-point type of the search; by default float32 for adaptive, with decisions in "
+        "float64, and float64 for sweep and scan.",
         choices=DTYPES,
     )
     adaptive: AdaptiveOptions = field(default_factory=AdaptiveOptions)
-    seed: int = option(0, "Seed of everything random.")  # 0 or above
+    seed: int = option(0, "Seed of all random numbers.")  # 0 or above
     first_window: bool = option(
         False,
-        "Compute the over-conditioned p, too, with the adaptive engine (the exact ones always "
+        "Also compute the over-conditioned p with the adaptive engine (the exact engines always "
         "do); piecewise-linear networks only.",
     )
     # 0 or more; adaptive engine only.
     permutations: int = option(
         0,
-        "Also compare with N permutations of the image's pixels; not valid for correlated noise.",
+        "Also compute a p-value from N permutations of the image's pixels; not valid for "
+        "correlated noise.",
         metavar="N",
     )
     region: str = option(
         "all",
-        "Which flagged pixels are tested: all; those connected with the highest score; or each "
-        "connected component on its own.",
+        "Flagged pixels to test: all of them, the component of the highest score (peak), or each "
+        "connected component on its own (components).",
         choices=REGIONS,
     )
     # Noise added for the selection, in standard deviations of the noise.

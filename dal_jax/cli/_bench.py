@@ -14,22 +14,33 @@ from dal_jax.cli._repository import import_beside
 from dal_jax.images import write_text
 
 Peer = Annotated[
-    bool, typer.Option("--peer", help="Measure si4onnx too (needs the repository's benchmarks).")
+    bool,
+    typer.Option(
+        "--peer", help="Also measure si4onnx; this requires the repository's folder benchmarks."
+    ),
 ]
 PeerPython = Annotated[
     str | None,
-    typer.Option("--peer-python", metavar="PY", help="Interpreter with si4onnx; implies --peer."),
+    typer.Option(
+        "--peer-python", metavar="PY", help="Python interpreter with si4onnx; implies --peer."
+    ),
 ]
 PeerTests = Annotated[
-    int, typer.Option("--peer-tests", help="Images that the peer tests in a round.")
+    int, typer.Option("--peer-tests", help="Number of images that the peer tests in a round.")
 ]
 PeerSeconds = Annotated[
-    float, typer.Option("--peer-seconds", help="It may search one for so long, else extrapolated.")
+    float,
+    typer.Option(
+        "--peer-seconds",
+        help="Time limit of the peer for one image in seconds; longer times are extrapolated.",
+    ),
 ]
-Rounds = Annotated[int, typer.Option("--rounds", help="Rounds that alternate with the peer.")]
+Rounds = Annotated[
+    int, typer.Option("--rounds", help="Number of rounds that alternate between the two programs.")
+]
 Out = Annotated[
     Path | None,
-    typer.Option("--out", metavar="FILE.json", help="Write settings and records there."),
+    typer.Option("--out", metavar="FILE.json", help="File for the settings and records."),
 ]
 
 
@@ -46,7 +57,7 @@ def bench(
 ) -> None:
     """Measures seconds, evaluations, windows, memory and compilation of tests on null images.
 
-    Each measurement runs in a process of its own. What fails is recorded and shown as failed.
+    Each measurement runs in a process of its own. Failed measurements are recorded as such.
     """
     beside = None
     if peer or peer_python is not None:

@@ -22,14 +22,16 @@ def localize(
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
-    """Flags the region of an image that its reconstruction does not explain; no test."""
+    """Flags the region in which an image differs from its reconstruction, without a test."""
     need_figures(out)
     found = options.open_localizer(model, threshold, draws, seed, localizer)
     x = options.open_image(image, found)
     score = found.score(x)
     reconstruction = found.reconstruct(x)
     if not np.isfinite(score).all():
-        raise InputError(f"model {str(model)!r}: gives NaN or infinite scores on this image")
+        raise InputError(
+            f"model {str(model)!r}: NaN or infinite scores for this image, expected finite scores"
+        )
     region = score > found.threshold
     maps = {"region": region, "score": score, "reconstruction": reconstruction}
     fields = {"threshold": found.threshold, "num_flagged": int(region.sum()), **maps}

@@ -19,19 +19,26 @@ from dal_jax.localizers import FORM, Localizer, load_localizer
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Model = Annotated[
-    Path, typer.Option("--model", metavar="DIR", help="Checkpoint of train or import-weights.")
+    Path,
+    typer.Option(
+        "--model",
+        metavar="DIR",
+        help="Folder of the checkpoint that train or import-weights wrote.",
+    ),
 ]
 Image = Annotated[
     Path,
-    typer.Option("--image", metavar="FILE", help="Image: .npy, .png, .jpg, .tif, .nii(.gz)."),
+    typer.Option(
+        "--image", metavar="FILE", help="Image file: .npy, .png, .jpg, .tif or .nii(.gz)."
+    ),
 ]
 Draws = Annotated[
     Path | None,
     typer.Option(
         "--draws",
         metavar="FILE.npy",
-        help="Draws (1 + steps, H, W, C), standard normal, fixed before the image is seen; "
-        "by default drawn from --seed.",
+        help="Standard normal draws (1 + steps, H, W, C), fixed before the image is seen; by "
+        "default they are drawn with --seed.",
     ),
 ]
 Use = Annotated[
@@ -39,42 +46,47 @@ Use = Annotated[
     typer.Option(
         "--localizer",
         metavar=FORM,
-        help="Another use of the model's network, as in train: mdps:pl, glad:pl,start=300, ...; "
-        "by default the one that it was trained for.",
+        help="Another localizer for the model's network, in the form of train --localizer, such "
+        "as mdps:pl or glad:pl,start=300; by default the one that it was trained for.",
     ),
 ]
 Threshold = Annotated[
-    float, typer.Option("--threshold", metavar="L", help="Pixels of a higher score are flagged.")
+    float,
+    typer.Option(
+        "--threshold", metavar="L", help="Threshold of the score; pixels above it are flagged."
+    ),
 ]
 Out = Annotated[
     Path | None,
-    typer.Option("--out", metavar="DIR", help="Write arrays, figure.png and result.json there."),
+    typer.Option("--out", metavar="DIR", help="Folder for the arrays, figure.png and result.json."),
 ]
 
 Devices = Annotated[
-    int | None, typer.Option("--devices", metavar="N", help="Devices to use; by default all.")
+    int | None,
+    typer.Option("--devices", metavar="N", help="Number of devices; by default all are used."),
 ]
 BatchSize = Annotated[
-    int | None, typer.Option("--batch-size", metavar="N", help="Tests under way at a time.")
+    int | None, typer.Option("--batch-size", metavar="N", help="Number of concurrent tests.")
 ]
 Cache = Annotated[
     Path | None,
     typer.Option(
         "--cache",
         metavar="DIR",
-        help="Keep compiled programs there for later runs; by default as the environment variable "
-        "JAX_COMPILATION_CACHE_DIR says.",
+        help="Folder that keeps compiled programs for later runs; by default that of the "
+        "environment variable JAX_COMPILATION_CACHE_DIR, if it is set.",
     ),
 ]
 Coordinator = Annotated[
     str | None,
-    typer.Option("--coordinator", metavar="HOST:PORT", help="Where process 0 of several listens."),
+    typer.Option("--coordinator", metavar="HOST:PORT", help="Address at which process 0 listens."),
 ]
 NumProcesses = Annotated[
-    int | None, typer.Option("--num-processes", metavar="N", help="Processes that share the run.")
+    int | None,
+    typer.Option("--num-processes", metavar="N", help="Number of processes that share the run."),
 ]
 ProcessId = Annotated[
-    int | None, typer.Option("--process-id", metavar="I", help="Which of them this is, from 0.")
+    int | None, typer.Option("--process-id", metavar="I", help="Number of this process, from 0.")
 ]
 
 
@@ -282,7 +294,7 @@ def open_image(path: Path, localizer: Localizer) -> np.ndarray:
     image = finite_image(path)
     expected = tuple(localizer.image_shape)
     if image.shape != expected:
-        raise InputError(f"image {str(path)!r}: shape {image.shape}, the model takes {expected}")
+        raise InputError(f"image {str(path)!r} has shape {image.shape}, expected {expected}")
     return image
 
 

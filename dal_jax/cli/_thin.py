@@ -25,7 +25,8 @@ Images = Annotated[
     typer.Argument(
         metavar="IMAGE...",
         help="Images: .npy, .png, .jpg, .tif, .nii(.gz), or a quoted pattern such as "
-        "'scans/*.png'. The added noise depends on the file's name: keep it for the test.",
+        "'scans/*.png'. The added noise depends on the name of the file: do not rename it before "
+        "the test.",
     ),
 ]
 Noise = Annotated[str, options.noise_option()]
@@ -37,8 +38,8 @@ Out = Annotated[
     typer.Option(
         "--out",
         metavar="DIR",
-        help="Write NAME.thinned.npy (float64, the image's units; grey images (H, W), others "
-        "(H, W, C)) and its record NAME.thinned.json there.",
+        help="Folder for the copies NAME.thinned.npy (float64, in the units of the image; (H, W) "
+        "for grey images, otherwise (H, W, C)) and their records NAME.thinned.json.",
     ),
 ]
 _ADVICE = "expected a record that thin wrote"
@@ -72,9 +73,10 @@ def thin(
 ) -> None:
     """Writes noisier copies of images, in which any program may flag a region for test-thinned.
 
-    The copy is x + omega, omega drawn from N(0, GAMMA^2 SIGMA) by --seed and the file's name. What
-    is flagged in it is tested in x - omega / GAMMA^2, which is independent of it. Choose GAMMA and
-    the seed before any result is seen; a copy with other settings is not overwritten.
+    The copy is x + omega, with omega drawn from N(0, GAMMA^2 SIGMA) by --seed and the name of the
+    file. A region flagged in the copy is tested in x - omega / GAMMA^2, which is independent of it.
+    Choose GAMMA and the seed before any result is seen; a copy with other settings is not
+    overwritten.
     """
     check_randomization(randomization, "--randomization", none=False)
     paths = expand_patterns(image, Path(), "IMAGE")
@@ -94,7 +96,7 @@ def thin(
         copy, beside = thinned_files(out, path)
         if beside.exists() and read_record(beside).settings != record.settings:
             raise InputError(
-                f"--out {str(out)!r}: holds {path.name!r} or another of its name, thinned with "
+                f"--out {str(out)!r}: holds a copy of {path.name!r} with "
                 "other settings, expected another folder"
             )
         if beside.exists() and copy.exists():
@@ -165,7 +167,7 @@ def check_copy(path: Path, seen: np.ndarray, added: np.ndarray) -> None:
     if copy.shape != seen.shape or not np.abs(copy - seen).max() <= rounding:
         raise InputError(
             f"copy {str(path)!r}: differs from the image with the noise of its record, expected "
-            "the file that thin wrote, and the release of NumPy that it ran with"
+            "the unchanged file that thin wrote, and the same release of NumPy"
         )
 
 
@@ -175,6 +177,6 @@ def _check_names(paths: tuple[Path, ...], out: Path) -> None:
         other = taken.setdefault(thinned_files(out, path)[0], path)
         if other is not path:
             raise InputError(
-                f"IMAGE {str(path)!r}: has the name of {str(other)!r}, expected names that differ "
-                "before their endings, as the added noise is drawn by the name"
+                f"IMAGE {str(path)!r}: has the name of {str(other)!r} up to the suffix, expected "
+                "different names, as their copies are in one folder"
             )

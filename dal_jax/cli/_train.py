@@ -266,7 +266,7 @@ def cut_views(images: np.ndarray, size: int | None) -> np.ndarray:
     count, height, width, channels = images.shape
     rows, columns = (n // size if size > 0 else 0 for n in (height, width))
     if rows * columns == 0:
-        raise InputError(f"--size: got {size}, the images are only {height} x {width}")
+        raise InputError(f"--size: got {size}, expected 1 to {min(height, width)} for the images")
     blocks = images[:, : rows * size, : columns * size].reshape(
         count, rows, size, columns, size, channels
     )

@@ -174,7 +174,7 @@ def read_record(directory: Path, record: str) -> dict[str, Any]:
     """
     path = directory / record
     if not path.is_file():
-        raise CheckpointError(f"checkpoint: {directory} holds none (no {record})")
+        raise CheckpointError(f"checkpoint: no {record} in {directory}")
     entries = read_json(path, "checkpoint", CheckpointError)
     if entries.get("format") != FORMAT:
         raise CheckpointError(f"checkpoint: {path} is not of format {FORMAT} of dal-jax")

@@ -203,7 +203,7 @@ def check_extractor(extractor: Any, config: PerceptualConfig) -> Any:
     if config.piecewise_linear and not extractor.piecewise_linear:
         raise InputError(
             f"extractor: got {type(extractor).__name__}, which is not piecewise linear, "
-            "expected one that is with variant 'pl'"
+            "expected a piecewise-linear extractor with variant 'pl'"
         )
     return extractor
 

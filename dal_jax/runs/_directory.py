@@ -234,7 +234,7 @@ class RunDirectory(NamedTuple):
             first = next(task for task in range(self.num_tasks) if task not in records)
             raise RunError(
                 f"{self.path}: {missing} of {self.num_tasks} tasks are not finished (the first is "
-                f"{first}); the same command goes on with them"
+                f"{first}); the same command resumes them"
             )
         target = self.path / RESULTS if path is None else Path(path)
         try:

@@ -244,7 +244,7 @@ def disk_error(path: Path, error: OSError) -> RunError:
     """Return the error for a failing disk, in one line."""
     return RunError(
         f"cannot write {str(path)!r}: {error.strerror or error}; finished tasks are kept, "
-        "the same command goes on from them"
+        "the same command resumes"
     )
 
 
