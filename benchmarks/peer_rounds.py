@@ -20,7 +20,7 @@ import numpy as np
 
 from dal_jax import InputError, Localizer
 from dal_jax.bench import (
-    Plan,
+    BenchSettings,
     Prepared,
     in_process,
     load_inputs,
@@ -130,8 +130,8 @@ def _compare(
         "size": prepared.subject.size,
         "engine": "adaptive",
         "dtype": "float32",
-        "threads": _jobs(prepared.plan),
-        "precision": prepared.plan.precision,
+        "threads": _jobs(prepared.settings),
+        "precision": prepared.settings.precision,
     }
     inputs = load_inputs(prepared.inputs)
     localizer = open_subject(prepared.subject)[0].with_threshold(inputs.threshold)
@@ -167,11 +167,11 @@ def _round(
     python: str, prepared: Prepared, selected: list[int], files: list[Path], seconds: float
 ) -> dict[str, Any]:
     """Test all images by dal_jax, then some of them by the peer."""
-    plan = prepared.plan
-    jobs = _jobs(plan)
+    settings = prepared.settings
+    jobs = _jobs(settings)
     task = {"subject": asdict(prepared.subject), "inputs": str(prepared.inputs)}
-    options = {"precision": plan.precision, "repeats": 1}
-    limits: Any = {"threads": plan.threads, "seconds": plan.limit_seconds}
+    options = {"precision": settings.precision, "repeats": 1}
+    limits: Any = {"threads": settings.threads, "seconds": settings.limit_seconds}
     ours = work({"do": "adaptive", **task, "options": options}, **limits)
     if not isinstance(ours, list):
         return ours
@@ -183,7 +183,7 @@ def _round(
     windows: dict[int, int] = {}
     cut = [k for k, record in zip(selected, theirs, strict=True) if record["stopped_by"] == "time"]
     if cut:
-        options = {"precision": plan.precision, "dtype": "float32", "repeat_first": False}
+        options = {"precision": settings.precision, "dtype": "float32", "repeat_first": False}
         exact = work({"do": "exact", **task, "images": cut, "options": options}, **limits)
         if "failure" in exact:
             return {"failure": f"windows of the images that the peer did not finish: {exact}"}
@@ -197,10 +197,10 @@ def _round(
     return {"seconds_per_test": own, "peer": peer, "ratio": mean / own}
 
 
-def _jobs(plan: Plan) -> int:
+def _jobs(settings: BenchSettings) -> int:
     """Return the number of tests that the peer has under way at a time."""
     allowed = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
-    return plan.threads or len(allowed)
+    return settings.threads or len(allowed)
 
 
 def _peer_test(

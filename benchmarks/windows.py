@@ -14,12 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.peer_rounds import run_peer
 from dal_jax import DalConfig, dal_localizer, dal_test
+from dal_jax._files import read_arrays, write_text
 from dal_jax.bench import in_process, thread_limits
-from dal_jax.images import write_text
 from dal_jax.models import UNetConfig, import_state_dict
 
 CASES = {8: 3, 16: 2, 32: 0}
@@ -41,9 +39,9 @@ def measure_ours(folder: Path, size: int, engine: str, dtype: str, precision: fl
         A record with seconds and seconds per window, those of the fastest later test.
     """
     variables = import_state_dict(folder / f"weights{size}.npz", UNetConfig())
-    with np.load(folder / f"cases{size}.npz") as cases:
-        case = {k: cases[f"case{CASES[size]:02d}_{k}"][..., None] for k in ("x", "x_ref", "noise")}
-        threshold = float(cases["lam"])
+    cases = read_arrays(folder / f"cases{size}.npz")
+    case = {k: cases[f"case{CASES[size]:02d}_{k}"][..., None] for k in ("x", "x_ref", "noise")}
+    threshold = float(cases["lam"])
     localizer = dal_localizer(variables, DalConfig(image_size=size), threshold, case["noise"])
     rows = []
     while len(rows) < 2 or (len(rows) < 4 and rows[-1][0] < 5):  # short tests are repeated more

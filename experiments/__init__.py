@@ -4,7 +4,7 @@ import importlib
 from typing import Any
 
 from dal_jax import InputError
-from dal_jax.cli import nearest
+from dal_jax._config import nearest
 
 NAMES = (
     "type1_error",

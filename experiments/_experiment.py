@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 import dal_jax
 from dal_jax import InputError, QueuedImage, TestOptions, run_tests
-from dal_jax.images import write_text
+from dal_jax._files import file_errors, read_json, write_text
 from dal_jax.runs import Host, encode, fingerprint, wait_for_hosts
 from experiments._models import Model, Use, localizer_of, variables_of
 from experiments._output import Row, Tables, code_version, write_figures, write_tables
@@ -297,11 +297,10 @@ def claim(directory: Path, name: str, settings: Any) -> bool:
 
 def _check_same(directory: Path, facts: dict[str, Any]) -> None:
     """Raise an error if the directory has an experiment of another name or other settings."""
-    try:
-        record = json.loads((directory / RECORD).read_text())
+    path = directory / RECORD
+    with file_errors(path, "--out"):
+        record = read_json(path, "--out")
         held = {key: record[key] for key in facts}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"--out {str(directory)!r}: {RECORD} is damaged") from error
     if held["experiment"] != facts["experiment"]:
         raise InputError(
             f"--out {str(directory)!r}: holds experiment {held['experiment']!r}, expected "

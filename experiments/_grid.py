@@ -101,7 +101,7 @@ def measure_grid(prepared: Prepared, spacing: float, images: int) -> Iterator[Ro
     evaluator = evaluator_of(localizer, devices=jax.local_devices())
     for number in range(min(images, len(inputs.images))):
         pair = inputs.images[number], inputs.references[number]
-        precision = prepared.plan.precision
+        precision = prepared.settings.precision
         own = dal_test(localizer, *pair, NOISE, precision=precision, randomization=0.0)
         forward = bare_seconds(evaluator, "float32", inputs.images)
         started = time.perf_counter()

@@ -6,6 +6,7 @@ from itertools import product
 from typing import Any
 
 from dal_jax import TestOptions
+from dal_jax.localizers import THRESHOLD
 from experiments._experiment import Condition, ConditionResult, check_lengths
 from experiments._models import DAL, Model, Use
 from experiments._output import Row
@@ -37,7 +38,7 @@ class ComparisonSettings:
     levels: tuple[float, ...] = (0.05,)
     train_sizes: tuple[int, ...] = (8, 16, 16, 16)  # sides of the squares trained on
     train_steps: int = 2000
-    threshold: float = 0.8
+    threshold: float = THRESHOLD
     engine: str = "adaptive"
     precision: float = TestOptions.precision
     over_conditioned: bool = True

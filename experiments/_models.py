@@ -10,7 +10,7 @@ from typing import Any
 from dal_jax import DalConfig, InputError, Localizer
 from dal_jax.diffusion import ReverseConfig, TrainConfig
 from dal_jax.inspection import learn_constants, threshold_of, train_with_bar
-from dal_jax.localizers import localizer_preset, make_localizer, read_checkpoint
+from dal_jax.localizers import THRESHOLD, localizer_preset, make_localizer, read_checkpoint
 from dal_jax.models import UNetConfig
 from dal_jax.runs import fingerprint
 from experiments._simulation import Simulation
@@ -61,7 +61,7 @@ class Use:
     """Use of a trained network as a localizer; settings other than those of training."""
 
     size: int  # side of the tested images, pixels
-    threshold: float | None = 0.8  # None: flags `FLAG_SHARE` of the pixels of normal images
+    threshold: float | None = THRESHOLD  # None: flags `FLAG_SHARE` of the pixels of normal images
     reverse: ReverseConfig = field(default_factory=ReverseConfig)
     activation: str = ""  # in place of the trained one
 

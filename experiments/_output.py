@@ -3,9 +3,7 @@
 Figures are in the style of the paper: a panel for each setting, a line for each method, error bars.
 """
 
-import csv
 import hashlib
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ import numpy as np
 
 import dal_jax
 from dal_jax import InputError
-from dal_jax.images import atomic_path, write_text
+from dal_jax._files import atomic_path, csv_text, write_text
 
 Row = dict[str, Any]
 Tables = dict[str, list[Row]]
@@ -62,11 +60,7 @@ def write_tables(directory: Path, tables: Tables) -> None:
     """
     for name, rows in tables.items():
         columns = list(rows[0]) if rows else []
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(directory / f"{name}.csv", text.getvalue())
+        write_text(directory / f"{name}.csv", csv_text(rows))
         with atomic_path(directory / f"{name}.npz") as temporary:
             arrays = {column: np.array([row[column] for row in rows]) for column in columns}
             np.savez(temporary, **arrays)  # pyright: ignore[reportArgumentType]

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from dal_jax import ImageToTest, InputError, TestOptions
-from dal_jax.cli import nearest
+from dal_jax._config import nearest
 from dal_jax.inference import as_intervals, intersect, merge
+from dal_jax.localizers import THRESHOLD
 from experiments._experiment import Condition, ConditionResult, Context, Experiment, check_lengths
 from experiments._models import Model, Use
 from experiments._output import Row, Tables, finish, panels, row_table
@@ -42,7 +43,7 @@ class Settings:
     ways: tuple[str, ...] = tuple(WAYS)  # the first one judges the others
     train_sizes: tuple[int, ...] = (8,)  # sides of the squares trained on
     train_steps: int = 2000
-    threshold: float = 0.8
+    threshold: float = THRESHOLD
     precision: float = TestOptions.precision
     seed: int = 0
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dal_jax import InputError, TestOptions
+from dal_jax.localizers import THRESHOLD
 from experiments._experiment import Condition, ConditionResult, Context, Experiment, check_lengths
 from experiments._growth import fit_line, growth_cell, growth_row, log_log
 from experiments._models import Model, Use, scale_channels
@@ -43,7 +44,7 @@ class Settings:
     channels: tuple[int, ...] = (32, 64, 128, 256)
     train_sizes: tuple[int, ...] = (8, 16, 16)  # sides of the squares trained on
     train_steps: int = 2000
-    threshold: float = 0.8
+    threshold: float = THRESHOLD
     seed: int = 0
 
     def __post_init__(self) -> None:

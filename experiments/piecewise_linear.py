@@ -12,6 +12,7 @@ import numpy as np
 from scipy import special, stats
 
 from dal_jax import InputError, TestOptions
+from dal_jax.localizers import THRESHOLD
 from dal_jax.models import hinge_table
 from experiments._experiment import Condition, ConditionResult, Context, Experiment, check_lengths
 from experiments._models import Model, Use, localizer_of
@@ -55,7 +56,7 @@ class Settings:
     channels: tuple[int, ...] = (32, 64, 128, 256)
     train_size: int = 8  # side of the squares trained on
     train_steps: int = 2000
-    threshold: float = 0.8
+    threshold: float = THRESHOLD
     precision: float = 1e-3
     over_conditioned: bool = True
     seed: int = 0

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from dal_jax import InputError, TestOptions
+from dal_jax.localizers import THRESHOLD
 from experiments._experiment import Condition, ConditionResult, Context, Experiment, check_lengths
 from experiments._models import Model, Use
 from experiments._output import Row, Tables, finish, level_line, panels, pivot, rate_lines
@@ -48,7 +49,7 @@ class Settings:
     signals: tuple[float, ...] = (0.0, 2.0)  # heights of the square in the part on variance
     levels: tuple[float, ...] = (0.05, 0.01)
     train_steps: int = 2000
-    threshold: float = 0.8
+    threshold: float = THRESHOLD
     engine: str = "adaptive"
     precision: float = 1e-3
     seed: int = 0

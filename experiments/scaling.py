@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import jax
 
 from dal_jax import InputError
-from dal_jax.bench import Plan, Prepared
+from dal_jax.bench import BenchSettings, Prepared
 from dal_jax.bench import measure as bench
+from dal_jax.localizers import THRESHOLD
 from dal_jax.models import unet_shapes
 from dal_jax.runs import fingerprint, open_run, wait_for_hosts
 from experiments._experiment import Context, Experiment, check_lengths, progress_bar
@@ -57,7 +58,7 @@ class Settings:
     train_size: int = 16  # side of the squares trained on
     train_steps: int = 2000
     train_images: int = 20_000
-    threshold: float = 0.8
+    threshold: float = THRESHOLD
     precision: float = 1e-3
     limit_seconds: float = 1800.0  # of one measurement
     seed: int = 0
@@ -173,12 +174,12 @@ def _measure_all(
 def _measure_setting(settings: Settings, one: Setting, context: Context) -> Iterator[Row]:
     """Run `dal_jax.bench` in one setting; the exact engine and the grid at width 1 only."""
     exact = one.width == 1 and one.size in settings.exact_sizes
-    plan = Plan(
+    wanted = BenchSettings(
         sizes=(one.size,),
         tests=(one.tests,),
         exact_tests=(settings.exact_tests,),
         engines=("adaptive", "sweep") if exact else ("adaptive",),
-        models=(str(context.models / settings.model(one.width).name),),
+        model=(str(context.models / settings.model(one.width).name),),
         threshold=settings.threshold,
         precision=settings.precision,
         repeats=one.repeats,
@@ -190,7 +191,7 @@ def _measure_setting(settings: Settings, one: Setting, context: Context) -> Iter
         return measure_grid(prepared, settings.spacings[0], settings.grid_images)
 
     run_grid = bool(settings.spacings) and one.width == 1 and one.size in settings.grid_sizes
-    return bench(plan, beside if run_grid else None)
+    return bench(wanted, beside if run_grid else None)
 
 
 def _run_row(settings: Settings, one: Setting, context: Context) -> Row:

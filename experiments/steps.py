@@ -11,6 +11,7 @@ import numpy as np
 
 from dal_jax import InputError
 from dal_jax.diffusion import ReverseConfig, Schedule
+from dal_jax.localizers import THRESHOLD
 from experiments._experiment import Condition, ConditionResult, Context, Experiment, check_lengths
 from experiments._methods import published_options
 from experiments._models import Model, Use, localizer_of
@@ -40,7 +41,8 @@ class Settings:
     default_steps: int = 5
     default_eta: float = 1.0
     default_start: int = 460
-    threshold: float = 0.8  # of the default process; the others flag the same share of null pixels
+    # Of the default process; the others flag the same share of null pixels.
+    threshold: float = THRESHOLD
     calibration_images: int = 64  # null images, not tested, that set the thresholds
     null_images: int = 100  # tested
     signals: tuple[float, ...] = (2.0, 3.0)  # heights of the square, standard deviations

@@ -11,8 +11,8 @@ import pytest
 
 from dal_jax import DalConfig, InputError, Localizer, dal_localizer, from_score
 from dal_jax.bench import (
+    BenchSettings,
     Inputs,
-    Plan,
     Prepared,
     Subject,
     adaptive_records,
@@ -29,8 +29,8 @@ from dal_jax.bench import (
     tables,
     thread_limits,
 )
-from dal_jax.bench import _plan as plan_module
-from dal_jax.bench._plan import do
+from dal_jax.bench import _run as run_module
+from dal_jax.bench._run import do
 from dal_jax.diffusion import ReverseConfig, save_checkpoint
 from dal_jax.models import UNetConfig, init_unet
 from dal_jax.search import Evaluator, Functions
@@ -85,7 +85,7 @@ def test_inputs_that_cannot_be_read_are_one_line(kind: str, inputs: Inputs, tmp_
         np.savez(path, images=inputs.images)
     else:
         path.write_bytes({"empty": b"", "text": b"no inputs", "cut": whole[:900]}[kind])
-    told = "no such file" if kind == "missing" else "not a whole file of save_inputs"
+    told = "no such file" if kind == "missing" else r"damaged \(.*\)"
     with pytest.raises(InputError, match=rf"^inputs '.*inputs\.npz': {told}$"):
         load_inputs(path)
 
@@ -194,7 +194,7 @@ def test_a_task_is_done_from_plain_values(tmp_path: Path) -> None:
     assert exact["size"] == 8 and exact["tests"] == 1
 
 
-def test_a_plan_measures_every_size_and_goes_on_after_failures(
+def test_a_run_measures_every_size_and_goes_on_after_failures(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[Any] = []
@@ -205,15 +205,16 @@ def test_a_plan_measures_every_size_and_goes_on_after_failures(
             return {"failure": "too large"}
         return {"machine": {}} if task["do"] == "choose" else {"failure": "broke"}
 
-    monkeypatch.setattr(plan_module, "work", work)
-    plan = Plan(sizes=(8, 16, 32), tests=(4, 2), exact_tests=(3, 1), devices=(2,), threads=1)
+    monkeypatch.setattr(run_module, "work", work)
+    counts = {"tests": (4, 2), "exact_tests": (3, 1), "devices": (2,)}
+    settings = BenchSettings(sizes=(8, 16, 32), threads=1, **counts)
     seen: list[Prepared] = []
 
     def beside(prepared: Prepared) -> Any:
         seen.append(prepared)
         yield {"kind": "peer", "size": prepared.subject.size}
 
-    records = list(measure(plan, beside))
+    records = list(measure(settings, beside))
     kinds = [(record["size"], record["kind"], "failure" in record) for record in records]
     rest = [("engine", True), ("engine", True), ("speed", True), ("peer", False)]
     assert kinds == [

@@ -14,7 +14,7 @@ pytest.importorskip("tqdm")
 
 import dal_jax
 from dal_jax import run_lengths
-from dal_jax._json import dumps
+from dal_jax._files import dumps
 from dal_jax.cli import main
 from dal_jax.diffusion import DalConfig, ReverseConfig, save_checkpoint
 from dal_jax.models import UNetConfig, init_unet
@@ -116,9 +116,9 @@ def test_wrong_words_are_refused(capsys: pytest.CaptureFixture[str], words: list
         ("localize", {"image": "colour.npy"}, "shape (8, 8, 3)"),
         ("localize", {"draws": "wrong_draws.npy"}, "draws"),
         ("localize", {"draws": "absent.npy"}, "no such file"),
-        ("localize", {"draws": "truncated.npy"}, "not a whole .npy"),
-        ("localize", {"draws": "broken.npz"}, "not a whole .npy"),
-        ("localize", {"draws": "incomplete.npz"}, "not a whole .npy"),
+        ("localize", {"draws": "truncated.npy"}, "damaged ("),
+        ("localize", {"draws": "broken.npz"}, "damaged ("),
+        ("localize", {"draws": "incomplete.npz"}, "damaged ("),
         pytest.param(
             *("localize", {"model": "nan_model"}, "NaN or infinite scores"),
             marks=pytest.mark.slow,
@@ -222,8 +222,8 @@ def test_bad_training_is_one_line(
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        ("absent.npz", "not there"),
-        ("broken.npz", "cannot read"),
+        ("absent.npz", "no such file"),
+        ("broken.npz", "damaged"),
         ("incomplete.npz", "no array"),
         ("text.txt", "expected .npz"),
     ],

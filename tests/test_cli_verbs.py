@@ -212,8 +212,8 @@ def test_another_use_of_a_network(capsys: pytest.CaptureFixture[str], folder: Pa
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--localizer", "dall"], "localizer: got 'dall', expected one of dal, mdps, glad, autoe"),
-        (["--localizer", "mdps:best"], "localizer: got preset 'best' of mdps, expected one of pl"),
+        (["--localizer", "dall"], "localizer: unknown kind 'dall', did you mean 'dal'?"),
+        (["--localizer", "mdps:best"], "localizer: unknown preset 'best' of mdps, expected pl, "),
         (["--localizer", "glad", "--eta", "0.5"], "--eta: got 0.5, expected none with glad"),
         (["--textures", "."], "textures '.': no image in this folder"),
         (["--localizer", "glad", "--textures", "."], "textures '.': no image in this folder"),
@@ -227,7 +227,7 @@ def test_another_use_of_a_network(capsys: pytest.CaptureFixture[str], folder: Pa
         ),
         (
             ["--localizer", "mdps", "--extractor", "vgg:w.npz"],
-            "kind: got 'vgg', expected one of ",
+            "extractor: unknown kind 'vgg', expected resnet, vit",
         ),
     ],
 )

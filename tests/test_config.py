@@ -1,12 +1,13 @@
 """Options that are declared once: keys of files, options of verbs, checks."""
 
 from dataclasses import dataclass
-from typing import get_args
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import pytest
 
 from dal_jax import InputError, TestOptions
-from dal_jax._config import fit_fields, options_of
+from dal_jax._config import build, fit_fields, options_of, set_field, split_settings
 from dal_jax.cli._options import annotation
 
 
@@ -32,3 +33,68 @@ def test_choices_are_refused_by_the_options_and_offered_by_the_verbs() -> None:
         declared = get_args(annotation(TestOptions, name))[0]
         offered = [one for part in (declared, *get_args(declared)) for one in get_args(part)]
         assert set(own.metadata["choices"]) <= set(offered) | set(get_args(declared)), name
+
+
+@dataclass(frozen=True)
+class Part:
+    size: int
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Whole:
+    part: Part
+    shape: int | tuple[int, ...] = 8
+    mean: tuple[float, ...] | None = None
+    kind: Literal["a", "b"] = "a"
+    folder: Path = Path()
+    other: Part = Part(1)
+
+
+def test_nested_tables_become_dataclasses() -> None:
+    entries = {"part": {"size": 3, "scale": 2}, "shape": [4, 6], "mean": [1, 2.5], "folder": "x"}
+    found = build(Whole, entries, "file")
+    assert found == Whole(Part(3, 2.0), (4, 6), (1.0, 2.5), folder=Path("x"))
+    assert isinstance(found.part.scale, float) and isinstance(found.mean[0], float)
+    assert build(Whole, {"part": {"size": 3}, "mean": None, "kind": "b"}, "").kind == "b"
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (3, "file is 3, expected a table"),
+        ({}, "file: 'part' is missing"),
+        ({"part": {}}, "file: part: 'size' is missing"),
+        ({"part": 3}, "file: part is 3, expected a table"),
+        ({"part": {"sise": 3}}, "file: part: unknown key 'sise', did you mean 'size'?"),
+        ({"part": {"size": 1.0}}, "file: part: size is 1.0, expected a whole number"),
+        ({"part": {"size": True}}, "file: part: size is True, expected a whole number"),
+        ({"part": {"size": None}}, "file: part: size is None, expected a whole number"),
+        ({"part": {"size": 1, "scale": 10**400}}, "file: part: scale is 1000"),
+        ({"shape": "x"}, "file: shape is 'x', expected a whole number"),
+        ({"shape": [1.5]}, "file: shape is 1.5, expected a whole number"),
+        ({"mean": 3}, "file: mean is 3, expected a list"),
+        ({"kind": "c"}, "file: kind is 'c', expected one of a, b"),
+        ({"kind": ["a"]}, "file: kind is ['a'], expected one of a, b"),
+        ({"folder": 3}, "file: folder is 3, expected a path"),
+        ({"colour": 3}, "file: unknown key 'colour', expected part, shape, mean, kind, folder"),
+    ],
+)
+def test_wrong_entries_are_refused_in_one_form(entries: Any, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        build(Whole, entries, "file")
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+def test_errors_of_the_dataclass_name_the_origin() -> None:
+    with pytest.raises(InputError, match=r"^run: precision is 2\.0, expected a number in"):
+        build(TestOptions, {"precision": 2}, "run")
+
+
+def test_settings_behind_a_name_are_read_as_in_toml() -> None:
+    head, given = split_settings("a:b, x=[1, 2],y = text,z.w=1.5,q='1,2'")
+    assert (head, given) == ("a:b", {"x": [1, 2], "y": "text", "z.w": 1.5, "q": "1,2"})
+    table: dict[str, Any] = {"z": 3}
+    for key, value in given.items():
+        set_field(table, key, value)
+    assert table == {"x": [1, 2], "y": "text", "z": {"w": 1.5}, "q": "1,2"}

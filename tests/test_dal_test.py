@@ -377,8 +377,8 @@ def test_bad_batches():
         with pytest.raises(InputError, match=words):
             dal_test_batch(LOCALIZER, *arguments)
     for options, words in (
-        ({"draws": np.zeros((3, *SHAPE))}, "draws are 3, expected one for each of 2 images"),
-        ({"noises": [None]}, "noises are 1, expected one for each of 2 images"),
+        ({"draws": np.zeros((3, *SHAPE))}, "draws has 3 entries, expected one for each"),
+        ({"noises": [None]}, "noises has 1 entries, expected one for each of 2 images"),
         ({"engine": "none"}, "engine"),
         ({"batch_size": 0}, "batch_size is 0, expected 1 or more"),
         ({"devices": 0}, "devices is 0, expected 1"),

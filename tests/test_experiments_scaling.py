@@ -12,7 +12,7 @@ import pytest
 from helpers import published_test as dal_test
 
 from dal_jax import InputError, evaluator_of, from_score
-from dal_jax.bench import Plan
+from dal_jax.bench import BenchSettings
 from experiments import scaling
 from experiments._experiment import Context, run_experiment
 from experiments._grid import grid_points, grid_search
@@ -83,12 +83,12 @@ GRID = {
 }
 
 
-def power_law(plan: Plan, beside: Any = None) -> Iterator[Row]:
+def power_law(settings: BenchSettings, beside: Any = None) -> Iterator[Row]:
     """Stands in for `dal_jax.bench.measure`."""
-    size = plan.sizes[0]
+    size = settings.sizes[0]
     yield CHOSEN
     yield adaptive(1e-4 * size**3, 100 * size, 50 + size**2)
-    if "sweep" in plan.engines:
+    if "sweep" in settings.engines:
         yield {**adaptive(0.5, 200, 90), "engine": "sweep"}
     if beside is not None:
         yield GRID
@@ -185,11 +185,11 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     context = Context(tmp_path / "run", tmp_path / "models")
     measured: list[tuple[int, str]] = []
 
-    def stopped(plan: Plan, beside: Any = None) -> Iterator[Row]:
+    def stopped(settings: BenchSettings, beside: Any = None) -> Iterator[Row]:
         if len(measured) == 2:
             raise KeyboardInterrupt
-        measured.append((plan.sizes[0], plan.models[0]))
-        yield from power_law(plan, beside)
+        measured.append((settings.sizes[0], settings.model[0]))
+        yield from power_law(settings, beside)
 
     monkeypatch.setattr(scaling, "bench", stopped)
     with pytest.raises(KeyboardInterrupt):

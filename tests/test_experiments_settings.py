@@ -80,7 +80,7 @@ REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"slices": 7}, "slices is 7"),
     ],
     "localizers": [
-        ({"localizers": ("best",)}, "localizer: got 'best', expected one of dal, mdps"),
+        ({"localizers": ("best",)}, "localizer: unknown kind 'best', expected dal, mdps"),
         ({"per_label": 0}, "per_label is 0, expected 1 or more"),
         ({"size": 64}, "size is 64, expected 1 to 32 without data"),
     ],

@@ -215,7 +215,7 @@ def test_bad_input_is_one_line(
 
 def test_a_missing_specification_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     words = ("power", "--spec", tmp_path / "no.toml", "--out", tmp_path / "out")
-    assert "No such file" in _refused(capsys, *words)
+    assert "no such file" in _refused(capsys, *words)
     assert not list(tmp_path.iterdir())
 
 
@@ -248,9 +248,9 @@ def test_another_run_is_not_overwritten(
     ("name", "content", "message"),
     [
         ("thesis.tex", "mine", "holds 'thesis.tex' and no experiment.json"),
-        ("experiment.json", "{", "experiment.json is damaged"),
-        ("experiment.json", "[]", "experiment.json is damaged"),
-        ("experiment.json", '{"experiment": "power"}', "experiment.json is damaged"),
+        ("experiment.json", "{", "experiment.json': damaged"),
+        ("experiment.json", "[]", "experiment.json': damaged"),
+        ("experiment.json", '{"experiment": "power"}', "experiment.json': damaged"),
     ],
 )
 def test_foreign_files_are_left_alone(

@@ -263,8 +263,8 @@ def test_q_values_count_what_was_tested_alone():
         ([np.inf], "by", "p_values hold inf, expected numbers"),
         (0.5, "by", "p_values has shape (), expected (m,)"),
         ([[0.5]], "by", "p_values has shape (1, 1), expected (m,)"),
-        (["small"], "by", "p_values are no array of numbers, expected"),
-        ([[0.5], 0.5], "by", "p_values are no array of numbers, expected"),
+        (["small"], "by", "p_values is not an array of numbers, expected"),
+        ([[0.5], 0.5], "by", "p_values is not an array of numbers, expected"),
     ],
 )
 def test_what_is_no_p_value_has_no_q(p, method, message):

@@ -132,7 +132,7 @@ def test_cross_fitting_never_shows_an_image_to_its_own_fit():
         (lambda: NullLaw(0.0), "factor is 0.0"),
         (lambda: NullLaw(1.0, -2.0), "degrees is -2.0"),
         (lambda: inflation([]), "observed is empty"),
-        (lambda: cross_fit(np.zeros(3, int), list, list), "folds are 1"),
+        (lambda: cross_fit(np.zeros(3, int), list, list), "folds has 1 different"),
         (
             lambda: heavy_tails([Observed(0.0, EVERYWHERE, EVERYWHERE)], [1, 2]),
             "groups has 2 entries",

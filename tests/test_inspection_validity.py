@@ -102,7 +102,7 @@ def test_references_are_dealt_so_that_no_two_objects_share_one():
     count, where = 13, np.ones((13, SIDE, SIDE), bool)
     groups = tuple(f"r{k}" for k in range(count))
     normal = Normal(rng.standard_normal((count, *SHAPE)), groups, groups, where)
-    pool = choose_references(normal, LearnOptions(references=2, deal=True))
+    pool = choose_references(normal, LearnOptions(references=2, deal_references=True))
     assert len(pool) == 12  # six times two: the last one is left over
     assert len(choose_references(normal, LearnOptions(references=2))) == 2
     profile = profile_of(pool, each=2)

@@ -59,7 +59,7 @@ def test_configuration_survives_json():
     assert again == config and hash(AutoencoderScore(again)) == hash(AutoencoderScore(config))
     assert AutoencoderLocalizerConfig.from_dict({}) == AutoencoderLocalizerConfig()
     for bad in ({"network": {"depth": 3}}, {"colour": 1}, {"network": 3}, {"filter_size": "x"}):
-        with pytest.raises(InputError, match="config: "):
+        with pytest.raises(InputError, match=r"^config"):
             AutoencoderLocalizerConfig.from_dict(bad)
 
 

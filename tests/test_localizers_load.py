@@ -1,6 +1,7 @@
 """Checkpoints of every kind of localizer: what was saved is what is loaded."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from dal_jax.localizers import (
     glad_localizer,
     load_localizer,
     mdps_localizer,
+    read_checkpoint,
 )
 from dal_jax.models import AutoencoderConfig, UNetConfig, init_autoencoder, init_unet
 
@@ -70,3 +72,14 @@ def test_a_checkpoint_from_before_there_were_kinds_is_dal(tmp_path):
     del facts["localizer"]
     record.write_text(json.dumps(facts))
     assert load_checkpoint(tmp_path)[1] == config
+
+
+@pytest.mark.parametrize("kind", ["mdps", "glad"])
+def test_the_variant_was_named_preset_in_older_checkpoints(kind, tmp_path):
+    config = replace(CASES[kind][0], variant="faithful")
+    save_checkpoint(tmp_path, variables_of(kind), config)
+    record = tmp_path / "config.json"
+    facts = json.loads(record.read_text())
+    facts["config"]["preset"] = facts["config"].pop("variant")
+    record.write_text(json.dumps(facts))
+    assert read_checkpoint(tmp_path)[1] == config

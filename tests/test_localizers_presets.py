@@ -58,7 +58,7 @@ def test_published_settings_by_category():
 def test_fields_are_changed_by_name():
     text = "mdps:faithful, start=150,unet.channels=[4, 8],unet.attention=[], unet.activation=silu"
     found = localizer_preset(text, {"eta": 0.5, "unet.norm": "none"}).config
-    assert (found.preset, found.start, found.eta) == ("faithful", 150, 0.5)
+    assert (found.variant, found.start, found.eta) == ("faithful", 150, 0.5)
     assert (found.unet.channels, found.unet.norm) == ((4, 8), "none")
     # The data file's own tables are not changed.
     assert localizer_preset("mdps:faithful").config.unet.channels == (16, 32, 64)
@@ -68,14 +68,14 @@ def test_fields_are_changed_by_name():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("padim", "localizer: got 'padim', expected one of dal, mdps, glad, autoencoder"),
-        ("glad:best", "localizer: got preset 'best' of glad, expected one of pl, faithful, "),
-        ("mdps:pl,sigma=1", "localizer 'mdps:pl,sigma=1': config: got 'sigma', expected the fiel"),
-        ("mdps:pl,start=now", "localizer 'mdps:pl,start=now': start: got 'now', expected a whole"),
-        ("mdps:pl,spacing.x=1", "localizer 'mdps:pl,spacing.x=1': spacing: got {'x': 1}, expect"),
-        ("dal,unet.activation=3", "localizer 'dal,unet.activation=3': activation: got 3, expected"),
-        ("dal,training.foo=3", "localizer 'dal,training.foo=3': config: got 'foo', expected the"),
-        ("dal,training=3", "localizer 'dal,training=3': config: got 3, expected the fields batch"),
+        ("padim", "localizer: unknown kind 'padim', expected dal, mdps, glad, autoencoder"),
+        ("glad:best", "localizer: unknown preset 'best' of glad, expected pl, faithful, "),
+        ("mdps:pl,sigma=1", "localizer 'mdps:pl,sigma=1': unknown key 'sigma', expected unet, "),
+        ("mdps:pl,start=now", "localizer 'mdps:pl,start=now': start is 'now', expected a whole"),
+        ("mdps:pl,spacing.x=1", "localizer 'mdps:pl,spacing.x=1': spacing is {'x': 1}, expected"),
+        ("dal,unet.activation=3", "localizer 'dal,unet.activation=3': unet: activation is 3, exp"),
+        ("dal,training.foo=3", "localizer 'dal,training.foo=3': training: unknown key 'foo', "),
+        ("dal,training=3", "localizer 'dal,training=3': training is 3, expected a table"),
         ("dal,filter_size=2", "localizer 'dal,filter_size=2': filter_size: got 2, expected an odd"),
     ],
 )
@@ -87,7 +87,7 @@ def test_bad_names_are_refused_in_one_line(text, expected):
 
 
 def test_presets_of_an_unknown_kind_are_refused():
-    with pytest.raises(InputError, match="localizer: got 'padim', expected one of dal, mdps"):
+    with pytest.raises(InputError, match="localizer: unknown kind 'padim', expected dal, mdps"):
         preset_names("padim")
 
 
@@ -142,13 +142,13 @@ def test_an_extractor_goes_with_the_checkpoint(resnet, tmp_path):
     assert (found.score(x) != own.score(x)).any()
     copy = home / "extractor.npz"
     copy.write_bytes(copy.read_bytes()[:-20])
-    with pytest.raises(CheckpointError, match=r"extractor\.npz: is not the file of"):
+    with pytest.raises(CheckpointError, match=r"extractor\.npz': is not the file of"):
         load_localizer(home)
     save_extractor(home, resnet._replace(path=weights))
     facts = json.loads((home / "extractor.json").read_text())
     for damaged in ({"file": "x"}, {**facts, "settings": [1]}, {**facts, "kind": "vgg"}):
         (home / "extractor.json").write_text(json.dumps(damaged))
-        with pytest.raises(CheckpointError, match=r"extractor\.json: damaged"):
+        with pytest.raises(CheckpointError, match=r"extractor\.json': (damaged|no such file)"):
             load_localizer(home)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot write '.*extractor\.npz'"):

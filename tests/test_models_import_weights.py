@@ -50,7 +50,7 @@ def refusal(path, config=CONFIG):
         import_state_dict(path, config)
     message = str(caught.value)
     assert "\n" not in message
-    assert message.startswith("weights: ")
+    assert message.startswith("weights")
     return message
 
 
@@ -71,18 +71,18 @@ def test_missing_misshapen_extra_and_non_finite_arrays_are_named(tmp_path, array
 def test_truncated_file_is_refused(tmp_path, arrays, suffix):
     path = write(tmp_path / f"w{suffix}", arrays)
     path.write_bytes(path.read_bytes()[:-100])
-    assert "cannot read" in refusal(path)
+    assert "damaged (" in refusal(path)
 
 
 def test_pickled_arrays_are_refused(tmp_path, arrays):
     path = tmp_path / "w.npz"
     np.savez(path, allow_pickle=True, **arrays, odd=np.array([{}], object))
-    assert "cannot read" in refusal(path)
+    assert "damaged (" in refusal(path)
 
 
 def test_unknown_format_missing_file_and_foreign_arrays(tmp_path):
     assert "expected .npz, .safetensors or .pt" in refusal(tmp_path / "w.h5")
-    assert "is not there" in refusal(tmp_path / "w.npz")
+    assert "no such file" in refusal(tmp_path / "w.npz")
     path = write(tmp_path / "other.npz", {"layer.weight": np.zeros(3)})
     with pytest.raises(CheckpointError, match=r"has no array bot1\.convs\.0\.weight"):
         infer_unet_config(path)

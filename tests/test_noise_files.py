@@ -90,7 +90,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
 def test_wrong_entries(tmp_path, entries, message):
     path = tmp_path / "noise.npz"
     np.savez(path, **entries)
-    with pytest.raises(InputError, match=f"^'.*noise.npz': {message}") as raised:
+    with pytest.raises(InputError, match=f"^file '.*noise.npz': {message}") as raised:
         load_noise(path)
     assert "\n" not in str(raised.value)
     with pytest.raises(InputError, match=f"^noise '.*noise.npz': .*{message}"):
@@ -107,24 +107,24 @@ def test_damaged_files(tmp_path):
     contents = [whole[:n] for n in (0, 4, 40, len(whole) // 2, len(whole) - 1)]
     for content in (*contents, bytes(flipped), b"not a zip archive, but a text"):
         path.write_bytes(content)
-        with pytest.raises(InputError, match=r"is not a complete \.npz archive of numbers$"):
+        with pytest.raises(InputError, match=r"noise\.npz': damaged \("):
             load_noise(path)
     for place, value in ((6, 1), (8, 77)):  # encrypted, and compressed in an unknown way
         locked, start = bytearray(whole), whole.index(b"PK\x01\x02")
         locked[place] = locked[start + place + 2] = value
         path.write_bytes(bytes(locked))
-        with pytest.raises(InputError, match=r"is not a complete \.npz archive of numbers$"):
+        with pytest.raises(InputError, match=r"noise\.npz': damaged \("):
             load_noise(path)
     objects = {"kind": np.array("iid"), "sigma": np.array([{}, None])}
     np.savez(path, allow_pickle=True, **objects)
-    with pytest.raises(InputError, match=r"is not a complete \.npz archive of numbers$"):
+    with pytest.raises(InputError, match=r"noise\.npz': damaged \("):
         load_noise(path)
     with open(path, "wb") as file:
         np.save(file, np.ones(3))
-    with pytest.raises(InputError, match=r"is an array, expected an \.npz archive"):
+    with pytest.raises(InputError, match=r"one array, expected an \.npz archive"):
         load_noise(path)
     for missing in (tmp_path / "missing.npz", Path(tmp_path)):
-        with pytest.raises(InputError, match="cannot be read"):
+        with pytest.raises(InputError, match=r"no such file|cannot be read"):
             load_noise(missing)
 
 
@@ -188,7 +188,7 @@ def test_other_texts_show_the_forms(text):
         ("iid:nan", "sigma is nan, expected"),
         ("ar1:1:1", "rho is 1.0, expected"),
         ("ar1:0.5:inf", "sigma is inf, expected"),
-        ("missing.npy", "cannot be read"),
+        ("missing.npy", "no such file"),
     ],
 )
 def test_bad_values(text, message):
@@ -232,7 +232,7 @@ def test_damaged_arrays(tmp_path):
     contents = [whole[:n] for n in (0, 4, 20, 200, len(whole) - 1)]
     for content in (*contents, archive.read_bytes(), spoiled_header, objects.read_bytes()):
         path.write_bytes(content)
-        with pytest.raises(InputError, match=r"is not a complete \.npy array of numbers$"):
+        with pytest.raises(InputError, match=r"\.npy': damaged \("):
             parse_noise(str(path))
     (tmp_path / "folder.npy").mkdir()
     with pytest.raises(InputError, match="cannot be read"):

@@ -133,9 +133,9 @@ def test_figure_of_one_constant_image(tmp_path: Path) -> None:
 
 
 def test_figure_refusals(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="as many of each"):
+    with pytest.raises(InputError, match="the same number of each"):
         figure([], [], tmp_path / "figure.png")
-    with pytest.raises(InputError, match="as many of each"):
+    with pytest.raises(InputError, match="the same number of each"):
         figure([np.zeros((6, 6, 1))], [NOTHING], tmp_path / "f.png", titles=["a", "b"])
     with pytest.raises(InputError, match=r"^images: got the shape \(6, 6\), expected \(H, W, C\)"):
         figure([np.zeros((6, 6))], [NOTHING], tmp_path / "f.png")

@@ -11,7 +11,8 @@ PACKAGE = ROOT / "dal_jax"
 # In the order of the way that data take; one level each, top down.
 ROOMS = (
     ("_typing", "_errors", "_version", "_compat"),
-    ("_arrays", "_files", "_json", "_config"),
+    ("_arrays", "_files"),
+    ("_config",),
     ("affine",),
     ("inference",),
     ("search",),
@@ -28,16 +29,16 @@ ROOMS = (
     ("cli",),
 )
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
-# The modules of the first two levels, which serve every room of the package and nothing else.
-SHARED = {f"dal_jax.{name}" for names in ROOMS[:2] for name in names}
+# The modules of the first three levels, which serve the package, its tests and its studies.
+SHARED = {f"dal_jax.{name}" for names in ROOMS[:3] for name in names}
 # Files that import private modules of other rooms, and why. `tests/test_ROOM_MODULE.py` holds the
 # tests of `dal_jax.ROOM._MODULE` and may import it.
 STEPS = "the steps of the folder pipeline, one by one"
 PRIVATE_IMPORTS = {
     "benchmarks/noise_kinds.py": "views of groups as training reads them, of inspection._learn",
     "tests/perceptual_cases.py": "stepwise checks of diffusion, of localizers._chain",
-    "tests/test_bench.py": "a task of a process without the process, of bench._plan",
     "tests/cells_oracle.py": "a constant of search._cells, of which it is the oracle",
+    "tests/test_bench.py": "a task of a process without the process, of bench._run",
     "tests/test_cli_bench.py": "cli._repository without a repository",
     "tests/test_cli_demo.py": "the images of the demo, of cli._demo_data",
     "tests/test_cli_report.py": STEPS,
@@ -146,10 +147,9 @@ def private_imports(path: Path) -> set[str]:
         elif isinstance(node, ast.Import):
             whole += [alias.name for alias in node.names]
     found = {name for name in whole if name.startswith("dal_jax.")}
-    if room:  # the package itself: rooms with a private name are rooms, and some modules are shared
-        found -= SHARED
-    elif relative.parts[0] == "tests":
-        found -= {"dal_jax._dal_test", *SHARED}
+    found -= SHARED
+    if relative.parts[0] == "tests":
+        found -= {"dal_jax._dal_test"}
     return {
         name.removeprefix("dal_jax.")
         for name in found

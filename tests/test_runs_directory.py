@@ -217,7 +217,7 @@ def test_foreign_directories_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 1}', '{"format": 2}'])
 def test_damaged_descriptions_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
-    with pytest.raises(InputError, match=r"run\.json is damaged|format 2, expected 1"):
+    with pytest.raises(InputError, match=r"run\.json': damaged|format 2, expected 1"):
         open_it(tmp_path)
 
 

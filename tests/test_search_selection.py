@@ -225,7 +225,7 @@ def test_masks_of_a_batch():
         where=np.stack([where, ~where]),
     )
     assert [one.status for one in pair] == [Status.NO_REGION, Status.OK]
-    with pytest.raises(InputError, match="where has 1 masks, expected 2, one an image"):
+    with pytest.raises(InputError, match="where has 1 entries, expected one for each of 2 images"):
         dal_test_batch(localizer, [x, x], [reference, reference], "iid:1", where=[where])
 
 

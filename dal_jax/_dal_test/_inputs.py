@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dal_jax._config import option
+from dal_jax._config import nearest, option
 from dal_jax._errors import InputError
 from dal_jax._typing import Bool, Float
 from dal_jax.inference import Noise, check_level
@@ -94,43 +94,44 @@ class TestOptions(SearchOptions):
 
     engine: str = option(
         "adaptive",
-        "How the line is searched: adaptive, by evaluations and interpolation, checked at random "
-        "points; sweep, exactly, through every piece of a piecewise-linear network; scan, the "
-        "slower check of the sweep.",
+        "Search of the line: adaptive, by evaluations and interpolation with checks at random "
+        "points; sweep, exactly, through every piece of a piecewise-linear network; scan, a slower "
+        "independent check of the sweep.",
         choices=ENGINES,
     )
     # None stands for the dtype of the engine.
     dtype: str | None = option(
         None,
-        "Computing type of the search; by default float32, settled in float64, for adaptive and "
-        "float64 for sweep and scan.",
+        "Floating-point type of the search; by default float32 for adaptive, with decisions in "
+        "float64, and float64 for sweep and scan.",
         choices=DTYPES,
     )
     adaptive: AdaptiveOptions = field(default_factory=AdaptiveOptions)
-    seed: int = option(0, "Seed of everything random.")  # 0 or above
+    seed: int = option(0, "Seed of all random numbers.")  # 0 or above
     first_window: bool = option(
         False,
-        "Compute the over-conditioned p, too, with the adaptive engine (the exact ones always "
+        "Also compute the over-conditioned p with the adaptive engine (the exact engines always "
         "do); piecewise-linear networks only.",
     )
     # 0 or more; adaptive engine only.
     permutations: int = option(
         0,
-        "Also compare with N permutations of the image's pixels; not valid for correlated noise.",
+        "Also compute a p-value from N permutations of the image's pixels; not valid for "
+        "correlated noise.",
         metavar="N",
     )
     region: str = option(
         "all",
-        "Which flagged pixels are tested: all; those connected with the highest score; or each "
-        "connected component on its own.",
+        "Flagged pixels to test: all of them, the component of the highest score (peak), or each "
+        "connected component on its own (components).",
         choices=REGIONS,
     )
     # Noise added for the selection, in standard deviations of the noise.
     randomization: float = option(
         GAMMA,
-        "Let the model see each image with so much noise added, in standard deviations of the "
-        "noise, and test the image itself: p stays exact, power rises. 0 is the test as "
-        "published.",
+        "Standard deviation of the noise added to the image that the model sees, in standard "
+        "deviations of the image's noise; the image itself is tested: p stays exact, and power "
+        "rises. 0 adds none, as published.",
         metavar="GAMMA",
     )
     confidence: float = 0.95  # of the interval for the mean difference, in (0, 1)
@@ -190,10 +191,10 @@ def test_options(options: dict[str, Any]) -> TestOptions:
     Raises:
         InputError: A name is unknown, or a value does not fit.
     """
-    unknown = sorted(set(options) - set(TestOptions.__dataclass_fields__))
-    if unknown:
-        known = ", ".join(TestOptions.__dataclass_fields__)
-        raise InputError(f"options hold {unknown[0]!r}, expected only {known}")
+    known = list(TestOptions.__dataclass_fields__)
+    for key in options:
+        if key not in known:
+            raise InputError(f"options: unknown key {key!r}, {nearest(key, known)}")
     return TestOptions(**options)
 
 

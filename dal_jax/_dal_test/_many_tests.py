@@ -204,14 +204,12 @@ def dal_test_batch(
     if images.ndim != 4 or references.ndim < 4 or len(references) != len(images):
         raise InputError(
             f"x and x_ref have shapes {images.shape} and {references.shape}, expected (B, H, W, C) "
-            "and as many references"
+            "and one reference for each image"
         )
-    if draws is not None and len(draws) != len(images):
-        raise InputError(f"draws are {len(draws)}, expected one for each of {len(images)} images")
-    if noises is not None and len(noises) != len(images):
-        raise InputError(f"noises are {len(noises)}, expected one for each of {len(images)} images")
-    if where is not None and len(where) != len(images):
-        raise InputError(f"where has {len(where)} masks, expected {len(images)}, one an image")
+    for name, given in {"draws": draws, "noises": noises, "where": where}.items():
+        if given is not None and len(given) != len(images):
+            expected = f"expected one for each of {len(images)} images"
+            raise InputError(f"{name} has {len(given)} entries, {expected}")
     chosen, covariance = test_options(options), covariance_of(noise, localizer)
 
     def case(number: int) -> ImageToTest:
@@ -355,5 +353,5 @@ def _devices(devices: Sequence[Any] | int | None) -> tuple[Any, ...]:
     if not isinstance(devices, int | np.integer):
         return tuple(devices)
     if not 1 <= devices <= len(there):
-        raise InputError(f"devices is {devices}, expected 1 to {len(there)}, all that there are")
+        raise InputError(f"devices is {devices}, expected 1 to {len(there)}, the devices available")
     return there[:devices]

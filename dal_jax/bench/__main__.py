@@ -3,7 +3,7 @@
 import json
 import sys
 
-from dal_jax.bench._plan import do
+from dal_jax.bench._run import do
 
 if __name__ == "__main__":
     print(json.dumps(do(json.loads(sys.argv[1]))))

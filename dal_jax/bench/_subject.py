@@ -5,16 +5,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
-from zipfile import BadZipFile
 
 import jax
 import numpy as np
 
 from dal_jax._dal_test import evaluator_of
 from dal_jax._errors import InputError
+from dal_jax._files import atomic_path, file_errors, read_arrays
 from dal_jax._typing import Float
 from dal_jax.diffusion import DalConfig
-from dal_jax.images import atomic_path
 from dal_jax.localizers import Localizer, as_kind, localizer_preset, make_localizer, read_checkpoint
 from dal_jax.models import import_state_dict, infer_unet_config
 from dal_jax.search import Evaluator
@@ -198,18 +197,15 @@ def load_inputs(path: str | Path) -> Inputs:
         ...     print(load_inputs(f"{folder}/inputs.npz").looked)
         2
     """
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as held:
-            return Inputs(
-                held["images"],
-                held["references"],
-                float(held["threshold"]),
-                int(held["flagged"]),
-                int(held["looked"]),
-            )
-    except (OSError, ValueError, EOFError, KeyError, TypeError, BadZipFile) as error:
-        reason = "no such file" if not Path(path).exists() else "not a whole file of save_inputs"
-        raise InputError(f"inputs {str(path)!r}: {reason}") from error
+    with file_errors(path, "inputs"):
+        held = read_arrays(path, "inputs")
+        return Inputs(
+            held["images"],
+            held["references"],
+            float(held["threshold"]),
+            int(held["flagged"]),
+            int(held["looked"]),
+        )
 
 
 def _pair(seed: int, number: int, shape: tuple[int, int, int]) -> np.ndarray:

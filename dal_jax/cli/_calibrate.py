@@ -7,20 +7,34 @@ from typing import Annotated, Any
 import typer
 from tqdm import tqdm
 
-from dal_jax._json import dumps
+from dal_jax._files import dumps
 from dal_jax.cli import _options as options
 from dal_jax.inspection import Calibrated, CalibrateOptions, calibrate_folder, stage_progress
 from dal_jax.runs import join_hosts, leave_hosts
 
 Model = Annotated[
-    Path, typer.Option("--model", metavar="DIR", help="Model trained with --data; kept there.")
+    Path,
+    typer.Option(
+        "--model",
+        metavar="DIR",
+        help="Model trained with --data, whose folder takes the calibration.",
+    ),
 ]
-Data = Annotated[Path, typer.Option("--data", metavar="FOLDER", help="The data set it is from.")]
+Data = Annotated[
+    Path, typer.Option("--data", metavar="FOLDER", help="Data set that the model was trained on.")
+]
 Control = Annotated[
-    int, typer.Option("--control", metavar="N", help="Images drawn from the noise model; 0: none.")
+    int,
+    typer.Option(
+        "--control", metavar="N", help="Number of control images, drawn from the noise model."
+    ),
 ]
 Lengths = Annotated[
-    bool, typer.Option("--lengths/--no-lengths", help="Also other correlation lengths.")
+    bool,
+    typer.Option(
+        "--lengths/--no-lengths",
+        help="Repeat the tests with other correlation lengths of the noise.",
+    ),
 ]
 
 
@@ -37,10 +51,10 @@ def calibrate(
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
-    """Tests the normal images that training kept aside and says how often they are called.
+    """Tests the normal images that training set aside and reports how often they are significant.
 
-    The recalibrations that it fits go to calibration.json in the model's folder, where test finds
-    them. The same command goes on after an interruption.
+    Fits recalibrations of the p-values and writes them to calibration.json in the model's folder,
+    from which test reads them. After an interruption, the same command resumes.
     """
     options.keep_compilations(cache)
     host = join_hosts(coordinator, num_processes, process_id)

@@ -10,51 +10,79 @@ from dal_jax.inspection import Source
 
 Data = Annotated[
     Path | None,
-    typer.Option("--data", metavar="FOLDER", help="Data set: see --layout."),
+    typer.Option(
+        "--data",
+        metavar="FOLDER",
+        help="Folder of a data set; --layout lists the supported layouts.",
+    ),
 ]
 Layout = Annotated[
     str,
     typer.Option(
         "--layout",
-        help="auto, mvtec, btad, visa, mpdd, folder, brats2021, brats2023, nifti, dicom, arrays.",
+        help="Layout of the data set: auto, mvtec, btad, visa, mpdd, folder, brats2021, "
+        "brats2023, nifti, dicom or arrays.",
     ),
 ]
-Category = Annotated[str | None, typer.Option("--category", help="Of a set that holds several.")]
-Contrast = Annotated[str | None, typer.Option("--contrast", help="Of volumes, as in t2w.")]
+Category = Annotated[
+    str | None, typer.Option("--category", help="Category, in a data set of several.")
+]
+Contrast = Annotated[
+    str | None, typer.Option("--contrast", help="Contrast of volumes, such as t2w.")
+]
 Slices = Annotated[
-    str | None, typer.Option("--slices", metavar="A:B[:STEP]", help="Of volumes, axial.")
+    str | None,
+    typer.Option("--slices", metavar="A:B[:STEP]", help="Range of the axial slices of volumes."),
 ]
 Groups = Annotated[
     str | None,
     typer.Option(
         "--groups",
-        help="What tells the physical object: regex:PATTERN, csv:FILE:COLUMN, runs:N or gap:N; "
-        "by default each file (each patient) is one.",
+        help="Rule that assigns images to physical objects: regex:PATTERN, csv:FILE:COLUMN, "
+        "runs:N or gap:N; by default each file (each patient) is an object.",
     ),
 ]
 View = Annotated[
     Literal["resize", "crop", "tile"],
-    typer.Option("--view", help="The whole image, its middle, or tiles side by side."),
+    typer.Option(
+        "--view", help="Take the whole image (resize), its middle (crop) or adjacent tiles (tile)."
+    ),
 ]
-Intensity = Annotated[Literal["log", "raw"], typer.Option("--intensity", help="Of the pixels.")]
+Intensity = Annotated[
+    Literal["log", "raw"],
+    typer.Option(
+        "--intensity", help="Take the logarithm of the pixels, or leave them as they are."
+    ),
+]
 Background = Annotated[
-    Literal["quadratic", "none"], typer.Option("--background", help="Taken off each view.")
+    Literal["quadratic", "none"],
+    typer.Option("--background", help="Background to subtract from each view."),
 ]
 Scale = Annotated[
     Literal["view", "train", "none"],
-    typer.Option("--scale", help="Divide by the view's deviation, the training views', or not."),
+    typer.Option(
+        "--scale",
+        help="Divide by the standard deviation of the view, by that of the training views, or not.",
+    ),
 ]
-Reduce = Annotated[int, typer.Option("--reduce", help="Pixels averaged into one, each way.")]
-Border = Annotated[int, typer.Option("--border", help="Pixels left out at each edge.")]
-Overlap = Annotated[int, typer.Option("--overlap", help="Pixels that neighbouring tiles share.")]
-Colour = Annotated[bool, typer.Option("--colour/--grey", help="Keep the channels, or average.")]
+Reduce = Annotated[
+    int, typer.Option("--reduce", help="Number of pixels averaged into one, along each axis.")
+]
+Border = Annotated[int, typer.Option("--border", help="Number of pixels left out at each edge.")]
+Overlap = Annotated[
+    int, typer.Option("--overlap", help="Number of pixels that adjacent tiles share.")
+]
+Colour = Annotated[
+    bool,
+    typer.Option("--colour/--grey", help="Keep the channels of colour images, or average them."),
+]
 Foreground = Annotated[
     Literal["none", "otsu", "nonzero"],
     typer.Option(
         "--foreground",
-        help="Pixels that count: those that are bright (otsu) or not 0 (nonzero) in 95% of the "
-        "training images, the same in every tested image, whose own pixels have no say; the others "
-        "are set to 0. With --view resize or crop.",
+        help="Foreground that may be flagged: pixels that are bright (otsu) or not 0 (nonzero) in "
+        "95% of the training images. It does not depend on the tested image; all other pixels are "
+        "set to 0. With --view resize or crop only.",
     ),
 ]
 

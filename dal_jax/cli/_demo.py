@@ -13,7 +13,7 @@ from tqdm import tqdm
 from dal_jax import TestResult, dal_test_batch
 from dal_jax._dal_test import GAMMA, randomization
 from dal_jax._errors import InputError
-from dal_jax._json import dumps
+from dal_jax._files import dumps
 from dal_jax.cli import _demo_data as data
 from dal_jax.cli import _options as options
 from dal_jax.cli._output import encode_regions, need_figures
@@ -37,9 +37,9 @@ _CONFIG = DalConfig(
 )
 _TRAINING = TrainConfig(steps=2500, ema_decay=0.99, checkpoint_every=2500, log_every=25)
 
-Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the picture is put.")]
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the picture.")]
 Train = Annotated[
-    bool, typer.Option("--train", help="Train the model afresh (a minute or two) into DIR/model.")
+    bool, typer.Option("--train", help="Train a new model in DIR/model (one to two minutes).")
 ]
 
 
@@ -51,8 +51,8 @@ def demo(
 ) -> None:
     """Looks for flaws in photographed brick faces and says which of them are real.
 
-    A small diffusion model of normal brick faces flags a region in each of twelve views it has
-    never seen, six of them with a defect put in; each region is tested against normal views.
+    A small diffusion model of normal brick faces flags regions in twelve new views, six of which
+    have an added defect. Each region is tested against normal views.
     """
     need_figures(out)
     if seed < 0:

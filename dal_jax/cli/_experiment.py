@@ -10,34 +10,43 @@ import typer
 
 from dal_jax._config import fit_fields, nearest, read_toml
 from dal_jax._errors import InputError
-from dal_jax._json import dumps
+from dal_jax._files import dumps
 from dal_jax.cli import _options as options
 from dal_jax.cli._repository import import_beside
 from dal_jax.runs import join_hosts, leave_hosts
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Of the experiment; `list` lists them.")]
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="Name of the experiment, or list for all names.")
+]
 Preset = Annotated[
     str,
     typer.Option(
         "--preset",
-        help="quick (minutes on 2 cores), paper (the full sweep) or, of some, standard (between).",
+        help="Preset: quick (minutes on 2 cores), paper (all settings) or, for some experiments, "
+        "standard (in between).",
     ),
 ]
 Spec = Annotated[
     Path | None,
     typer.Option(
-        "--spec", metavar="FILE.toml", help="Settings to be changed, and perhaps `preset`."
+        "--spec", metavar="FILE.toml", help="File of changed settings; it may name a preset."
     ),
 ]
 Out = Annotated[
     Path | None,
-    typer.Option("--out", metavar="DIR", help="Tables, figures and runs; default: results/NAME."),
+    typer.Option(
+        "--out", metavar="DIR", help="Folder for tables, figures and runs; by default results/NAME."
+    ),
 ]
 Models = Annotated[
-    Path, typer.Option("--models", metavar="DIR", help="Trained models, for all experiments.")
+    Path,
+    typer.Option(
+        "--models", metavar="DIR", help="Folder of the trained models of all experiments."
+    ),
 ]
 Seed = Annotated[
-    int | None, typer.Option("--seed", help="Seed of everything random; default: the preset's.")
+    int | None,
+    typer.Option("--seed", help="Seed of all random numbers; by default that of the preset."),
 ]
 
 
@@ -58,8 +67,8 @@ def experiment(
 ) -> None:
     """Runs one of the paper's experiments: tables as CSV and npz, figures as PDF and PNG.
 
-    What an experiment has finished is kept: the same command goes on after an interruption, and
-    processes that are started together share the tests.
+    Finished tests are kept: after an interruption, the same command resumes. Processes that are
+    started together share the tests.
     """
     experiments = import_beside("experiments", "experiment")
     if name == "list":

@@ -5,20 +5,24 @@ from typing import Annotated, Literal
 
 import typer
 
-from dal_jax._json import dumps
+from dal_jax._files import dumps
 from dal_jax.cli import _options as options
 from dal_jax.diffusion import DalConfig, save_checkpoint
 from dal_jax.models import import_state_dict, infer_unet_config
 
 File = Annotated[
     Path,
-    typer.Argument(metavar="FILE", help=".npz, .safetensors or .pt state dict (weights only)."),
+    typer.Argument(
+        metavar="FILE",
+        help="State dict of a PyTorch network: .npz, .safetensors or .pt (weights only).",
+    ),
 ]
-Directory = Annotated[Path, typer.Argument(metavar="DIR", help="Checkpoint to be written.")]
+Directory = Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the checkpoint.")]
 Arch = Annotated[Literal["dal-unet"], typer.Option("--arch", help="Architecture of the weights.")]
-Size = Annotated[int, typer.Option("--size", metavar="S", help="Side of the images, in pixels.")]
+Size = Annotated[int, typer.Option("--size", metavar="S", help="Side of the images in pixels.")]
 Activation = Annotated[
-    str, typer.Option("--activation", help="Activation of the network; the file does not tell.")
+    str,
+    typer.Option("--activation", help="Activation of the network, which the file does not name."),
 ]
 
 

@@ -4,11 +4,12 @@ import numpy as np
 import typer
 
 from dal_jax._errors import InputError
-from dal_jax._json import dumps
+from dal_jax._files import dumps
 from dal_jax.cli import _options as options
 from dal_jax.cli._output import encode_regions, need_figures
 from dal_jax.images import write_array, write_text
 from dal_jax.inspection import open_image
+from dal_jax.localizers import THRESHOLD
 from dal_jax.report import Maps, figure
 
 
@@ -17,19 +18,21 @@ def localize(
     image: options.Image,
     localizer: options.Use = None,
     draws: options.Draws = None,
-    threshold: options.Threshold = 0.8,
+    threshold: options.Threshold = THRESHOLD,
     out: options.Out = None,
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
-    """Flags the region of an image that its reconstruction does not explain; no test."""
+    """Flags the region in which an image differs from its reconstruction, without a test."""
     need_figures(out)
     found = options.open_localizer(model, threshold, draws, seed, localizer)
     x = open_image(image, found.image_shape)
     score = found.score(x)
     reconstruction = found.reconstruct(x)
     if not np.isfinite(score).all():
-        raise InputError(f"model {str(model)!r}: gives NaN or infinite scores on this image")
+        raise InputError(
+            f"model {str(model)!r}: NaN or infinite scores for this image, expected finite scores"
+        )
     region = score > found.threshold
     maps = {"region": region, "score": score, "reconstruction": reconstruction}
     fields = {"threshold": found.threshold, "num_flagged": int(region.sum()), **maps}

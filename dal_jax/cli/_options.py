@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import jax
 import numpy as np
@@ -13,24 +13,32 @@ import typer
 from dal_jax import TestOptions
 from dal_jax._config import options_of
 from dal_jax._errors import InputError
+from dal_jax._files import read_array
 from dal_jax.images import read_image
 from dal_jax.localizers import FORM, Localizer, load_localizer
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Model = Annotated[
-    Path, typer.Option("--model", metavar="DIR", help="Checkpoint of train or import-weights.")
+    Path,
+    typer.Option(
+        "--model",
+        metavar="DIR",
+        help="Folder of the checkpoint that train or import-weights wrote.",
+    ),
 ]
 Image = Annotated[
     Path,
-    typer.Option("--image", metavar="FILE", help="Image: .npy, .png, .jpg, .tif, .nii(.gz)."),
+    typer.Option(
+        "--image", metavar="FILE", help="Image file: .npy, .png, .jpg, .tif or .nii(.gz)."
+    ),
 ]
 Draws = Annotated[
     Path | None,
     typer.Option(
         "--draws",
         metavar="FILE.npy",
-        help="Draws (1 + steps, H, W, C), standard normal, fixed before the image is seen; "
-        "by default drawn from --seed.",
+        help="Standard normal draws (1 + steps, H, W, C), fixed before the image is seen; by "
+        "default they are drawn with --seed.",
     ),
 ]
 Use = Annotated[
@@ -38,68 +46,81 @@ Use = Annotated[
     typer.Option(
         "--localizer",
         metavar=FORM,
-        help="Another use of the model's network, as in train: mdps:pl, glad:pl,start=300, ...; "
-        "by default the one that it was trained for.",
+        help="Another localizer for the model's network, in the form of train --localizer, such "
+        "as mdps:pl or glad:pl,start=300; by default the one that it was trained for.",
     ),
 ]
 Threshold = Annotated[
-    float, typer.Option("--threshold", metavar="L", help="Pixels of a higher score are flagged.")
+    float,
+    typer.Option(
+        "--threshold", metavar="L", help="Threshold of the score; pixels above it are flagged."
+    ),
 ]
 Out = Annotated[
     Path | None,
-    typer.Option("--out", metavar="DIR", help="Write arrays, figure.png and result.json there."),
+    typer.Option("--out", metavar="DIR", help="Folder for the arrays, figure.png and result.json."),
 ]
 
 Devices = Annotated[
-    int | None, typer.Option("--devices", metavar="N", help="Devices to use; by default all.")
+    int | None,
+    typer.Option("--devices", metavar="N", help="Number of devices; by default all are used."),
 ]
 BatchSize = Annotated[
-    int | None, typer.Option("--batch-size", metavar="N", help="Tests under way at a time.")
+    int | None, typer.Option("--batch-size", metavar="N", help="Number of concurrent tests.")
 ]
 Cache = Annotated[
     Path | None,
     typer.Option(
         "--cache",
         metavar="DIR",
-        help="Keep compiled programs there for later runs; by default as the environment variable "
-        "JAX_COMPILATION_CACHE_DIR says.",
+        help="Folder that keeps compiled programs for later runs; by default that of the "
+        "environment variable JAX_COMPILATION_CACHE_DIR, if it is set.",
     ),
 ]
 Coordinator = Annotated[
     str | None,
-    typer.Option("--coordinator", metavar="HOST:PORT", help="Where process 0 of several listens."),
+    typer.Option("--coordinator", metavar="HOST:PORT", help="Address at which process 0 listens."),
 ]
 NumProcesses = Annotated[
-    int | None, typer.Option("--num-processes", metavar="N", help="Processes that share the run.")
+    int | None,
+    typer.Option("--num-processes", metavar="N", help="Number of processes that share the run."),
 ]
 ProcessId = Annotated[
-    int | None, typer.Option("--process-id", metavar="I", help="Which of them this is, from 0.")
+    int | None, typer.Option("--process-id", metavar="I", help="Number of this process, from 0.")
 ]
 
 
-def flag(kind: Any, name: str, text: str = "") -> Any:
+def flag(kind: Any, name: str, more: str = "", *also: str) -> Any:
     """Return the command-line option that a field of a dataclass declares.
 
     Args:
         kind: Dataclass of the field.
         name: Name of the field, declared by `dal_jax._config.option`.
-        text: Help text in place of the declared one, for a verb where the option means more.
+        more: End of the help text, for conditions of a single verb.
+        *also: Other names of the option.
 
     Returns:
         The option, for the annotation of a parameter.
     """
     words, word = options_of(kind)[name].metadata, name.replace("_", "-")
     both = f"/--no-{word}" if get_type_hints(kind)[name] is bool else ""
-    return typer.Option(f"--{word}{both}", metavar=words["metavar"], help=text or words["help"])
+    text = words["help"] + (f" {more}" if more else "")
+    return typer.Option(
+        words["name"] or f"--{word}{both}", *also, metavar=words["metavar"], help=text
+    )
 
 
-def annotation(kind: Any, name: str, text: str = "") -> Any:
-    """Return the annotation of a verb's parameter that a field declares; arguments as in `flag`."""
+def annotation(kind: Any, name: str, more: str = "") -> Any:
+    """Return the annotation of a verb's parameter that a field declares; arguments as in `flag`.
+
+    A tuple becomes an option that may be repeated and takes several entries with commas between.
+    """
     declared, choices = get_type_hints(kind)[name], options_of(kind)[name].metadata["choices"]
     if choices:
         one_of: Any = Literal[choices]
         declared = one_of | None if type(None) in get_args(declared) else one_of
-    return Annotated[declared, flag(kind, name, text)]
+    declared = list[str] if get_origin(declared) is tuple else declared
+    return Annotated[declared, flag(kind, name, more)]
 
 
 def declared(kind: Any, *names: str) -> Callable[[Any], Any]:
@@ -120,13 +141,13 @@ def declared(kind: Any, *names: str) -> Callable[[Any], Any]:
     return decorate
 
 
-def with_fields(kind: Any, parameter: str, texts: dict[str, str]) -> Callable[[Any], Any]:
+def with_fields(kind: Any, parameter: str, more: dict[str, str]) -> Callable[[Any], Any]:
     """Give a verb the options that a dataclass declares, in place of one parameter.
 
     Args:
         kind: Dataclass that declares the options.
         parameter: Parameter of the verb that takes an instance, built from the options.
-        texts: Help texts in place of the declared ones, by field.
+        more: Ends of help texts, by field.
 
     Returns:
         Decorator of the verb.
@@ -135,8 +156,8 @@ def with_fields(kind: Any, parameter: str, texts: dict[str, str]) -> Callable[[A
         Parameter(
             name,
             Parameter.POSITIONAL_OR_KEYWORD,
-            default=own.default,
-            annotation=annotation(kind, name, texts.get(name, "")),
+            default=_texts(own.default),
+            annotation=annotation(kind, name, more.get(name, "")),
         )
         for name, own in options_of(kind).items()
     ]
@@ -148,14 +169,33 @@ def with_fields(kind: Any, parameter: str, texts: dict[str, str]) -> Callable[[A
 
         @wraps(verb)
         def run(**values: Any) -> None:
-            told = {one.name: values.pop(one.name) for one in made}
-            verb(**values, **{parameter: kind(**told)})
+            given = {one.name: _value(kind, one.name, values.pop(one.name)) for one in made}
+            verb(**values, **{parameter: kind(**given)})
 
         run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {one.name: one.annotation for one in parameters}
         return run
 
     return decorate
+
+
+def _texts(value: Any) -> Any:
+    return list(map(str, value)) if isinstance(value, tuple) else value
+
+
+def _value(kind: Any, name: str, value: Any) -> Any:
+    """Return the value of a field; that of a tuple from its texts."""
+    declared = get_type_hints(kind)[name]
+    if get_origin(declared) is not tuple:
+        return value
+    parts = [part.strip() for text in value for part in text.split(",") if part.strip()]
+    if get_args(declared)[0] is not int:
+        return tuple(parts)
+    if not all(part.isdecimal() for part in parts):
+        word = name.replace("_", "-")
+        text = ",".join(value)
+        raise InputError(f"--{word} is {text!r}, expected whole numbers with commas between them")
+    return tuple(int(part) for part in parts)
 
 
 def noise_option(more: str = "") -> Any:
@@ -234,7 +274,7 @@ def open_localizer(
     """
     if seed < 0:
         raise InputError(f"--seed: got {seed}, expected 0 or more")
-    given = seed if draws is None else _read_draws(draws)
+    given = seed if draws is None else read_array(draws, "draws")
     return load_localizer(model, threshold, given, use)
 
 
@@ -254,12 +294,3 @@ def finite_image(path: Path) -> np.ndarray:
     if not np.isfinite(image).all():
         raise InputError(f"image {str(path)!r}: holds NaN or infinite pixels")
     return image
-
-
-def _read_draws(path: Path) -> np.ndarray:
-    try:
-        with open(path, "rb") as file:
-            return np.lib.format.read_array(file, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        reason = "no such file" if not path.exists() else "not a whole .npy file of numbers"
-        raise InputError(f"draws {str(path)!r}: {reason}") from error

@@ -5,25 +5,35 @@ from typing import Annotated
 
 import typer
 
-from dal_jax._json import dumps
+from dal_jax._files import dumps
 from dal_jax.cli import _options as options
 from dal_jax.inspection import NUM_PICTURES, Page, page
 
 Directory = Annotated[
     Path,
-    typer.Argument(metavar="DIR", help="The --out of dal-jax test.", show_default=False),
+    typer.Argument(
+        metavar="DIR",
+        help="Folder of results, given as --out to dal-jax test.",
+        show_default=False,
+    ),
 ]
 Model = Annotated[
     Path | None,
-    typer.Option("--model", metavar="DIR", help="Model, for its settings and its calibration."),
+    typer.Option(
+        "--model", metavar="DIR", help="Folder of the model, to show its settings and calibration."
+    ),
 ]
 Out = Annotated[
     Path | None,
-    typer.Option("--out", metavar="FILE.html", help="The page; by default DIR/report.html."),
+    typer.Option(
+        "--out", metavar="FILE.html", help="Path of the page; by default DIR/report.html."
+    ),
 ]
 Pictures = Annotated[
     int,
-    typer.Option("--pictures", metavar="N", help="Images shown, those with the smallest p-values."),
+    typer.Option(
+        "--pictures", metavar="N", help="Number of images shown, in the order of their p-values."
+    ),
 ]
 
 
@@ -37,8 +47,8 @@ def report(
 ) -> None:
     """Writes one self-contained HTML page of a tested folder (--seed has no effect).
 
-    It holds decisions, calibration, pictures, table, settings and fingerprints, and loads nothing
-    from anywhere.
+    The page holds decisions, calibration, pictures, a table, settings and fingerprints, and loads
+    no other file.
     """
     made = page(directory, out, model=model, num_pictures=pictures)
     typer.echo(dumps(made._asdict()) if json else _summary(made))

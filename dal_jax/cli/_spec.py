@@ -11,6 +11,7 @@ from dal_jax._config import fit_fields, read_toml
 from dal_jax._errors import InputError
 from dal_jax.cli._options import open_localizer
 from dal_jax.inspection import Inspection, inspect_images
+from dal_jax.localizers import THRESHOLD
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class TestSpec:
     references: tuple[Path, ...]
     noise: str  # in the units of the images; there is no default, since none fits all files
     draws: Path | None = None
-    threshold: float = 0.8
+    threshold: float = THRESHOLD
     devices: int | None = None
     batch_size: int | None = None
     localizer: str | None = None  # use of the model's network, if not the trained one

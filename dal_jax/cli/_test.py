@@ -14,14 +14,13 @@ from tqdm import tqdm
 from dal_jax import TestOptions
 from dal_jax._dal_test import parts_of_record
 from dal_jax._errors import InputError
-from dal_jax._json import dumps
+from dal_jax._files import csv_text, dumps
 from dal_jax.cli import _options as options
 from dal_jax.cli._output import need_figures
 from dal_jax.cli._spec import TestSpec, expand_patterns, read_spec
 from dal_jax.inspection import (
     Inspection,
     ViewResult,
-    csv_text,
     inspect_folder,
     stage_progress,
 )
@@ -119,8 +118,8 @@ _TITLES: tuple[str, ...] = (
     TestOptions,
     "how",
     {
-        "alpha": "Level of the decision on an image, of all of its views together (0.05); the "
-        "search goes on until the decision is certain."
+        "alpha": "Here the level of the decision on an image, of all of its views together, 0.05 "
+        "by default; the search goes on until the decision is certain."
     },
 )
 def test(

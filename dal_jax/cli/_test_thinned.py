@@ -8,7 +8,7 @@ import typer
 
 from dal_jax import TestOptions, thinned, thinned_test
 from dal_jax._errors import InputError
-from dal_jax._json import dumps
+from dal_jax._files import dumps
 from dal_jax._version import __version__
 from dal_jax.cli import _options as options
 from dal_jax.cli._spec import expand_patterns

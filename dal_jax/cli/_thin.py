@@ -2,18 +2,17 @@
 
 from dataclasses import asdict, dataclass
 from functools import cache
-from json import loads
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 
-from dal_jax import thinned
-from dal_jax._config import fit_fields
+from dal_jax import TestOptions, thinned
+from dal_jax._config import build
 from dal_jax._dal_test import check_randomization
 from dal_jax._errors import InputError
-from dal_jax._json import dumps
+from dal_jax._files import dumps, file_errors, read_json
 from dal_jax._version import __version__
 from dal_jax.cli import _options as options
 from dal_jax.cli._spec import expand_patterns
@@ -26,29 +25,24 @@ Images = Annotated[
     typer.Argument(
         metavar="IMAGE...",
         help="Images: .npy, .png, .jpg, .tif, .nii(.gz), or a quoted pattern such as "
-        "'scans/*.png'. The added noise depends on the file's name: keep it for the test.",
+        "'scans/*.png'. The added noise depends on the name of the file: do not rename it before "
+        "the test.",
     ),
 ]
 Noise = Annotated[str, options.noise_option()]
 Randomization = Annotated[
-    float,
-    typer.Option(
-        "--randomization",
-        "--gamma",
-        metavar="GAMMA",
-        help="How much noise is added, in standard deviations of the noise, 0.001 to 1000: the "
-        "more, the less the detector sees and the more the test has. 0.5 is a good choice.",
-    ),
+    float, options.flag(TestOptions, "randomization", "Here 0.001 to 1000.", "--gamma")
 ]
 Out = Annotated[
     Path,
     typer.Option(
         "--out",
         metavar="DIR",
-        help="Write NAME.thinned.npy (float64, the image's units; grey images (H, W), others "
-        "(H, W, C)) and its record NAME.thinned.json there.",
+        help="Folder for the copies NAME.thinned.npy (float64, in the units of the image; (H, W) "
+        "for grey images, otherwise (H, W, C)) and their records NAME.thinned.json.",
     ),
 ]
+_ADVICE = "expected a record that thin wrote"
 
 
 @dataclass(frozen=True)
@@ -72,16 +66,17 @@ class Record:
 def thin(
     image: Images,
     noise: Noise,
-    randomization: Randomization,
     out: Out,
+    randomization: Randomization = TestOptions.randomization,
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
     """Writes noisier copies of images, in which any program may flag a region for test-thinned.
 
-    The copy is x + omega, omega drawn from N(0, GAMMA^2 SIGMA) by --seed and the file's name. What
-    is flagged in it is tested in x - omega / GAMMA^2, which is independent of it. Choose GAMMA and
-    the seed before any result is seen; a copy with other settings is not overwritten.
+    The copy is x + omega, with omega drawn from N(0, GAMMA^2 SIGMA) by --seed and the name of the
+    file. A region flagged in the copy is tested in x - omega / GAMMA^2, which is independent of it.
+    Choose GAMMA and the seed before any result is seen; a copy with other settings is not
+    overwritten.
     """
     check_randomization(randomization, "--randomization", none=False)
     paths = expand_patterns(image, Path(), "IMAGE")
@@ -101,7 +96,7 @@ def thin(
         copy, beside = thinned_files(out, path)
         if beside.exists() and read_record(beside).settings != record.settings:
             raise InputError(
-                f"--out {str(out)!r}: holds {path.name!r} or another of its name, thinned with "
+                f"--out {str(out)!r}: holds a copy of {path.name!r} with "
                 "other settings, expected another folder"
             )
         if beside.exists() and copy.exists():
@@ -147,19 +142,9 @@ def read_record(path: Path) -> Record:
     Raises:
         InputError: The file is missing or is no complete record.
     """
-    source = f"record {str(path)!r}"
-    try:
-        entries = loads(path.read_text(encoding="utf-8"))
-        if not isinstance(entries, dict):
-            raise InputError(f"{source}: is no object, expected a record that thin wrote")
-        return Record(**fit_fields(Record, entries, source))
-    except InputError:
-        raise
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"{source}: {reason}, expected one that thin wrote") from error
-    except (ValueError, OverflowError, RecursionError, TypeError) as error:
-        raise InputError(f"{source}: damaged, expected a record that thin wrote") from error
+    with file_errors(path, "record", advice=_ADVICE):
+        entries = read_json(path, "record", advice=_ADVICE)
+        return build(Record, entries, f"record {str(path)!r}")
 
 
 def check_copy(path: Path, seen: np.ndarray, added: np.ndarray) -> None:
@@ -182,7 +167,7 @@ def check_copy(path: Path, seen: np.ndarray, added: np.ndarray) -> None:
     if copy.shape != seen.shape or not np.abs(copy - seen).max() <= rounding:
         raise InputError(
             f"copy {str(path)!r}: differs from the image with the noise of its record, expected "
-            "the file that thin wrote, and the release of NumPy that it ran with"
+            "the unchanged file that thin wrote, and the same release of NumPy"
         )
 
 
@@ -192,6 +177,6 @@ def _check_names(paths: tuple[Path, ...], out: Path) -> None:
         other = taken.setdefault(thinned_files(out, path)[0], path)
         if other is not path:
             raise InputError(
-                f"IMAGE {str(path)!r}: has the name of {str(other)!r}, expected names that differ "
-                "before their endings, as the added noise is drawn by the name"
+                f"IMAGE {str(path)!r}: has the name of {str(other)!r} up to the suffix, expected "
+                "different names, as their copies are in one folder"
             )

@@ -2,14 +2,14 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import typer
 
-from dal_jax._dal_test import GAMMA
+from dal_jax._config import split_settings
 from dal_jax._errors import InputError
-from dal_jax._json import dumps
+from dal_jax._files import dumps
 from dal_jax.cli import _data as data_options
 from dal_jax.cli import _options as options
 from dal_jax.cli import _train_options as words
@@ -19,46 +19,46 @@ from dal_jax.inspection import (
     Learned,
     LearnedViews,
     LearnOptions,
+    Source,
     learn,
     learn_views,
     train_with_bar,
 )
-from dal_jax.localizers import ExtractorFile, PerceptualConfig, localizer_preset, split_settings
+from dal_jax.localizers import ExtractorFile, PerceptualConfig, localizer_preset
+
+# Options of a profile, which only training on a data set makes.
+_OF_DATA = ("noise", "references", "deal_references", "region", "randomization")
 
 
+@options.with_fields(LearnOptions, "learning", dict.fromkeys(_OF_DATA, "With --data only."))
 def train(
     context: typer.Context,
     out: words.Directory,
     images: words.Images = [],  # noqa: B006 (typer copies it)
     localizer: words.Kind = "dal",
     data: data_options.Data = None,
-    layout: data_options.Layout = "auto",
+    layout: data_options.Layout = Source.layout,
     category: data_options.Category = None,
     contrast: data_options.Contrast = None,
     slices: data_options.Slices = None,
     groups: data_options.Groups = None,
-    view: data_options.View = "resize",
-    intensity: data_options.Intensity = "log",
-    background: data_options.Background = "quadratic",
-    scale: data_options.Scale = "view",
-    reduce: data_options.Reduce = 1,
-    border: data_options.Border = 0,
-    overlap: data_options.Overlap = 0,
-    colour: data_options.Colour = False,
-    foreground: data_options.Foreground = "none",
-    noise: words.NoiseKind = "auto",
-    references: words.References = 20,
-    deal_references: words.DealReferences = False,
-    flag_share: words.FlagShare = 0.02,
-    region: words.Region = "peak",
-    randomization: words.Randomization = GAMMA,
+    view: data_options.View = Preparation.view,
+    intensity: data_options.Intensity = Preparation.intensity,
+    background: data_options.Background = Preparation.background,
+    scale: data_options.Scale = Preparation.scale,
+    reduce: data_options.Reduce = Preparation.reduce,
+    border: data_options.Border = Preparation.border,
+    overlap: data_options.Overlap = Preparation.overlap,
+    colour: data_options.Colour = not Preparation.grey,
+    foreground: data_options.Foreground = Preparation.foreground,
+    learning: LearnOptions = LearnOptions(),  # noqa: B008 (a constant)
     size: words.Size = None,
     steps: words.Steps = None,
     batch: words.Batch = None,
     lr: words.Rate = None,
-    clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 1.0,
+    clip: words.Clip = TrainConfig.grad_clip,
     ema: words.Ema = None,
-    dtype: words.Dtype = "float32",
+    dtype: words.Dtype = TrainConfig.dtype,
     channels: words.Channels = None,
     activation: words.Activation = None,
     start: words.Start = None,
@@ -67,10 +67,9 @@ def train(
     filter_size: words.FilterSize = None,
     textures: words.Textures = None,
     extractor: words.ExtractorWords = None,
-    checkpoint_every: Annotated[int, typer.Option(help="Updates between stored states.")] = 500,
-    log_every: Annotated[int, typer.Option(help="Updates between entries of the loss log.")] = 50,
+    checkpoint_every: words.CheckpointEvery = TrainConfig.checkpoint_every,
+    log_every: words.LogEvery = TrainConfig.log_every,
     resume: words.Resume = True,
-    seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
     """Trains a localizer on normal images and writes a checkpoint that test accepts.
@@ -83,15 +82,7 @@ def train(
         given = "both" if images else "none"
         raise InputError(f"--images, --data: got {given}, expected one of them")
     if data is None:
-        of_data = (
-            *data_options.NAMES,
-            "noise",
-            "references",
-            "deal_references",
-            "region",
-            "randomization",
-        )
-        options.refuse(context, of_data, "without --data")
+        options.refuse(context, (*data_options.NAMES, *_OF_DATA), "without --data")
     flags = {
         "channels": None if channels is None else list(parse_channels(channels)),
         "activation": activation,
@@ -104,31 +95,21 @@ def train(
     wanted = {"steps": steps, "batch_size": batch, "learning_rate": lr}
     training |= {name: value for name, value in wanted.items() if value is not None}
     every = {"checkpoint_every": checkpoint_every, "log_every": log_every}
-    how = {"grad_clip": clip, "ema_decay": ema, "dtype": dtype, "seed": seed, **every}
+    how = {"grad_clip": clip, "ema_decay": ema, "dtype": dtype, "seed": learning.seed, **every}
     settings = TrainConfig(**{**training, **how})
     features = _features(extractor, config)
     with_bar = partial(train_with_bar, resume=resume)
     if data is not None:
         looks = (view, intensity, background, scale, border, not colour, overlap, reduce)
-        preparation = Preparation(32 if size is None else size, *looks, foreground)
+        preparation = Preparation(Preparation.size if size is None else size, *looks, foreground)
         source = data_options.source_of(layout, category, contrast, slices, groups)
-        chosen = LearnOptions(
-            noise=noise,
-            references=references,
-            deal=deal_references,
-            flag_share=flag_share,
-            region=region,
-            seed=seed,
-            randomization=randomization,
-        )
-        rest = (settings, chosen, out, with_bar, textures, features)
+        rest = (settings, learning, out, with_bar, textures, features)
         _say_learned(learn(data, source, preparation, config, *rest), out, json)
         return
-    chosen = LearnOptions(flag_share=flag_share, seed=seed)
     views = cut_views(read_images(images), size)
     others = None if textures is None else _textures(textures, size)
-    told = learn_views(views, config, settings, chosen, out, with_bar, others, features)
-    _say_trained(told, len(views), settings, flag_share, out, json)
+    told = learn_views(views, config, settings, learning, out, with_bar, others, features)
+    _say_trained(told, len(views), settings, learning.flag_share, out, json)
 
 
 def _features(words: str | None, config: Any) -> ExtractorFile | None:
@@ -285,7 +266,7 @@ def cut_views(images: np.ndarray, size: int | None) -> np.ndarray:
     count, height, width, channels = images.shape
     rows, columns = (n // size if size > 0 else 0 for n in (height, width))
     if rows * columns == 0:
-        raise InputError(f"--size: got {size}, the images are only {height} x {width}")
+        raise InputError(f"--size: got {size}, expected 1 to {min(height, width)} for the images")
     blocks = images[:, : rows * size, : columns * size].reshape(
         count, rows, size, columns, size, channels
     )

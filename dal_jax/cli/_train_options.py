@@ -16,15 +16,21 @@ Images = Annotated[
     ),
 ]
 Directory = Annotated[
-    Path, typer.Option("--out", metavar="DIR", help="Checkpoint, training state and loss log.")
+    Path,
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="Folder for the checkpoint, the training state and the loss log.",
+    ),
 ]
 Size = Annotated[
     int | None,
     typer.Option(
         "--size",
         metavar="S",
-        help="Side of the views that the model sees; larger images are cut into S x S views side "
-        "by side, what is left at the right and lower edge is not used. Default: whole images.",
+        help="Side of the views in pixels. With --images, larger images are cut into adjacent "
+        "S x S views, without the remainder at the right and lower edges; by default images stay "
+        "whole. With --data, 32 by default.",
     ),
 ]
 Kind = Annotated[
@@ -32,8 +38,8 @@ Kind = Annotated[
     typer.Option(
         "--localizer",
         metavar=FORM,
-        help="dal, mdps, glad or autoencoder, with a preset (mdps:pl, mdps:faithful, "
-        "mdps:mvtec/tile, ...) and changes of its fields (mdps:pl,start=150).",
+        help="Localizer: dal, mdps, glad or autoencoder, with a preset (mdps:pl, "
+        "mdps:faithful, mdps:mvtec/tile, ...) and changes of its fields (mdps:pl,start=150).",
     ),
 ]
 Textures = Annotated[
@@ -41,8 +47,8 @@ Textures = Annotated[
     typer.Option(
         "--textures",
         metavar="DIR",
-        help="glad: images of other things, to make anomalies of; by default of the images' own "
-        "parts.",
+        help="Images of other subjects from which synthetic anomalies are made; by default parts "
+        "of the training images serve. glad only.",
     ),
 ]
 ExtractorWords = Annotated[
@@ -50,92 +56,80 @@ ExtractorWords = Annotated[
     typer.Option(
         "--extractor",
         metavar="KIND:FILE[,FIELD=VALUE...]",
-        help="mdps, glad: weights (.npz, .safetensors) of a network, resnet or vit, whose features "
-        "are compared; by default those of the model's own encoder. Copied to DIR.",
+        help="Weights (.npz, .safetensors) of a network, resnet or vit, whose features are "
+        "compared; by default those of the model's own encoder. Copied to DIR. mdps and glad only.",
     ),
 ]
 Channels = Annotated[
     str | None,
     typer.Option(
         "--channels",
-        help="Widths of the network from the first level to the bottom; of dal 32,64,128,256.",
+        help="Widths of the network from the finest level to the coarsest; 32,64,128,256 for dal.",
     ),
 ]
 Activation = Annotated[
     str | None,
-    typer.Option("--activation", help="relu, leaky_relu, relu6, hard_tanh, pl-silu:K, pl-gelu:K."),
+    typer.Option(
+        "--activation",
+        help="Activation: relu, leaky_relu, relu6, hard_tanh, pl-silu:K or pl-gelu:K.",
+    ),
 ]
 Start = Annotated[
-    int | None, typer.Option("--start", help="Level at which images are noised; of dal 460.")
+    int | None, typer.Option("--start", help="Level to which images are noised; 460 for dal.")
 ]
 ReverseSteps = Annotated[
-    int | None, typer.Option("--reverse-steps", help="dal: steps back from that level, 5.")
+    int | None,
+    typer.Option(
+        "--reverse-steps", help="Number of reverse steps from that level; 5 by default. dal only."
+    ),
 ]
 Eta = Annotated[
     float | None,
-    typer.Option("--eta", help="dal, mdps: share of fresh noise in a step, 0 to 1; of both 1."),
+    typer.Option(
+        "--eta", help="Share of fresh noise in a step, 0 to 1; 1 by default. dal and mdps only."
+    ),
 ]
 FilterSize = Annotated[
     int | None,
-    typer.Option("--filter-size", help="dal, autoencoder: side of the score's filter, 3."),
+    typer.Option(
+        "--filter-size",
+        help="Side of the score's averaging filter in pixels; 3 by default. dal and autoencoder "
+        "only.",
+    ),
 ]
 Steps = Annotated[
-    int | None, typer.Option("--steps", help="Updates of the weights; 2000, or the preset's.")
+    int | None,
+    typer.Option(
+        "--steps", help="Number of updates of the weights; by default that of the preset, or 2000."
+    ),
 ]
 Batch = Annotated[
-    int | None, typer.Option("--batch", help="Images in an update; 64, or the preset's.")
+    int | None,
+    typer.Option(
+        "--batch", help="Number of images in an update; by default that of the preset, or 64."
+    ),
 ]
 Rate = Annotated[
-    float | None, typer.Option("--lr", help="Learning rate of Adam; 0.001, or the preset's.")
+    float | None,
+    typer.Option("--lr", help="Learning rate of Adam; by default that of the preset, or 0.001."),
 ]
 Dtype = Annotated[
     Literal["float32", "bfloat16"], typer.Option("--dtype", help="Type of the activations.")
 ]
 Ema = Annotated[
-    float | None, typer.Option("--ema", help="Decay of averaged weights; default: not averaged.")
+    float | None,
+    typer.Option("--ema", help="Decay of averaged weights; by default weights are not averaged."),
 ]
-NoiseKind = Annotated[
-    str, typer.Option("--noise", help="--data: kind of noise model, or auto for the best fit.")
+Clip = Annotated[float, typer.Option("--clip", help="Largest norm of the gradient.")]
+CheckpointEvery = Annotated[
+    int, typer.Option("--checkpoint-every", help="Number of updates between stored states.")
 ]
-References = Annotated[
-    int,
-    typer.Option(
-        "--references",
-        metavar="K",
-        help="--data: normal views to compare with, of objects that serve for nothing else.",
-    ),
-]
-DealReferences = Annotated[
-    bool,
-    typer.Option(
-        "--deal-references/--share-references",
-        help="--data: K references of its own for each tested object, so that no two tests share "
-        "one; needs K times as many normal objects as are tested and calibrated with. By default "
-        "all tests share the same K and depend on one another through them.",
-    ),
-]
-Region = Annotated[
-    Literal["all", "peak", "components"],
-    typer.Option(
-        "--region",
-        help="--data: test all flagged pixels, those connected with the highest score, or each "
-        "connected component on its own.",
-    ),
-]
-Randomization = Annotated[
-    float,
-    typer.Option(
-        "--randomization",
-        metavar="GAMMA",
-        help="--data: let the model see each tested image with so much noise added, in standard "
-        "deviations of the noise, and test the image itself; the threshold is set for it. 0 is the "
-        "test as published.",
-    ),
-]
-FlagShare = Annotated[
-    float,
-    typer.Option("--flag-share", help="--data: share of normal pixels that the threshold flags."),
+LogEvery = Annotated[
+    int, typer.Option("--log-every", help="Number of updates between entries of the loss log.")
 ]
 Resume = Annotated[
-    bool, typer.Option("--resume/--no-resume", help="Go on with a run found in DIR, or start over.")
+    bool,
+    typer.Option(
+        "--resume/--no-resume", help="Resume an interrupted training in DIR, or start anew."
+    ),
 ]

@@ -4,7 +4,6 @@ from dal_jax.diffusion._checkpoint import load_checkpoint as load_checkpoint
 from dal_jax.diffusion._checkpoint import save_checkpoint as save_checkpoint
 from dal_jax.diffusion._config import DalConfig as DalConfig
 from dal_jax.diffusion._config import LocalizerConfig as LocalizerConfig
-from dal_jax.diffusion._config import build_config as build_config
 from dal_jax.diffusion._objective import AnomalyRemoval as AnomalyRemoval
 from dal_jax.diffusion._objective import Batch as Batch
 from dal_jax.diffusion._objective import NoisePrediction as NoisePrediction

@@ -16,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from dal_jax._errors import CheckpointError, InputError, RunError
-from dal_jax._files import atomic_path, file_digest, uninterrupted, write_text
+from dal_jax._files import atomic_path, file_digest, read_json, uninterrupted, write_text
 from dal_jax._typing import PyTree
 from dal_jax.diffusion._config import DalConfig
 
@@ -211,12 +211,9 @@ def read_record(directory: Path, record: str) -> dict[str, Any]:
     """
     path = directory / record
     if not path.is_file():
-        raise CheckpointError(f"checkpoint: {directory} holds none (no {record})")
-    try:
-        entries = json.loads(path.read_text())
-    except ValueError as error:
-        raise CheckpointError(f"checkpoint: {path} is damaged: {error}") from error
-    if not isinstance(entries, dict) or entries.get("format") != FORMAT:
+        raise CheckpointError(f"checkpoint: no {record} in {directory}")
+    entries = read_json(path, "checkpoint", CheckpointError)
+    if entries.get("format") != FORMAT:
         raise CheckpointError(f"checkpoint: {path} is not of format {FORMAT} of dal-jax")
     return entries
 

@@ -1,8 +1,9 @@
 """Configurations of localizers, which a checkpoint stores as JSON with the weights."""
 
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Self
 
+from dal_jax._config import build
 from dal_jax._errors import InputError
 from dal_jax._typing import PyTree
 from dal_jax.diffusion._objective import NoisePrediction
@@ -21,8 +22,6 @@ class LocalizerConfig:
     """
 
     network_field: ClassVar[str] = "unet"
-    # Fields that are configurations themselves, as `from_dict` reads them.
-    parts: ClassVar[dict[str, type]] = {"unet": UNetConfig, "schedule": Schedule}
     image_size: int | tuple[int, ...]
 
     @property
@@ -91,11 +90,7 @@ class LocalizerConfig:
         Raises:
             InputError: A field is unknown or a value does not fit.
         """
-        given = dict(values)
-        for name, kind in cls.parts.items():
-            if name in given:
-                given[name] = build_config(kind, given[name])
-        return build_config(cls, given)
+        return build(cls, values, "config")
 
 
 @dataclass(frozen=True)
@@ -113,7 +108,6 @@ class DalConfig(LocalizerConfig):
     """
 
     kind: ClassVar[str] = "dal"
-    parts: ClassVar[dict[str, type]] = {**LocalizerConfig.parts, "reverse": ReverseConfig}
 
     unet: UNetConfig = field(default_factory=UNetConfig)  # the network
     schedule: Schedule = field(default_factory=Schedule)  # of the noise
@@ -150,34 +144,3 @@ def sides_of(image_size: int | tuple[int, ...]) -> tuple[int, int]:
     if len(pair) != 2:
         raise InputError(f"image_size: got {image_size}, expected one side or (H, W)")
     return pair[0], pair[1]
-
-
-def build_config(kind: type, values: Any) -> Any:
-    """Build a configuration from plain values, as in JSON.
-
-    Args:
-        kind: Dataclass of the configuration.
-        values: Fields by name; fields that are left out take their defaults.
-
-    Returns:
-        The configuration.
-
-    Raises:
-        InputError: a field is unknown or a value does not fit.
-
-    Example:
-        >>> build_config(UNetConfig, {"in_channels": 1, "channels": [8, 16]}).channels
-        (8, 16)
-    """
-    known = {f.name for f in fields(kind)}
-    strange = sorted(set(values) - known) if isinstance(values, dict) else [values]
-    if strange:
-        raise InputError(
-            f"config: got {strange[0]!r:.80}, expected the fields {', '.join(sorted(known))}"
-        )
-    # JSON has lists where the fields are tuples.
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise InputError(f"config: {kind.__name__} cannot take {values!r:.80}") from error

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -50,10 +50,9 @@ class TrainConfig:
     batch_size: int = 64  # images a step
     learning_rate: float = 1e-3  # of Adam
     grad_clip: float = 1.0  # largest global norm of the gradient
-    ema_decay: float | None = (
-        None  # largest decay of the averaged weights; None returns the last ones
-    )
-    dtype: str = "float32"  # or "bfloat16", of the activations; weights are float32
+    # Largest decay of the averaged weights; None returns the last ones.
+    ema_decay: float | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the activations; weights are float32
     seed: int = 0  # of the first weights, batches and noise
     checkpoint_every: int = 500  # steps from one stored state to the next
     log_every: int = 50  # steps from one record of the loss to the next

@@ -147,7 +147,7 @@ def region_line(
     if not abs(statistic / sd) <= FARTHEST:
         raise InputError(
             f"x differs from x_ref by {statistic / sd:.3g} standard deviations of the noise, "
-            f"expected at most {FARTHEST:g}: are all in one unit?"
+            f"expected at most {FARTHEST:g}: give x, x_ref and noise in the same unit"
         )
     if (omega is None) != (gamma == 0) or not 0 <= gamma < np.inf:
         there = "none" if omega is None else "one"

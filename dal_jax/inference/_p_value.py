@@ -236,7 +236,7 @@ def discovery_q(p_values: ArrayLike, method: str = "by") -> list[float]:
     try:
         q_values = np.array(p_values, np.float64)
     except (TypeError, ValueError) as error:
-        raise InputError("p_values are no array of numbers, expected one of shape (m,)") from error
+        raise InputError("p_values is not an array of numbers, expected shape (m,)") from error
     if q_values.ndim != 1:
         raise InputError(f"p_values has shape {q_values.shape}, expected (m,)")
     known = ~np.isnan(q_values)

@@ -435,7 +435,7 @@ def cross_fit(
     """
     numbers = np.unique(folds)
     if len(numbers) < 2:
-        raise InputError(f"folds are {len(numbers)}, expected two or more")
+        raise InputError(f"folds has {len(numbers)} different numbers, expected two or more")
     treated: dict[int, Any] = {}
     for number in numbers:
         fitted = fit(np.flatnonzero(folds != number))

@@ -30,7 +30,6 @@ from dal_jax.inspection._results import InspectOptions as InspectOptions
 from dal_jax.inspection._results import Tally as Tally
 from dal_jax.inspection._results import ViewRef as ViewRef
 from dal_jax.inspection._results import ViewResult as ViewResult
-from dal_jax.inspection._results import csv_text as csv_text
 from dal_jax.inspection._results import decide as decide
 from dal_jax.inspection._results import image_result as image_result
 from dal_jax.inspection._results import tally as tally

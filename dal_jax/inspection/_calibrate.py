@@ -36,7 +36,7 @@ from dal_jax.inspection._calibration import (
 )
 from dal_jax.inspection._learn import rescale_to_foreground
 from dal_jax.inspection._profile import Profile, check_options, load_profile, open_model
-from dal_jax.inspection._results import ViewRef, csv_text
+from dal_jax.inspection._results import ViewRef
 from dal_jax.inspection._verdict import ALPHA, decider, unchecked, verdict
 from dal_jax.inspection._views import Reader, list_views, queue_views
 from dal_jax.noise import Covariance, FitReport, fit_report, stationary

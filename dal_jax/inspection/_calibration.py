@@ -12,6 +12,7 @@ from scipy import stats
 
 from dal_jax._dal_test import parts_of_record
 from dal_jax._errors import CheckpointError, InputError
+from dal_jax._files import file_errors, read_json
 from dal_jax._typing import Float, Int
 from dal_jax.images import cluster_interval, cluster_standard_error, split_groups, write_text
 from dal_jax.inference import (
@@ -34,6 +35,7 @@ RECORD = "calibration.json"
 LEVELS = (0.01, 0.05, 0.10)
 FOLDS = 5
 FORMAT = 2  # version of the file format
+_ADVICE = "run dal-jax calibrate again"
 # Statuses of regions that have a p-value with bounds.
 _TESTED = ("OK", "NOT_CONVERGED")
 # Description of each p-value; the raw one is always shown, and the others stand beside it.
@@ -397,17 +399,13 @@ def load_calibration(directory: Path) -> Calibration | None:
     path = directory / RECORD
     if not path.is_file():
         return None
-    try:
-        facts = decode(json.loads(path.read_text()))
-        earlier = facts["format"] != FORMAT
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: damaged, run dal-jax calibrate again") from error
-    if earlier:
-        raise CheckpointError(
-            f"{path}: of an earlier version, whose recalibrated p-values may be too small; remove "
-            "the folder calibration beside it and run dal-jax calibrate again"
-        )
-    try:
+    with file_errors(path, "calibration", CheckpointError, _ADVICE):
+        facts = decode(read_json(path, "calibration", CheckpointError, _ADVICE))
+        if facts["format"] != FORMAT:
+            raise CheckpointError(
+                f"calibration {str(path)!r}: of an earlier version, whose recalibrated p-values "
+                f"may be too small; remove the folder calibration beside it and {_ADVICE}"
+            )
         return Calibration(
             inflated=NullLaw(**facts["inflated"]),
             heavy_tails=NullLaw(**facts["heavy_tails"]),
@@ -418,8 +416,6 @@ def load_calibration(directory: Path) -> Calibration | None:
             decide_by={name: name for name in METHODS}[facts.get("decide_by", "selective")],
             unchecked=bool(facts.get("unchecked", False)),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: damaged, run dal-jax calibrate again") from error
 
 
 def _folds(groups: Sequence[str], seed: int) -> Int[np.ndarray, " m"]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from dal_jax._dal_test import MAPS, QueuedImage, TestOptions, TestResult, run_tests
 from dal_jax._errors import InputError
-from dal_jax._json import dumps
+from dal_jax._files import csv_text, dumps
 from dal_jax._version import __version__
 from dal_jax.images import UNKNOWN, DataSet, Sample, is_volume, write_array, write_text
 from dal_jax.inference import Noise
@@ -29,7 +29,6 @@ from dal_jax.inspection._results import (
     ViewRef,
     ViewResult,
     check_decider,
-    csv_text,
     image_result,
     picture_name,
     region_number,

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dal_jax._dal_test import GAMMA, check_randomization, evaluator_of, randomization
+from dal_jax._config import option, same_option
+from dal_jax._dal_test import TestOptions, check_randomization, evaluator_of, randomization
 from dal_jax._errors import InputError
 from dal_jax._typing import Bool, Float, PyTree
 from dal_jax.images import (
@@ -33,7 +34,6 @@ from dal_jax.search import check_region
 ROLES = {"train": 0.5, "tune": 0.1, "reference": 0.15, "calibrate": 0.25}
 # Shares if each tested object gets references of its own.
 DEALT_ROLES = {"train": 0.35, "tune": 0.1, "reference": 0.4, "calibrate": 0.15}
-MOST_REFERENCES = 20
 # Number of views that set the threshold: enough pixels for a quantile in a few seconds.
 _TUNING = 128
 # Number of views from which constants are learned; each view has to be reconstructed.
@@ -56,13 +56,25 @@ class LearnOptions:
     """
 
     views_per_image: int = 8  # random training views of an image, besides those as in tests
-    noise: str = "auto"  # kind for `dal_jax.noise.estimate`; "auto" for the best on held-out groups
-    references: int = MOST_REFERENCES  # largest number, each of another physical object
-    deal: bool = False  # whether each tested object gets references of its own
-    flag_share: float = 0.02  # share of the pixels of normal views to be flagged, in (0, 1)
-    region: str = "peak"  # tested pixels, as in `TestOptions`
-    seed: int = 0
-    randomization: float = GAMMA  # as in `TestOptions`
+    noise: str = option("auto", "Kind of noise model, or auto for the one that fits best.")
+    # Each of another physical object.
+    references: int = option(
+        20,
+        "Largest number of normal views to compare with, each of an object without another role.",
+        metavar="K",
+    )
+    deal_references: bool = option(
+        False,
+        "Give each tested object K references of its own, so that no two tests share one; this "
+        "needs K times as many normal objects as are tested and calibrated with. By default all "
+        "tests share the same K references and depend on one another through them.",
+        name="--deal-references/--share-references",
+    )
+    # In (0, 1).
+    flag_share: float = option(0.02, "Share of the pixels of normal views to be flagged.")
+    region: str = same_option(TestOptions, "region", default="peak")
+    randomization: float = same_option(TestOptions, "randomization")
+    seed: int = same_option(TestOptions, "seed")
 
     def __post_init__(self) -> None:
         if self.views_per_image < 0:
@@ -296,7 +308,7 @@ def choose_references(normal: Normal, options: LearnOptions) -> np.ndarray:
     rng = np.random.default_rng((options.seed, 1))
     groups = np.array(normal.groups)
     order = rng.permutation(np.unique(groups))
-    most = len(order) // options.references if options.deal else 1
+    most = len(order) // options.references if options.deal_references else 1
     chosen = [
         int(rng.choice(np.flatnonzero(groups == group)))
         for group in order[: most * options.references]

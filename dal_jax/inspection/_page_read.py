@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 from dal_jax._errors import CheckpointError, InputError
+from dal_jax._files import file_errors, parse_json
 from dal_jax.inference import SelectiveP
 from dal_jax.inspection._calibration import METHODS, Calibration, load_calibration
 from dal_jax.inspection._calibration import RECORD as CALIBRATION
@@ -70,13 +71,7 @@ def read_results(directory: Path) -> Tested:
     Raises:
         InputError: The folder or rows.jsonl is missing, or a file is damaged.
     """
-    if not directory.is_dir():
-        raise InputError(f"folder {str(directory)!r}: no such folder")
-    path = directory / ROWS
-    if not path.is_file():
-        raise InputError(
-            f"folder {str(directory)!r}: no {ROWS}, expected the --out of dal-jax test"
-        )
+    path = _required(directory, ROWS, "folder", "the --out of dal-jax test")
     digests: dict[str, str] = {}
     lines = _read(path, digests).splitlines()
     views = [_view(path, number, line) for number, line in enumerate(lines, 1)]
@@ -93,24 +88,28 @@ def read_results(directory: Path) -> Tested:
     return Tested(directory, views, metrics, *how, agreeing, digests, written)
 
 
+def _required(
+    directory: Path, file: str, name: str, expected: str, error: type[InputError] = InputError
+) -> Path:
+    """Return the path of a file without which a folder is refused."""
+    if not directory.is_dir():
+        raise error(f"{name} {str(directory)!r}: no such folder")
+    if not (directory / file).is_file():
+        raise error(f"{name} {str(directory)!r}: no {file}, expected {expected}")
+    return directory / file
+
+
 def _read(path: Path, digests: dict[str, str]) -> bytes:
     """Read a file and add its SHA-256 to the digests, under its name."""
-    try:
+    with file_errors(path):
         data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
     digests[path.name] = hashlib.sha256(data).hexdigest()
     return data
 
 
 def _parse_object(path: Path, data: bytes) -> dict[str, Any]:
-    try:
-        found = decode(json.loads(data))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{path}: damaged ({_short(error)})") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: damaged (holds no JSON object)")
-    return found
+    with file_errors(path):
+        return decode(parse_json(data))
 
 
 def _view(path: Path, number: int, line: bytes) -> ViewResult:
@@ -209,16 +208,10 @@ def read_model(directory: Path) -> Model:
         Contents of the folder.
 
     Raises:
-        InputError: The folder is missing, or the profile is damaged.
-        CheckpointError: The folder has no profile, or the calibration is damaged.
+        InputError: The profile is damaged.
+        CheckpointError: The folder or the profile is missing, or the calibration is damaged.
     """
-    if not directory.is_dir():
-        raise InputError(f"model {str(directory)!r}: no such folder")
-    path = directory / PROFILE
-    if not path.is_file():
-        raise CheckpointError(
-            f"model {str(directory)!r}: no {PROFILE}, expected a model trained with --data"
-        )
+    path = _required(directory, PROFILE, "model", "a model trained with --data", CheckpointError)
     digests: dict[str, str] = {}
     held = _parse_object(path, _read(path, digests))
     profile = list(_flat("", held))

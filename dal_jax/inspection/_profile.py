@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dal_jax._config import build
 from dal_jax._dal_test import TestOptions
 from dal_jax._errors import CheckpointError, InputError
-from dal_jax._files import file_digest
+from dal_jax._files import file_digest, file_errors, read_array, read_json
 from dal_jax._typing import Bool, Float
 from dal_jax.images import DataSet, Fitted, open_data, write_array, write_text
 from dal_jax.localizers import Localizer, load_localizer, with_rescaling
@@ -229,8 +230,8 @@ def load_profile(directory: Path) -> Profile:
         raise CheckpointError(
             f"model {str(directory)!r}: no {RECORD}, expected a model trained with --data"
         )
-    try:
-        facts = json.loads(path.read_text())
+    with file_errors(path, "profile", CheckpointError):
+        facts = read_json(path, "profile", CheckpointError)
         if facts["format"] != _FORMAT:
             raise CheckpointError(
                 f"{path}: format {facts['format']}, expected {_FORMAT}: train again (references of "
@@ -240,10 +241,6 @@ def load_profile(directory: Path) -> Profile:
             if name not in (NOISE, REFERENCES) or file_digest(directory / name) != digest:
                 raise CheckpointError(f"{directory / name}: is not the file of {RECORD}")
         return _parsed(directory, facts)
-    except CheckpointError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, InputError) as error:
-        raise CheckpointError(f"{path}: damaged ({' '.join(str(error).split())[:120]})") from error
 
 
 def open_model(directory: Path, profile: Profile) -> Localizer:
@@ -307,15 +304,12 @@ def own_scale(fitted: Fitted) -> bool:
 
 
 def _parsed(directory: Path, facts: dict[str, Any]) -> Profile:
-    source = dict(facts["source"])
-    if source["slices"] is not None:
-        source["slices"] = tuple(source["slices"])
     return Profile(
-        Source(**source),
+        build(Source, facts["source"], "source"),
         Fitted.from_dict(facts["preparation"]),
         str(facts["noise_kind"]),
         load_noise(directory / NOISE),
-        np.load(directory / REFERENCES, allow_pickle=False),
+        read_array(directory / REFERENCES),
         float(facts["threshold"]),
         check_region(facts["region"]),
         float(facts["flag_share"]),

@@ -1,7 +1,5 @@
 """Results of tested images, for each view or component and for each image, and their tables."""
 
-import csv
-import io
 import json
 import math
 from collections import Counter
@@ -15,7 +13,8 @@ import numpy as np
 
 from dal_jax._dal_test import parts_of_record
 from dal_jax._errors import InputError
-from dal_jax.images import Sample, write_text
+from dal_jax._files import csv_text, write_text
+from dal_jax.images import Sample
 from dal_jax.inference import SelectiveP, check_procedure, discovery_q
 from dal_jax.inspection._calibration import (
     METHODS,
@@ -467,31 +466,3 @@ def write_views(directory: Path, views: Sequence[ViewResult]) -> None:
     write_text(directory / TABLE, csv_text(rows))
     lines = [json.dumps(encode(row), allow_nan=False, ensure_ascii=False) for row in rows]
     write_text(directory / ROWS, "".join(f"{line}\n" for line in lines))
-
-
-def csv_text(rows: Sequence[dict[str, Any]]) -> str:
-    """Return rows as CSV, with text escaped that a spreadsheet takes for a formula.
-
-    Args:
-        rows: Rows, all with the same keys.
-
-    Returns:
-        The table, with a line of titles.
-
-    Example:
-        >>> print(csv_text([{"name": "=1+1", "p_value": 0.5}]), end="")
-        name,p_value
-        '=1+1,0.5
-    """
-    file = io.StringIO(newline="")
-    writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
-    return file.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    # Spreadsheets take text that begins with one of these characters for a formula.
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
-        return "'" + value
-    return value

@@ -221,7 +221,7 @@ def learn(
     data = source.open(root)
     normal = [sample for sample in data.samples if sample.split == "train"]
     pictures = Images(data, normal).pictures()
-    shares = DEALT_ROLES if options.deal else ROLES
+    shares = DEALT_ROLES if options.deal_references else ROLES
     dealt, left_out = share_out(data, options.seed, shares, pictures)
     warnings = _of_copies(pictures)
     images = Images(data, dealt["train"])
@@ -253,7 +253,7 @@ def learn(
         options.flag_share,
         roles,
         options.seed,
-        options.references if options.deal else 0,
+        options.references if options.deal_references else 0,
         {role: tuple(pictures.get(s.name, "") for s in part) for role, part in dealt.items()},
         warnings,
         options.randomization,
@@ -276,7 +276,7 @@ def _of_copies(pictures: Mapping[str, str]) -> tuple[str, ...]:
 
 def _check_dealt(references: np.ndarray, options: LearnOptions, reserved: int) -> None:
     count = len(references) // options.references
-    if options.deal and count <= reserved:
+    if options.deal_references and count <= reserved:
         raise InputError(
             f"references: there are {options.references} each for {count} objects, expected more "
             f"than the {reserved} that calibrate tests: fewer references, or more normal objects"

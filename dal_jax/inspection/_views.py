@@ -7,13 +7,12 @@ from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
-from zlib import error as ZlibError
 
 import numpy as np
 
 from dal_jax._dal_test import ImageToTest, QueuedImage, TestResult
 from dal_jax._errors import InputError
+from dal_jax._files import file_errors, read_arrays
 from dal_jax._typing import Bool, Float
 from dal_jax.images import (
     DataSet,
@@ -358,14 +357,10 @@ def _load_maps(
 ) -> tuple[np.ndarray, np.ndarray]:
     if status == "INVALID_INPUT":  # no maps were written
         return np.full(shape[:2], np.nan), np.zeros(shape[:2], np.int32)
-    path = _maps_path(directory, key)
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as held:
-            return held["score"].astype(np.float64), held["region"]
-    except (OSError, ValueError, LookupError, BadZipFile, ZlibError) as error:
-        raise InputError(
-            f"maps {str(path)!r}: missing or damaged, test again in another directory"
-        ) from error
+    path, advice = _maps_path(directory, key), "test again in another directory"
+    with file_errors(path, "maps", advice=advice):
+        held = read_arrays(path, "maps", advice=advice)
+        return held["score"].astype(np.float64), held["region"]
 
 
 def assemble_images(

@@ -28,7 +28,7 @@ from dal_jax.localizers._load import make_localizer as make_localizer
 from dal_jax.localizers._load import preset_names as preset_names
 from dal_jax.localizers._load import read_checkpoint as read_checkpoint
 from dal_jax.localizers._load import save_extractor as save_extractor
-from dal_jax.localizers._load import split_settings as split_settings
+from dal_jax.localizers._localizer import THRESHOLD as THRESHOLD
 from dal_jax.localizers._localizer import Localizer as Localizer
 from dal_jax.localizers._localizer import check_draws as check_draws
 from dal_jax.localizers._localizer import check_threshold as check_threshold

@@ -7,7 +7,7 @@ from dal_jax._errors import InputError
 from dal_jax._typing import Array, PyTree
 from dal_jax.diffusion import LocalizerConfig
 from dal_jax.localizers._filters import filtered_difference
-from dal_jax.localizers._localizer import Localizer, check_threshold, make_draws
+from dal_jax.localizers._localizer import THRESHOLD, Localizer, check_threshold, make_draws
 from dal_jax.models import AutoencoderConfig, Reconstruction, autoencode, autoencoder_shapes
 
 
@@ -30,7 +30,6 @@ class AutoencoderLocalizerConfig(LocalizerConfig):
 
     kind: ClassVar[str] = "autoencoder"
     network_field: ClassVar[str] = "network"
-    parts: ClassVar[dict[str, type]] = {"network": AutoencoderConfig}
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", self.sides)
@@ -127,7 +126,7 @@ class AutoencoderScore:
 def autoencoder_localizer(
     variables: PyTree,
     config: AutoencoderLocalizerConfig,
-    threshold: float = 0.8,
+    threshold: float = THRESHOLD,
     draws: Any = None,
 ) -> Localizer:
     """Make the localizer of a trained autoencoder, which takes no draws.

@@ -6,7 +6,7 @@ from typing import Any
 from dal_jax._typing import Array, PyTree
 from dal_jax.diffusion import DalConfig, reverse_process
 from dal_jax.localizers._filters import filtered_difference
-from dal_jax.localizers._localizer import Localizer, check_threshold, make_draws
+from dal_jax.localizers._localizer import THRESHOLD, Localizer, check_threshold, make_draws
 from dal_jax.models import denoiser
 
 
@@ -86,7 +86,7 @@ class DalScore:
 
 
 def dal_localizer(
-    variables: PyTree, config: DalConfig, threshold: float = 0.8, draws: Any = None
+    variables: PyTree, config: DalConfig, threshold: float = THRESHOLD, draws: Any = None
 ) -> Localizer:
     """Make the diffusion localizer from variables and their configuration.
 

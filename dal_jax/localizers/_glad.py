@@ -14,7 +14,7 @@ from dal_jax._typing import Array, Float, PyTree
 from dal_jax.diffusion import AnomalyRemoval
 from dal_jax.localizers._chain import ReverseStep, add_noise, clean_image, next_image, reverse_steps
 from dal_jax.localizers._filters import gaussian_filter, resize
-from dal_jax.localizers._localizer import Localizer, check_threshold, make_draws
+from dal_jax.localizers._localizer import THRESHOLD, Localizer, check_threshold, make_draws
 from dal_jax.localizers._perceptual import (
     PerceptualConfig,
     check_constants,
@@ -99,7 +99,7 @@ class GladConfig(PerceptualConfig):
             far: (B, H, W) distances of features.
 
         Returns:
-            (B, H, W), in the dtype of `far`; 0 or 1 with the preset "pl".
+            (B, H, W), in the dtype of `far`; 0 or 1 with the variant "pl".
         """
         centre = self.fusion_centre
         if centre is None:
@@ -334,7 +334,7 @@ class GladScore:
 def glad_localizer(
     variables: PyTree,
     config: GladConfig,
-    threshold: float = 0.8,
+    threshold: float = THRESHOLD,
     draws: Any = None,
     *,
     extractor: Any = None,

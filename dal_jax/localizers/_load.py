@@ -1,24 +1,22 @@
 """Localizers by name, from their configuration and from checkpoints."""
 
 import json
-import re
 import shutil
-import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dal_jax._config import build, nearest, read_toml, set_field, split_settings
 from dal_jax._errors import CheckpointError, InputError
-from dal_jax._files import atomic_path, file_digest, write_text
+from dal_jax._files import atomic_path, file_digest, file_errors, read_json, write_text
 from dal_jax._typing import PyTree
-from dal_jax.diffusion import DalConfig, TrainConfig, build_config, load_checkpoint
+from dal_jax.diffusion import DalConfig, TrainConfig, load_checkpoint
 from dal_jax.localizers._autoencoder import AutoencoderLocalizerConfig, autoencoder_localizer
 from dal_jax.localizers._dal import dal_localizer
 from dal_jax.localizers._glad import GladConfig, glad_localizer
-from dal_jax.localizers._localizer import Localizer
+from dal_jax.localizers._localizer import THRESHOLD, Localizer
 from dal_jax.localizers._mdps import MdpsConfig, mdps_localizer
 from dal_jax.localizers._perceptual import PerceptualConfig
 from dal_jax.models import load_extractor
@@ -28,8 +26,6 @@ CONFIGS: dict[str, Any] = {
     for config in (DalConfig, MdpsConfig, GladConfig, AutoencoderLocalizerConfig)
 }
 FORM = "KIND[:PRESET][,FIELD=VALUE...]"
-# Commas before a new field; others are inside of lists.
-_COMMA = re.compile(r",(?=\s*[A-Za-z_.]+\s*=)")
 
 
 class Preset(NamedTuple):
@@ -68,13 +64,11 @@ def localizer_preset(text: str, changes: Mapping[str, Any] | None = None) -> Pre
     kind, _, name = head.partition(":")
     fields = _resolve(kind, name or _file(kind)["default"])
     for key, value in {**given, **(changes or {})}.items():
-        _put(fields, key, value)
+        set_field(fields, key, value)
+    name = f"localizer {text!r}"
     training = fields.pop("training", {})
-    try:
-        build_config(TrainConfig, training)
-        return Preset(CONFIGS[kind].from_dict(fields), training)
-    except InputError as error:
-        raise InputError(f"localizer {text!r}: {error}") from error
+    build(TrainConfig, training, f"{name}: training")
+    return Preset(build(CONFIGS[kind], fields, name), training)
 
 
 def as_kind(config: Any, text: str) -> Any:
@@ -105,24 +99,6 @@ def as_kind(config: Any, text: str) -> Any:
     return replace(wanted, **{name: getattr(config, name) for name in kept})
 
 
-def split_settings(text: str) -> tuple[str, dict[str, Any]]:
-    """Split a name from the settings behind it, as in "name,start=150,channels=[8,16]".
-
-    Args:
-        text: Text of the form HEAD[,FIELD=VALUE...].
-
-    Returns:
-        The head, and the values by field.
-
-    Example:
-        >>> split_settings("mdps:pl,start=150,channels=[8,16]")
-        ('mdps:pl', {'start': 150, 'channels': [8, 16]})
-    """
-    head, *rest = _COMMA.split(text)
-    parts = (part.partition("=") for part in rest)
-    return head, {key.strip(): _value(value.strip()) for key, _, value in parts}
-
-
 def preset_names(kind: str) -> tuple[str, ...]:
     """Return the names of the presets of a kind of localizer.
 
@@ -145,39 +121,22 @@ def preset_names(kind: str) -> tuple[str, ...]:
 @lru_cache
 def _file(kind: str) -> dict[str, Any]:
     if kind not in CONFIGS:
-        raise InputError(f"localizer: got {kind!r}, expected one of {', '.join(CONFIGS)}")
-    folder = resources.files("dal_jax.localizers") / "presets"
-    return tomllib.loads((folder / f"{kind}.toml").read_text(encoding="utf-8"))
+        raise InputError(f"localizer: unknown kind {kind!r}, {nearest(kind, list(CONFIGS))}")
+    return read_toml(Path(__file__).parent / "presets" / f"{kind}.toml", "presets")
 
 
 def _resolve(kind: str, name: str) -> dict[str, Any]:
     """Return the fields of a preset, on top of those of its base."""
     presets = _file(kind)["presets"]
     if name not in presets:
-        known = ", ".join(presets)
-        raise InputError(f"localizer: got preset {name!r} of {kind}, expected one of {known}")
+        hint = nearest(name, list(presets))
+        raise InputError(f"localizer: unknown preset {name!r} of {kind}, {hint}")
     own = dict(presets[name])
     fields = _resolve(kind, own.pop("base")) if "base" in own else {}
     for key, value in own.items():
         both = isinstance(value, dict) and isinstance(fields.get(key), dict)
         fields[key] = {**fields[key], **value} if both else value
     return {k: dict(v) if isinstance(v, dict) else v for k, v in fields.items()}
-
-
-def _put(fields: dict[str, Any], key: str, value: Any) -> None:
-    *parts, last = key.split(".")
-    for part in parts:
-        if not isinstance(fields.get(part), dict):
-            fields[part] = {}
-        fields = fields[part]
-    fields[last] = value
-
-
-def _value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text  # a string without quotes
 
 
 # Functions (variables, configuration, threshold, draws) -> localizer.
@@ -191,7 +150,7 @@ _EXTRACTOR = "extractor.json"
 
 
 def make_localizer(
-    variables: PyTree, config: Any, threshold: float = 0.8, draws: Any = None, **parts: Any
+    variables: PyTree, config: Any, threshold: float = THRESHOLD, draws: Any = None, **parts: Any
 ) -> Localizer:
     """Make a localizer of the kind of its configuration.
 
@@ -220,7 +179,10 @@ def make_localizer(
 
 
 def load_localizer(
-    directory: str | Path, threshold: float = 0.8, draws: Any = None, localizer: str | None = None
+    directory: str | Path,
+    threshold: float = THRESHOLD,
+    draws: Any = None,
+    localizer: str | None = None,
 ) -> Localizer:
     """Make a localizer from a checkpoint.
 
@@ -336,13 +298,9 @@ def _load_extractor(directory: Path) -> dict[str, Any]:
     record = directory / _EXTRACTOR
     if not record.is_file():
         return {}
-    try:
-        facts = json.loads(record.read_text())
+    with file_errors(record, "extractor", CheckpointError):
+        facts = read_json(record, "extractor", CheckpointError)
         path = directory / Path(facts["file"]).name
         if file_digest(path) != facts["sha256"]:
-            raise CheckpointError(f"{path}: is not the file of {record.name}")
+            raise CheckpointError(f"extractor {str(path)!r}: is not the file of {record.name}")
         return ExtractorFile(path, facts["kind"], facts["settings"]).load()
-    except (OSError, ValueError, KeyError, TypeError) as error:  # an InputError is a ValueError
-        raise CheckpointError(
-            f"{record}: damaged ({' '.join(str(error).split())[:120]})"
-        ) from error

@@ -17,6 +17,8 @@ from dal_jax._typing import Array, Bool, Float, PyTree
 
 MapFunction = Callable[[PyTree, Any, Any], Array]
 
+THRESHOLD = 0.8  # default threshold, in units of the score
+
 
 class Localizer(NamedTuple):
     """A score function of images, with its arrays; the region is where `score > threshold`.

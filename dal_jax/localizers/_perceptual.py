@@ -20,7 +20,7 @@ from dal_jax.models import UNetConfig, UNetEncoder
 # Added to squared lengths of feature vectors: a place without features is like another such place.
 TINY = 1e-12
 
-PRESETS = ("pl", "faithful")
+VARIANTS = ("pl", "faithful")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class PerceptualConfig(LocalizerConfig):
 
     Raises:
         InputError: A value is out of range, the parts do not fit each other, or the network with
-            the preset "pl" is not piecewise linear.
+            the variant "pl" is not piecewise linear.
 
     Example:
         >>> config = PerceptualConfig(image_size=8, start=60, spacing=20)
@@ -45,7 +45,7 @@ class PerceptualConfig(LocalizerConfig):
     unet: UNetConfig = field(default_factory=UNetConfig)  # the network
     schedule: Schedule = field(default_factory=Schedule)  # of the noise
     image_size: int | tuple[int, ...] = (32, 32)  # pixels; kept as (H, W)
-    preset: str = "pl"  # or "faithful"
+    variant: str = "pl"  # or "faithful"
     start: int = 200  # the levels visited are below it
     spacing: int = 20  # spacing of the levels
     feature_level: float = 10.0  # at which the encoder computes the features
@@ -58,8 +58,9 @@ class PerceptualConfig(LocalizerConfig):
     blur: float = 1.0  # standard deviation of the Gaussian filter, pixels; 0 for none
 
     def __post_init__(self) -> None:
-        if self.preset not in PRESETS:
-            raise InputError(f"preset: got {self.preset!r}, expected one of {', '.join(PRESETS)}")
+        if self.variant not in VARIANTS:
+            known = ", ".join(VARIANTS)
+            raise InputError(f"variant: got {self.variant!r}, expected one of {known}")
         for name in ("start", "spacing"):
             self.check_number(name, 1, whole=True)
         for name in ("pixel_weight", "pixel_scale", "blur", "feature_level"):
@@ -81,14 +82,32 @@ class PerceptualConfig(LocalizerConfig):
             got = f"activation {self.unet.activation!r}, norm {self.unet.norm!r}"
             raise InputError(
                 f"unet: got {got}, attention {self.unet.attention}, "
-                "expected a piecewise-linear network with preset 'pl'"
+                "expected a piecewise-linear network with variant 'pl'"
             )
         _ = self.encoder
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Read the result of `to_dict`.
+
+        Args:
+            values: Fields by name; older checkpoints name the variant "preset".
+
+        Returns:
+            The configuration.
+
+        Raises:
+            InputError: A field is unknown or a value does not fit.
+        """
+        if isinstance(values, dict) and "preset" in values:
+            values = {**values, "variant": values["preset"]}
+            del values["preset"]
+        return super().from_dict(values)
+
     @property
     def piecewise_linear(self) -> bool:
-        """Return whether the preset is piecewise linear."""
-        return self.preset == "pl"
+        """Return whether the variant is piecewise linear."""
+        return self.variant == "pl"
 
     @property
     def reverse(self) -> ReverseConfig:
@@ -168,7 +187,7 @@ def check_extractor(extractor: Any, config: PerceptualConfig) -> Any:
 
     Raises:
         InputError: The extractor cannot be called, lacks an attribute, or is not piecewise linear
-            where the preset is.
+            where the variant is.
 
     Example:
         >>> config = PerceptualConfig(image_size=8, depths=(1, 3))
@@ -184,7 +203,7 @@ def check_extractor(extractor: Any, config: PerceptualConfig) -> Any:
     if config.piecewise_linear and not extractor.piecewise_linear:
         raise InputError(
             f"extractor: got {type(extractor).__name__}, which is not piecewise linear, "
-            "expected one that is with preset 'pl'"
+            "expected a piecewise-linear extractor with variant 'pl'"
         )
     return extractor
 

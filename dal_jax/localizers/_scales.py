@@ -66,7 +66,7 @@ def learn_scales(localizer: Localizer, images: Float[np.ndarray, "K H W C"]) -> 
         ratio = np.mean([_ratio(fn, params, scales, *pair) for pair in pairs])
     if not np.isfinite([*scales, ratio]).all():
         raise InputError(
-            "images: got some that are equal to their reconstructions, or not finite, "
+            "images: some equal their reconstructions or are not finite, "
             "expected finite differences"
         )
     return replace(config, feature_scales=tuple(map(float, scales)), pixel_scale=float(ratio))

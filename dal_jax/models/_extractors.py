@@ -10,20 +10,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dal_jax._config import build, nearest
 from dal_jax._errors import CheckpointError, InputError
-from dal_jax._typing import Array, Float, PyTree
+from dal_jax._typing import Array, PyTree
 from dal_jax.models._blocks import Affine, Attention, Linear, activation, dense, layer_norm
 from dal_jax.models._features import check_depths
 from dal_jax.models._import_weights import LEAF, fill_variables, read_state_dict
 
+# Parts of a network in Flax whose names in PyTorch are not theirs.
+_RENAMED = {"patch_embed": "patch_embed.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
+
 
 class _FromFile:
-    """Base of the extractors with weights from a file: the scale of their images."""
+    """Base of the extractors with weights from a file, which define a network of their own."""
 
+    sides: tuple[int, int] = (32, 32)  # of images, where parameters do not depend on them
     in_channels: int
     input_range: tuple[float, float] | None
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
+
+    @property
+    def _network(self) -> nn.Module:
+        raise NotImplementedError
 
     def _settle(self, lists: tuple[str, ...], positive: tuple[str, ...]) -> None:
         """Turn fields that are lists into tuples, and refuse values out of their range."""
@@ -46,6 +55,58 @@ class _FromFile:
         for name in positive:
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: got {getattr(self, name)}, expected a positive number")
+
+    def __call__(self, params: PyTree, x: Array) -> tuple[Array, ...]:
+        """Return the features of images.
+
+        Args:
+            params: Parameters from `load_extractor`.
+            x: Images (B, H, W, C), with C equal to `in_channels` or 1.
+
+        Returns:
+            One map for each of `depths`, in the dtype of x.
+
+        Raises:
+            InputError: The images have another number of channels.
+        """
+        x = self._prepare(x)
+        params = jax.tree.map(lambda a: jnp.asarray(a, x.dtype), params)
+        maps: Any = self._network.apply(params, x)
+        return maps
+
+    def shapes(self) -> PyTree:
+        """Return the shapes and dtypes of the parameters without computing any.
+
+        Returns:
+            A pytree {"params": ..., "batch_stats": ...} of `jax.ShapeDtypeStruct`, float32.
+        """
+        image = jax.ShapeDtypeStruct((1, *self.sides, self.in_channels), np.float32)
+        found = jax.eval_shape(self._network.init, jax.random.key(0), image)
+        return {"batch_stats": {}, **found}
+
+    def source_name(self, path: tuple[str, ...]) -> str:
+        """Return the name of a parameter in a PyTorch module.
+
+        Args:
+            path: Path of the parameter, without its collection.
+
+        Returns:
+            The name of the array in a file of weights.
+        """
+        inner = [_RENAMED.get(part, re.sub(r"_(\d+)$", r".\1", part)) for part in path[:-1]]
+        return ".".join([*inner, LEAF.get(path[-1], path[-1])])
+
+    def _prepare(self, x: Array) -> Array:
+        """Map images to the channels and the scale that the network was trained on.
+
+        Each channel becomes `(x - mean) / deviation`; a single channel is repeated.
+        """
+        if x.ndim != 4 or x.shape[-1] not in (1, self.in_channels):
+            raise InputError(f"image: got shape {x.shape}, expected (B, H, W, {self.in_channels})")
+        wide = jnp.broadcast_to(x, (*x.shape[:-1], self.in_channels))
+        number, pairs = x.dtype.type, list(zip(self.mean, self.deviation, strict=True))
+        shift = jnp.stack([number(-mean / deviation) for mean, deviation in pairs])
+        return wide * jnp.stack([number(1.0 / deviation) for _, deviation in pairs]) + shift
 
 
 @dataclass(frozen=True)
@@ -100,45 +161,9 @@ class ResNetExtractor(_FromFile):
         """Return True: convolutions, ReLU and maxima are piecewise linear."""
         return True
 
-    def __call__(self, params: PyTree, x: Array) -> tuple[Array, ...]:
-        """Return the features of images.
-
-        Args:
-            params: Parameters from `load_extractor`.
-            x: Images (B, H, W, C), with C equal to `in_channels` or 1.
-
-        Returns:
-            One map for each of `depths`, in the dtype of x.
-
-        Raises:
-            InputError: The images have another number of channels.
-        """
-        x = _standard_images(x, self.in_channels, self.mean, self.deviation)
-        params = jax.tree.map(lambda a: jnp.asarray(a, x.dtype), params)
-        maps: Any = _ResNet(self).apply(params, x)
-        return maps
-
-    def shapes(self) -> PyTree:
-        """Return the shapes and dtypes of the parameters without computing any.
-
-        Returns:
-            A pytree {"params": ..., "batch_stats": ...} of `jax.ShapeDtypeStruct`, float32.
-        """
-        image = jax.ShapeDtypeStruct((1, 32, 32, self.in_channels), np.float32)
-        found = jax.eval_shape(_ResNet(self).init, jax.random.key(0), image)
-        return {"batch_stats": {}, **found}
-
-    def source_name(self, path: tuple[str, ...]) -> str:
-        """Return the name of a parameter in a PyTorch module.
-
-        Args:
-            path: Path of the parameter, without its collection.
-
-        Returns:
-            The name of the array in a file of weights.
-        """
-        inner = [re.sub(r"_(\d+)$", r".\1", part) for part in path[:-1]]
-        return ".".join([*inner, LEAF.get(path[-1], path[-1])])
+    @property
+    def _network(self) -> nn.Module:
+        return _ResNet(self)
 
     def spare(self, name: str) -> bool:
         """Return whether an array belongs to unused parts.
@@ -199,21 +224,6 @@ class _Residual(nn.Module):
             x = _convolution(self.width, 1, self.stride, "downsample_0", x)
             x = _norm("downsample_1", x)
         return relu(x + y)
-
-
-def _standard_images(
-    x: Float[Array, "B H W C"], channels: int, mean: tuple[float, ...], deviation: tuple[float, ...]
-) -> Array:
-    """Map images to the channels and the scale that a network was trained on.
-
-    Each channel becomes `(x - mean) / deviation`; a single channel is repeated.
-    """
-    if x.ndim != 4 or x.shape[-1] not in (1, channels):
-        raise InputError(f"image: got shape {x.shape}, expected (B, H, W, {channels})")
-    wide = jnp.broadcast_to(x, (*x.shape[:-1], channels))
-    number = x.dtype.type
-    shift = jnp.stack([number(-m / d) for m, d in zip(mean, deviation, strict=True)])
-    return wide * jnp.stack([number(1.0 / d) for d in deviation]) + shift
 
 
 def _convolution(width: int, side: int, stride: int, name: str, x: Array) -> Array:
@@ -294,49 +304,16 @@ class ViTExtractor(_FromFile):
         """Return False: attention, layer norms and GELU are smooth."""
         return False
 
-    def __call__(self, params: PyTree, x: Array) -> tuple[Array, ...]:
-        """Return the features of images.
+    @property
+    def _network(self) -> nn.Module:
+        return _ViT(self)
 
-        Args:
-            params: Parameters from `load_extractor`.
-            x: Images (B, H, W, C), with C equal to `in_channels` or 1.
-
-        Returns:
-            One map for each of `depths`, in the dtype of x.
-
-        Raises:
-            InputError: The images have another number of channels.
-        """
-        x = _standard_images(x, self.in_channels, self.mean, self.deviation)
-        if x.shape[1:3] != self.sides:
-            shape = (x.shape[0], *self.sides, x.shape[3])
-            x = jax.image.resize(x, shape, "bilinear", precision=jax.lax.Precision.HIGHEST)
-        params = jax.tree.map(lambda a: jnp.asarray(a, x.dtype), params)
-        maps: Any = _ViT(self).apply({"params": params["params"]}, x)
-        return maps
-
-    def shapes(self) -> PyTree:
-        """Return the shapes and dtypes of the parameters without computing any.
-
-        Returns:
-            A pytree {"params": ..., "batch_stats": ...} of `jax.ShapeDtypeStruct`, float32.
-        """
-        image = jax.ShapeDtypeStruct((1, *self.sides, self.in_channels), np.float32)
-        found = jax.eval_shape(_ViT(self).init, jax.random.key(0), image)
-        return {"batch_stats": {}, **found}
-
-    def source_name(self, path: tuple[str, ...]) -> str:
-        """Return the name of a parameter in a PyTorch module.
-
-        Args:
-            path: Path of the parameter, without its collection.
-
-        Returns:
-            The name of the array in a file of weights.
-        """
-        renamed = {"patch_embed": "patch_embed.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
-        inner = [renamed.get(p, re.sub(r"_(\d+)$", r".\1", p)) for p in path[:-1]]
-        return ".".join([*inner, LEAF.get(path[-1], path[-1])])
+    def _prepare(self, x: Array) -> Array:
+        x = super()._prepare(x)
+        if x.shape[1:3] == self.sides:
+            return x
+        shape = (x.shape[0], *self.sides, x.shape[3])
+        return jax.image.resize(x, shape, "bilinear", precision=jax.lax.Precision.HIGHEST)
 
     def spare(self, name: str) -> bool:
         """Return whether an array belongs to unused parts.
@@ -431,15 +408,8 @@ def load_extractor(
         [(1, 8, 8, 64), (1, 4, 4, 128)]
     """
     if kind not in _KINDS:
-        raise InputError(f"kind: got {kind!r}, expected one of {', '.join(_KINDS)}")
-    known = _KINDS[kind].__dataclass_fields__
-    unknown = sorted(set(settings) - set(known))
-    if unknown:
-        raise InputError(f"settings: got {unknown[0]!r}, expected only {', '.join(known)}")
-    try:
-        extractor = _KINDS[kind](**settings)
-    except TypeError as error:
-        raise InputError(f"settings: {kind} cannot take {settings!r:.80}") from error
+        raise InputError(f"extractor: unknown kind {kind!r}, {nearest(kind, list(_KINDS))}")
+    extractor = build(_KINDS[kind], settings, f"extractor {kind!r}")
     path = Path(path)
     if path.suffix not in (".npz", ".safetensors"):
         raise CheckpointError(f"weights: got {path.name}, expected .npz or .safetensors")

@@ -1,15 +1,16 @@
 """Import of the weights of a PyTorch module, from files that cannot run code."""
 
 import re
-import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from dal_jax._errors import CheckpointError, InputError
+from dal_jax._errors import CheckpointError
+from dal_jax._files import read_arrays
 from dal_jax._typing import PyTree
 from dal_jax.models._unet import UNetConfig, unet_shapes
 
@@ -35,12 +36,13 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
         ['out.bias']
     """
     path = Path(path)
-    reader = {".npz": _read_npz, ".safetensors": _read_safetensors, ".pt": _read_torch}
+    named = partial(read_arrays, name="weights", error=CheckpointError)
+    reader = {".npz": named, ".safetensors": _read_safetensors, ".pt": _read_torch}
     suffix = ".pt" if path.suffix == ".pth" else path.suffix
     if suffix not in reader:
         raise CheckpointError(f"weights: got {path.name}, expected .npz, .safetensors or .pt")
     if not path.is_file():
-        raise CheckpointError(f"weights: {path} is not there")
+        raise CheckpointError(f"weights {str(path)!r}: no such file")
     try:
         arrays = reader[suffix](path)
     except ImportError as error:
@@ -48,9 +50,11 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
         raise CheckpointError(
             f"weights: {path.name} needs {error.name}: pip install 'dal-jax[{package}]'"
         ) from error
+    except CheckpointError:
+        raise
     except Exception as error:  # each reader has its own exceptions, all with this meaning
         reason = " ".join(str(error).split())[:120]
-        raise CheckpointError(f"weights: cannot read {path}: {reason}") from error
+        raise CheckpointError(f"weights {str(path)!r}: damaged ({reason})") from error
     return {
         name.removeprefix("unet."): array
         for name, array in arrays.items()
@@ -222,13 +226,6 @@ def _put(tree: dict[str, Any], path: tuple[str, ...], value: np.ndarray) -> None
     for part in path[:-1]:
         tree = tree.setdefault(part, {})
     tree[path[-1]] = value
-
-
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    if not zipfile.is_zipfile(path):
-        raise InputError("not a whole .npz file")
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:

@@ -252,7 +252,7 @@ def _factor(
                 root = np.linalg.cholesky(factors[other])
             except np.linalg.LinAlgError:
                 raise InputError(
-                    f"shrinkage is {shrinkage!r}, expected above 0 for so few images"
+                    f"shrinkage is {shrinkage!r}, expected above 0 for this number of images"
                 ) from None
             solved = np.linalg.solve(root, front.reshape(len(root), -1))
             values = np.moveaxis(solved.reshape(front.shape), 0, other + 1)

@@ -2,15 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from tokenize import TokenError  # numpy raises it for damaged headers
 from typing import Any
-from zipfile import BadZipFile
-from zlib import error as ZlibError
 
 import numpy as np
 
 from dal_jax._errors import InputError
-from dal_jax._files import atomic_path
+from dal_jax._files import atomic_path, read_array, read_arrays
 from dal_jax.noise._covariance import Covariance, _Diagonal, _Iid, diagonal, iid
 from dal_jax.noise._dense import _Dense, _Kronecker, _LowRank, dense, kronecker, low_rank
 from dal_jax.noise._scaled import _Scaled, scaled
@@ -40,10 +37,6 @@ _KINDS: tuple[tuple[str, type, Callable[..., Covariance], tuple[str, ...]], ...]
 )
 _SCALARS = ("sigma", "rho")
 _NESTED = "covariance"  # the only argument that is an operator itself
-_DAMAGE = (
-    *(BadZipFile, ZlibError, ValueError, EOFError, SyntaxError, TokenError, MemoryError),
-    RuntimeError,  # of zipfile: encrypted, or compressed in an unknown way
-)
 _DEEPEST = 8  # largest depth of operators within operators in one file
 _FORMS = "iid:SIGMA, ar1:RHO:SIGMA or a file name ending in .npy or .npz"
 
@@ -89,10 +82,11 @@ def load_noise(path: str | Path) -> Covariance:
     Example:
         >>> load_noise("noise.npz")  # doctest: +SKIP
     """
+    entries = read_arrays(path)
     try:
-        return _operator(_read(path), "", 0)
+        return _operator(entries, "", 0)
     except InputError as error:
-        raise InputError(f"{str(path)!r}: {error}") from None
+        raise InputError(f"file {str(path)!r}: {error}") from None
 
 
 def _entries(covariance: Covariance, prefix: str) -> dict[str, Any]:
@@ -109,21 +103,6 @@ def _entries(covariance: Covariance, prefix: str) -> dict[str, Any]:
         else:
             entries[prefix + name] = np.asarray(value, dtype=np.float64)
     return entries
-
-
-def _read(path: str | Path) -> dict[str, np.ndarray]:
-    try:
-        with open(path, "rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if isinstance(archive, np.ndarray):
-                raise InputError("the file is an array, expected an .npz archive")
-            return {name: archive[name] for name in archive.files}
-    except InputError:
-        raise
-    except OSError as error:
-        raise InputError(f"the file cannot be read ({error.strerror or error})") from None
-    except _DAMAGE:
-        raise InputError("the file is not a complete .npz archive of numbers") from None
 
 
 def _operator(entries: dict[str, np.ndarray], prefix: str, depth: int) -> Covariance:
@@ -198,7 +177,9 @@ def _named(text: str, shape: tuple[int, ...] | None) -> Covariance:
         return load_noise(text)
     if not text.endswith(".npy"):
         raise InputError(f"expected {_FORMS}")
-    values = _load(text)
+    values = read_array(text)
+    if values.dtype.kind not in "fiu":
+        raise InputError(f"the file holds {values.dtype}, expected real numbers")
     is_map = shape is not None and values.shape == tuple(shape[:2])
     if values.ndim == 2 and (is_map or values.shape[0] != values.shape[1]):
         values = values[:, :, None]
@@ -213,16 +194,3 @@ def _numbers(fields: list[str], count: int) -> list[float]:
     if len(numbers) != count:
         raise InputError(f"expected {_FORMS}")
     return numbers
-
-
-def _load(path: str) -> np.ndarray:
-    try:
-        with open(path, "rb") as file:
-            values = np.lib.format.read_array(file, allow_pickle=False)
-    except OSError as error:
-        raise InputError(f"the file cannot be read ({error.strerror or error})") from None
-    except (ValueError, EOFError, SyntaxError, TokenError, MemoryError):
-        raise InputError("the file is not a complete .npy array of numbers") from None
-    if values.dtype.kind not in "fiu":
-        raise InputError(f"the file holds {values.dtype}, expected real numbers")
-    return values

@@ -94,7 +94,7 @@ def _draw(
     if not len(images) or not len(images) == len(results) == len(names) == len(masks):
         raise InputError(
             f"figure: {len(images)} images, {len(results)} results, {len(names)} titles and "
-            f"{len(masks)} truths, expected as many of each and at least one"
+            f"{len(masks)} truths, expected the same number of each, at least one"
         )
     for image in images:
         if np.ndim(image) != 3:

@@ -16,15 +16,16 @@ import jax
 import numpy as np
 
 from dal_jax._errors import InputError, RunError
+from dal_jax._files import file_errors, read_json
 from dal_jax.runs._records import (
     SYNC_SECONDS,
     Entry,
     ShardWriter,
     canonical,
+    compact,
     create_shard,
     decode,
     disk_error,
-    dumps,
     encode,
     read_shard,
 )
@@ -243,7 +244,7 @@ class RunDirectory(NamedTuple):
             first = next(task for task in range(self.num_tasks) if task not in records)
             raise RunError(
                 f"{self.path}: {missing} of {self.num_tasks} tasks are not finished (the first is "
-                f"{first}); the same command goes on with them"
+                f"{first}); the same command resumes them"
             )
         target = self.path / RESULTS if path is None else Path(path)
         try:
@@ -312,12 +313,11 @@ def open_run(
         if not (path / RECORD).exists():
             _check_empty(path)
             _publish(path / RECORD, json.dumps(entries, indent=1, allow_nan=False))
-        text = (path / RECORD).read_text()
     except OSError as error:
         raise InputError(
             f"run directory {str(path)!r}: cannot be used: {error.strerror or error}"
         ) from error
-    run = _parse(path, text)
+    run = _read(path)
     for name in ("num_tasks", "fingerprint") if keys is None else ("fingerprint",):
         held, expected = getattr(run, name), entries[name]
         if held != expected:
@@ -355,19 +355,15 @@ def _publish(path: Path, text: str) -> None:
             os.replace(temporary, path)
 
 
-def _parse(path: Path, text: str) -> RunDirectory:
-    try:
-        entries = json.loads(text)
+def _read(path: Path) -> RunDirectory:
+    with file_errors(path / RECORD, "run"):
+        entries = read_json(path / RECORD, "run")
         if entries["format"] != FORMAT:
             raise InputError(
                 f"run directory {str(path)!r}: format {entries['format']}, expected {FORMAT}"
             )
         facts = (str(entries["fingerprint"]), int(entries["num_tasks"]))
         return RunDirectory(path, *facts, decode(dict(entries["description"])))
-    except InputError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"run directory {str(path)!r}: {RECORD} is damaged") from error
 
 
 @contextlib.contextmanager
@@ -391,4 +387,4 @@ def _write(path: Path, lines: Iterable[str]) -> None:
 def _result(task: int, record: dict[str, Any]) -> str:
     if "task" in record:
         raise InputError(f'record: task {task} has a key "task", which results have already')
-    return dumps({"task": task, **record})
+    return compact({"task": task, **record})

@@ -130,7 +130,7 @@ def wait_for_hosts(name: str, *, seconds: float = WAIT_SECONDS) -> None:
     except RuntimeError as error:
         raise RunError(
             f"{name}: another process was lost or late; finished tasks are kept, the same command "
-            f"goes on from them ({_short(error)})"
+            f"resumes ({_short(error)})"
         ) from error
 
 

@@ -90,8 +90,8 @@ def decode(value: Any) -> Any:
     return value
 
 
-def dumps(value: Any) -> str:
-    """Write a value on one line, with dictionaries in insertion order."""
+def compact(value: Any) -> str:
+    """Write a value without loss on one line, with dictionaries in insertion order."""
     return json.dumps(encode(value), allow_nan=False, separators=(",", ":"))
 
 
@@ -113,7 +113,7 @@ def to_line(fields: dict[str, Any]) -> bytes:
     Raises:
         InputError: The value cannot be encoded; see `encode`.
     """
-    rest = dumps(fields).encode("ascii")[1:]
+    rest = compact(fields).encode("ascii")[1:]
     return b'{"crc32":"%08x",%s\n' % (zlib.crc32(rest), rest)
 
 
@@ -250,7 +250,7 @@ def disk_error(path: Path, error: OSError) -> RunError:
     """Return the error for a failing disk, in one line."""
     return RunError(
         f"cannot write {str(path)!r}: {error.strerror or error}; finished tasks are kept, "
-        "the same command goes on from them"
+        "the same command resumes"
     )
 
 

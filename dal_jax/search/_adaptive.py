@@ -83,16 +83,14 @@ class AdaptiveOptions:
         4000
     """
 
-    spacing: float = (
-        0.5  # spacing of the first grid, standard deviations of the statistic, in (0, 1]
-    )
+    # Spacing of the first grid, standard deviations of the statistic, in (0, 1].
+    spacing: float = 0.5
     safety: float = 4.0  # factor on the estimated interpolation error, 1 or above
     sections: int = 3  # parts into which an undecided cell is divided at a time, 2 or more
     checks: int = 8  # random points at which the outcome is checked
     tolerance: float = 1e-6  # accuracy of the ends, standard deviations (relative beyond 1)
-    max_evaluations: int = (
-        4000  # evaluations of the score in one test; the last round may exceed it
-    )
+    # Evaluations of the score in one test; the last round may exceed this number.
+    max_evaluations: int = 4000
 
     def __post_init__(self) -> None:
         for name, fits, expected in (

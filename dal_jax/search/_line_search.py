@@ -89,10 +89,12 @@ class SearchOptions:
     """
 
     alternative: str = option(
-        "two-sided", "Which statistics count as extreme.", choices=ALTERNATIVES
+        "two-sided", "Alternative hypothesis: which statistics are extreme.", choices=ALTERNATIVES
     )
     # Width of the bounds on p, in [0, 1); 0 searches all of the range.
-    precision: float = option(1e-3, "Widest bounds on p to stop at.", metavar="P")
+    precision: float = option(
+        1e-3, "Largest width of the bounds on p at which the search stops.", metavar="P"
+    )
     # In (0, 1).
     alpha: float | None = option(None, "Stop as soon as the decision at this level is certain.")
     # Half the range, standard deviations, widened to |z_obs| + 0.5 if it would not hold z_obs;

@@ -1,4 +1,4 @@
-"""Plans of measurements, each in a fresh process with memory and compilation of its own."""
+"""Runs of measurements, each in a fresh process with memory and compilation of its own."""
 
 import json
 import os
@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dal_jax._config import option, same_option
 from dal_jax._dal_test import DTYPES, ENGINES, TestOptions
 from dal_jax._errors import InputError
 from dal_jax.bench._measure import adaptive_records, exact_record, machine
@@ -22,7 +23,7 @@ from dal_jax.bench._subject import (
     open_subject,
     save_inputs,
 )
-from dal_jax.localizers import localizer_preset
+from dal_jax.localizers import FORM, localizer_preset
 
 # One thread of a CPU; the host part of the client of JAX may overlap a little.
 ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
@@ -169,15 +170,15 @@ class Prepared(NamedTuple):
     """Subject and images of all measurements of one size.
 
     Example:
-        >>> plan = Plan(sizes=(8, 16))
-        >>> prepared = Prepared(plan.subject(1), Path("16.npz"), plan)
+        >>> settings = BenchSettings(sizes=(8, 16))
+        >>> prepared = Prepared(settings.subject(1), Path("16.npz"), settings)
         >>> prepared.subject.size
         16
     """
 
     subject: Subject
     inputs: Path  # .npz file of the images
-    plan: "Plan"  # the whole run
+    settings: "BenchSettings"  # of the whole run
 
 
 # Further measurement on the same images.
@@ -185,33 +186,70 @@ Beside = Callable[[Prepared], Iterator[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchSettings:
     """Settings of a bench run; the last entry of a tuple serves all sizes without their own.
 
     Raises:
         InputError: A value does not fit.
 
     Example:
-        >>> plan = Plan(sizes=(8, 16, 32), tests=(64, 8))
-        >>> [plan.subject(position).tests for position in range(3)]
+        >>> settings = BenchSettings(sizes=(8, 16, 32), tests=(64, 8))
+        >>> [settings.subject(position).tests for position in range(3)]
         [64, 8, 8]
     """
 
-    sizes: tuple[int, ...] = (8, 16, 32)  # sides of the images, pixels
-    tests: tuple[int, ...] = (64,)  # per size, images with a region, adaptive engine
-    exact_tests: tuple[int, ...] = (2,)  # per size, the first of these images, exact engine
-    engines: tuple[str, ...] = ("adaptive", "sweep")  # or with a dtype, "sweep:float32"
-    weights: tuple[str, ...] = ()  # per size, state dict files
-    models: tuple[str, ...] = ()  # per size, checkpoints
-    threshold: float | None = None  # None: half of the null images are flagged
-    devices: tuple[int, ...] = ()  # numbers of devices for the measurement of speed
-    batch_sizes: tuple[int, ...] = ()  # numbers of concurrent tests for that measurement
-    precision: float = TestOptions.precision
-    repeats: int = 3  # repetitions, whose medians are reported
-    threads: int = 0  # 1, or 0 for all cores
-    limit_seconds: float = 1800.0  # of one measurement
-    seed: int = 0  # of the images, the draws and an untrained network
-    localizer: str | None = None  # a name for `localizer_preset`
+    sizes: tuple[int, ...] = option((8, 16, 32), "Sides of the images in pixels.", metavar="S,...")
+    tests: tuple[int, ...] = option(
+        (64,),
+        "Number of null images with a region that the adaptive engine tests side by side, one for "
+        "all sizes or one for each.",
+        metavar="N,...",
+    )
+    exact_tests: tuple[int, ...] = option(
+        (2,),
+        "Number of these images that an exact engine tests, one for all sizes or one for each.",
+        metavar="N,...",
+    )
+    engines: tuple[str, ...] = option(
+        ("adaptive", "sweep"),
+        "Engines: adaptive, sweep or scan, each with a dtype if wanted: adaptive,sweep:float32.",
+        metavar="ENGINE,...",
+    )
+    weights: tuple[str, ...] = option(
+        (),
+        "Weights as for import-weights, one file for all sizes or one for each. Without them and "
+        "without --model, the network is untrained.",
+        metavar="FILE,...",
+    )
+    model: tuple[str, ...] = option(
+        (), "Checkpoints in place of weights, one for all sizes or one for each.", metavar="DIR,..."
+    )
+    localizer: str | None = option(
+        None,
+        "Another use of the network, as in train: mdps:pl, glad:pl,start=300, ...; by default the "
+        "one that it was trained for.",
+        metavar=FORM,
+    )
+    threshold: float | None = option(
+        None,
+        "Threshold of the score; by default half of the null images are flagged.",
+        metavar="L",
+    )
+    devices: tuple[int, ...] = option(
+        (),
+        "Also measure the tests per second on these numbers of devices (of cores, on a processor).",
+        metavar="N,...",
+    )
+    batch_sizes: tuple[int, ...] = option(
+        (),
+        "Also measure the tests per second with these numbers of concurrent tests.",
+        metavar="N,...",
+    )
+    precision: float = same_option(TestOptions, "precision")
+    repeats: int = option(3, "Number of repetitions, whose medians are reported.")
+    threads: int = option(0, "Number of threads: 1, or 0 for all cores.")
+    limit_seconds: float = option(1800.0, "Time limit of one measurement in seconds.")
+    seed: int = same_option(TestOptions, "seed")
 
     def __post_init__(self) -> None:
         if self.localizer is not None:
@@ -234,8 +272,8 @@ class Plan:
             raise InputError(f"repeats: got {self.repeats}, expected 1 or more")
         if not self.limit_seconds > 0:
             raise InputError(f"limit_seconds: got {self.limit_seconds}, expected above 0")
-        if self.weights and self.models:
-            raise InputError("weights, models: got both, expected one at most")
+        if self.weights and self.model:
+            raise InputError("weights, model: got both, expected one at most")
         for position in range(len(self.sizes)):
             self.subject(position)
 
@@ -252,7 +290,7 @@ class Plan:
             size=self.sizes[position],
             tests=at(self.tests, position),
             weights=at(self.weights, position) if self.weights else None,
-            model=at(self.models, position) if self.models else None,
+            model=at(self.model, position) if self.model else None,
             threshold=self.threshold,
             seed=self.seed,
             localizer=self.localizer,
@@ -264,11 +302,11 @@ def at(values: tuple[Any, ...], position: int) -> Any:
     return values[min(position, len(values) - 1)]
 
 
-def measure(plan: Plan, beside: Beside | None = None) -> Iterator[dict[str, Any]]:
-    """Measure all entries of a plan, each in a process of its own.
+def measure(settings: BenchSettings, beside: Beside | None = None) -> Iterator[dict[str, Any]]:
+    """Measure everything that the settings name, each in a process of its own.
 
     Args:
-        plan: Settings of the run.
+        settings: Settings of the run.
         beside: Function for a further measurement at each size, such as that of the peer.
 
     Yields:
@@ -276,20 +314,20 @@ def measure(plan: Plan, beside: Beside | None = None) -> Iterator[dict[str, Any]
         of a size has the kind "images" and holds machine, weights and threshold.
 
     Example:
-        >>> plan = Plan(sizes=(8,), limit_seconds=0.01)  # too short for any process
-        >>> [(record["kind"], record["failure"]) for record in measure(plan)]
+        >>> settings = BenchSettings(sizes=(8,), limit_seconds=0.01)  # too short for any process
+        >>> [(record["kind"], record["failure"]) for record in measure(settings)]
         [('images', 'not finished within 0.01 s')]
     """
     with tempfile.TemporaryDirectory() as folder:
-        for position, size in enumerate(plan.sizes):
-            prepared = Prepared(plan.subject(position), Path(folder, f"{size}.npz"), plan)
+        for position, size in enumerate(settings.sizes):
+            prepared = Prepared(settings.subject(position), Path(folder, f"{size}.npz"), settings)
             chosen = _work(prepared, "choose")
             yield {"kind": "images", "size": size, **chosen}
             if "failure" in chosen:
                 continue
-            for engine in plan.engines:
-                yield _engine(prepared, engine, at(plan.exact_tests, position))
-            if plan.devices or plan.batch_sizes:
+            for engine in settings.engines:
+                yield _engine(prepared, engine, at(settings.exact_tests, position))
+            if settings.devices or settings.batch_sizes:
                 yield from _speeds(prepared)
             if beside is not None:
                 yield from beside(prepared)
@@ -297,34 +335,36 @@ def measure(plan: Plan, beside: Beside | None = None) -> Iterator[dict[str, Any]
 
 def _work(prepared: Prepared, do: str, host_devices: int | None = None, **task: Any) -> Any:
     whole = {"do": do, "subject": asdict(prepared.subject), "inputs": str(prepared.inputs), **task}
-    plan = prepared.plan
-    return work(whole, threads=plan.threads, host_devices=host_devices, seconds=plan.limit_seconds)
+    settings = prepared.settings
+    return work(
+        whole, threads=settings.threads, host_devices=host_devices, seconds=settings.limit_seconds
+    )
 
 
 def _engine(prepared: Prepared, engine: str, exact_tests: int) -> dict[str, Any]:
-    plan = prepared.plan
+    settings = prepared.settings
     name, _, dtype = engine.partition(":")
     dtype = TestOptions(engine=name, dtype=dtype or None).dtype
-    options = {"dtype": dtype, "precision": plan.precision}
+    options = {"dtype": dtype, "precision": settings.precision}
     told = {"kind": "engine", "size": prepared.subject.size, "engine": name, "dtype": dtype}
     if name != "adaptive":
         options |= {"engine": name}
         return {**told, **_work(prepared, "exact", images=exact_tests, options=options)}
-    found = _work(prepared, "adaptive", options={**options, "repeats": plan.repeats})
+    found = _work(prepared, "adaptive", options={**options, "repeats": settings.repeats})
     return {**told, **(found[0] if isinstance(found, list) else found)}
 
 
 def _speeds(prepared: Prepared) -> Iterator[dict[str, Any]]:
     """Yield the speeds of the adaptive engine for numbers of devices and of concurrent tests."""
-    plan = prepared.plan
-    for count in plan.devices or (1,):
+    settings = prepared.settings
+    for count in settings.devices or (1,):
         told = {"kind": "speed", "size": prepared.subject.size, "devices": count}
         told |= {"engine": "adaptive", "dtype": "float32"}
         options = {
-            "precision": plan.precision,
-            "repeats": plan.repeats,
+            "precision": settings.precision,
+            "repeats": settings.repeats,
             "devices": count,
-            "batch_sizes": [*plan.batch_sizes, None],
+            "batch_sizes": [*settings.batch_sizes, None],
         }
         found = _work(prepared, "adaptive", count, options=options)
         if isinstance(found, list):
