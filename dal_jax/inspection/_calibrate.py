@@ -20,6 +20,7 @@ from dal_jax._dal_test import (
     run_tests,
 )
 from dal_jax._errors import InputError
+from dal_jax._files import csv_text
 from dal_jax.images import DataSet, write_text
 from dal_jax.inspection._calibration import (
     Calibration,
