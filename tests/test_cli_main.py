@@ -192,7 +192,7 @@ def test_bad_covariance_is_one_line(
     [
         (["--images", "absent"], "no such file"),
         (["--images", "nan.npy"], "NaN or infinite"),
-        (["--images", "stack.npy", "--size", "16"], "only 8 x 8"),
+        (["--images", "stack.npy", "--size", "16"], "expected 1 to 8 for the images"),
         (["--images", "stack.npy", "--steps", "0"], "steps"),
         (["--images", "stack.npy", "--lr", "-1"], "learning_rate"),
         (["--images", "stack.npy", "--channels", "wide"], "--channels"),

@@ -176,7 +176,10 @@ def test_a_full_disk_is_one_line_and_keeps_the_former_checkpoint(saved, size, ca
     assert sorted(path.name for path in saved.iterdir()) == ["config.json", "model-000002"]
 
 
-def test_an_interruption_waits_for_the_checkpoint(saved, monkeypatch):
+def test_an_interruption_waits_for_the_checkpoint(saved, monkeypatch, request):
+    # Processes in the background may have been started with the signal ignored.
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, former))
     real = os.replace
 
     def replace(*places):

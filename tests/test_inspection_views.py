@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dal_jax._files import csv_text
 from dal_jax.cli import main
 from dal_jax.images import (
     Preparation,
@@ -30,7 +31,6 @@ from dal_jax.inspection import (
     ViewResult,
     VolumeMaps,
     _views,
-    csv_text,
     image_result,
     load_profile,
     tally,
