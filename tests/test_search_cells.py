@@ -300,3 +300,11 @@ def test_images_are_those_of_the_lines():
     assert lanes.open(other) == at[0]
     images, _ = lanes.images([at[0]], [0.0], 4, "float64")
     np.testing.assert_array_equal(images[0], other.base)
+
+
+def test_a_closed_lane_is_given_again():
+    line = line_of(np.random.default_rng(2))
+    lanes = Lanes(line, jax.local_devices()[:1], 3)
+    assert len({lanes.open(line) for _ in range(3)}) == 3
+    lanes.close(1)
+    assert lanes.open(line) == 1

@@ -202,6 +202,18 @@ def test_a_result_does_not_depend_on_the_tests_beside_it(name, dtype):
 
 
 @pytest.mark.parametrize("name", LOCALIZERS)
+def test_lines_outgrow_their_lanes(name, monkeypatch):
+    """Lanes that start with 4 points grow several times, and lines of all lengths are judged."""
+    localizer = LOCALIZERS[name]
+    x, x_ref = np.random.default_rng(6).normal(size=(2, 6, *localizer.image_shape))
+    expected = dal_test_batch(localizer, x, x_ref, "iid:1")
+    monkeypatch.setattr("dal_jax.search._lanes.SLOTS", 4)
+    monkeypatch.setattr("dal_jax.search._lanes.JUDGED", 4)
+    for one, other in zip(dal_test_batch(localizer, x, x_ref, "iid:1"), expected, strict=True):
+        same(one, other)
+
+
+@pytest.mark.parametrize("name", LOCALIZERS)
 def test_devices_without_float64_leave_it_to_the_host(name, monkeypatch):
     """Margins rounded to float32 after the threshold was subtracted still have exact roots."""
     localizer = LOCALIZERS[name]

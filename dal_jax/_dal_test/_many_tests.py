@@ -220,6 +220,8 @@ def dal_test_batch(
         return ImageToTest(images[number], references[number], own, found, shown, name=number)
 
     cases = ((number, partial(case, number)) for number in range(len(images)))
+    if batch_size is not None and chosen.region != "components" and len(images):
+        batch_size = min(batch_size, len(images))  # memory is taken for this number of lines
     results: dict[int, TestResult] = {}
     for number, result in stream_tests(
         localizer,

@@ -79,6 +79,8 @@ def effect(observed: Observed, confidence: float = 0.95) -> Effect:
     if not holds(known, observed.z_obs + observed.perturbation.shift):
         return Effect(np.nan, np.nan, np.nan)
     above, tail = _above(observed, known, unknown), (1 - confidence) / 2
+    if np.isnan(above(observed.z_obs).p):  # a set too narrow to have any probability
+        return Effect(np.nan, np.nan, np.nan)
     return Effect(
         _crossing(lambda mean: _score(above(mean).p) - _score(0.5), observed.z_obs),
         _crossing(lambda mean: _score(above(mean).high) - _score(tail), observed.z_obs),

@@ -126,7 +126,7 @@ def intersect(a: Intervals, b: Intervals) -> Intervals:
         >>> intersect(as_intervals([0, 2]), as_intervals([1, 3])).tolist()
         [[1.0, 2.0]]
     """
-    a, b = merge(a), merge(b)
+    a, b = merge(np.asarray(a, np.float64)), merge(np.asarray(b, np.float64))
     low, high = np.maximum.outer(a[:, 0], b[:, 0]), np.minimum.outer(a[:, 1], b[:, 1])
     overlap = low < high  # of sorted, disjoint sets, sorted and disjoint in this order
     return np.stack([low[overlap], high[overlap]], axis=1)

@@ -1,4 +1,4 @@
-"""Recalibration after the search: the law of the statistic fitted to images known to be normal."""
+"""Laws of the statistic: the p-value of every search, and its recalibration on normal images."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

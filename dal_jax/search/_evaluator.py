@@ -202,7 +202,7 @@ def _compile(
 
     # The functions are traced for these devices, not for the default platform: the host computes
     # the float64 of a TPU.
-    with jax.default_device(devices[0].platform):
+    with jax.default_device(devices[0]):
         scores = jax.eval_shape(evaluate, tree_from_spec(fixed), moving(1))[0].shape[1:]
         if scores != functions.image_shape[:2]:
             raise InputError(f"localizer has scores {scores}, expected {functions.image_shape[:2]}")

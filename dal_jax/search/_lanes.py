@@ -143,7 +143,8 @@ class Lanes:
         # Powers of 2, so that runs of about the same size share their programs.
         least = -(-PIXELS // line.score.size)
         self._each = _power_of_2(max(least, -(-count // self._devices)))
-        self._free = [*range(self._each * self._devices)][::-1]
+        lanes = np.arange(self._each * self._devices).reshape(self._devices, self._each)
+        self._free = lanes[:, ::-1].tolist()  # of each device
         mesh = Mesh(np.array(devices), ("lanes",))
         self._programs = _programs_for(mesh, self.dtype)
         self._apart = NamedSharding(mesh, P("lanes"))
@@ -170,16 +171,18 @@ class Lanes:
     @exact_arithmetic()
     def open(self, line: SearchedLine) -> int:
         """Give a line a free lane, with the observed point in slot 0, and return its number."""
-        lane = self._free.pop()
+        lane = max(self._free, key=len).pop()
         _, (place,) = self._deal([lane], 1)
+        # Rounded after the threshold is subtracted, the margins keep their roots.
+        above = (line.score - line.threshold).astype(self.dtype)
         self._state, self._margin = self._programs.open(
-            self._state, self._margin, place, self._values(line), line.score
+            self._state, self._margin, place, self._values(line), above
         )
         return lane
 
     def close(self, lane: int) -> None:
         """Free a lane."""
-        self._free.append(lane)
+        self._free[self.device_of(lane)].append(lane)
 
     @exact_arithmetic()
     def images(self, lanes: Sequence[int], z: Any, rows: int, dtype: str) -> tuple[Array, PyTree]:
@@ -213,8 +216,8 @@ class Lanes:
         Returns:
             Facts by row, on the devices, and the row of each point.
         """
-        while max(slots) >= self._margin.shape[1]:
-            self._margin = self._programs.grow(self._margin)
+        if max(slots) >= self._margin.shape[1]:
+            self._margin = self._programs.grow(_power_of_2(max(slots) + 1), self._margin)
         columns = [np.asarray(slots)]
         if on_host := isinstance(score, np.ndarray):
             rows = _power_of_2(max(np.bincount([*map(self.device_of, lanes)])))
@@ -239,9 +242,29 @@ class Lanes:
         Returns:
             A function that waits for the cells of each query and returns them.
         """
+        # A long line is no burden on the others.
+        lengths = [max(JUDGED, _power_of_2(len(query.z))) for _, query in queries]
+        groups = [
+            [number for number, own in enumerate(lengths) if own == length]
+            for length in sorted({*lengths})
+        ]
+        started = [
+            self._start_judging([queries[k] for k in own], lengths[own[0]]) for own in groups
+        ]
+
+        def collect() -> list[Cells]:
+            found: dict[int, Cells] = {}
+            for own, finish in zip(groups, started, strict=True):
+                found |= zip(own, finish(), strict=True)
+            return [found[number] for number in range(len(queries))]
+
+        return collect
+
+    def _start_judging(
+        self, queries: Sequence[tuple[int, CellQuery]], points: int
+    ) -> Callable[[], list[Cells]]:
+        """Start to decide the cells of lines of at most `points` points."""
         lanes = [lane for lane, _ in queries]
-        longest = max(len(query.z) for _, query in queries)
-        points = max(JUDGED, _power_of_2(longest))
         given = [_padded(query, points) for _, query in queries]
         columns = [np.stack(column) for column in zip(*given, strict=True)]
         used = np.bincount([self.device_of(lane) for lane in lanes], minlength=self._devices)
@@ -331,16 +354,17 @@ def _programs_for(mesh: Mesh, dtype: str) -> _Programs:
         mapped(_open, apart, apart, apart, everywhere, everywhere, donated=(0, 1)),
         {kind: mapped(partial(_images, kind), *[apart] * 3) for kind in ("float32", "float64")},
         mapped(_store, *[apart] * 5, everywhere, donated=(0,)),
-        mapped(_grow, apart),
+        lambda slots, margin: mapped(partial(_grow, slots), apart)(margin),
         mapped(partial(_judge, serial, dtype), *[apart] * 4),
         serial,
     )
 
 
 def _open(
-    state: _State, margin: Array, place: Array, values: _State, score: Array
+    state: _State, margin: Array, place: Array, values: _State, above: Array
 ) -> tuple[_State, Array]:
-    observed, _ = _margins(score.reshape(-1), values.role, values.threshold, margin.dtype)
+    none = jnp.zeros((), margin.dtype)
+    observed, _ = _margins(above.reshape(-1), values.role, none, margin.dtype)
 
     def put(lanes: Array, one: Any) -> Array:
         return lanes.at[place[0]].set(one, mode="drop")
@@ -350,9 +374,9 @@ def _open(
 
 def _images(dtype: str, state: _State, place: Array, z: Array) -> tuple[Array, PyTree]:
     # Rows without a lane repeat the last lane's images.
-    base, direction = state.base[place], state.direction[place]
+    base, direction = (lanes.at[place].get(mode="clip") for lanes in state[:2])
     images = base + direction * z[:, None, None, None].astype(base.dtype)
-    draws = jax.tree.map(lambda lanes: lanes[place], state.draws)
+    draws = jax.tree.map(lambda lanes: lanes.at[place].get(mode="clip"), state.draws)
     return images.astype(dtype), cast_floats(draws, dtype)
 
 
@@ -384,8 +408,8 @@ def _store(
     return margin.at[place, slot].set(new, mode="drop"), PointFacts(*facts)
 
 
-def _grow(margin: Array) -> Array:
-    return jnp.pad(margin, ((0, 0), (0, margin.shape[1]), (0, 0)))
+def _grow(slots: int, margin: Array) -> Array:
+    return jnp.pad(margin, ((0, 0), (0, slots - margin.shape[1]), (0, 0)))
 
 
 def _judge(
