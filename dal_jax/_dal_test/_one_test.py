@@ -280,7 +280,7 @@ def _search(
     options: TestOptions,
     progress: Any,
 ) -> Task[TestResult]:
-    """Test one region; the evaluations that it keeps are released at its end."""
+    """Test one region; its line keeps a lane of the devices until its end."""
     try:
         line = test.line()
     except InputError as error:
