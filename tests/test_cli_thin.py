@@ -13,6 +13,7 @@ from dal_jax import InputError, __version__, thinned, thinned_test
 from dal_jax._dal_test._inputs import check_sampled
 from dal_jax.cli import main
 from dal_jax.images import read_image
+from dal_jax.inference import SelectiveP, holm
 from dal_jax.noise import dense, diagonal, iid, parse_noise, save_noise
 from dal_jax.runs import fingerprint
 
@@ -75,15 +76,47 @@ def test_the_command_gives_what_python_gives(
     options = {"alternative": alternative, "confidence": 0.9}
     expected = thinned_test(halves, mask, np.stack([y, z]), noise, **options)
     fields = told(capsys, command(*words(reference="z.npy", alpha=0.01, **options)))
-    assert {name: fields[name] for name in expected._fields} == expected._asdict()
-    assert fields["z"] == expected.statistic / expected.sd
-    assert fields["decision"] == ("significant" if expected.p_value <= 0.01 else "not significant")
+    (row,) = fields["results"]
+    assert {name: row[name] for name in expected._fields} == expected._asdict()
+    assert row["z"] == expected.statistic / expected.sd
+    assert row["p_adjusted"] == expected.p_value
+    assert row["decision"] == ("significant" if expected.p_value <= 0.01 else "not significant")
     known = {"image": "x.npy", "mask": "mask.npy", "references": ["y.npy", "z.npy"], "gamma": 0.5}
     known |= {"seed": 3, "noise": AR1, "alpha": 0.01, "version": __version__, **options}
     assert {name: fields[name] for name in known} == known
-    assert fields["num_tested"] == mask.sum()
+    assert row["num_tested"] == mask.sum()
     assert main(command()) == 0
     assert "mean difference in the mask" in capsys.readouterr().out
+
+
+def test_each_component_of_a_mask_is_tested_on_its_own(
+    capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    x, y = np.load("x.npy"), np.load("y.npy")
+    mask = np.zeros(SHAPE[:2], bool)
+    mask[0, 0] = mask[2:5, 2:4] = mask[5, 4] = mask[1, 6] = True  # two join across a corner
+    np.save("mask.npy", mask)
+    parts = [np.zeros_like(mask) for _ in range(3)]
+    parts[0][0, 0] = parts[1][1, 6] = True
+    parts[2][2:5, 2:4] = parts[2][5, 4] = True
+    noise = parse_noise(AR1, SHAPE)
+    halves = thinned(x, noise, 0.5, seed=3, name="x.npy")
+    expected = [thinned_test(halves, part, y, noise) for part in parts]
+    least = min(one.p_value for one in expected)
+    level = 2.9 * least  # significant but for the correction
+    rows = told(capsys, command("--components", alpha=level))["results"]
+    assert [row["p_value"] for row in rows] == [one.p_value for one in expected]
+    assert [row["num_tested"] for row in rows] == [1, 1, 7]
+    box = [[row[name] for name in ("top", "left", "bottom", "right")] for row in rows]
+    assert box == [[0, 0, 1, 1], [1, 6, 2, 7], [2, 2, 6, 5]]
+    adjusted = [p.p for p in holm([SelectiveP(*[one.p_value] * 3) for one in expected])]
+    assert [row["p_adjusted"] for row in rows] == adjusted and min(adjusted) == 3 * least
+    assert {row["decision"] for row in rows} == {"not significant"}
+    rows = told(capsys, command("--components", alpha=3 * least))["results"]
+    assert [row["decision"] for row in rows].count("significant") == 1
+    assert main(command("--components")) == 0
+    out = capsys.readouterr().out
+    assert "component 3 of 3, rows 2 to 5, columns 2 to 4: p = " in out
 
 
 def test_null_p_values_of_the_commands_are_uniform(
@@ -101,7 +134,7 @@ def test_null_p_values_of_the_commands_are_uniform(
         np.save("mask.npy", seen == seen.max())
         np.save("y.npy", rng.normal(size=SHAPE))
         given = command(image=f"{number}.npy", alternative="greater")
-        p.append(told(capsys, given)["p_value"])
+        p.append(told(capsys, given)["results"][0]["p_value"])
     # 3 standard errors of a share of 0.2 and of the mean of uniform numbers.
     assert abs(np.mean(np.array(p) <= 0.2) - 0.2) < 3 * np.sqrt(0.2 * 0.8 / len(p))
     assert abs(np.mean(p) - 0.5) < 3 / np.sqrt(12 * len(p))
@@ -127,8 +160,8 @@ def test_pictures_and_colours(
     given = {"mask": "mask.png", "image": "x.png", "reference": "y.png"}
     # The same covariance, given in another way.
     fields = [told(capsys, command(**given, **more)) for more in ({}, {"noise": "iid:0.1"})]
-    assert fields[0]["p_value"] == fields[1]["p_value"]
-    assert fields[0]["sd"] == pytest.approx(0.1 * np.sqrt(6 / 12))
+    assert fields[0]["results"] == fields[1]["results"]
+    assert fields[0]["results"][0]["sd"] == pytest.approx(0.1 * np.sqrt(6 / 12))
 
 
 def test_the_same_command_again_changes_nothing(
@@ -277,7 +310,7 @@ def test_a_mask_holds_0_and_one_other_value(
     np.save("mask.npy", values)
     if message is None:
         expected = values.size if other else flagged.sum()
-        assert told(capsys, command())["num_tested"] == expected
+        assert told(capsys, command())["results"][0]["num_tested"] == expected
     else:
         assert f"test-thinned: --mask 'mask.npy': {message}" in refused(capsys, command())
 

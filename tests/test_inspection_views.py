@@ -14,10 +14,12 @@ from dal_jax.images import (
     Preparation,
     Sample,
     axial_slice,
+    enlarge,
     fit,
     open_data,
     read_sample,
     read_volume,
+    views,
     write_volume,
 )
 from dal_jax.inference import SelectiveP, holm
@@ -38,11 +40,10 @@ from dal_jax.inspection import (
 )
 from dal_jax.inspection._calibrate import by_distance, smallest
 from dal_jax.inspection._calibration import fit_calibration, view_p
-from dal_jax.inspection._inspect import _draw
 from dal_jax.inspection._learn import Images, Normal, fit_noise, rescale_to_foreground
 from dal_jax.inspection._results import picture_name
 from dal_jax.inspection._verdict import out_of_reach
-from dal_jax.inspection._views import list_views, queue_views
+from dal_jax.inspection._views import _together, list_views, queue_views
 
 NAN = float("nan")
 
@@ -475,25 +476,36 @@ def test_nothing_outside_of_the_foreground_is_flagged(brains):
 
 def test_metrics_count_a_region_at_the_level_of_its_view():
     sample = Sample("a.png", None, "test", "normal", None, "a")
-    for p_high, views, called in ((0.03, 1, 1), (0.03, 2, 0), (0.0125, 4, 1), (0.0126, 4, 0)):
-        own = [record(0.0125, 0.012, p_high)] + [record(0.9)] * (views - 1)
+    for p_high, count, called in ((0.03, 1, 1), (0.03, 2, 0), (0.0125, 4, 1), (0.0126, 4, 0)):
+        own = [record(0.0125, 0.012, p_high)] + [record(0.9)] * (count - 1)
         found = rows(*own)
         measures = Measures()
         measures.add(AssembledImage(sample, found, score=np.zeros((2, 2))))
         counted = measures.result(0.05)["significant"]["selective"]["normal"]
-        assert counted["share"] == called / views
+        assert counted["share"] == called / count
         assert called == (found[0].decision == "significant")
 
 
-def test_a_component_that_has_no_pixel_in_its_image_has_no_label(tmp_path):
-    """A view larger than its image may flag what lies between the image's pixels."""
-    region = np.zeros((8, 8), bool)
-    region[2:4, 2:4] = True
-    part = ViewResult("a.png", 0, 1, 1, 2, "unknown", "a", "OK", box=(2, 2, 4, 4))
-    lost = part._replace(component=2, box=None)
-    sample = Sample("a.png", tmp_path / "a.png", "test", "unknown", None, "a")
-    image = np.zeros((8, 8, 1))
-    for name, views in (("one", [part]), ("both", [part, lost])):
-        one = AssembledImage(sample, views, image, None, image[..., 0], region, region)
-        _draw(one, tmp_path / f"{name}.png")
-    assert (tmp_path / "both.png").read_bytes() == (tmp_path / "one.png").read_bytes()
+def test_every_significant_region_is_seen():
+    """A view with more pixels than its image may flag what lies between the image's pixels."""
+    image = np.random.default_rng(0).normal(size=(5, 5, 1))
+    fitted = fit(Preparation(size=12, view="resize", intensity="raw"), [image])
+    labels = np.zeros((12, 12), int)
+    labels[2, 2], labels[5:8, 5:8], labels[7, 0] = 1, 2, 3
+    sample = Sample("a.png", None, "test", "unknown", None, "a")
+    own = [
+        ViewResult("a.png", 0, 1, number, 3, "unknown", "a", "OK")._replace(
+            decision="significant" if number < 3 else "not significant", p_adjusted=number / 100
+        )
+        for number in (1, 2, 3)
+    ]
+    found = views(fitted, image)
+    maps = [(np.zeros((12, 12)), labels)]
+    one = _together(sample, own, image, None, found, maps, fitted)
+    alone = enlarge(labels == 1, found.extents[0])
+    assert not alone.any()  # nothing of it would be left
+    assert one.views[0].box == (1, 1, 2, 2) and one.significant[1, 1] and one.region[1, 1]
+    assert one.p_adjusted[1, 1] == 0.01
+    assert one.region[3, 0] and not one.significant[3, 0] and one.views[2].box == (3, 0, 4, 1)
+    assert one.views[1].box == (2, 2, 3, 3)
+    assert one.significant.sum() == 2 and one.region.sum() == 3

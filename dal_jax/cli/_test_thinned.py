@@ -5,8 +5,9 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from scipy import ndimage
 
-from dal_jax import TestOptions, thinned, thinned_test
+from dal_jax import TestOptions, ThinnedTest, thinned, thinned_test
 from dal_jax._errors import InputError
 from dal_jax._files import dumps
 from dal_jax._version import __version__
@@ -15,8 +16,11 @@ from dal_jax.cli._spec import expand_patterns
 from dal_jax.cli._test import References
 from dal_jax.cli._thin import Record, check_copy, read_record, thinned_files
 from dal_jax.images import read_pixels
+from dal_jax.inference import SelectiveP, holm
 from dal_jax.noise import Covariance, parse_noise
+from dal_jax.report import NOT_SIGNIFICANT, SIGNIFICANT
 from dal_jax.runs import fingerprint
+from dal_jax.search import label_components
 
 Mask = Annotated[
     Path,
@@ -52,6 +56,14 @@ Seed = Annotated[
 ]
 Alpha = Annotated[float, typer.Option("--alpha", help="Level of the decision.")]
 Confidence = Annotated[float, typer.Option("--confidence", help="Of the interval.")]
+Components = Annotated[
+    bool,
+    typer.Option(
+        "--components",
+        help="Test each connected component of the mask on its own, diagonal neighbours included; "
+        "Holm's adjusted p decides.",
+    ),
+]
 
 # Accepted values of a mask that flags every pixel. Without a 0, other values could be scores.
 _WHITE = (1, 255, 65535)
@@ -69,6 +81,7 @@ def test_thinned(
     confidence: Confidence = TestOptions.confidence,
     alpha: Alpha = 0.05,
     seed: Seed = None,
+    components: Components = False,
     json: options.Json = False,
 ) -> None:
     """Tests whether a region that any program flagged in a thinned copy differs from references.
@@ -76,7 +89,7 @@ def test_thinned(
     The mean of image minus references inside the mask is estimated from the half of the image that
     the copy does not hold. p and interval are valid if the mask depends on the copy alone, neither
     on the image itself nor on the references. Several masks of one copy may be tested; correct for
-    their number.
+    their number, as --components does for the parts of one mask.
     """
     if not 0 < alpha < 1:
         raise InputError(f"--alpha: got {alpha}, expected a level between 0 and 1")
@@ -91,22 +104,17 @@ def test_thinned(
     halves = thinned(x, covariance, record.gamma, seed=record.seed, name=record.image)
     check_copy(copy, halves.seen, halves.seen - x)
     region = _region(mask, x.shape)
-    result = thinned_test(
-        halves,
-        region,
-        np.stack([_reference(path, x, halves.seen) for path in references]),
-        covariance,
-        alternative=alternative,
-        confidence=confidence,
-    )
+    labels = label_components(region) if components else region.astype(int)
+    against = np.stack([_reference(path, x, halves.seen) for path in references])
+    how: dict[str, Any] = {"alternative": alternative, "confidence": confidence}
+    found = [
+        thinned_test(halves, labels == number, against, covariance, **how)
+        for number in range(1, int(labels.max()) + 1)
+    ]
     shown = {
-        **result._asdict(),
-        "z": result.statistic / result.sd,
-        "confidence": confidence,
-        "decision": "significant" if result.p_value <= alpha else "not significant",
+        **how,
         "alpha": alpha,
-        "alternative": alternative,
-        "num_tested": int(region.sum()),
+        "region": "components" if components else "all",
         "gamma": record.gamma,
         "seed": record.seed,
         "image": image,
@@ -114,8 +122,33 @@ def test_thinned(
         "references": references,
         "noise": noise or record.noise,
         "version": __version__,
+        "results": _results(found, labels, alpha),
     }
     typer.echo(dumps(shown) if json else _summary(shown))
+
+
+def _results(found: list[ThinnedTest], labels: np.ndarray, alpha: float) -> list[dict[str, Any]]:
+    """Return a row for each part of the mask, with Holm's adjusted p, which decides."""
+    adjusted = [p.p for p in holm([SelectiveP(*[one.p_value] * 3) for one in found])]
+    boxes: Any = ndimage.find_objects(labels)
+    return [
+        {
+            "component": number,
+            "components": len(found),
+            "top": rows.start,
+            "left": columns.start,
+            "bottom": rows.stop,
+            "right": columns.stop,
+            "num_tested": int((labels == number).sum()),
+            "decision": SIGNIFICANT if p <= alpha else NOT_SIGNIFICANT,
+            "p_adjusted": p,
+            **one._asdict(),
+            "z": one.statistic / one.sd,
+        }
+        for number, (one, (rows, columns), p) in enumerate(
+            zip(found, boxes, adjusted, strict=True), 1
+        )
+    ]
 
 
 def _check_record(record: Record, path: Path, x: np.ndarray, given: dict[str, Any]) -> None:
@@ -191,11 +224,21 @@ def _reference(path: Path, image: np.ndarray, copy: np.ndarray) -> np.ndarray:
 
 
 def _summary(shown: dict[str, Any]) -> str:
-    count = shown["num_tested"]
-    return (
-        f"p = {shown['p_value']:.3g} ({shown['alternative']}): {shown['decision']} at alpha = "
-        f"{shown['alpha']:g}\n"
-        f"mean difference in the mask ({count} pixel{'s' if count > 1 else ''}) "
-        f"{shown['statistic']:.3g}, between {shown['ci_low']:.3g} and {shown['ci_high']:.3g} with "
-        f"{100 * shown['confidence']:g}% confidence; standard deviation {shown['sd']:.3g}"
-    )
+    confidence, lines = 100 * shown["confidence"], []
+    for row in shown["results"]:
+        place, p = "mask", f"p = {row['p_value']:.3g} ({shown['alternative']})"
+        if shown["region"] == "components":
+            place = "component"
+            p = (
+                f"component {row['component']} of {row['components']}, rows {row['top']} to "
+                f"{row['bottom'] - 1}, columns {row['left']} to {row['right'] - 1}: {p}, adjusted "
+                f"{row['p_adjusted']:.3g}"
+            )
+        count = row["num_tested"]
+        lines += [
+            f"{p}: {row['decision']} at alpha = {shown['alpha']:g}",
+            f"mean difference in the {place} ({count} pixel{'s' if count > 1 else ''}) "
+            f"{row['statistic']:.3g}, between {row['ci_low']:.3g} and {row['ci_high']:.3g} with "
+            f"{confidence:g}% confidence; standard deviation {row['sd']:.3g}",
+        ]
+    return "\n".join(lines)

@@ -99,6 +99,35 @@ def enlarge(grid: np.ndarray, extent: np.ndarray) -> np.ndarray:
     return grid[np.ix_(rows, columns)]
 
 
+def footprint(region: np.ndarray, extent: np.ndarray) -> np.ndarray:
+    """Mark the pixels of the image that a region of a view covers.
+
+    Args:
+        region: Mask (h, w) of the view.
+        extent: Height and width of the view, in pixels of the image.
+
+    Returns:
+        Mask (height, width): `enlarge` of the region. Where a view has more pixels than its image
+        and nothing of the region is left, the pixels in which the region's pixels have their
+        centres; never empty unless the region is.
+
+    Example:
+        >>> fine = np.array([[False, True, False], [False] * 3, [False] * 3])
+        >>> enlarge(fine, np.array([1, 1])).any().item()
+        False
+        >>> footprint(fine, np.array([1, 1])).tolist()
+        [[True]]
+    """
+    covered = enlarge(region, extent)
+    if not covered.any():
+        rows, columns = (
+            (2 * at + 1) * side // (2 * size)
+            for at, side, size in zip(np.nonzero(region), extent, region.shape, strict=True)
+        )
+        covered[rows, columns] = True
+    return covered
+
+
 def tile_weights(preparation: Preparation) -> np.ndarray:
     """Return weights (size, size) of a tile where tiles meet, which fall off towards its edges."""
     edge = np.minimum(np.arange(preparation.size), np.arange(preparation.size)[::-1]) + 1

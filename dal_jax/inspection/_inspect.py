@@ -453,8 +453,6 @@ def _draw(one: AssembledImage, path: Path) -> None:
     """Write the picture of an image, with numbered components."""
     assert one.image is not None and one.region is not None and one.significant is not None
     labels = [
-        (region_number(part), part.box[:2])
-        for part in one.views
-        if part.component and part.box  # no box if the component vanishes in a smaller image
+        (region_number(part), part.box[:2]) for part in one.views if part.component and part.box
     ]
     overlay(one.image, one.region, one.significant, path, truth=one.mask, labels=labels)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import ndimage
 
 from dal_jax._dal_test import ImageToTest, QueuedImage, TestResult
 from dal_jax._errors import InputError
@@ -21,7 +22,7 @@ from dal_jax.images import (
     Views,
     atomic_path,
     cut,
-    enlarge,
+    footprint,
     foreign,
     mask_views,
     read_image,
@@ -423,32 +424,42 @@ def _together(
     scores = np.stack([score for score, _ in maps])
     regions = np.stack([labels > 0 for _, labels in maps]).astype(float)
     called = np.zeros_like(regions)
-    p_adjusted = np.full(shape, np.nan)
-    placed = []
     for one in own:
-        labels, corner, extent = maps[one.view][1], found.corners[one.view], found.extents[one.view]
-        region = labels == one.component if one.component else labels > 0
         if one.decision == SIGNIFICANT:
-            called[one.view] += region
-        covered = enlarge(region.astype(float), extent) > 0
-        part = cut(p_adjusted, corner, extent)
-        # Where tiles overlap, the smaller p-value counts.
-        np.fmin(part, np.where(covered, one.p_adjusted, np.nan), out=part)
-        touches = None if defects is None else bool((defects[one.view] & region).any())
-        placed.append(one._replace(touches_mask=touches, box=_box(covered, corner)))
+            called[one.view] += _region_of(one, maps)
     if fitted is None:  # the only view is the image
         score, flagged, marked = scores[0], regions[0] > 0, called[0] > 0
     else:
         score = stitch(fitted, scores, found, shape)
         flagged = stitch(fitted, regions, found, shape, fill=0.0) >= 0.5
         marked = stitch(fitted, called, found, shape, fill=0.0) >= 0.5
+    p_adjusted, placed = np.full(shape, np.nan), []
+    for one in own:
+        region = _region_of(one, maps)
+        corner, extent = found.corners[one.view], found.extents[one.view]
+        covered = footprint(region, extent)
+        part = cut(p_adjusted, corner, extent)
+        # Where tiles overlap, the smaller p-value counts.
+        np.fmin(part, np.where(covered, one.p_adjusted, np.nan), out=part)
+        for pixels in [flagged, marked][: 1 + (one.decision == SIGNIFICANT)]:
+            shown = cut(pixels, corner, extent)
+            if not (shown & covered).any():  # nothing of the region is left: it must be seen
+                shown |= covered
+        touches = None if defects is None else bool((defects[one.view] & region).any())
+        placed.append(one._replace(touches_mask=touches, box=_box(covered, corner)))
     return AssembledImage(sample, placed, image, mask, score, flagged, marked, p_adjusted)
+
+
+def _region_of(
+    one: ViewResult, maps: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> Bool[np.ndarray, "h w"]:
+    labels = maps[one.view][1]
+    return labels == one.component if one.component else labels > 0
 
 
 def _box(covered: Bool[np.ndarray, "h w"], corner: np.ndarray) -> tuple[int, int, int, int] | None:
     """Return the bounding box of a region in its image, pixels; None for an empty region."""
-    if not covered.any():
-        return None
-    pixels = np.argwhere(covered)
-    (top, left), (bottom, right) = pixels.min(axis=0) + corner, pixels.max(axis=0) + corner + 1
-    return int(top), int(left), int(bottom), int(right)
+    top, left = corner.tolist()
+    for rows, columns in ndimage.find_objects(covered.astype(np.int8)):
+        return top + rows.start, left + columns.start, top + rows.stop, left + columns.stop
+    return None
