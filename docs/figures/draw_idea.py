@@ -116,20 +116,20 @@ def null_results(found: World, count: int) -> list[TestResult]:
 
 
 def draw_first(found: World, path: Path) -> None:
-    """The software's own picture of two views, for the first page.
+    """Draw the software's own picture of two views, for the first page.
 
     Args:
-        found: the world.
-        path: of the picture.
+        found: Network, noise model and views.
+        path: File of the picture.
     """
     views = [found.views[number] for number in (NORMAL, DEFECT)]
     figure(
         [view.image for view in views],
-        [found.shown(number).result for number in (NORMAL, DEFECT)],
+        [found.tested(number, GAMMA) for number in (NORMAL, DEFECT)],
         path,
         titles=["a normal view", "a spot was\nput in"],
         alpha=ALPHA,
-        threshold=found.localizer.threshold,
+        threshold=found.noisy.threshold,
     )
 
 
