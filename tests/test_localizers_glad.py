@@ -25,8 +25,8 @@ from dal_jax import InputError, NotPiecewiseAffineError, Status
 from dal_jax.diffusion import ReverseConfig, Schedule, glad_pair, reverse_process
 from dal_jax.localizers import GladConfig, GladScore, glad_localizer, learn_scales
 from dal_jax.localizers._chain import add_noise, clean_image, next_image
-from dal_jax.localizers._filters import resize
 from dal_jax.localizers._glad import adaptive_chain, fuse, glad_chain
+from dal_jax.localizers._localizer import resize
 from dal_jax.localizers._perceptual import difference_from, distance, features
 from dal_jax.models import denoiser
 

@@ -19,7 +19,7 @@ from dal_jax.localizers import (
     learn_scales,
     mdps_localizer,
 )
-from dal_jax.localizers._filters import resize
+from dal_jax.localizers._localizer import resize
 from dal_jax.localizers._perceptual import distance, features, perceptual_map
 
 # Rounding of sums of a few dozen terms.

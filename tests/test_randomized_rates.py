@@ -25,7 +25,7 @@ from dal_jax import (
     thinned,
     thinned_test,
 )
-from dal_jax.inference import NullLaw, SelectiveP, holm
+from dal_jax.inference import NullLaw, SelectiveP, effect, holm
 from dal_jax.inspection._calibration import observed_of
 from dal_jax.models import UNetConfig, import_state_dict
 from dal_jax.noise import parse_noise
@@ -57,9 +57,12 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Localizer]:
     }
 
 
-def images(size: int, noise: str, references: int, signal: float = 0.0) -> tuple[Any, Any]:
+def images(
+    size: int, noise: str, references: int, signal: float = 0.0, seed: int | None = None
+) -> tuple[Any, Any]:
     shape = (size, size, 1)
-    operator, rng = parse_noise(noise, shape), np.random.default_rng(references)
+    rng = np.random.default_rng(references if seed is None else [references, seed])
+    operator = parse_noise(noise, shape)
     drawn = [operator.sample(rng, shape) for _ in range(COUNTS[size] * (1 + references))]
     split = np.stack(drawn).reshape(COUNTS[size], 1 + references, *shape)
     x = split[:, 0].copy()
@@ -146,3 +149,25 @@ def test_intervals_cover_and_estimates_have_the_right_median(networks, gamma, si
     error = math.sqrt(confidence * (1 - confidence) / len(results))
     assert abs(covered - confidence) < FAR * error
     assert abs(above - 0.5) < FAR * math.sqrt(0.25 / len(results))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_the_open_part_of_the_line_adds_to_an_interval(networks, seed):
+    """Coverage of the reported interval, and of the one whose open part never has the region."""
+    noise, signal, confidence = "ar1:0.5:1", 3.0, 0.9
+    x, refs = images(8, noise, 1, signal, seed)
+    raised = np.zeros(x.shape[1:3])
+    raised[2:4, 2:4] = signal
+    found = tested(networks[8], noise, x, refs, randomization=0.5, confidence=confidence)
+    results = [part for parts in found.values() for part in parts]
+    covered = np.zeros(2)
+    for result in results:
+        observed, true = observed_of(as_record(result)), raised[result.region].mean() / result.sd
+        closed = effect(observed._replace(searched=np.array([[-np.inf, np.inf]])), confidence)
+        ends = np.array([[result.ci_low, result.ci_high], np.multiply(closed[1:], result.sd)])
+        assert ends[0, 0] < ends[1, 0] + 1e-6 and ends[0, 1] > ends[1, 1] - 1e-6  # the wider one
+        covered += (ends[:, 0] <= true * result.sd) & (true * result.sd <= ends[:, 1])
+    covered /= len(results)
+    print(f"\n{len(results)} regions, covered {covered[0]:.4f}, closed {covered[1]:.4f}", end=" ")
+    error = math.sqrt(confidence * (1 - confidence) / len(results))
+    assert (abs(covered - confidence) < FAR * error).all()

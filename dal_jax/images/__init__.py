@@ -24,8 +24,6 @@ from dal_jax.images._metrics_regions import RegionShare as RegionShare
 from dal_jax.images._metrics_regions import cluster_interval as cluster_interval
 from dal_jax.images._metrics_regions import cluster_standard_error as cluster_standard_error
 from dal_jax.images._metrics_regions import region_counts as region_counts
-from dal_jax.images._preparation import Fitted as Fitted
-from dal_jax.images._preparation import Preparation as Preparation
 from dal_jax.images._prepare import fit as fit
 from dal_jax.images._prepare import foreign as foreign
 from dal_jax.images._prepare import mask_views as mask_views
@@ -37,6 +35,8 @@ from dal_jax.images._samples import UNKNOWN as UNKNOWN
 from dal_jax.images._samples import DataSet as DataSet
 from dal_jax.images._samples import Sample as Sample
 from dal_jax.images._samples import read_sample as read_sample
+from dal_jax.images._views import Fitted as Fitted
+from dal_jax.images._views import Preparation as Preparation
 from dal_jax.images._views import Views as Views
 from dal_jax.images._views import cut as cut
 from dal_jax.images._views import enlarge as enlarge

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dal_jax._errors import InputError
-from dal_jax.images._decoding import decoding, optional
+from dal_jax._files import decoding, optional
 
 # Relative tolerance of distances about the mean spacing, because positions are rounded to text.
 _UNEVEN = 0.05

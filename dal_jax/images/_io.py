@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from dal_jax._errors import InputError
-from dal_jax.images._decoding import decoding, optional
+from dal_jax._files import decoding, optional
 from dal_jax.images._nifti import load_nifti
 from dal_jax.images._pictures import Picture, read_picture, read_tiff, refusal
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dal_jax._errors import InputError
-from dal_jax.images._decoding import decoding, optional
+from dal_jax._files import decoding, optional
 
 # Millimetres of a spatial unit by its code, the last 3 bits of xyzt_units; 0 is "unknown", which
 # programs that do not set it mean as millimetres.

@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 
 from dal_jax._errors import InputError
-from dal_jax.images._preparation import Fitted, Preparation
 from dal_jax.images._views import (
     FOREGROUND,
+    Fitted,
+    Preparation,
     Views,
     as_channels,
     cut,

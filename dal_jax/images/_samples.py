@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dal_jax._errors import InputError
-from dal_jax.images._decoding import decoding
+from dal_jax._files import decoding
 from dal_jax.images._dicom import read_slice
 from dal_jax.images._folders import is_output
 from dal_jax.images._io import (

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dal_jax._errors import InputError
-from dal_jax._files import atomic_path
-from dal_jax.images._decoding import optional
+from dal_jax._files import atomic_path, optional
 from dal_jax.images._dicom import is_dicom, read_series
 from dal_jax.images._nifti import affine_of, load_nifti, same_place
 

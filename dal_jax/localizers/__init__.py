@@ -11,8 +11,6 @@ from dal_jax.localizers._autoencoder import autoencoder_localizer as autoencoder
 from dal_jax.localizers._dal import DalReconstruct as DalReconstruct
 from dal_jax.localizers._dal import DalScore as DalScore
 from dal_jax.localizers._dal import dal_localizer as dal_localizer
-from dal_jax.localizers._filters import average_filter as average_filter
-from dal_jax.localizers._filters import gaussian_filter as gaussian_filter
 from dal_jax.localizers._glad import GladConfig as GladConfig
 from dal_jax.localizers._glad import GladReconstruct as GladReconstruct
 from dal_jax.localizers._glad import GladScore as GladScore
@@ -30,9 +28,11 @@ from dal_jax.localizers._load import read_checkpoint as read_checkpoint
 from dal_jax.localizers._load import save_extractor as save_extractor
 from dal_jax.localizers._localizer import THRESHOLD as THRESHOLD
 from dal_jax.localizers._localizer import Localizer as Localizer
+from dal_jax.localizers._localizer import average_filter as average_filter
 from dal_jax.localizers._localizer import check_draws as check_draws
 from dal_jax.localizers._localizer import check_threshold as check_threshold
 from dal_jax.localizers._localizer import from_score as from_score
+from dal_jax.localizers._localizer import gaussian_filter as gaussian_filter
 from dal_jax.localizers._localizer import with_rescaling as with_rescaling
 from dal_jax.localizers._mdps import MdpsConfig as MdpsConfig
 from dal_jax.localizers._mdps import MdpsReconstruct as MdpsReconstruct

@@ -6,8 +6,13 @@ from typing import Any, ClassVar
 from dal_jax._errors import InputError
 from dal_jax._typing import Array, PyTree
 from dal_jax.diffusion import LocalizerConfig
-from dal_jax.localizers._filters import filtered_difference
-from dal_jax.localizers._localizer import THRESHOLD, Localizer, check_threshold, make_draws
+from dal_jax.localizers._localizer import (
+    THRESHOLD,
+    Localizer,
+    check_threshold,
+    filtered_difference,
+    make_draws,
+)
 from dal_jax.models import AutoencoderConfig, Reconstruction, autoencode, autoencoder_shapes
 
 

@@ -13,8 +13,14 @@ from dal_jax._errors import InputError
 from dal_jax._typing import Array, Float, PyTree
 from dal_jax.diffusion import AnomalyRemoval
 from dal_jax.localizers._chain import ReverseStep, add_noise, clean_image, next_image, reverse_steps
-from dal_jax.localizers._filters import gaussian_filter, resize
-from dal_jax.localizers._localizer import THRESHOLD, Localizer, check_threshold, make_draws
+from dal_jax.localizers._localizer import (
+    THRESHOLD,
+    Localizer,
+    check_threshold,
+    gaussian_filter,
+    make_draws,
+    resize,
+)
 from dal_jax.localizers._perceptual import (
     PerceptualConfig,
     check_constants,

@@ -14,7 +14,7 @@ from jax import lax
 from dal_jax._errors import InputError
 from dal_jax._typing import Array, Float, PyTree
 from dal_jax.diffusion import DalConfig, LocalizerConfig, ReverseConfig, Schedule
-from dal_jax.localizers._filters import average_filter, resize
+from dal_jax.localizers._localizer import average_filter, resize
 from dal_jax.models import UNetConfig, UNetEncoder
 
 # Added to squared lengths of feature vectors: a place without features is like another such place.
