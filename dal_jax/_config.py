@@ -90,7 +90,7 @@ def check_choices(settings: Any) -> None:
     for name, own in options_of(settings).items():
         value, choices = getattr(settings, name), own.metadata["choices"]
         if choices and value not in choices:
-            raise InputError(f"{name} is {value!r}, expected one of {', '.join(choices)}")
+            raise InputError(f"{name}: got {value!r}, expected one of {', '.join(choices)}")
 
 
 def build(kind: Any, entries: Any, name: str) -> Any:
@@ -145,7 +145,7 @@ def fit_fields(kind: Any, entries: Any, name: str) -> dict[str, Any]:
             or a value does not fit.
     """
     if not isinstance(entries, Mapping):
-        raise InputError(f"{name} is {entries!r:.80}, expected a table")
+        raise InputError(f"{name}: got {entries!r:.80}, expected a table")
     hints = typing.get_type_hints(kind)
     types = {own.name: hints[own.name] for own in fields(kind)}
     parts: dict[str, Any] = {own: part for own, part in types.items() if is_dataclass(part)}
@@ -234,18 +234,18 @@ def _fitted(value: Any, declared: Any, name: str) -> Any:
         return _fitted(value, [*fitting, *parts][0], name)
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise InputError(f"{name} is {value!r:.80}, expected a list")
+            raise InputError(f"{name}: got {value!r:.80}, expected a list")
         return tuple(_fitted(item, parts[0], name) for item in value)
     if is_dataclass(declared):
         return build(declared, value, name)
     accepted, expected = _ACCEPTED.get(declared, (str, f"one of {', '.join(parts)}"))
     fits = isinstance(value, accepted) and (declared is bool or not isinstance(value, bool))
     if not fits or (origin is typing.Literal and value not in parts):
-        raise InputError(f"{name} is {value!r:.80}, expected {expected}")
+        raise InputError(f"{name}: got {value!r:.80}, expected {expected}")
     try:
         return value if origin is typing.Literal else declared(value)
     except OverflowError:
-        raise InputError(f"{name} is {value!r:.80}, expected {expected}") from None
+        raise InputError(f"{name}: got {value!r:.80}, expected {expected}") from None
 
 
 _ACCEPTED: dict[Any, tuple[Any, str]] = {

@@ -52,11 +52,11 @@ class BrainPlan:
 
     def __post_init__(self) -> None:
         if not 4 <= self.patients <= 99999:
-            raise InputError(f"patients is {self.patients}, expected 4 to 99999")
+            raise InputError(f"patients: got {self.patients}, expected 4 to 99999")
         if not 1 <= self.slices <= 6:
-            raise InputError(f"slices is {self.slices}, expected 1 to 6")
+            raise InputError(f"slices: got {self.slices}, expected 1 to 6")
         if not self.contrasts or min(self.contrasts) <= 0:
-            raise InputError(f"contrasts is {self.contrasts}, expected numbers above 0")
+            raise InputError(f"contrasts: got {self.contrasts}, expected numbers above 0")
 
 
 class Slab(NamedTuple):

@@ -179,14 +179,14 @@ class Simulation:
     def __post_init__(self) -> None:
         for name in ("size", "references"):
             if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}, expected 1 or more")
+                raise InputError(f"{name}: got {getattr(self, name)}, expected 1 or more")
         if self.family != "normal":
             if self.family not in FAMILIES:
                 names = ", ".join(["normal", *FAMILIES])
-                raise InputError(f"family is {self.family!r}, expected one of {names}")
+                raise InputError(f"family: got {self.family!r}, expected one of {names}")
             if self.noise != "iid:1":
                 raise InputError(
-                    f"noise is {self.noise!r}, expected 'iid:1' with family {self.family!r}"
+                    f"noise: got {self.noise!r}, expected 'iid:1' with family {self.family!r}"
                 )
 
     @property

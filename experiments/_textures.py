@@ -42,9 +42,9 @@ class TexturePlan:
     def __post_init__(self) -> None:
         for name in ("shots", "tested"):
             if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}, expected 1 or more")
+                raise InputError(f"{name}: got {getattr(self, name)}, expected 1 or more")
         if not self.contrasts or min(self.contrasts) <= 0:
-            raise InputError(f"contrasts is {self.contrasts}, expected numbers above 0")
+            raise InputError(f"contrasts: got {self.contrasts}, expected numbers above 0")
 
 
 class Defect(NamedTuple):
@@ -96,7 +96,7 @@ def write_textures(folder: Path, kind: str, plan: TexturePlan) -> None:
     photo = photograph(kind)
     corners = block_corners(photo.shape, plan.shots)
     if plan.tested >= len(corners):
-        raise InputError(f"tested is {plan.tested}, expected {len(corners) - 1} or fewer")
+        raise InputError(f"tested: got {plan.tested}, expected {len(corners) - 1} or fewer")
     order = np.random.default_rng((plan.seed, KINDS.index(kind))).permutation(len(corners))
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)

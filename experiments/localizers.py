@@ -83,9 +83,9 @@ class Settings:
             localizer_preset(text)
         for name in ("per_label", "held_out"):
             if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}, expected 1 or more")
+                raise InputError(f"{name}: got {getattr(self, name)}, expected 1 or more")
         if not self.data and not 1 <= self.size <= PATCH:
-            raise InputError(f"size is {self.size}, expected 1 to {PATCH} without data")
+            raise InputError(f"size: got {self.size}, expected 1 to {PATCH} without data")
 
     @property
     def preparation(self) -> Preparation:

@@ -72,13 +72,13 @@ class Settings:
             hinge_table(f"pl-silu:{knots}")
         if min(self.exact_images) < 1 or max(self.exact_images) > self.replaced_images:
             raise InputError(
-                f"exact_images is {self.exact_images}, expected 1 to replaced_images = "
+                f"exact_images: got {self.exact_images}, expected 1 to replaced_images = "
                 f"{self.replaced_images}: the engines are compared on the same images"
             )
         for name in ("replaced_images", "score_images", "timed_images"):
             if not 1 <= getattr(self, name) <= self.smooth_images:
                 raise InputError(
-                    f"{name} is {getattr(self, name)}, expected 1 to smooth_images = "
+                    f"{name}: got {getattr(self, name)}, expected 1 to smooth_images = "
                     f"{self.smooth_images}: the networks are compared on the same images"
                 )
 

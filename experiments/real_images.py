@@ -89,7 +89,7 @@ class Settings:
         for name, whole in (("size", PATCH), ("brain_size", MIDDLE)):
             side = getattr(self, name)
             if side < 2 or whole % side:
-                raise InputError(f"{name} is {side}, expected a divisor of {whole} above 1")
+                raise InputError(f"{name}: got {side}, expected a divisor of {whole} above 1")
         _ = self.textures, self.brain
 
     @property

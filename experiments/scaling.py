@@ -66,9 +66,9 @@ class Settings:
     def __post_init__(self) -> None:
         check_lengths(self, "sizes", "tests", "repeats")
         if self.width_size not in self.sizes:
-            raise InputError(f"width_size is {self.width_size}, expected one of sizes")
+            raise InputError(f"width_size: got {self.width_size}, expected one of sizes")
         if not all(0 < spacing <= 1 for spacing in self.spacings):
-            raise InputError(f"spacings is {self.spacings}, expected numbers in (0, 1]")
+            raise InputError(f"spacings: got {self.spacings}, expected numbers in (0, 1]")
         for width in self.widths:
             self.model(width)
 
@@ -146,7 +146,7 @@ def _check_memory() -> None:
     held = os.environ.get("XLA_PYTHON_CLIENT_PREALLOCATE", "true").lower()
     if jax.default_backend() == "gpu" and held not in ("false", "0"):
         raise InputError(
-            f"XLA_PYTHON_CLIENT_PREALLOCATE is {held!r}, expected 'false': on a GPU each "
+            f"XLA_PYTHON_CLIENT_PREALLOCATE: got {held!r}, expected 'false': on a GPU each "
             "measurement, a process of its own, needs memory that this process would hold"
         )
 

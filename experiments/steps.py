@@ -63,7 +63,7 @@ class Settings:
             check_lengths(self, name)
         for name in ("calibration_images", "null_images", "images", "timed_images"):
             if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}, expected 1 or more")
+                raise InputError(f"{name}: got {getattr(self, name)}, expected 1 or more")
         if 0.0 in self.signals:
             raise InputError("signals holds 0.0, expected other heights: null_images are tested")
         for reverse in processes(self).values():

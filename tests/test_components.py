@@ -213,7 +213,9 @@ def test_records_hold_each_component_and_contradict_where_they_differ(tmp_path):
 
 
 def test_permutations_of_components_are_refused():
-    with pytest.raises(InputError, match="permutations is 5, expected 0 with region 'components'"):
+    with pytest.raises(
+        InputError, match="permutations: got 5, expected 0 with region 'components'"
+    ):
         TestOptions(permutations=5, region="components")
 
 

@@ -27,7 +27,7 @@ def test_a_part_is_made_of_the_keys_of_its_options() -> None:
 
 
 def test_choices_are_refused_by_the_options_and_offered_by_the_verbs() -> None:
-    with pytest.raises(InputError, match="engine is 'exact', expected one of adaptive, sweep"):
+    with pytest.raises(InputError, match="engine: got 'exact', expected one of adaptive, sweep"):
         TestOptions(engine="exact")
     for name, own in options_of(TestOptions).items():
         declared = get_args(annotation(TestOptions, name))[0]
@@ -62,21 +62,21 @@ def test_nested_tables_become_dataclasses() -> None:
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        (3, "file is 3, expected a table"),
+        (3, "file: got 3, expected a table"),
         ({}, "file: 'part' is missing"),
         ({"part": {}}, "file: part: 'size' is missing"),
-        ({"part": 3}, "file: part is 3, expected a table"),
+        ({"part": 3}, "file: part: got 3, expected a table"),
         ({"part": {"sise": 3}}, "file: part: unknown key 'sise', did you mean 'size'?"),
-        ({"part": {"size": 1.0}}, "file: part: size is 1.0, expected a whole number"),
-        ({"part": {"size": True}}, "file: part: size is True, expected a whole number"),
-        ({"part": {"size": None}}, "file: part: size is None, expected a whole number"),
-        ({"part": {"size": 1, "scale": 10**400}}, "file: part: scale is 1000"),
-        ({"shape": "x"}, "file: shape is 'x', expected a whole number"),
-        ({"shape": [1.5]}, "file: shape is 1.5, expected a whole number"),
-        ({"mean": 3}, "file: mean is 3, expected a list"),
-        ({"kind": "c"}, "file: kind is 'c', expected one of a, b"),
-        ({"kind": ["a"]}, "file: kind is ['a'], expected one of a, b"),
-        ({"folder": 3}, "file: folder is 3, expected a path"),
+        ({"part": {"size": 1.0}}, "file: part: size: got 1.0, expected a whole number"),
+        ({"part": {"size": True}}, "file: part: size: got True, expected a whole number"),
+        ({"part": {"size": None}}, "file: part: size: got None, expected a whole number"),
+        ({"part": {"size": 1, "scale": 10**400}}, "file: part: scale: got 1000"),
+        ({"shape": "x"}, "file: shape: got 'x', expected a whole number"),
+        ({"shape": [1.5]}, "file: shape: got 1.5, expected a whole number"),
+        ({"mean": 3}, "file: mean: got 3, expected a list"),
+        ({"kind": "c"}, "file: kind: got 'c', expected one of a, b"),
+        ({"kind": ["a"]}, "file: kind: got ['a'], expected one of a, b"),
+        ({"folder": 3}, "file: folder: got 3, expected a path"),
         ({"colour": 3}, "file: unknown key 'colour', expected part, shape, mean, kind, folder"),
     ],
 )
@@ -87,7 +87,7 @@ def test_wrong_entries_are_refused_in_one_form(entries: Any, message: str) -> No
 
 
 def test_errors_of_the_dataclass_name_the_origin() -> None:
-    with pytest.raises(InputError, match=r"^run: precision is 2\.0, expected a number in"):
+    with pytest.raises(InputError, match=r"^run: precision: got 2\.0, expected a number in"):
         build(TestOptions, {"precision": 2}, "run")
 
 

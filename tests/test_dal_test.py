@@ -309,7 +309,7 @@ BAD = {
     "part of a seed": ("seed is 0.5", {"seed": 0.5}),
     "how": ("adaptive", {"adaptive": {"spacing": 0.25}}),
     "another unit": ("x", {"noise": "iid:1e-9"}),
-    "permutations": ("permutations is -1", {"permutations": -1}),
+    "permutations": ("permutations: got -1", {"permutations": -1}),
     "part of a permutation": ("permutations", {"permutations": 1.5}),
     "permutations of a sweep": ("expected 0 with engine", {"permutations": 9, "engine": "sweep"}),
     "option": ("options", {"tolerance": 1e-3}),
@@ -380,8 +380,8 @@ def test_bad_batches():
         ({"draws": np.zeros((3, *SHAPE))}, "draws has 3 entries, expected one for each"),
         ({"noises": [None]}, "noises has 1 entries, expected one for each of 2 images"),
         ({"engine": "none"}, "engine"),
-        ({"batch_size": 0}, "batch_size is 0, expected 1 or more"),
-        ({"devices": 0}, "devices is 0, expected 1"),
+        ({"batch_size": 0}, "batch_size: got 0, expected 1 or more"),
+        ({"devices": 0}, "devices: got 0, expected 1"),
         ({"devices": []}, "devices is empty"),
     ):
         with pytest.raises(InputError, match=words):

@@ -299,7 +299,7 @@ def test_a_finished_run_is_not_done_again(out: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_data_that_cannot_be_written_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(InputError, match="tested is 98, expected 97 or fewer"):
+    with pytest.raises(InputError, match="tested: got 98, expected 97 or fewer"):
         write_textures(tmp_path / "t", "grass", TexturePlan(tested=98))
     with pytest.raises(InputError, match="kind 'sand'"):
         write_textures(tmp_path / "t", "sand", TEXTURES)

@@ -386,9 +386,9 @@ def test_training_images_are_others():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"size": 0}, "size is 0, expected 1 or more"),
-        ({"size": 8, "references": 0}, "references is 0, expected 1 or more"),
-        ({"size": 8, "family": "cauchy"}, "family is 'cauchy', expected one of normal"),
+        ({"size": 0}, "size: got 0, expected 1 or more"),
+        ({"size": 8, "references": 0}, "references: got 0, expected 1 or more"),
+        ({"size": 8, "family": "cauchy"}, "family: got 'cauchy', expected one of normal"),
         (
             {"size": 8, "family": "exponnorm", "noise": "ar1:0.5:1", "distance": 0.01},
             "expected 'iid:1' with family 'exponnorm'",

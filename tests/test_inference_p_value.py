@@ -237,12 +237,12 @@ def test_decision():
     assert decision(SelectiveP(0.06, 0.051, 0.07), 0.05) == "accept"
     assert decision(SelectiveP(0.05, 0.05, 0.06), 0.05) == "undecided"
     assert decision(SelectiveP(np.nan, np.nan, np.nan), 0.05) == "undecided"
-    with pytest.raises(InputError, match=r"^alpha is 1.5, expected"):
+    with pytest.raises(InputError, match=r"^alpha: got 1.5, expected"):
         decision(SelectiveP(0.5, 0.5, 0.5), 1.5)
 
 
 def test_bad_alternative_is_refused():
-    with pytest.raises(InputError, match=r"^alternative is 'both', expected one of"):
+    with pytest.raises(InputError, match=r"^alternative: got 'both', expected one of"):
         selective_p(0.0, LINE, LINE, "both")
 
 
@@ -256,8 +256,8 @@ def test_q_values_count_what_was_tested_alone():
 @pytest.mark.parametrize(
     ("p", "method", "message"),
     [
-        ([0.5], "BH", "method is 'BH', expected one of by, bh"),
-        ([0.5], None, "method is None, expected one of by, bh"),
+        ([0.5], "BH", "method: got 'BH', expected one of by, bh"),
+        ([0.5], None, "method: got None, expected one of by, bh"),
         ([0.5, 1.5], "by", "p_values hold 1.5, expected numbers from 0 to 1, or NaN"),
         ([np.nan, -0.1], "bh", "p_values hold -0.1, expected numbers"),
         ([np.inf], "by", "p_values hold inf, expected numbers"),

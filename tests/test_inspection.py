@@ -403,11 +403,11 @@ def test_the_p_value_that_decides_is_kept_with_the_calibration(tmp_path):
 
 def test_decisions_follow_the_chosen_p_value_and_need_its_calibration():
     calibration = fit_calibration([record(p, z) for p, z in ((0.1, 1.0), (0.9, 0.4))], ["a", "b"])
-    with pytest.raises(InputError, match="decide_by is 'conformal', expected 'selective'"):
+    with pytest.raises(InputError, match="decide_by: got 'conformal', expected 'selective'"):
         view_results([], None, InspectOptions(decide_by="conformal"))
-    with pytest.raises(InputError, match="decide_by is 'naive'"):
+    with pytest.raises(InputError, match="decide_by: got 'naive'"):
         InspectOptions(decide_by="naive")
-    with pytest.raises(InputError, match="discoveries is 'BH', expected one of by, bh"):
+    with pytest.raises(InputError, match="discoveries: got 'BH', expected one of by, bh"):
         InspectOptions(discoveries="BH")
     assert isinstance(calibration, Calibration)
     assert calibration.p_values(record(0.01))["conformal"] == (1 / 3,) * 3
@@ -551,7 +551,7 @@ def test_refusals(words, named, capsys, tmp_path, monkeypatch):
         (["--draws", "d.npy"], "--draws"),
         (["--region", "all"], "--region"),
         (["--alternative", "greater"], "--alternative"),
-        (["--engine", "sweep", "--permutations", "3"], "permutations is 3"),
+        (["--engine", "sweep", "--permutations", "3"], "permutations: got 3"),
     ],
     ids=["noise", "threshold", "draws", "region", "alternative", "engine"],
 )

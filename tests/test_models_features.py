@@ -437,7 +437,7 @@ def test_unknown_kind_and_setting_are_refused(tmp_path):
         load_extractor(tmp_path / "w.npz", "vgg")
     with pytest.raises(InputError, match="extractor 'vit': unknown key 'colour', expected in"):
         load_extractor(tmp_path / "w.npz", "vit", colour=3)
-    with pytest.raises(InputError, match="extractor 'vit': depths is 3, expected a list"):
+    with pytest.raises(InputError, match="extractor 'vit': depths: got 3, expected a list"):
         load_extractor(tmp_path / "w.npz", "vit", depths=3)
     with pytest.raises(CheckpointError, match="no such file"):
         load_extractor(tmp_path / "w.npz", "resnet")

@@ -169,8 +169,8 @@ ONES = np.ones((1, 2, 1))
         (lambda: kronecker(np.eye(2), -np.eye(2)), r"^columns \(2, 2\) is not positive"),
         (lambda: kronecker(np.ones(2), np.eye(2)), r"^rows has shape \(2,\), expected"),
         (lambda: kronecker(np.eye(1), np.eye(1), [[np.nan]]), "^channels holds a NaN"),
-        (lambda: scaled(iid(1.0), 0.0), "^factor is 0.0, expected a positive"),
-        (lambda: scaled(iid(1.0), np.inf), "^factor is inf, expected a positive"),
+        (lambda: scaled(iid(1.0), 0.0), "^factor: got 0.0, expected a positive"),
+        (lambda: scaled(iid(1.0), np.inf), "^factor: got inf, expected a positive"),
         (lambda: scaled(iid(1.0), np.ones(2)), r"^factor has shape \(2,\), expected"),
         (lambda: scaled(iid(1.0), 0 * ONES), "^factor holds 0.0, expected"),
     ],
@@ -184,13 +184,13 @@ def test_bad_structure_is_refused(build, message):
 @pytest.mark.parametrize("sigma", [0.0, -1.0, np.nan, np.inf])
 def test_bad_sigma_is_refused(sigma):
     for build in (iid, lambda s: ar1(0.5, s)):
-        with pytest.raises(InputError, match=r"^sigma is .*, expected a positive"):
+        with pytest.raises(InputError, match=r"^sigma: got .*, expected a positive"):
             build(sigma)
 
 
 @pytest.mark.parametrize("rho", [1.0, -1.0, 1.5, np.nan])
 def test_bad_rho_is_refused(rho):
-    with pytest.raises(InputError, match=r"^rho is .*, expected"):
+    with pytest.raises(InputError, match=r"^rho: got .*, expected"):
         ar1(rho, 1.0)
 
 

@@ -99,10 +99,10 @@ def test_bad_arguments_of_dense_estimates_are_refused():
         ((spoiled,), "^images holds a NaN"),
         ((still,), "^images do not vary in value 6"),
         ((np.ones((4, 2, 2, 1)), None, "identity"), "^images do not vary"),
-        ((images(5), 1.5), "^shrinkage is 1.5, expected"),
-        ((images(5), np.nan), "^shrinkage is nan, expected"),
+        ((images(5), 1.5), "^shrinkage: got 1.5, expected"),
+        ((images(5), np.nan), "^shrinkage: got nan, expected"),
         ((images(5), 0.0), "not positive definite"),
-        ((images(5), None, "circle"), "^target is 'circle', expected"),
+        ((images(5), None, "circle"), "^target: got 'circle', expected"),
     ]:
         with pytest.raises(InputError, match=message):
             estimate_dense(*arguments)
@@ -165,7 +165,7 @@ def test_parameters_are_recovered(kind):
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 5, 1), (4, 3, 2)], ids=str)
 def test_positive_definite_from_few_images(kind, count, shape):
     if kind == "low_rank" and np.prod(shape) == 1:
-        with pytest.raises(InputError, match=r"^rank is 1, expected"):
+        with pytest.raises(InputError, match=r"^rank: got 1, expected"):
             estimate(draws(iid(1.0), count, shape), kind)
         return
     matrix = as_matrix(estimate(draws(ar1(0.7, 2.0), count, shape), kind), shape)
@@ -176,7 +176,7 @@ def test_positive_definite_from_few_images(kind, count, shape):
 def test_too_few_images_for_no_shrinkage():
     for shape in ((2, 8, 4, 1), (2, 4, 8, 1)):
         images = np.random.default_rng(0).standard_normal(shape)
-        with pytest.raises(InputError, match=r"^shrinkage is 0\.0, expected above 0"):
+        with pytest.raises(InputError, match=r"^shrinkage: got 0\.0, expected above 0"):
             estimate(images, "kronecker", shrinkage=0.0)
 
 
@@ -281,24 +281,34 @@ def test_kronecker_of_separable_noise_is_separable():
 @pytest.mark.parametrize(
     ("images", "kind", "options", "message"),
     [
-        (np.ones((4, *SHAPE)), "white", {}, "^kind is 'white', expected one of iid, "),
+        (np.ones((4, *SHAPE)), "white", {}, "^kind: got 'white', expected one of iid, "),
         (np.ones(SHAPE), "iid", {}, r"^images has shape \(5, 6, 2\), expected"),
         (np.ones((1, *SHAPE)), "iid", {}, r"^images has shape \(1, 5, 6, 2\), expected"),
         (np.full((4, *SHAPE), np.inf), "iid", {}, "^images holds a NaN"),
         (np.ones((4, *SHAPE)), "iid", {"groups": [1, 2, 3]}, "^groups holds 3 labels, expected 4"),
         (np.ones((4, *SHAPE)), "iid", {"groups": [1] * 4}, "^groups holds 1 group, expected"),
         (np.ones((4, *SHAPE)), "iid", {"groups": [{}] * 4}, "^groups holds a dict, expected"),
-        (np.ones((4, *SHAPE)), "iid", {"mean": "median"}, "^mean is 'median', expected one of"),
-        (np.ones((4, *SHAPE)), "iid", {"shrinkage": 0.5}, "^shrinkage is 0.5, expected None"),
-        (np.ones((4, *SHAPE)), "dense", {"shrinkage": 2.0}, "^shrinkage is 2.0, expected None or"),
-        (np.ones((4, *SHAPE)), "iid", {"rank": 2}, "^rank is 2, expected None for the kind 'iid'"),
+        (np.ones((4, *SHAPE)), "iid", {"mean": "median"}, "^mean: got 'median', expected one of"),
+        (np.ones((4, *SHAPE)), "iid", {"shrinkage": 0.5}, "^shrinkage: got 0.5, expected None"),
+        (
+            np.ones((4, *SHAPE)),
+            "dense",
+            {"shrinkage": 2.0},
+            "^shrinkage: got 2.0, expected None or",
+        ),
+        (
+            np.ones((4, *SHAPE)),
+            "iid",
+            {"rank": 2},
+            "^rank: got 2, expected None for the kind 'iid'",
+        ),
         (
             np.eye(60).reshape(60, *SHAPE)[:9],
             "low_rank",
             {"rank": 9},
-            "^rank is 9, expected 1",
+            "^rank: got 9, expected 1",
         ),
-        (np.eye(60).reshape(60, *SHAPE), "low_rank", {"rank": 0}, "^rank is 0, expected"),
+        (np.eye(60).reshape(60, *SHAPE), "low_rank", {"rank": 0}, "^rank: got 0, expected"),
     ],
     ids=range(13),
 )

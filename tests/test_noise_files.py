@@ -40,7 +40,7 @@ def test_what_cannot_be_saved(tmp_path):
     for noise in (Mine(), scaled(Mine(), 2.0)):
         with pytest.raises(InputError, match=r"^covariance is of type Mine, expected"):
             save_noise(tmp_path / "noise.npz", noise)
-    with pytest.raises(InputError, match=r"^path is '.*noise.npy', expected .* \.npz$"):
+    with pytest.raises(InputError, match=r"^path: got '.*noise.npy', expected .* \.npz$"):
         save_noise(tmp_path / "noise.npy", iid(1.0))
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"^cannot write"):
@@ -66,11 +66,11 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     ("entries", "message"),
     [
         ({}, "the entry kind is missing, expected one of iid, "),
-        ({"kind": "white"}, "the entry kind is 'white', expected one of iid, "),
-        ({"kind": ["iid", "ar1"]}, r"the entry kind is \['iid', 'ar1'\], expected"),
-        ({"kind": 3.0}, "the entry kind is 3.0, expected"),
+        ({"kind": "white"}, "the entry kind: got 'white', expected one of iid, "),
+        ({"kind": ["iid", "ar1"]}, r"the entry kind: got \['iid', 'ar1'\], expected"),
+        ({"kind": 3.0}, "the entry kind: got 3.0, expected"),
         ({"kind": "iid"}, "the entry sigma is missing"),
-        ({"kind": "iid", "sigma": -1.0}, "sigma is -1.0, expected"),
+        ({"kind": "iid", "sigma": -1.0}, "sigma: got -1.0, expected"),
         ({"kind": "iid", "sigma": "2"}, "the entry sigma holds <U1, expected real numbers"),
         ({"kind": "iid", "sigma": [1.0]}, "the entry sigma has 1 axes, expected one number"),
         ({"kind": "ar1", "rho": 0.5, "sigma": 1j}, "the entry sigma holds complex128"),
@@ -82,7 +82,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
         ({"kind": "scaled", "factor": 1.0}, "the entry covariance.kind is missing"),
         (
             {"kind": "scaled", "factor": 0.0, "covariance.kind": "iid", "covariance.sigma": 1.0},
-            "factor is 0.0, expected",
+            "factor: got 0.0, expected",
         ),
     ],
     ids=range(13),
@@ -183,11 +183,11 @@ def test_other_texts_show_the_forms(text):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("iid:0", "sigma is 0.0, expected"),
-        ("iid:-1", "sigma is -1.0, expected"),
-        ("iid:nan", "sigma is nan, expected"),
-        ("ar1:1:1", "rho is 1.0, expected"),
-        ("ar1:0.5:inf", "sigma is inf, expected"),
+        ("iid:0", "sigma: got 0.0, expected"),
+        ("iid:-1", "sigma: got -1.0, expected"),
+        ("iid:nan", "sigma: got nan, expected"),
+        ("ar1:1:1", "rho: got 1.0, expected"),
+        ("ar1:0.5:inf", "sigma: got inf, expected"),
         ("missing.npy", "no such file"),
     ],
 )

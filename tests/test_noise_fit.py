@@ -150,10 +150,10 @@ def test_kinds_that_cannot_be_fitted_are_told():
         (lambda x: fit_report(NOISE, np.ones((2, 40, 40, 1))), "^noise is cut from a torus"),
         (lambda x: choose(x, ("iid", "white")), "^kinds holds 'white', expected some of iid"),
         (lambda x: choose(x, ()), "^kinds is empty, expected some of iid"),
-        (lambda x: choose(x, folds=1), "^folds is 1, expected 2 or more"),
+        (lambda x: choose(x, folds=1), "^folds: got 1, expected 2 or more"),
         (lambda x: choose(x, groups=[1, 1, 1, 2, 2, 2]), "^images: 2 objects, expected 3 or more"),
-        (lambda x: choose(x, by="taste"), "^by is 'taste', expected 'likelihood' or"),
-        (lambda x: choose(x, seed=-1), "^seed is -1, expected"),
+        (lambda x: choose(x, by="taste"), "^by: got 'taste', expected 'likelihood' or"),
+        (lambda x: choose(x, seed=-1), "^seed: got -1, expected"),
     ],
     ids=range(12),
 )

@@ -201,7 +201,7 @@ def test_p_values_of_peaks_are_uniform_under_the_null():
 def test_unknown_region():
     localizer = LOCALIZERS["pooled"]
     x, reference = images(localizer, 0)
-    with pytest.raises(InputError, match="region is 'most', expected one of all, peak"):
+    with pytest.raises(InputError, match="region: got 'most', expected one of all, peak"):
         dal_test(localizer, x, reference, "iid:1", region="most")
 
 

@@ -103,7 +103,7 @@ def test_a_difference_is_found_and_estimated():
 
 @pytest.mark.parametrize("gamma", [0, -1.0, math.inf, math.nan, "x", True, 1e-9])
 def test_what_is_no_gamma_is_refused(gamma):
-    with pytest.raises(InputError, match=r"gamma is .*, expected a number from 0.001"):
+    with pytest.raises(InputError, match=r"gamma: got .*, expected a number from 0.001"):
         thinned(np.zeros(SHAPE), NOISE, gamma)
 
 

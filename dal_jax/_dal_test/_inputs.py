@@ -73,7 +73,7 @@ def check_randomization(gamma: Any, name: str = "randomization", none: bool = Tr
     number = number and not isinstance(gamma, bool)
     if not number or not (LEAST <= gamma <= MOST or (none and gamma == 0)):
         expected = f"{'0 or ' if none else ''}a number from {LEAST:g} to {MOST:g}"
-        raise InputError(f"{name} is {gamma!r}, expected {expected}")
+        raise InputError(f"{name}: got {gamma!r}, expected {expected}")
 
 
 ENGINES = ("adaptive", "sweep", "scan")
@@ -149,18 +149,18 @@ class TestOptions(SearchOptions):
         for name in ("seed", "permutations"):
             value = getattr(self, name)
             if not isinstance(value, int | np.integer) or value < 0:
-                raise InputError(f"{name} is {value!r}, expected a whole number of 0 or above")
+                raise InputError(f"{name}: got {value!r}, expected a whole number of 0 or above")
         check_randomization(self.randomization)
         check_level("confidence", self.confidence)
         if not isinstance(self.adaptive, AdaptiveOptions):
-            raise InputError(f"adaptive is {self.adaptive!r}, expected an AdaptiveOptions")
+            raise InputError(f"adaptive: got {self.adaptive!r}, expected an AdaptiveOptions")
         if self.permutations and self.engine != "adaptive":
             raise InputError(
-                f"permutations is {self.permutations}, expected 0 with engine {self.engine!r}"
+                f"permutations: got {self.permutations}, expected 0 with engine {self.engine!r}"
             )
         if self.permutations and self.region == "components":
             raise InputError(
-                f"permutations is {self.permutations}, expected 0 with region 'components'"
+                f"permutations: got {self.permutations}, expected 0 with region 'components'"
             )
 
     def search(self, shares: int, level: float | None = None) -> SharedSearchOptions:

@@ -279,7 +279,7 @@ def stream_tests(
     if options.randomization:
         check_sampled(noise)
     if batch_size is not None and batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}, expected 1 or more")
+        raise InputError(f"batch_size: got {batch_size}, expected 1 or more")
     used = _devices(devices)
     if options.engine != "adaptive":
         for key, load in cases:
@@ -355,5 +355,7 @@ def _devices(devices: Sequence[Any] | int | None) -> tuple[Any, ...]:
     if not isinstance(devices, int | np.integer):
         return tuple(devices)
     if not 1 <= devices <= len(there):
-        raise InputError(f"devices is {devices}, expected 1 to {len(there)}, the devices available")
+        raise InputError(
+            f"devices: got {devices}, expected 1 to {len(there)}, the devices available"
+        )
     return there[:devices]

@@ -82,7 +82,7 @@ def thinned(
         raise InputError(f"x has shape {image.shape}, expected (H, W, C) of finite pixels")
     check_randomization(gamma, "gamma", none=False)
     if not isinstance(seed, int | np.integer) or seed < 0:
-        raise InputError(f"seed is {seed!r}, expected a whole number of 0 or above")
+        raise InputError(f"seed: got {seed!r}, expected a whole number of 0 or above")
     noise.check(image.shape)
     omega = randomization(noise, image.shape, gamma, seed, name)
     return Thinned(image + omega, image - omega / gamma**2, float(gamma))

@@ -194,7 +194,7 @@ def _value(kind: Any, name: str, value: Any) -> Any:
     if not all(part.isdecimal() for part in parts):
         word = name.replace("_", "-")
         text = ",".join(value)
-        raise InputError(f"--{word} is {text!r}, expected whole numbers with commas between them")
+        raise InputError(f"--{word}: got {text!r}, expected whole numbers with commas between them")
     return tuple(int(part) for part in parts)
 
 

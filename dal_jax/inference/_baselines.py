@@ -60,7 +60,7 @@ def bonferroni_log10_p(z_obs: float, num_pixels: int, alternative: str = "two-si
     Source: Katsuoka et al., arXiv 2402.11789.
     """
     if num_pixels < 1:
-        raise InputError(f"num_pixels is {num_pixels!r}, expected a positive integer")
+        raise InputError(f"num_pixels: got {num_pixels!r}, expected a positive integer")
     log_p = _log_naive_p(z_obs, alternative) + num_pixels * np.log(2)
     return float(np.minimum(0.0, log_p / np.log(10)))
 

@@ -73,7 +73,7 @@ def effect(observed: Observed, confidence: float = 0.95) -> Effect:
     Leeb, arXiv 2007.12448 (length with randomization).
     """
     if not 0 < confidence < 1:
-        raise InputError(f"confidence is {confidence!r}, expected a level between 0 and 1")
+        raise InputError(f"confidence: got {confidence!r}, expected a level between 0 and 1")
     inside = as_intervals(observed.searched)
     known, unknown = intersect(as_intervals(observed.truncation), inside), complement(inside)
     if not holds(known, observed.z_obs + observed.perturbation.shift):

@@ -172,7 +172,7 @@ def decision(bounds: SelectiveP, alpha: float) -> Literal["reject", "accept", "u
         'reject'
     """
     if not 0 < alpha < 1:
-        raise InputError(f"alpha is {alpha!r}, expected a level between 0 and 1")
+        raise InputError(f"alpha: got {alpha!r}, expected a level between 0 and 1")
     if bounds.high <= alpha:
         return "reject"
     return "accept" if bounds.low > alpha else "undecided"
@@ -262,7 +262,7 @@ def check_procedure(name: str, procedure: str) -> None:
         >>> check_procedure("procedure", "by")
     """
     if procedure not in PROCEDURES:
-        raise InputError(f"{name} is {procedure!r}, expected one of {', '.join(PROCEDURES)}")
+        raise InputError(f"{name}: got {procedure!r}, expected one of {', '.join(PROCEDURES)}")
 
 
 def check_level(name: str, level: float) -> None:
@@ -279,7 +279,7 @@ def check_level(name: str, level: float) -> None:
         >>> check_level("alpha", 0.05)
     """
     if not 0 < level < 1:
-        raise InputError(f"{name} is {level!r}, expected a level between 0 and 1")
+        raise InputError(f"{name}: got {level!r}, expected a level between 0 and 1")
 
 
 def check_alternative(alternative: str) -> None:
@@ -296,7 +296,7 @@ def check_alternative(alternative: str) -> None:
     """
     if alternative not in ALTERNATIVES:
         raise InputError(
-            f"alternative is {alternative!r}, expected one of {', '.join(ALTERNATIVES)}"
+            f"alternative: got {alternative!r}, expected one of {', '.join(ALTERNATIVES)}"
         )
 
 

@@ -101,7 +101,7 @@ class NullLaw:
     def __post_init__(self) -> None:
         for name in ("factor", "degrees"):
             if not getattr(self, name) > 0:
-                raise InputError(f"{name} is {getattr(self, name)}, expected above 0")
+                raise InputError(f"{name}: got {getattr(self, name)}, expected above 0")
 
     def normal_scores(self, z: ArrayLike) -> Float[np.ndarray, "..."]:
         """Map values to those of N(0, 1) with the same probability below them.

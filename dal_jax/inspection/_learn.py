@@ -78,11 +78,11 @@ class LearnOptions:
 
     def __post_init__(self) -> None:
         if self.views_per_image < 0:
-            raise InputError(f"views_per_image is {self.views_per_image}, expected 0 or more")
+            raise InputError(f"views_per_image: got {self.views_per_image}, expected 0 or more")
         if self.references < 1:
-            raise InputError(f"references is {self.references}, expected 1 or more")
+            raise InputError(f"references: got {self.references}, expected 1 or more")
         if not 0 < self.flag_share < 1:
-            raise InputError(f"flag_share is {self.flag_share}, expected a share in (0, 1)")
+            raise InputError(f"flag_share: got {self.flag_share}, expected a share in (0, 1)")
         check_region(self.region)
         check_randomization(self.randomization)
 
@@ -456,5 +456,5 @@ def threshold_of(
     scores = scores if where is None else scores[where]
     threshold = float(np.quantile(scores, 1 - flag_share))
     if not threshold > 0:
-        raise InputError(f"threshold is {threshold}, expected above 0: are the views constant?")
+        raise InputError(f"threshold: got {threshold}, expected above 0: are the views constant?")
     return threshold

@@ -66,10 +66,10 @@ class InspectOptions:
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:
-            raise InputError(f"alpha is {self.alpha}, expected a level in (0, 1)")
+            raise InputError(f"alpha: got {self.alpha}, expected a level in (0, 1)")
         if self.decide_by not in DECIDING:
             known = ", ".join(DECIDING)
-            raise InputError(f"decide_by is {self.decide_by!r}, expected one of {known}")
+            raise InputError(f"decide_by: got {self.decide_by!r}, expected one of {known}")
         check_procedure("discoveries", self.discoveries)
 
 
@@ -207,8 +207,8 @@ def check_decider(decide_by: str, calibration: Calibration | None) -> None:
     """Raise an `InputError` for a recalibrated p-value of a model without a calibration."""
     if calibration is None and decide_by != "selective":
         raise InputError(
-            f"decide_by is {decide_by!r}, expected 'selective' for a model without a calibration: "
-            "run dal-jax calibrate"
+            f"decide_by: got {decide_by!r}, expected 'selective' for a model without a "
+            "calibration: run dal-jax calibrate"
         )
 
 

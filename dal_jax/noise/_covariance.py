@@ -207,7 +207,7 @@ class _Diagonal(Whitening):
 
 def _check_sigma(sigma: float) -> None:
     if not 0 < sigma < np.inf:
-        raise InputError(f"sigma is {sigma!r}, expected a positive, finite standard deviation")
+        raise InputError(f"sigma: got {sigma!r}, expected a positive, finite standard deviation")
 
 
 def _positive_map(values: ArrayLike, name: str) -> Float[np.ndarray, "H W C"]:

@@ -100,13 +100,13 @@ def estimate(
 
 def _check_options(kind: str, shrinkage: float | None, rank: int | None) -> None:
     if kind not in KINDS:
-        raise InputError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}")
+        raise InputError(f"kind: got {kind!r}, expected one of {', '.join(KINDS)}")
     if shrinkage is not None and not 0 <= shrinkage <= 1:
-        raise InputError(f"shrinkage is {shrinkage!r}, expected None or a number from 0 to 1")
+        raise InputError(f"shrinkage: got {shrinkage!r}, expected None or a number from 0 to 1")
     if shrinkage is not None and kind not in _SHRINKABLE:
-        raise InputError(f"shrinkage is {shrinkage!r}, expected None for the kind {kind!r}")
+        raise InputError(f"shrinkage: got {shrinkage!r}, expected None for the kind {kind!r}")
     if rank is not None and kind != "low_rank":
-        raise InputError(f"rank is {rank!r}, expected None for the kind {kind!r}")
+        raise InputError(f"rank: got {rank!r}, expected None for the kind {kind!r}")
 
 
 def _iid_from(sample: WeightedDeviations) -> Covariance:
@@ -181,7 +181,7 @@ def _low_rank_from(sample: WeightedDeviations, rank: int | None, shrinkage: floa
     most = min(sample.count, flat.shape[1]) - 1
     rank = max(1, min(20, (most + 1) // 2)) if rank is None else rank
     if not 1 <= rank <= most:
-        raise InputError(f"rank is {rank!r}, expected 1 to {most} for these images")
+        raise InputError(f"rank: got {rank!r}, expected 1 to {most} for these images")
     variances = np.sum(flat**2, axis=0)
     _need_variance(variances)
     _, singular, components = np.linalg.svd(flat, full_matrices=False)
@@ -252,7 +252,7 @@ def _factor(
                 root = np.linalg.cholesky(factors[other])
             except np.linalg.LinAlgError:
                 raise InputError(
-                    f"shrinkage is {shrinkage!r}, expected above 0 for this number of images"
+                    f"shrinkage: got {shrinkage!r}, expected above 0 for this number of images"
                 ) from None
             solved = np.linalg.solve(root, front.reshape(len(root), -1))
             values = np.moveaxis(solved.reshape(front.shape), 0, other + 1)
@@ -311,7 +311,7 @@ def estimate_dense(
     if shrinkage is None:
         shrinkage = max(LEAST_SHRINKAGE, _intensity(sample, matrix, goal, target))
     if not 0 <= shrinkage <= 1:
-        raise InputError(f"shrinkage is {shrinkage!r}, expected None or a number from 0 to 1")
+        raise InputError(f"shrinkage: got {shrinkage!r}, expected None or a number from 0 to 1")
     return dense((1 - shrinkage) * matrix + shrinkage * goal)
 
 
@@ -319,7 +319,9 @@ def _target(
     sample: WeightedDeviations, matrix: Float[np.ndarray, "n n"], target: str
 ) -> Float[np.ndarray, "n n"]:
     if target not in _TARGETS:
-        raise InputError(f"target is {target!r}, expected one of {', '.join(map(repr, _TARGETS))}")
+        raise InputError(
+            f"target: got {target!r}, expected one of {', '.join(map(repr, _TARGETS))}"
+        )
     if target == "stationary":
         height, width, channels = sample.deviations.shape[1:]
         return as_matrix(_stationary_from(sample, LEAST_SHRINKAGE), (height, width, channels))

@@ -61,7 +61,7 @@ def save_noise(path: str | Path, covariance: Covariance) -> None:
     """
     path = Path(path)
     if path.suffix != ".npz":
-        raise InputError(f"path is {str(path)!r}, expected a file name ending in .npz")
+        raise InputError(f"path: got {str(path)!r}, expected a file name ending in .npz")
     entries = _entries(covariance, "")
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **entries)
@@ -111,8 +111,8 @@ def _operator(entries: dict[str, np.ndarray], prefix: str, depth: int) -> Covari
     kind = entries.get(f"{prefix}kind")
     known = {name: (build, arguments) for name, _, build, arguments in _KINDS}
     if kind is None or kind.ndim or str(kind) not in known:
-        shown = "missing" if kind is None else repr(kind.tolist())[:40]
-        raise InputError(f"the entry {prefix}kind is {shown}, expected one of {', '.join(known)}")
+        shown = " is missing" if kind is None else f": got {repr(kind.tolist())[:40]}"
+        raise InputError(f"the entry {prefix}kind{shown}, expected one of {', '.join(known)}")
     build, arguments = known[str(kind)]
     values: dict[str, Any] = {}
     for name in arguments:

@@ -423,16 +423,16 @@ def choose(
 
 def _check(folds: int, count: int, by: str, seed: int) -> None:
     if folds < 2:
-        raise InputError(f"folds is {folds}, expected 2 or more")
+        raise InputError(f"folds: got {folds}, expected 2 or more")
     if count < 3:
         raise InputError(
             f"images: {count} objects, expected 3 or more to compare kinds of noise: give more "
             "normal images, or one kind"
         )
     if by not in ("likelihood", "regions"):
-        raise InputError(f"by is {by!r}, expected 'likelihood' or 'regions'")
+        raise InputError(f"by: got {by!r}, expected 'likelihood' or 'regions'")
     if seed < 0:
-        raise InputError(f"seed is {seed!r}, expected an integer >= 0")
+        raise InputError(f"seed: got {seed!r}, expected an integer >= 0")
 
 
 def _kinds(kinds: Sequence[str] | None, size: int) -> tuple[str, ...]:

@@ -57,7 +57,7 @@ def sample_of(images: ArrayLike, groups: Groups = None, mean: str = "image") -> 
     if not np.all(np.isfinite(values)):
         raise InputError("images holds a NaN or infinite value, expected finite values")
     if mean not in _MEANS:
-        raise InputError(f"mean is {mean!r}, expected one of {', '.join(map(repr, _MEANS))}")
+        raise InputError(f"mean: got {mean!r}, expected one of {', '.join(map(repr, _MEANS))}")
     members, count = group_members(groups, len(values))
     if count < 2:
         raise InputError("groups holds 1 group, expected images of 2 or more objects")

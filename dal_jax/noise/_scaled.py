@@ -36,7 +36,7 @@ def scaled(covariance: Covariance, factor: float | ArrayLike) -> Covariance:
         return _Scaled(covariance, _positive_map(factor, "factor"))
     value = float(np.asarray(factor, dtype=np.float64))
     if not 0 < value < np.inf:
-        raise InputError(f"factor is {value!r}, expected a positive, finite number")
+        raise InputError(f"factor: got {value!r}, expected a positive, finite number")
     return _Scaled(covariance, np.array(value))
 
 

@@ -37,7 +37,9 @@ def ar1(rho: float, sigma: float) -> Covariance:
     Source: Katsuoka et al., arXiv 2402.11789 (with rho = 0.5, sigma = 1).
     """
     if not -1 < rho < 1:
-        raise InputError(f"rho is {rho!r}, expected a correlation between -1 and 1, both excluded")
+        raise InputError(
+            f"rho: got {rho!r}, expected a correlation between -1 and 1, both excluded"
+        )
     _check_sigma(sigma)
     return _Ar1(float(rho), float(sigma))
 

@@ -102,7 +102,7 @@ class AdaptiveOptions:
             ("max_evaluations", self.max_evaluations >= 1, "1 or more"),
         ):
             if not fits:
-                raise InputError(f"{name} is {getattr(self, name)!r}, expected {expected}")
+                raise InputError(f"{name}: got {getattr(self, name)!r}, expected {expected}")
 
 
 class _Nodes(NamedTuple):

@@ -110,13 +110,13 @@ class SearchOptions:
     def __post_init__(self) -> None:
         check_choices(self)
         if not 0 <= self.precision < 1:
-            raise InputError(f"precision is {self.precision!r}, expected a number in [0, 1)")
+            raise InputError(f"precision: got {self.precision!r}, expected a number in [0, 1)")
         for name in ("alpha", "level"):
             value = getattr(self, name)
             if value is not None:
                 check_level(name, value)
         if self.z_max is not None and not 0 < self.z_max < math.inf:
-            raise InputError(f"z_max is {self.z_max!r}, expected a positive finite number")
+            raise InputError(f"z_max: got {self.z_max!r}, expected a positive finite number")
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ def reach_limit(z_obs: float, z_max: float | None) -> float:
         (12.0, 2.5)
     """
     if not math.isfinite(z_obs):
-        raise InputError(f"z_obs is {z_obs!r}, expected a finite number")
+        raise InputError(f"z_obs: got {z_obs!r}, expected a finite number")
     if z_max is None:
         return MARGIN + abs(z_obs)
     return float(z_max) if abs(z_obs) < z_max else abs(z_obs) + AROUND

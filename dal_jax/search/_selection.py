@@ -65,7 +65,7 @@ def check_region(kind: Any) -> str:
         'peak'
     """
     if kind not in REGIONS:
-        raise InputError(f"region is {kind!r}, expected one of {', '.join(REGIONS)}")
+        raise InputError(f"region: got {kind!r}, expected one of {', '.join(REGIONS)}")
     return kind
 
 
