@@ -73,7 +73,7 @@ def test_fields_are_changed_by_name():
         ("mdps:pl,sigma=1", "localizer 'mdps:pl,sigma=1': unknown key 'sigma', expected unet, "),
         ("mdps:pl,start=now", "localizer 'mdps:pl,start=now': start: got 'now', expected a whole"),
         ("mdps:pl,spacing.x=1", "localizer 'mdps:pl,spacing.x=1': spacing: got {'x': 1}, expected"),
-        ("dal,unet.activation=3", "localizer 'dal,unet.activation=3': unet: activation: got 3, exp"),
+        ("dal,unet.activation=3", "localizer 'dal,unet.activation=3': unet: activation: got 3"),
         ("dal,training.foo=3", "localizer 'dal,training.foo=3': training: unknown key 'foo', "),
         ("dal,training=3", "localizer 'dal,training=3': training: got 3, expected a table"),
         ("dal,filter_size=2", "localizer 'dal,filter_size=2': filter_size: got 2, expected an odd"),
