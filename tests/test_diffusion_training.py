@@ -152,7 +152,9 @@ def test_average_forgets_the_first_weights_faster():
 
 # One process with eight devices: three objectives, on one device and divided among more.
 DIVIDED = """
+import os
 import sys
+os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"  # half the time to compile
 from dataclasses import replace
 from pathlib import Path
 import jax
