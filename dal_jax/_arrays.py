@@ -1,11 +1,13 @@
-"""Operations on pytrees of arrays that several rooms share."""
+"""Operations on arrays and devices that several rooms share."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dal_jax._errors import InputError
 from dal_jax._typing import PyTree
 
 
@@ -30,3 +32,33 @@ def cast_floats(tree: PyTree, dtype: Any) -> PyTree:
         return array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
     return jax.tree.map(cast, tree)
+
+
+def chosen_devices(devices: Sequence[Any] | int | None) -> tuple[Any, ...]:
+    """Return the devices that a caller names.
+
+    Args:
+        devices: JAX devices of this process, or their number; None is all.
+
+    Returns:
+        The devices.
+
+    Raises:
+        InputError: There are fewer devices than requested, or none is named.
+
+    Example:
+        >>> len(chosen_devices(1))
+        1
+    """
+    there = tuple(jax.local_devices())
+    if devices is None:
+        return there
+    if not isinstance(devices, int | np.integer):
+        if not len(devices):
+            raise InputError("devices is empty, expected at least one device")
+        return tuple(devices)
+    if not 1 <= devices <= len(there):
+        raise InputError(
+            f"devices: got {devices}, expected 1 to {len(there)}, the devices available"
+        )
+    return there[:devices]

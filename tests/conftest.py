@@ -1,6 +1,10 @@
 """Test session settings: float64, strict promotion, slow tests and studies only if asked for."""
 
+import os
 from pathlib import Path
+
+# The command line keeps no compiled programs in the home of whoever runs the tests.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 import hypothesis
 import jax

@@ -1,6 +1,8 @@
 """What several test files share: checks of pieces and sweeps, an oracle, a compile counter."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -310,3 +312,12 @@ def small_unet() -> Callable[[Any], Any]:
     variables = {**drawn, "batch_stats": jax.tree.map(np.abs, drawn["batch_stats"])}
     base, direction = rng.normal(size=(2, 1, 4, 4, 1))
     return lambda z: UNet(config).apply(variables, base + direction * z, 7.0)
+
+
+def with_devices(count: int, script: str, *arguments: Any) -> None:
+    """Run a script in a process with a number of host devices; warnings are errors."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+    env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-W", "error", "-c", script, *map(str, arguments)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

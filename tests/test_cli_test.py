@@ -188,13 +188,6 @@ def test_more_p_values(capsys, folder, tmp_path):
         assert alone[name] == found[0][name]
 
 
-def test_compiled_programs_are_kept(capsys, folder, tmp_path):
-    words = ["test", "--model", folder / "model", "--image", folder / "x0.npy"]
-    words += ["--reference", folder / "y.npy", "--noise", "iid:1", "--cache", tmp_path / "cache"]
-    assert run(capsys, *words)[0] == 0
-    assert (tmp_path / "cache").is_dir()
-
-
 BAD = {
     "unknown key": ("thresholds = 1\n", "unknown key 'thresholds'"),
     "no images": (SPEC.replace("images", "seed = 1 #"), "'images' is missing"),

@@ -203,6 +203,19 @@ def test_other_localizers_are_trained_and_tested(
 
 
 @pytest.mark.slow
+def test_settings_of_training_are_those_of_the_preset_unless_given(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
+) -> None:
+    preset = "training.dtype=bfloat16,training.grad_clip=0.5,training.log_every=1,training.steps=9"
+    words = ["train", "--localizer", f"{KINDS['autoencoder']},{preset}", "--out", tmp_path]
+    run_json(capsys, *words, "--images", folder / "stack.npy", "--clip", 2, "--steps", 3)
+    made = json.loads((tmp_path / "training.json").read_text())
+    assert made["step"] == 3
+    wanted = {"dtype": "bfloat16", "grad_clip": 2.0, "log_every": 1, "batch_size": 64}
+    assert wanted.items() <= made["train"].items()
+
+
+@pytest.mark.slow
 def test_another_use_of_a_network(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     words = ["localize", "--model", folder / "model", "--image", folder / "x.npy"]
     scores = [run_json(capsys, *words, *more)["score"] for more in ([], ["--localizer", "mdps:pl"])]

@@ -2,12 +2,11 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
+from helpers import with_devices
 
 from dal_jax import CheckpointError, InputError, RunError
 from dal_jax.diffusion import (
@@ -221,14 +220,6 @@ assert jax.device_count() == int(sys.argv[2])
 variables, config = load_checkpoint(sys.argv[1])
 jax.tree.map(np.testing.assert_array_equal, variables, init_unet(config.unet, 0))
 """
-
-
-def with_devices(count, script, *arguments):
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
-    env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-W", "error", "-c", script, *map(str, arguments)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from helpers import with_devices
 
 from dal_jax import CheckpointError, DalJaxError, InputError
 from dal_jax.diffusion import (
@@ -17,7 +18,8 @@ from dal_jax.diffusion import (
     train,
     update_function,
 )
-from dal_jax.models import UNetConfig
+from dal_jax.localizers import AutoencoderLocalizerConfig, GladConfig
+from dal_jax.models import AutoencoderConfig, UNetConfig
 
 CONFIG = DalConfig(UNetConfig(1, (4, 6), 8), image_size=4)
 IMAGES = np.random.default_rng(0).standard_normal((20, 4, 4, 1)) * 0.1
@@ -146,6 +148,103 @@ def test_average_forgets_the_first_weights_faster():
     )
     assert not same(jax.tree.map(np.asarray, state.averaged), jax.tree.map(np.asarray, state[1]))
     assert initial_state(replace(SETTINGS, ema_decay=None), CONFIG.objective).averaged == {}
+
+
+# One process with eight devices: three objectives, on one device and divided among more.
+DIVIDED = """
+import os
+import sys
+os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"  # half the time to compile
+from dataclasses import replace
+from pathlib import Path
+import jax
+import numpy as np
+from dal_jax import InputError
+from dal_jax.diffusion import Batch, DalConfig, TrainConfig, initial_state, train, update_function
+from dal_jax.localizers import AutoencoderLocalizerConfig, GladConfig
+from dal_jax.models import AutoencoderConfig, UNetConfig
+
+begun, folder = map(Path, sys.argv[1:])
+unet, rng = UNetConfig(1, (4,), 4), np.random.default_rng(0)
+images = rng.standard_normal((20, 4, 4, 1)) * 0.1
+settings = TrainConfig(steps=12, batch_size=8, log_every=4, checkpoint_every=5, ema_decay=0.9)
+
+def run(config, devices, home=None, settings=settings, **more):
+    losses = []
+    follow = lambda step, steps, loss: losses.append(loss)
+    made = train(images, config, settings, home, follow, devices=devices, **more)
+    return losses, made
+
+# Adam enlarges the rounding of a gradient that is small among the others, to a step that is some
+# rounding of the learning rate; biases before a batch norm have no effect and no gradient but
+# rounding, and the means of the norm follow them.
+def same(one, other):
+    np.testing.assert_allclose(one[0], other[0], rtol=2e-6)
+    for (path, a), b in zip(jax.tree_util.tree_flatten_with_path(one[1])[0],
+                            jax.tree.leaves(other[1]), strict=True):
+        name = jax.tree_util.keystr(path)
+        if not name.endswith(("['conv']['bias']", "['norm']['mean']")):
+            np.testing.assert_allclose(a, b, atol=1e-5, err_msg=name)
+
+dal = DalConfig(unet, image_size=4)
+alone = run(dal, 1)
+same(run(dal, 8), alone)
+resumed = run(dal, None, begun)  # begun by a process with one device, up to step 7
+same((alone[0][1:], resumed[1]), (resumed[0], alone[1]))
+run(dal, 8, folder, replace(settings, steps=7))
+resumed = run(dal, 1, folder)
+same((alone[0][1:], resumed[1]), (resumed[0], alone[1]))
+
+more = {"where": rng.random((20, 4, 4)) < 0.5, "textures": rng.standard_normal((3, 4, 4, 1))}
+glad = GladConfig(unet, depths=(1,), image_size=4)
+same(run(glad, 8, **more), run(glad, 1, **more))
+
+plain = AutoencoderLocalizerConfig(AutoencoderConfig(1, (4,)), image_size=4)
+nine = replace(settings, batch_size=9)
+same(run(plain, None, settings=nine), run(plain, 1, settings=nine))  # on three devices
+
+state, batch = initial_state(settings, plain.objective), Batch(images[:8].astype(np.float32))
+update = update_function(settings, plain.objective, jax.devices())
+text = update.lower(state, batch).compile().as_text()
+assert "all-reduce" in text and "all-gather" not in text  # no device computes the whole batch
+for devices, told in ((3, "batch_size: got 8, expected a multiple of 3, the number of devices"),
+                      (9, "devices is 9, expected 1 to 8"), ([], "devices is empty")):
+    try:
+        run(plain, devices)
+    except InputError as error:
+        assert str(error).startswith(told), error
+    else:
+        raise AssertionError(told)
+"""
+
+
+@pytest.mark.slow
+def test_devices_share_a_batch_and_a_run_may_change_their_number(tmp_path):
+    config = DalConfig(UNetConfig(1, (4,), 4), image_size=4)
+    train(IMAGES, config, replace(SETTINGS, steps=7), tmp_path / "begun")
+    with_devices(8, DIVIDED, tmp_path / "begun", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["dal", "glad", "autoencoder"])
+def test_bfloat16_stays_near_float32(kind):
+    unet = UNetConfig(1, (4,), 4)
+    config = {
+        "dal": DalConfig(unet, image_size=4),
+        "glad": GladConfig(unet, depths=(1,), image_size=4),
+        "autoencoder": AutoencoderLocalizerConfig(AutoencoderConfig(1, (4,)), image_size=4),
+    }[kind]
+    settings = TrainConfig(steps=60, batch_size=16, log_every=10)
+    curves = {}
+    for dtype in ("float32", "bfloat16"):
+        losses = []
+        with_dtype = replace(settings, dtype=dtype)
+        train(IMAGES, config, with_dtype, progress=lambda *r, to=losses: to.append(r[2]))
+        curves[dtype] = np.array(losses)
+    assert curves["bfloat16"][-1] < 0.9 * curves["bfloat16"][0]
+    # A number of bfloat16 has 8 significant bits: 0.4% each, averaged over a batch.
+    np.testing.assert_allclose(curves["bfloat16"], curves["float32"], rtol=0.02)
+    assert (curves["bfloat16"] != curves["float32"]).all()
 
 
 @pytest.mark.slow

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-import jax
 import numpy as np
 
+from dal_jax._arrays import chosen_devices
 from dal_jax._dal_test._inputs import (
     ImageToTest,
     TestOptions,
@@ -131,7 +131,7 @@ def dal_test(
     )
     covariance = covariance_of(noise, localizer)
     if chosen.engine == "adaptive":
-        evaluator = evaluator_of(localizer, False, _devices(1))  # one test fills no more
+        evaluator = evaluator_of(localizer, False, chosen_devices(1))  # one test fills no more
         task = adaptive_test(localizer, case, covariance, chosen, progress)
         parted = chosen.region == "components"
         in_flight = _in_flight(evaluator, localizer, chosen) if parted else 1
@@ -280,7 +280,7 @@ def stream_tests(
         check_sampled(noise)
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size: got {batch_size}, expected 1 or more")
-    used = _devices(devices)
+    used = chosen_devices(devices)
     if options.engine != "adaptive":
         for key, load in cases:
             yield key, _each(localizer, load, noise, options)
@@ -346,16 +346,3 @@ def evaluator_of(
     shape = (height, width, channels)
     functions = Functions(localizer.score_fn, localizer.reconstruct_fn, shape)
     return Evaluator(functions, localizer.params, localizer.draws, own_draws, devices)
-
-
-def _devices(devices: Sequence[Any] | int | None) -> tuple[Any, ...]:
-    there = tuple(jax.local_devices())
-    if devices is None:
-        return there
-    if not isinstance(devices, int | np.integer):
-        return tuple(devices)
-    if not 1 <= devices <= len(there):
-        raise InputError(
-            f"devices: got {devices}, expected 1 to {len(there)}, the devices available"
-        )
-    return there[:devices]

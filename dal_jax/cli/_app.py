@@ -9,6 +9,7 @@ from dal_jax.cli._demo import demo
 from dal_jax.cli._experiment import experiment
 from dal_jax.cli._import_weights import import_weights
 from dal_jax.cli._localize import localize
+from dal_jax.cli._options import keep_compilations_by_default
 from dal_jax.cli._report import report
 from dal_jax.cli._test import test
 from dal_jax.cli._test_thinned import test_thinned
@@ -37,6 +38,7 @@ def _common(
     ),
 ) -> None:
     """Valid p-values for regions flagged by a diffusion model."""
+    keep_compilations_by_default()
 
 
 app.command("demo")(demo)

@@ -1,5 +1,11 @@
 """Options that several verbs share."""
 
+import contextlib
+import hashlib
+import os
+import platform
+import sys
+import warnings
 from collections.abc import Callable, Iterable
 from functools import wraps
 from inspect import Parameter, Signature, signature
@@ -72,9 +78,10 @@ Cache = Annotated[
     Path | None,
     typer.Option(
         "--cache",
-        metavar="DIR",
-        help="Folder that keeps compiled programs for later runs; by default that of the "
-        "environment variable JAX_COMPILATION_CACHE_DIR, if it is set.",
+        metavar="DIR|none",
+        help="Folder that keeps compiled programs for later runs, or none to keep none; by default "
+        "that of the environment variable JAX_COMPILATION_CACHE_DIR or, if it is not set, one in "
+        "the user's cache folder ($XDG_CACHE_HOME or ~/.cache).",
     ),
 ]
 Coordinator = Annotated[
@@ -88,6 +95,8 @@ NumProcesses = Annotated[
 ProcessId = Annotated[
     int | None, typer.Option("--process-id", metavar="I", help="Number of this process, from 0.")
 ]
+
+CACHE_BYTES = 2**30  # compiled programs in the user's cache directory when a verb starts
 
 
 def flag(kind: Any, name: str, more: str = "", *also: str) -> Any:
@@ -230,28 +239,97 @@ def refuse(context: typer.Context, names: Iterable[str], why: str) -> None:
         InputError: One of the options was given.
     """
     for name in names:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
+        if is_given(context, name):
             raise InputError(f"--{name.replace('_', '-')}: expected none {why}")
+
+
+def is_given(context: typer.Context, name: str) -> bool:
+    """Return whether a parameter of a verb is on the command line, and not at its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def keep_compilations(directory: Path | None) -> None:
     """Let JAX store compiled programs on disk, so that later processes need not compile them.
 
     Args:
-        directory: Directory of the programs, created if missing; None to leave JAX unchanged.
+        directory: Directory of the programs, created if missing; "none" to store none; None to
+            leave JAX unchanged.
 
     Raises:
         InputError: The path is no directory and cannot be made one.
     """
     if directory is None:
         return
+    if str(directory) == "none":
+        jax.config.update("jax_compilation_cache_dir", None)
+        return
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--cache {str(directory)!r}: {error.strerror or error}") from error
-    jax.config.update("jax_compilation_cache_dir", str(directory))
+    _keep_in(directory)
+
+
+def keep_compilations_by_default() -> None:
+    """Let JAX store compiled programs in the user's cache directory.
+
+    The directory is `dal_jax` in `$XDG_CACHE_HOME` or else in `~/.cache`; JAX creates it when it
+    first stores a program. If it holds more than `CACHE_BYTES`, the programs that were not used for
+    longest are removed first. Nothing changes where JAX's own settings name a directory or turn the
+    cache off. A directory that cannot be written is one line on standard error.
+    """
+    settings: Any = jax.config
+    if settings.jax_compilation_cache_dir or not settings.jax_enable_compilation_cache:
+        return
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(base):  # the specification of the variable wants it ignored
+        base = os.path.expanduser("~/.cache")
+    if not os.path.isabs(base):  # no home
+        return
+    directory = Path(base) / "dal_jax"
+    there = next(path for path in (directory, *directory.parents) if os.path.exists(path))
+    if not os.path.isdir(there) or not os.access(there, os.W_OK | os.X_OK):
+        why = f"cannot write to {str(there)!r}"
+        print(f"dal-jax: compiled programs are not kept: {why}", file=sys.stderr)
+        return
+    _remove_unused(directory)
+    _keep_in(directory)
+
+
+def _remove_unused(directory: Path) -> None:
+    # Not by JAX's own limit: it needs a package more, and locks that a shared home may not have.
+    with contextlib.suppress(OSError):  # another process removes files, too
+        files = [(path, path.stat()) for path in directory.glob("*/*-cache")]
+        size = sum(found.st_size for _, found in files)
+        for path, found in sorted(files, key=lambda one: max(one[1].st_atime, one[1].st_mtime)):
+            if size <= CACHE_BYTES:
+                break
+            path.unlink(missing_ok=True)
+            size -= found.st_size
+
+
+def _keep_in(directory: Path) -> None:
+    """Store programs in the part of a directory for this kind of processor.
+
+    A program may use instructions that another processor lacks, and machines may share a home.
+    """
+    kind = hashlib.sha256(_instruction_sets().encode()).hexdigest()[:12]
+    part = directory / f"{platform.machine()}-{kind}"
+    jax.config.update("jax_compilation_cache_dir", str(part))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    # A program that cannot be read or stored, as on a full disk, is compiled.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
+
+
+def _instruction_sets() -> str:
+    """Return what the system says of the processor's instruction sets."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.processor()
+    of_features = (line for line in lines if line.startswith(("flags", "Features")))
+    return " ".join(sorted(next(of_features, "").partition(":")[2].split()))
 
 
 def open_localizer(

@@ -1,5 +1,6 @@
 """`dal-jax train`: training of a localizer on normal images."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ _OF_DATA = ("noise", "references", "deal_references", "region", "randomization")
 
 
 @options.with_fields(LearnOptions, "learning", dict.fromkeys(_OF_DATA, "With --data only."))
+@options.with_fields(TrainConfig, "training", {})
 def train(
     context: typer.Context,
     out: words.Directory,
@@ -53,12 +55,8 @@ def train(
     foreground: data_options.Foreground = Preparation.foreground,
     learning: LearnOptions = LearnOptions(),  # noqa: B008 (a constant)
     size: words.Size = None,
-    steps: words.Steps = None,
-    batch: words.Batch = None,
-    lr: words.Rate = None,
-    clip: words.Clip = TrainConfig.grad_clip,
-    ema: words.Ema = None,
-    dtype: words.Dtype = TrainConfig.dtype,
+    training: TrainConfig = TrainConfig(),  # noqa: B008 (a constant)
+    devices: options.Devices = None,
     channels: words.Channels = None,
     activation: words.Activation = None,
     start: words.Start = None,
@@ -67,8 +65,6 @@ def train(
     filter_size: words.FilterSize = None,
     textures: words.Textures = None,
     extractor: words.ExtractorWords = None,
-    checkpoint_every: words.CheckpointEvery = TrainConfig.checkpoint_every,
-    log_every: words.LogEvery = TrainConfig.log_every,
     resume: words.Resume = True,
     json: options.Json = False,
 ) -> None:
@@ -91,14 +87,11 @@ def train(
         "eta": eta,
         "filter_size": filter_size,
     }
-    config, training = localizer_preset(localizer, _changes(localizer, flags))
-    wanted = {"steps": steps, "batch_size": batch, "learning_rate": lr}
-    training |= {name: value for name, value in wanted.items() if value is not None}
-    every = {"checkpoint_every": checkpoint_every, "log_every": log_every}
-    how = {"grad_clip": clip, "ema_decay": ema, "dtype": dtype, "seed": learning.seed, **every}
-    settings = TrainConfig(**{**training, **how})
+    config, preset = localizer_preset(localizer, _changes(localizer, flags))
+    preset = {name: preset[name] for name in preset if not options.is_given(context, name)}
+    settings = replace(training, **{**preset, "seed": learning.seed})
     features = _features(extractor, config)
-    with_bar = partial(train_with_bar, resume=resume)
+    with_bar = partial(train_with_bar, resume=resume, devices=devices)
     if data is not None:
         looks = (view, intensity, background, scale, border, not colour, overlap, reduce)
         preparation = Preparation(Preparation.size if size is None else size, *looks, foreground)

@@ -1,7 +1,7 @@
 """Options of `dal-jax train`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -96,36 +96,6 @@ FilterSize = Annotated[
         help="Side of the score's averaging filter in pixels; 3 by default. dal and autoencoder "
         "only.",
     ),
-]
-Steps = Annotated[
-    int | None,
-    typer.Option(
-        "--steps", help="Number of updates of the weights; by default that of the preset, or 2000."
-    ),
-]
-Batch = Annotated[
-    int | None,
-    typer.Option(
-        "--batch", help="Number of images in an update; by default that of the preset, or 64."
-    ),
-]
-Rate = Annotated[
-    float | None,
-    typer.Option("--lr", help="Learning rate of Adam; by default that of the preset, or 0.001."),
-]
-Dtype = Annotated[
-    Literal["float32", "bfloat16"], typer.Option("--dtype", help="Type of the activations.")
-]
-Ema = Annotated[
-    float | None,
-    typer.Option("--ema", help="Decay of averaged weights; by default weights are not averaged."),
-]
-Clip = Annotated[float, typer.Option("--clip", help="Largest norm of the gradient.")]
-CheckpointEvery = Annotated[
-    int, typer.Option("--checkpoint-every", help="Number of updates between stored states.")
-]
-LogEvery = Annotated[
-    int, typer.Option("--log-every", help="Number of updates between entries of the loss log.")
 ]
 Resume = Annotated[
     bool,

@@ -1,8 +1,9 @@
 """Training of networks; a resumed run continues from the exact state of the interrupted one."""
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from dal_jax._arrays import chosen_devices
+from dal_jax._config import option
 from dal_jax._errors import CheckpointError, DalJaxError, InputError
 from dal_jax._files import write_text
 from dal_jax._typing import PyTree
@@ -28,6 +33,8 @@ from dal_jax.diffusion._objective import Batch, Objective
 
 _RECORD = "training.json"
 _LOG = "loss.jsonl"
+
+_PRESET = " The localizer's preset may have a default of its own."
 
 Progress = Callable[[int, int, float], None]  # step, steps, mean loss
 
@@ -46,16 +53,21 @@ class TrainConfig:
     Source: Kingma and Ba, arXiv 1412.6980 (Adam).
     """
 
-    steps: int = 2000
-    batch_size: int = 64  # images a step
-    learning_rate: float = 1e-3  # of Adam
-    grad_clip: float = 1.0  # largest global norm of the gradient
-    # Largest decay of the averaged weights; None returns the last ones.
-    ema_decay: float | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the activations; weights are float32
+    steps: int = option(2000, f"Number of updates of the weights.{_PRESET}")
+    batch_size: int = option(64, f"Number of images in an update.{_PRESET}", name="--batch")
+    learning_rate: float = option(1e-3, f"Learning rate of Adam.{_PRESET}", name="--lr")
+    grad_clip: float = option(1.0, "Largest global norm of the gradient.", name="--clip")
+    ema_decay: float | None = option(
+        None, "Decay of averaged weights; by default weights are not averaged.", name="--ema"
+    )
+    dtype: Literal["float32", "bfloat16"] = option(
+        "float32",
+        "Type in which the network computes; its weights, their updates and the loss are float32.",
+        choices=("float32", "bfloat16"),
+    )
     seed: int = 0  # of the first weights, batches and noise
-    checkpoint_every: int = 500  # steps from one stored state to the next
-    log_every: int = 50  # steps from one record of the loss to the next
+    checkpoint_every: int = option(500, "Number of updates between stored states.")
+    log_every: int = option(50, "Number of updates between entries of the loss log.")
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "checkpoint_every", "log_every"):
@@ -114,16 +126,20 @@ def initial_state(train_config: TrainConfig, objective: Objective) -> TrainState
 
 
 def update_function(
-    train_config: TrainConfig, objective: Objective
+    train_config: TrainConfig, objective: Objective, devices: Sequence[Any] | None = None
 ) -> Callable[[TrainState, Batch], TrainState]:
     """Return the compiled update, the same one for runs that differ only in their lengths.
+
+    With several devices each computes an equal share of the batch; gradient, loss and batch
+    statistics are those of the whole batch, to rounding.
 
     Args:
         train_config: Settings of the training.
         objective: Objective that the training minimizes.
+        devices: JAX devices, whose number divides the batch size; None is the default device.
 
     Returns:
-        Function of the state and a batch that returns the next state.
+        Function of the state and a batch that returns the next state, with a copy on each device.
 
     Example:
         >>> from dal_jax.models import AutoencoderConfig, Reconstruction
@@ -138,12 +154,13 @@ def update_function(
     Source: Kingma and Ba, arXiv 1412.6980.
     """
     lengths = {"steps": 1, "batch_size": 1, "checkpoint_every": 1, "log_every": 1}
-    return _update_function(objective, replace(train_config, **lengths))
+    used = None if devices is None else tuple(devices)
+    return _update_function(objective, replace(train_config, **lengths), used)
 
 
 @lru_cache(maxsize=8)
 def _update_function(
-    objective: Objective, train_config: TrainConfig
+    objective: Objective, train_config: TrainConfig, devices: tuple[Any, ...] | None
 ) -> Callable[[TrainState, Batch], TrainState]:
     optimizer = _optimizer(train_config)
     dtype = jnp.dtype(train_config.dtype)
@@ -151,7 +168,6 @@ def _update_function(
     def loss_of(params: PyTree, stats: PyTree, prepared: PyTree) -> Any:
         return objective.loss(params, stats, prepared, dtype)
 
-    @jax.jit
     def update(state: TrainState, batch: Batch) -> TrainState:
         key = jax.random.fold_in(jax.random.key(train_config.seed), state.step)
         prepared = objective.prepare(key, batch)
@@ -173,7 +189,31 @@ def _update_function(
         step = state.step + jnp.int32(1)
         return TrainState(step, variables, averaged, optimizer_state, state.loss_sum + loss)
 
-    return update
+    if devices is None:
+        return jax.jit(update)
+    everywhere, apart = _placements(devices)
+    placed = (everywhere, Batch(apart, apart, everywhere))
+    return jax.jit(update, in_shardings=placed, out_shardings=everywhere)
+
+
+def _placements(devices: tuple[Any, ...]) -> tuple[NamedSharding, NamedSharding]:
+    """Return the placement of what every device holds, and that of what is divided among them."""
+    mesh = Mesh(np.array(devices), ("batch",))
+    return NamedSharding(mesh, P()), NamedSharding(mesh, P("batch"))
+
+
+def _devices_for(devices: Sequence[Any] | int | None, batch_size: int) -> tuple[Any, ...] | None:
+    """Return the devices among which a batch is divided; None for the default device alone."""
+    used = chosen_devices(devices)
+    if devices is None:
+        count = max(k for k in range(1, len(used) + 1) if batch_size % k == 0)
+        return used[:count] if count > 1 else None
+    if batch_size % len(used):
+        raise InputError(
+            f"batch_size: got {batch_size}, expected a multiple of {len(used)}, the number of "
+            "devices"
+        )
+    return used
 
 
 def _optimizer(train_config: TrainConfig) -> optax.GradientTransformation:
@@ -207,6 +247,7 @@ def train(
     where: np.ndarray | None = None,
     textures: np.ndarray | None = None,
     finish: Callable[[PyTree], Config] | None = None,
+    devices: Sequence[Any] | int | None = None,
 ) -> PyTree:
     """Train the network of a localizer on normal images.
 
@@ -219,7 +260,9 @@ def train(
     loss of every `log_every` steps), the state every `checkpoint_every` steps, and at the end a
     checkpoint for `load_checkpoint`. A run that was stopped continues from its last state, and ends
     as if it had not been stopped; so does a finished run with more steps. (On a GPU only with
-    XLA's flag `--xla_gpu_deterministic_ops=true`.)
+    XLA's flag `--xla_gpu_deterministic_ops=true`.) Each batch is divided among the devices of this
+    process. Their number is no part of a run: it changes the weights by rounding alone, and a run
+    may continue on another number.
 
     Args:
         images: (N, H, W, C) finite normal images; converted to float32.
@@ -237,13 +280,15 @@ def train(
             all the time. None: The images' own parts are the sources.
         finish: Function (variables) -> configuration to be stored, with constants learned from
             them.
+        devices: JAX devices of this process, or their number; it must divide the batch size. None
+            is the largest number of them that does.
 
     Returns:
         {"params": ..., "batch_stats": ...}, numpy float32; the averaged ones with `ema_decay`.
 
     Raises:
-        InputError: The images do not fit, or the directory holds a run with other settings or
-            images.
+        InputError: The images or the devices do not fit, or the directory holds a run with other
+            settings or images.
         CheckpointError: The state in the directory is damaged.
         DalJaxError: The loss is no longer finite.
         RunError: The disk is full; the last stored state is kept.
@@ -258,6 +303,7 @@ def train(
     Source: Ho et al., arXiv 2006.11239, algorithm 1.
     """
     data = _check_batch(images, where, textures, config)
+    used = _devices_for(devices, train_config.batch_size)
     folder = None if directory is None else Path(directory)
     facts = _facts(data, config, train_config, objective)
     objective = config.objective if objective is None else objective
@@ -268,9 +314,14 @@ def train(
         if resume and (folder / _RECORD).is_file():
             state = _restore(folder, facts, state, train_config.steps)
         _cut_log(folder / _LOG, int(state.step))
-    update = update_function(train_config, objective)
+    update = update_function(train_config, objective, used)
+    if data.textures is not None:  # once, not in every step
+        everywhere = None if used is None else _placements(used)[0]
+        data = data._replace(textures=jax.device_put(data.textures, everywhere))
     try:
-        state = _run(state, update, data, train_config, folder, facts, progress)
+        # What depends on the platform depends on that of these devices.
+        with contextlib.nullcontext() if used is None else jax.default_device(used[0]):
+            state = _run(state, update, data, train_config, folder, facts, progress)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_kept(folder)) from None
     final = state.variables if train_config.ema_decay is None else state.averaged
@@ -317,11 +368,10 @@ def _run(
     progress: Progress | None,
 ) -> TrainState:
     total, every, count = train_config.steps, train_config.log_every, len(data.images)
-    textures = None if data.textures is None else jax.device_put(data.textures)
     for step in range(int(state.step) + 1, total + 1):
         chosen = batch_indices(train_config.seed, step - 1, train_config.batch_size, count)
         where = None if data.where is None else data.where[chosen]
-        state = update(state, Batch(data.images[chosen], where, textures))
+        state = update(state, Batch(data.images[chosen], where, data.textures))
         if step % every == 0 or step == total:
             loss = float(state.loss_sum) / ((step - 1) % every + 1)
             if not np.isfinite(loss):
