@@ -23,7 +23,7 @@ class InputError(DalJaxError, ValueError):
         ...     iid(-1.0)
         ... except InputError as error:
         ...     print(error)
-        sigma is -1.0, expected a positive, finite standard deviation
+        sigma: got -1.0, expected a positive, finite standard deviation
     """
 
 

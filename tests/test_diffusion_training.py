@@ -208,7 +208,7 @@ update = update_function(settings, plain.objective, jax.devices())
 text = update.lower(state, batch).compile().as_text()
 assert "all-reduce" in text and "all-gather" not in text  # no device computes the whole batch
 for devices, told in ((3, "batch_size: got 8, expected a multiple of 3, the number of devices"),
-                      (9, "devices is 9, expected 1 to 8"), ([], "devices is empty")):
+                      (9, "devices: got 9, expected 1 to 8"), ([], "devices is empty")):
     try:
         run(plain, devices)
     except InputError as error:
