@@ -305,8 +305,8 @@ BAD = {
     "precision": ("precision", {"precision": -1e-3}),
     "alpha": ("alpha", {"alpha": 1.0}),
     "z_max": ("z_max", {"z_max": 0.0}),
-    "seed": ("seed is -1", {"seed": -1}),
-    "part of a seed": ("seed is 0.5", {"seed": 0.5}),
+    "seed": ("seed: got -1", {"seed": -1}),
+    "part of a seed": ("seed: got 0.5", {"seed": 0.5}),
     "how": ("adaptive", {"adaptive": {"spacing": 0.25}}),
     "another unit": ("x", {"noise": "iid:1e-9"}),
     "permutations": ("permutations: got -1", {"permutations": -1}),
@@ -648,4 +648,4 @@ def test_the_level_of_an_image_reaches_its_search(engine):
     [(_, result)] = stream_tests(
         LOCALIZER, [(0, lambda: ImageToTest(X, X_REF, level=1.5))], iid(1.0), options
     )
-    assert result.status is Status.INVALID_INPUT and "level is 1.5" in result.message
+    assert result.status is Status.INVALID_INPUT and "level: got 1.5" in result.message

@@ -105,7 +105,7 @@ def test_bad_arguments_are_refused():
         naive_p(0.0, "up")
     with pytest.raises(InputError, match=r"^alternative is 'up'"):
         bonferroni_log10_p(0.0, 4, "up")
-    with pytest.raises(InputError, match=r"^num_pixels is 0"):
+    with pytest.raises(InputError, match=r"^num_pixels: got 0"):
         bonferroni_log10_p(0.0, 0)
     with pytest.raises(InputError, match=r"^intervals holds"):
         over_conditioned_p(0.0, [1.0, -1.0])

@@ -277,7 +277,7 @@ def test_bad_arguments_are_named_before_anything_is_searched(name, value):
 
 @pytest.mark.parametrize("z_obs", [math.nan, math.inf, -math.inf])
 def test_an_observed_value_that_is_not_finite_is_named(z_obs):
-    with pytest.raises(InputError, match=r"^z_obs is .*expected a finite number$"):
+    with pytest.raises(InputError, match=r"^z_obs: got .*expected a finite number$"):
         search_line(KnownSet(as_intervals([[1.0, 3.0]])), z_obs)
 
 
