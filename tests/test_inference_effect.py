@@ -71,5 +71,5 @@ def test_it_moves_with_the_statistic_however_far_out(spread):
 
 def test_a_confidence_that_is_none_is_refused():
     for confidence in (0.0, 1.0, math.nan):
-        with pytest.raises(InputError, match="confidence is"):
+        with pytest.raises(InputError, match="confidence: got"):
             effect(Observed(1.0, EVERYWHERE, EVERYWHERE), confidence)

@@ -433,7 +433,7 @@ def test_randomization_gives_power_back_to_whole_tests():
     "gamma", [-0.1, 1e-9, 1e15, math.inf, math.nan, "x", True, None, 1j, np.complex128(1)]
 )
 def test_a_randomization_that_is_no_number_is_refused(gamma):
-    with pytest.raises(InputError, match=r"^randomization is ") as told:
+    with pytest.raises(InputError, match=r"^randomization: got ") as told:
         dal_test(LOCALIZER, X, X_REF, NOISE, randomization=gamma)
     assert "\n" not in str(told.value)
 
@@ -492,6 +492,6 @@ def test_huge_randomization_is_the_naive_test_or_refused(gamma):
     try:
         result = dal_test(ALWAYS, X, X_REF, NOISE, randomization=gamma, **SWEEP)
     except InputError as error:
-        assert str(error).startswith("randomization is ")
+        assert str(error).startswith("randomization: got ")
     else:
         assert result.p_value == pytest.approx(result.naive_p, rel=1e-3)
