@@ -8,6 +8,8 @@ from dal_jax.localizers._autoencoder import (
 from dal_jax.localizers._autoencoder import AutoencoderReconstruct as AutoencoderReconstruct
 from dal_jax.localizers._autoencoder import AutoencoderScore as AutoencoderScore
 from dal_jax.localizers._autoencoder import autoencoder_localizer as autoencoder_localizer
+from dal_jax.localizers._callable import CallableScore as CallableScore
+from dal_jax.localizers._callable import from_callable as from_callable
 from dal_jax.localizers._dal import DalReconstruct as DalReconstruct
 from dal_jax.localizers._dal import DalScore as DalScore
 from dal_jax.localizers._dal import dal_localizer as dal_localizer
