@@ -325,9 +325,9 @@ def with_rescaling(localizer: Localizer) -> Localizer:
         >>> with_rescaling(localizer).score([[[3.0], [-3.0]]]).tolist()
         [[1.0, 1.0]]
     """
-    function: Any = localizer.score_fn
-    score = (_RescaledOnHost if isinstance(function, HostScore) else _Rescaled)(function)
-    return localizer._replace(score_fn=score, reconstruct_fn=_Rescaled(localizer.reconstruct_fn))
+    scaled: Any = _RescaledOnHost if isinstance(localizer.score_fn, HostScore) else _Rescaled
+    score, reconstruct = scaled(localizer.score_fn), _Rescaled(localizer.reconstruct_fn)
+    return localizer._replace(score_fn=score, reconstruct_fn=reconstruct)
 
 
 def average_filter(x: Float[Array, "H W C"], size: int = 3) -> Float[Array, "H W C"]:
