@@ -34,6 +34,8 @@ from dal_jax.affine import affine_piece as affine_piece
 from dal_jax.localizers import DalConfig as DalConfig
 from dal_jax.localizers import Localizer as Localizer
 from dal_jax.localizers import dal_localizer as dal_localizer
+from dal_jax.localizers import from_callable as from_callable
+from dal_jax.localizers import from_onnx as from_onnx
 from dal_jax.localizers import from_score as from_score
 from dal_jax.localizers import load_localizer as load_localizer
 from dal_jax.localizers import make_localizer as make_localizer

@@ -12,7 +12,13 @@ from dal_jax._typing import Bool, Float
 from dal_jax.inference import Noise, check_level
 from dal_jax.localizers import Localizer, check_draws, check_threshold
 from dal_jax.noise import parse_noise
-from dal_jax.search import REGIONS, AdaptiveOptions, SearchOptions, SharedSearchOptions
+from dal_jax.search import (
+    REGIONS,
+    AdaptiveOptions,
+    HostScore,
+    SearchOptions,
+    SharedSearchOptions,
+)
 
 # Default gamma: the best compromise of power, localization and interval lengths in
 # experiments/specs/gammas.toml (docs/results.md).
@@ -199,6 +205,16 @@ def test_options(options: dict[str, Any]) -> TestOptions:
 
 
 test_options.__test__ = False  # type: ignore[attr-defined]
+
+
+def check_engine(localizer: Localizer, options: TestOptions) -> None:
+    """Refuse an engine that must trace a score which is not JAX by an `InputError`."""
+    traced = options.engine != "adaptive" or options.first_window
+    if traced and isinstance(localizer.score_fn, HostScore):
+        raise InputError(
+            f"engine: got {options.engine!r}, first_window {options.first_window}, expected "
+            "'adaptive', False: the score is not JAX, and is only called"
+        )
 
 
 class ImageToTest(NamedTuple):

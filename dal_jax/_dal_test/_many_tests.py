@@ -11,6 +11,7 @@ from dal_jax._arrays import chosen_devices
 from dal_jax._dal_test._inputs import (
     ImageToTest,
     TestOptions,
+    check_engine,
     check_sampled,
     covariance_of,
     test_options,
@@ -47,7 +48,8 @@ def dal_test(
     the null given that M was selected, `P(|T| >= |T_obs| given T in Z)`, uniform under the null.
 
     Args:
-        localizer: Localizer from `load_localizer`, `dal_localizer` or `from_score`.
+        localizer: Localizer from `load_localizer`, `dal_localizer`, `from_score` or
+            `from_callable`.
         x: Test image (H, W, C), finite.
         x_ref: Reference image (H, W, C), or (K, H, W, C) independent ones to be averaged.
         noise: Covariance of one image: an operator of `dal_jax.noise` or its string form
@@ -65,7 +67,8 @@ def dal_test(
                 affine in the image. "scan" is the slower check of the sweep (float64 only).
             dtype: "float32" searches in float32 and settles decisive points in float64; "float64"
                 uses float64 throughout. None is float32 for the adaptive engine and float64 for the
-                exact ones. Region, score and reconstruction are float64 in any case.
+                exact ones. Region, score and reconstruction are float64 in any case. A score of
+                `from_callable` has a precision of its own.
             precision: Width of the bounds on p to be reached, in [0, 1); for components, of the
                 adjusted p; 0 searches the whole range. (The adaptive engine replaces values below
                 1e-7, for each component, by 1e-7.)
@@ -126,6 +129,7 @@ def dal_test(
     Source: Katsuoka et al., arXiv 2402.11789.
     """
     chosen = test_options(options)
+    check_engine(localizer, chosen)
     case = validate_image(
         localizer, ImageToTest(np.asarray(x), np.asarray(x_ref), where=where, name=name)
     )
@@ -276,6 +280,7 @@ def stream_tests(
         ...     print(name, result.status.value)
         a.png OK
     """
+    check_engine(localizer, options)
     if options.randomization:
         check_sampled(noise)
     if batch_size is not None and batch_size < 1:

@@ -20,6 +20,7 @@ from dal_jax.inference import Line, Noise, permutation_p, region_line
 from dal_jax.localizers import Localizer
 from dal_jax.search import (
     AdaptiveResult,
+    HostScore,
     LineProblem,
     LineRequest,
     Membership,
@@ -47,6 +48,8 @@ from dal_jax.search import (
 BLOCK = 64
 # This constant separates these random numbers from others of the same seed.
 STREAM = 2402_11789
+# Two float32 computations of a score agree to this multiple of what two float64 ones agree to.
+COARSER = 1e6
 
 
 def permutation_test(
@@ -293,7 +296,7 @@ def _search(
         wanted,
         options.adaptive,
         seed=options.seed,
-        wide_only=options.dtype == "float64",
+        wide_only=_precision(localizer, options) == "float64",
         perturbation=line.perturbation,
         progress=progress,
     )
@@ -316,6 +319,12 @@ def _search(
     )
 
 
+def _precision(localizer: Localizer, options: TestOptions) -> str | None:
+    """Return the precision of the search; scores from the host have their own."""
+    score = localizer.score_fn
+    return score.resolution if isinstance(score, HostScore) else options.dtype
+
+
 def _hypotheses(
     localizer: Localizer,
     case: ImageToTest,
@@ -334,6 +343,8 @@ def _hypotheses(
     if not np.isfinite(score).all():
         return empty._replace(status=Status.NON_FINITE), selected, []
     scale = float(np.nan_to_num(np.abs([looked.image, reconstruction])).max())
+    if isinstance(localizer.score_fn, HostScore) and _precision(localizer, options) == "float32":
+        scale = COARSER * max(scale, localizer.threshold, float(np.abs(score).max()))
     ties = count_ties(score, localizer.threshold, selected, scale)
     empty = empty._replace(num_ties=ties)
     if not selected.region.any():

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dal_jax._dal_test._inputs import ImageToTest, TestOptions, covariance_of
+from dal_jax._dal_test._inputs import ImageToTest, TestOptions, check_engine, covariance_of
 from dal_jax._dal_test._many_tests import stream_tests
 from dal_jax._dal_test._result import TestResult, as_record, contradiction
 from dal_jax._version import __version__
@@ -102,6 +102,7 @@ def run_tests(
         'a.png'
     """
     covariance = covariance_of(noise, localizer)
+    check_engine(localizer, options)
     what = {"program": "dal_jax", "version": __version__, "options": repr(options)}
     parts = (
         "dal-test",

@@ -21,7 +21,7 @@ from dal_jax._config import options_of
 from dal_jax._errors import InputError
 from dal_jax._files import read_array
 from dal_jax.images import read_image
-from dal_jax.localizers import FORM, Localizer, load_localizer
+from dal_jax.localizers import DETECTOR_FORM, FORM, Localizer, detector_named, load_localizer
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Model = Annotated[
@@ -53,7 +53,17 @@ Use = Annotated[
         "--localizer",
         metavar=FORM,
         help="Another localizer for the model's network, in the form of train --localizer, such "
-        "as mdps:pl or glad:pl,start=300; by default the one that it was trained for.",
+        "as mdps:pl or glad:pl,start=300; by default the one that it was trained for. The "
+        "MODULE:FUNCTION that the model was made with: its code runs only if it is named again.",
+    ),
+]
+Detector = Annotated[
+    str | None,
+    typer.Option(
+        "--localizer",
+        metavar="MODULE:FUNCTION",
+        help="Function that the model was made with by train --localizer: its code runs only if it "
+        "is named again.",
     ),
 ]
 Threshold = Annotated[
@@ -333,16 +343,22 @@ def _instruction_sets() -> str:
 
 
 def open_localizer(
-    model: Path, threshold: float, draws: Path | None, seed: int, use: str | None = None
+    model: Path | None,
+    threshold: float,
+    draws: Path | None,
+    seed: int,
+    use: str | None = None,
+    like: Path | None = None,
 ) -> Localizer:
     """Load the localizer that the options describe.
 
     Args:
-        model: Checkpoint directory.
+        model: Checkpoint directory; None for a detector that `use` names.
         threshold: Threshold of the score, positive, in units of the score.
         draws: File .npy of the draws, or None to draw from `seed`.
         seed: Seed of the draws, not negative.
-        use: Use of the network; None for the one that it was trained for.
+        use: Use of the network; None for the one that it was trained for. Name of a detector.
+        like: Image of the size that a detector without a model is for.
 
     Returns:
         The localizer.
@@ -352,6 +368,14 @@ def open_localizer(
     """
     if seed < 0:
         raise InputError(f"--seed: got {seed}, expected 0 or more")
+    detector = detector_named(use)
+    if model is None:
+        if detector is None or like is None:
+            expected = f"expected a checkpoint, or --localizer {DETECTOR_FORM}"
+            raise InputError(f"--model: got none, {expected}")
+        if draws is not None:
+            raise InputError(f"--draws: got {str(draws)!r}, expected none with a detector")
+        return detector.for_images(finite_image(like).shape).open(threshold)
     given = seed if draws is None else read_array(draws, "draws")
     return load_localizer(model, threshold, given, use)
 

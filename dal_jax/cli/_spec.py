@@ -11,7 +11,7 @@ from dal_jax._config import fit_fields, read_toml
 from dal_jax._errors import InputError
 from dal_jax.cli._options import open_localizer
 from dal_jax.inspection import Inspection, inspect_images
-from dal_jax.localizers import THRESHOLD
+from dal_jax.localizers import THRESHOLD, detector_named
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class TestSpec:
         InputError: The model, an image, a reference or the noise is missing.
     """
 
-    model: Path
+    model: Path | None  # None: the localizer is a detector
     images: tuple[Path, ...]
     references: tuple[Path, ...]
     noise: str  # in the units of the images; there is no default, since none fits all files
@@ -30,7 +30,8 @@ class TestSpec:
     threshold: float = THRESHOLD
     devices: int | None = None
     batch_size: int | None = None
-    localizer: str | None = None  # use of the model's network, if not the trained one
+    # Use of the model's network, if not the trained one; or a detector.
+    localizer: str | None = None
     options: TestOptions = TestOptions()  # noqa: RUF009 (frozen)
 
     __test__ = False  # keeps pytest from collecting the class because of its name
@@ -48,7 +49,8 @@ class TestSpec:
     def inspect(self, out: Path | None, test_options: TestOptions, **how: Any) -> Inspection:
         """Open the model and test the images; arguments as in `inspect_images`."""
         seed = self.options.seed
-        localizer = open_localizer(self.model, self.threshold, self.draws, seed, self.localizer)
+        given = self.threshold, self.draws, seed, self.localizer
+        localizer = open_localizer(self.model, *given, self.references[0])
         files = self.images, self.references
         return inspect_images(localizer, *files, self.noise, out, test_options, **how)
 
@@ -57,9 +59,10 @@ def read_spec(path: Path) -> TestSpec:
     """Read a run from a TOML file, in which paths are relative to the file's folder.
 
     Args:
-        path: Path of the file. The keys `model`, `images`, `references` and `noise` are required;
-            other fields and the options of `TestOptions` are optional. `images` and `references`
-            may hold patterns, whose files are taken in order.
+        path: Path of the file. The keys `model`, `images`, `references` and `noise` are required
+            (not `model` if `localizer` is an ONNX file; a file names no code); other fields and the
+            options of `TestOptions` are optional. `images` and `references` may hold patterns,
+            whose files are taken in order.
 
     Returns:
         The run.
@@ -70,11 +73,20 @@ def read_spec(path: Path) -> TestSpec:
     """
     source = f"--spec {str(path)!r}"
     entries = fit_fields(TestSpec, read_toml(path, "--spec"), source)
+    detector = detector_named(entries.get("localizer"))
+    if detector is not None and detector.is_code:
+        told = f"{entries['localizer']!r} is code, which a file cannot name"
+        raise InputError(f"{source}: localizer: {told}: give --localizer and the other options")
+    folder = path.parent
+    if detector is not None and "model" not in entries:
+        entries["model"] = None
+        file = Path(detector.source.partition(":")[2])
+        entries["localizer"] = entries["localizer"].replace(str(file), str(folder / file), 1)
     for name in ("model", "images", "references", "noise"):
         if name not in entries:
             raise InputError(f"{source}: {name!r} is missing")
-    folder = path.parent
-    entries["model"] = folder / entries["model"]
+    if entries["model"] is not None:
+        entries["model"] = folder / entries["model"]
     for name in ("images", "references"):
         entries[name] = expand_patterns(entries[name], folder, f"{source}: {name}")
     if "draws" in entries:

@@ -24,6 +24,7 @@ from dal_jax.inspection import (
     inspect_folder,
     stage_progress,
 )
+from dal_jax.localizers import DETECTOR_FORM, FORM, detector_named
 from dal_jax.report import NOT_VALID, format_difference, format_p
 from dal_jax.runs import join_hosts, leave_hosts
 from dal_jax.search import misjudged_length
@@ -65,6 +66,17 @@ References = Annotated[
         help="Normal image to compare with; give several to compare with their mean.",
     ),
 ]
+Localizer = Annotated[
+    str | None,
+    typer.Option(
+        "--localizer",
+        metavar=f"{FORM}|{DETECTOR_FORM}",
+        help="Without FOLDER: another localizer for the model's network, such as mdps:pl, by "
+        "default the one that it was trained for; or, without --model, a detector: a function of "
+        "a Python module (B, H, W, C) -> (B, H, W), or an ONNX file. With a model made from "
+        "MODULE:FUNCTION by train, that name again: a model's code runs only if it is named.",
+    ),
+]
 Noise = Annotated[str | None, options.noise_option(" Required without FOLDER.")]
 Out = Annotated[
     Path | None,
@@ -98,7 +110,7 @@ Overlays = Annotated[
 ]
 # Options that a model trained with --data has fixed; the alternative is that of the calibration.
 _FIXED = (
-    *("noise", "threshold", "draws", "localizer"),
+    *("noise", "threshold", "draws"),
     *("region", "alternative", "randomization"),
 )
 # Options that are allowed beside --spec, since its file does not hold them.
@@ -129,7 +141,7 @@ def test(
     model: Model = None,
     image: Images = [],  # noqa: B006 (typer copies it)
     reference: References = [],  # noqa: B006
-    localizer: options.Use = None,
+    localizer: Localizer = None,
     draws: options.Draws = None,
     noise: Noise = None,
     threshold: options.Threshold = TestSpec.threshold,
@@ -166,7 +178,7 @@ def test(
                 "FOLDER: expected --model with it, and no --spec, --image, --reference"
             )
         options.refuse(context, _FIXED, "with FOLDER, the model has fixed it")
-        inspect = partial(inspect_folder, folder, model, decide_by=decide_by)
+        inspect = partial(inspect_folder, folder, model, localizer=localizer, decide_by=decide_by)
     else:
         options.refuse(context, ("decide_by",), "without FOLDER")
         if spec is not None:
@@ -174,8 +186,9 @@ def test(
             options.refuse(context, given, "with --spec, the file says it")
             wanted = read_spec(spec)
         else:
-            if model is None:
-                raise InputError("--model: got none, expected a checkpoint (or --spec)")
+            if model is None and detector_named(localizer) is None:
+                expected = f"a checkpoint (or --spec, or --localizer {DETECTOR_FORM})"
+                raise InputError(f"--model: got none, expected {expected}")
             wanted = TestSpec(
                 model=model,
                 images=expand_patterns(image, Path(), "--image"),

@@ -1,6 +1,7 @@
 """`dal-jax train`: training of a localizer on normal images."""
 
-from dataclasses import replace
+import math
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,19 @@ from dal_jax.inspection import (
     learn_views,
     train_with_bar,
 )
-from dal_jax.localizers import ExtractorFile, PerceptualConfig, localizer_preset
+from dal_jax.localizers import (
+    ExtractorFile,
+    PerceptualConfig,
+    detector_named,
+    localizer_preset,
+)
 
+# Options of a network.
+_OF_TRAINING = (
+    *("steps", "batch", "lr", "clip", "ema", "dtype", "channels", "activation", "start"),
+    *("reverse_steps", "eta", "filter_size", "textures", "extractor", "checkpoint_every"),
+    *("log_every", "resume"),
+)
 # Options of a profile, which only training on a data set makes.
 _OF_DATA = ("noise", "references", "deal_references", "region", "randomization")
 
@@ -79,6 +91,9 @@ def train(
         raise InputError(f"--images, --data: got {given}, expected one of them")
     if data is None:
         options.refuse(context, (*data_options.NAMES, *_OF_DATA), "without --data")
+    detector = detector_named(localizer)
+    if detector is not None:
+        options.refuse(context, _OF_TRAINING, f"with {detector.source}, which is not trained")
     flags = {
         "channels": None if channels is None else list(parse_channels(channels)),
         "activation": activation,
@@ -87,7 +102,11 @@ def train(
         "eta": eta,
         "filter_size": filter_size,
     }
-    config, preset = localizer_preset(localizer, _changes(localizer, flags))
+    config: Any
+    preset: dict[str, Any]
+    config, preset = detector, {}
+    if detector is None:
+        config, preset = localizer_preset(localizer, _changes(localizer, flags))
     preset = {name: preset[name] for name in preset if not options.is_given(context, name)}
     settings = replace(training, **{**preset, "seed": learning.seed})
     features = _features(extractor, config)
@@ -97,7 +116,8 @@ def train(
         preparation = Preparation(Preparation.size if size is None else size, *looks, foreground)
         source = data_options.source_of(layout, category, contrast, slices, groups)
         rest = (settings, learning, out, with_bar, textures, features)
-        _say_learned(learn(data, source, preparation, config, *rest), out, json)
+        learned = learn(data, source, preparation, config, *rest)
+        _say_learned(learned, detector is None, out, json)
         return
     views = cut_views(read_images(images), size)
     others = None if textures is None else _textures(textures, size)
@@ -116,19 +136,23 @@ def _features(words: str | None, config: Any) -> ExtractorFile | None:
 def _say_trained(
     told: LearnedViews, count: int, settings: TrainConfig, share: float, out: Path, json: bool
 ) -> None:
-    loss, seconds = told.trained
+    loss, seconds = told.trained or (math.nan, 0.0)
     fields = {
         "checkpoint": out,
         "num_images": count,
-        "steps": settings.steps,
+        "steps": settings.steps if told.trained else 0,
         "loss": loss,
         "seconds": seconds,
         "threshold": told.threshold,
-        "config": told.config.to_dict(),
+        "config": told.config.to_dict() if told.trained else asdict(told.config),
     }
     if json:
         typer.echo(dumps(fields))
     else:
+        if told.trained is None:
+            typer.echo(f"{told.config.source} for {count} views: {out}")
+            typer.echo(f"--threshold {told.threshold:.3g} flags {share:.1%} of these pixels")
+            return
         typer.echo(
             f"{settings.steps} steps on {count} views, loss {loss:.4g}, {seconds:.0f} s: {out}"
         )
@@ -140,7 +164,7 @@ def _textures(source: Path, size: int | None) -> np.ndarray:
     return cut_views(read_images(files), size)
 
 
-def _say_learned(learned: Learned, out: Path, json: bool) -> None:
+def _say_learned(learned: Learned, trained: bool, out: Path, json: bool) -> None:
     profile = learned.profile
     roles = {role: len(groups) for role, groups in profile.roles.items()}
     fields = {
@@ -166,7 +190,8 @@ def _say_learned(learned: Learned, out: Path, json: bool) -> None:
         typer.echo(dumps(fields))
         return
     told = ", ".join(f"{count} to {role}" for role, count in roles.items())
-    typer.echo(f"{learned.num_views} views trained on; objects: {told}")
+    use = "views trained on" if trained else "views of normal images"
+    typer.echo(f"{learned.num_views} {use}; objects: {told}")
     if learned.left_out:
         typer.echo(f"{len(learned.left_out)} objects left out: they are among the test images")
     typer.echo(f"noise {profile.noise_kind}, threshold {profile.threshold:.3g}: {out}")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dal_jax.localizers import FORM
+from dal_jax.localizers import DETECTOR_FORM, FORM
 
 Images = Annotated[
     list[Path],
@@ -37,9 +37,11 @@ Kind = Annotated[
     str,
     typer.Option(
         "--localizer",
-        metavar=FORM,
+        metavar=f"{FORM}|{DETECTOR_FORM}",
         help="Localizer: dal, mdps, glad or autoencoder, with a preset (mdps:pl, "
-        "mdps:faithful, mdps:mvtec/tile, ...) and changes of its fields (mdps:pl,start=150).",
+        "mdps:faithful, mdps:mvtec/tile, ...) and changes of its fields (mdps:pl,start=150). A "
+        "detector of your own, a function of a Python module or an ONNX file, is not trained: "
+        "noise, references and threshold are learned for it.",
     ),
 ]
 Textures = Annotated[

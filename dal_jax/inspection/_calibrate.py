@@ -108,6 +108,7 @@ def calibrate_folder(
     options: CalibrateOptions = CalibrateOptions(),
     test_options: TestOptions = TestOptions(precision=PRECISION),  # noqa: B008
     *,
+    localizer: str | None = None,
     out: Path | None = None,
     select: Callable[[DataSet, Profile], DataSet] | None = None,
     host: Host = Host(0, 1),  # noqa: B008
@@ -124,6 +125,7 @@ def calibrate_folder(
         model: Directory of the model.
         options: Additional tests, and the seed.
         test_options: Options of the search; the profile's region and randomization replace theirs.
+        localizer: Name of the model's detector, if that is code; else None.
         out: Directory for calibration.json and the folder calibration; None for that of the model,
             where `inspect_folder` reads them.
         select: Function that selects images of the data set; None for all images.
@@ -145,7 +147,7 @@ def calibrate_folder(
         True
     """
     profile = load_profile(model)
-    localizer, how = open_model(model, profile), profile.adapt(test_options)
+    opened, how = open_model(model, profile, localizer), profile.adapt(test_options)
     check_options(how, profile)
     data = profile.source.open(folder)
     data = data if select is None else select(data, profile)
@@ -158,7 +160,7 @@ def calibrate_folder(
 
         return run_tests(
             directory,
-            localizer,
+            opened,
             items,
             noise,
             how,

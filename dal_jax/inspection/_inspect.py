@@ -110,6 +110,7 @@ def inspect_folder(
     test_options: TestOptions = TestOptions(),  # noqa: B008 (a constant)
     *,
     alpha: float = 0.05,
+    localizer: str | None = None,
     decide_by: str | None = None,
     calibration: Calibration | None = None,
     select: Callable[[DataSet, Profile], DataSet] | None = None,
@@ -132,6 +133,7 @@ def inspect_folder(
         test_options: Options of the search; region and randomization are replaced by the profile's,
             level and recalibrations by those that the decisions need.
         alpha: Level for all views of an image together, in (0, 1).
+        localizer: Name of the model's detector, if that is code; else None.
         decide_by: Method whose p-value decides, one of `DECIDING`; None for the one that the
             calibration names.
         calibration: Calibration of the model; None for the one in the model's directory, if any.
@@ -172,7 +174,7 @@ def inspect_folder(
     tests = _Tests(
         samples,
         reader,
-        open_model(model, profile),
+        open_model(model, profile, localizer),
         profile.tested_noise,
         options,
         profile.references,

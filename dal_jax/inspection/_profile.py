@@ -15,7 +15,7 @@ from dal_jax._errors import CheckpointError, InputError
 from dal_jax._files import file_digest, file_errors, read_array, read_json
 from dal_jax._typing import Bool, Float
 from dal_jax.images import DataSet, Fitted, open_data, write_array, write_text
-from dal_jax.localizers import Localizer, load_localizer, with_rescaling
+from dal_jax.localizers import Localizer, is_detector, load_localizer, with_rescaling
 from dal_jax.noise import Covariance, load_noise, masked, save_noise
 from dal_jax.search import check_region
 
@@ -243,7 +243,7 @@ def load_profile(directory: Path) -> Profile:
         return _parsed(directory, facts)
 
 
-def open_model(directory: Path, profile: Profile) -> Localizer:
+def open_model(directory: Path, profile: Profile, localizer: str | None = None) -> Localizer:
     """Load the localizer that a profile belongs to.
 
     If each view is divided by its own standard deviation, the localizer repeats the division at
@@ -252,20 +252,26 @@ def open_model(directory: Path, profile: Profile) -> Localizer:
     Args:
         directory: Directory of the model.
         profile: Profile of the model.
+        localizer: Name of the model's detector, if that is code; else None.
 
     Returns:
         The localizer, with the threshold of the profile and draws from its seed.
 
     Raises:
         CheckpointError: The checkpoint is missing or damaged.
+        InputError: The name is missing or another one, or there is none to be given.
 
     Example:
         >>> profile = load_profile(Path("model"))  # doctest: +SKIP
         >>> open_model(Path("model"), profile).threshold == profile.threshold  # doctest: +SKIP
         True
     """
-    localizer = load_localizer(directory, profile.threshold, profile.seed)
-    return with_rescaling(localizer) if own_scale(profile.fitted) else localizer
+    if localizer is not None and not is_detector(directory):
+        raise InputError(
+            f"--localizer: got {localizer!r}, expected none with FOLDER, the model has fixed it"
+        )
+    found = load_localizer(directory, profile.threshold, profile.seed, localizer)
+    return with_rescaling(found) if own_scale(profile.fitted) else found
 
 
 def check_options(options: TestOptions, profile: Profile) -> None:

@@ -30,10 +30,14 @@ from dal_jax.inspection._learn import (
 )
 from dal_jax.inspection._profile import Profile, Source, own_scale, save_profile
 from dal_jax.localizers import (
+    DetectorConfig,
     ExtractorFile,
+    Localizer,
     check_extractor,
+    is_detector,
     load_localizer,
     read_checkpoint,
+    save_detector,
     save_extractor,
     with_rescaling,
 )
@@ -75,9 +79,9 @@ class LearnedViews(NamedTuple):
         (8, 8, 1)
     """
 
-    config: Any  # configuration of the localizer, with learned constants
+    config: Any  # configuration of the localizer, with learned constants, or of a detector
     threshold: float  # score that the share `flag_share` of the views' pixels exceeds
-    trained: Any  # result of the trainer
+    trained: Any  # result of the trainer; None for a detector
 
 
 def train_with_bar(
@@ -130,12 +134,13 @@ def learn_views(
 ) -> LearnedViews:
     """Train a localizer on views of normal images and write it, without a noise model.
 
-    The constants of MDPS and GLAD and the threshold are computed from some of the training views.
+    The constants of MDPS and GLAD and the threshold are computed from some of the training views. A
+    detector is not trained, but stored.
 
     Args:
         views: (N, H, W, C) views of normal images.
-        config: Configuration of the localizer; its image size and channels are replaced by those
-            of the views.
+        config: Configuration of the localizer, whose image size and channels are replaced by those
+            of the views; or that of a detector.
         train_config: Settings of the training.
         options: Share to flag, and the seed.
         directory: Directory of the model.
@@ -163,10 +168,9 @@ def learn_views(
     more = {} if textures is None else {"textures": textures}
     plan = _Plan(config, train_config, directory, trainer, extractor, options.seed)
     trained = plan.run(views, views, **more)
-    _, config = read_checkpoint(directory)
+    config, localizer = plan.stored()
     everywhere = np.ones(views.shape[:3], bool)
     normal = Normal(views, ("",) * count, ("",) * count, everywhere)
-    localizer = load_localizer(directory, draws=options.seed)
     return LearnedViews(config, set_threshold(localizer, normal, options), trained)
 
 
@@ -193,8 +197,8 @@ def learn(
         root: Root of the data set.
         source: Options for reading the data set.
         preparation: Preparation of each image.
-        config: Configuration of the localizer; its image size and channels are replaced by those
-            of the views.
+        config: Configuration of the localizer, whose image size and channels are replaced by those
+            of the views; or that of a detector, which is not trained.
         train_config: Settings of the training.
         options: Options of noise, references and threshold.
         directory: Directory of the model.
@@ -240,7 +244,7 @@ def learn(
     _check_dealt(references, options, len(roles["calibrate"]))
     looked = as_looked_at(tuning, choice.covariance, options)
     plan.run(training.pixels, looked.pixels, **more)
-    localizer = load_localizer(directory, draws=options.seed)
+    _, localizer = plan.stored()
     localizer = with_rescaling(localizer) if own_scale(fitted) else localizer
     profile = Profile(
         source,
@@ -295,6 +299,11 @@ class _Plan(NamedTuple):
 
     def run(self, views: np.ndarray, tuning: np.ndarray, **more: Any) -> Any:
         """Train on views, and learn the localizer's constants from the tuning views."""
+        if isinstance(self.config, DetectorConfig):
+            return save_detector(self.directory, self.config)
+        if is_detector(self.directory):
+            home = str(self.directory)
+            raise InputError(f"model {home!r}: holds a detector, expected a folder of its own")
         parts: dict[str, Any] = {}
         if self.extractor is not None:
             parts = self.extractor.load()
@@ -307,6 +316,15 @@ class _Plan(NamedTuple):
 
         more = {"finish": finish, **more}
         return self.trainer(views, self.config, self.train_config, self.directory, **more)
+
+    def stored(self) -> tuple[Any, Localizer]:
+        """Return the configuration as it was stored, and the localizer without its threshold."""
+        own = self.config
+        if isinstance(own, DetectorConfig):
+            name = own.source if own.is_code else None
+            return own, load_localizer(self.directory, draws=self.seed, localizer=name)
+        _, config = read_checkpoint(self.directory)
+        return config, load_localizer(self.directory, draws=self.seed)
 
 
 def _more(

@@ -15,6 +15,12 @@ from dal_jax._typing import PyTree
 from dal_jax.diffusion import DalConfig, TrainConfig, load_checkpoint
 from dal_jax.localizers._autoencoder import AutoencoderLocalizerConfig, autoencoder_localizer
 from dal_jax.localizers._dal import dal_localizer
+from dal_jax.localizers._detectors import (
+    DetectorConfig,
+    is_detector,
+    load_detector,
+    parse_detector,
+)
 from dal_jax.localizers._glad import GladConfig, glad_localizer
 from dal_jax.localizers._localizer import THRESHOLD, Localizer
 from dal_jax.localizers._mdps import MdpsConfig, mdps_localizer
@@ -26,6 +32,7 @@ CONFIGS: dict[str, Any] = {
     for config in (DalConfig, MdpsConfig, GladConfig, AutoencoderLocalizerConfig)
 }
 FORM = "KIND[:PRESET][,FIELD=VALUE...]"
+DETECTOR_FORM = "MODULE:FUNCTION|onnx:FILE[,FIELD=VALUE...]"
 
 
 class Preset(NamedTuple):
@@ -69,6 +76,28 @@ def localizer_preset(text: str, changes: Mapping[str, Any] | None = None) -> Pre
     training = fields.pop("training", {})
     build(TrainConfig, training, f"{name}: training")
     return Preset(build(CONFIGS[kind], fields, name), training)
+
+
+def detector_named(text: str | None) -> DetectorConfig | None:
+    """Return the detector that a text names, if it names one and no kind of localizer.
+
+    Args:
+        text: Text of `parse_detector` or of `localizer_preset`, or None.
+
+    Returns:
+        The configuration, or None for a kind of this package.
+
+    Raises:
+        InputError: As in `parse_detector`.
+
+    Example:
+        >>> detector_named("mdps:pl") is None, detector_named("wafers:score").is_code
+        (True, True)
+    """
+    if text is None:
+        return None
+    kind, colon, _ = split_settings(text)[0].partition(":")
+    return parse_detector(text) if colon and kind not in CONFIGS else None
 
 
 def as_kind(config: Any, text: str) -> Any:
@@ -192,10 +221,12 @@ def load_localizer(
         draws: Array of the localizer's shape, or a seed, fixed before the image is seen; None is
             seed 0.
         localizer: Another use of the same network, named as in `localizer_preset`, such as
-            "mdps:pl"; None stands for the one that it was trained for.
+            "mdps:pl"; None stands for the one that it was trained for. The name of a stored
+            detector that is code, which is imported only if it is given here.
 
     Returns:
-        The localizer, with the extractor that `save_extractor` stored there.
+        The localizer, with the extractor that `save_extractor` stored there; or the detector that
+        `save_detector` stored.
 
     Raises:
         CheckpointError: The checkpoint is missing or damaged.
@@ -212,6 +243,8 @@ def load_localizer(
         ...     load_localizer(folder, threshold=0.5).image_shape
         (4, 4, 1)
     """
+    if is_detector(directory):
+        return load_detector(directory, threshold, draws, localizer)
     variables, config = read_checkpoint(directory)
     config = config if localizer is None else as_kind(config, localizer)
     parts = _load_extractor(Path(directory)) if isinstance(config, PerceptualConfig) else {}

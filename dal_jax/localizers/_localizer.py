@@ -16,6 +16,7 @@ from dal_jax._arrays import cast_floats
 from dal_jax._compat import enable_x64
 from dal_jax._errors import InputError
 from dal_jax._typing import Array, Bool, Float, PyTree
+from dal_jax.search import HostScore
 
 MapFunction = Callable[[PyTree, Any, Any], Array]
 
@@ -139,6 +140,10 @@ class Localizer(NamedTuple):
             raise InputError(f"x: got shape {image.shape}, expected {tuple(self.image_shape)}")
         if not np.isfinite(image).all():
             raise InputError("x: got values that are not finite, expected finite pixels")
+        if isinstance(self.score_fn, HostScore):
+            score = self.score_fn.score_batch(image[None])[0].astype(image.dtype)
+            none = np.full_like(image, np.nan)
+            return [score if function is self.score_fn else none for function in functions]
         wide = enable_x64() if image.dtype == np.float64 else contextlib.nullcontext()
         with wide:
             params, draws = cast_floats((self.params, self.draws), image.dtype)
@@ -278,6 +283,28 @@ class _Rescaled:
         return self.function(params, draws, x / jnp.sqrt(jnp.mean(x**2)))
 
 
+@dataclass(frozen=True)
+class _RescaledOnHost(_Rescaled):
+    """The same for a `HostScore`, with the division in float64."""
+
+    function: Any
+
+    @property
+    def batch_size(self) -> int:
+        return self.function.batch_size
+
+    @property
+    def resolution(self) -> str:
+        return self.function.resolution
+
+    def score_batch(self, images: Float[np.ndarray, "k H W C"]) -> Float[np.ndarray, "k H W"]:
+        wide = images.astype(np.float64)
+        scales = np.sqrt(np.mean(wide**2, axis=(1, 2, 3), keepdims=True))
+        constant = scales == 0  # their scores are NaN
+        score = self.function.score_batch(wide / np.where(constant, 1, scales))
+        return np.where(constant[..., 0], np.nan, score)
+
+
 def with_rescaling(localizer: Localizer) -> Localizer:
     """Make the division of an image by its own deviation a part of the localizer.
 
@@ -298,7 +325,8 @@ def with_rescaling(localizer: Localizer) -> Localizer:
         >>> with_rescaling(localizer).score([[[3.0], [-3.0]]]).tolist()
         [[1.0, 1.0]]
     """
-    score, reconstruct = _Rescaled(localizer.score_fn), _Rescaled(localizer.reconstruct_fn)
+    scaled: Any = _RescaledOnHost if isinstance(localizer.score_fn, HostScore) else _Rescaled
+    score, reconstruct = scaled(localizer.score_fn), _Rescaled(localizer.reconstruct_fn)
     return localizer._replace(score_fn=score, reconstruct_fn=reconstruct)
 
 

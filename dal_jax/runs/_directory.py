@@ -117,7 +117,8 @@ def _name(part: Callable[..., Any] | type) -> bytes:
     if "<lambda>" in name or ("<locals>" in name and not isinstance(part, type)):
         raise InputError(
             f"fingerprint: got the function {module}.{name}, "
-            "expected one defined at the top of a module or a frozen dataclass with __call__"
+            "expected one defined at the top of a module, a frozen dataclass with __call__, or a "
+            "name (of from_callable)"
         )
     # A class that has moved goes by the name of its first place.
     own = getattr(part, "__dict__", {}).get("__fingerprint__")

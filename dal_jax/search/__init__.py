@@ -9,6 +9,7 @@ from dal_jax.search._engines import ScanEngine as ScanEngine
 from dal_jax.search._engines import SweepEngine as SweepEngine
 from dal_jax.search._evaluator import Evaluator as Evaluator
 from dal_jax.search._evaluator import Functions as Functions
+from dal_jax.search._evaluator import HostScore as HostScore
 from dal_jax.search._lanes import CellQuery as CellQuery
 from dal_jax.search._lanes import Cells as Cells
 from dal_jax.search._lanes import PointFacts as PointFacts

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -23,6 +23,34 @@ CPU_PIXELS, CPU_LANES = 2048, 32
 DEVICE_PIXELS, DEVICE_LANES, MEMORY_SHARE = 2**20, 1024, 0.25
 
 
+@runtime_checkable
+class HostScore(Protocol):
+    """Score function that is not JAX: it is called on the host, with batches of numpy arrays.
+
+    Example:
+        >>> class Brightness:
+        ...     batch_size, resolution = 4, "float64"
+        ...     def score_batch(self, images):
+        ...         return images.mean(-1)
+        >>> isinstance(Brightness(), HostScore)
+        True
+    """
+
+    batch_size: int  # largest number of images of one call
+    resolution: str  # precision of the scores, "float32" or "float64", whatever is asked for
+
+    def score_batch(self, images: Float[np.ndarray, "k H W C"]) -> Float[np.ndarray, "k H W"]:
+        """Compute the scores of up to `batch_size` images.
+
+        Args:
+            images: (k, H, W, C), float32 or float64.
+
+        Returns:
+            (k, H, W), float64.
+        """
+        ...
+
+
 class Functions(NamedTuple):
     """Functions of a localizer; hashable, and equal ones share their programs.
 
@@ -33,7 +61,7 @@ class Functions(NamedTuple):
         (28, 28, 1)
     """
 
-    score: Any  # (params, draws, x (H, W, C)) -> (H, W)
+    score: Any  # (params, draws, x (H, W, C)) -> (H, W), or a `HostScore`
     reconstruct: Any  # (params, draws, x (H, W, C)) -> (H, W, C)
     image_shape: tuple[int, int, int]  # (H, W, C)
 
@@ -58,6 +86,9 @@ class Evaluator:
     Every device computes the same number of images with the same program, whichever tests they
     belong to. The place of an image in a batch, and the other images, change its scores by rounding
     alone: a matrix product may treat the last rows of a block differently from the first.
+
+    A `HostScore` is called on the host with the images of a batch, without padding. Its scores go
+    to the first of the devices, where they are judged; there are no reconstructions.
 
     Args:
         functions: Functions of the localizer.
@@ -91,6 +122,9 @@ class Evaluator:
         self._devices = tuple(jax.local_devices() if devices is None else devices)
         if not self._devices:
             raise InputError("devices is empty, expected at least one device")
+        self._host = functions.score if isinstance(functions.score, HostScore) else None
+        if self._host is not None:
+            self._devices = self._devices[:1]  # more would only share out the judging
         self._functions, self._own = functions, own_draws
         self._fixed = (params, () if own_draws else draws)
         self._one_draws = draws
@@ -105,6 +139,8 @@ class Evaluator:
         Returns:
             The number, for all devices together.
         """
+        if self._host is not None:
+            return self._host.batch_size
         return self._program(dtype)[0].lanes * len(_devices_for(self._devices, dtype))
 
     @property
@@ -126,11 +162,14 @@ class Evaluator:
             images: (k, H, W, C), k <= capacity; on the devices already with k = capacity.
             draws: Draws with a leading axis k if every image has its own, else unused.
             dtype: "float32" or "float64".
-            count: Number of images that are not padding; None for all. Nothing depends on it.
+            count: Number of images that are not padding; None for all. Nothing depends on it but
+                the work of a `HostScore`.
 
         Returns:
             The outputs, of which the first k rows are valid.
         """
+        if self._host is not None:
+            return self._on_host(self._host, images, count)
         program, prepared = self._program(dtype)
         capacity = self.capacity(dtype)
         own = cast_floats(draws, dtype) if self._own else ()
@@ -138,6 +177,14 @@ class Evaluator:
             own, images = jax.tree.map(lambda v: _pad(v, capacity), (own, images.astype(dtype)))
         outputs = program.apply(prepared, own, images)
         return Evaluated(outputs[0], outputs[1] if len(outputs) > 1 else None)
+
+    def _on_host(self, host: HostScore, images: Any, count: int | None) -> Evaluated:
+        given = np.asarray(images)[:count]
+        score: Any = _pad(host.score_batch(given), len(images))
+        if not isinstance(images, np.ndarray):  # the lanes of these devices take the scores
+            return Evaluated(jax.device_put(score, self._devices[0]), None)
+        nothing: Any = np.broadcast_to(np.nan, images.shape)
+        return Evaluated(score, nothing)
 
     @exact_arithmetic()
     def _program(self, dtype: str) -> tuple[_Program, Any]:
