@@ -234,3 +234,15 @@ def test_normal_images_give_a_threshold(capsys, module):
     found = json.loads(told)
     assert found["steps"] == 0 and 0.3 < found["threshold"] < 0.6
     assert load_localizer("model", found["threshold"], localizer=NAME).image_shape == (8, 8, 1)
+
+
+@pytest.mark.parametrize(
+    "option", ["--steps 3", "--batch 3", "--lr 0.1", "--clip 1", "--ema 0.5", "--devices 1"]
+)
+def test_options_of_training_are_refused_for_what_is_not_trained(capsys, module, option):
+    given = ["--data", "absent", "--localizer", "wafers:score", "--out", "m"]
+    assert main(["train", *given, *option.split()]) == 2
+    error = capsys.readouterr().err
+    assert (
+        error.endswith("with wafers:score, which is not trained\n") and option.split()[0] in error
+    )

@@ -250,7 +250,8 @@ def refuse(context: typer.Context, names: Iterable[str], why: str) -> None:
     """
     for name in names:
         if is_given(context, name):
-            raise InputError(f"--{name.replace('_', '-')}: expected none {why}")
+            known = {one.name: one.opts[0] for one in context.command.params}
+            raise InputError(f"{known[name]}: expected none {why}")
 
 
 def is_given(context: typer.Context, name: str) -> bool:

@@ -1,7 +1,7 @@
 """`dal-jax train`: training of a localizer on normal images."""
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,9 @@ from dal_jax.localizers import (
 
 # Options of a network.
 _OF_TRAINING = (
-    *("steps", "batch", "lr", "clip", "ema", "dtype", "channels", "activation", "start"),
-    *("reverse_steps", "eta", "filter_size", "textures", "extractor", "checkpoint_every"),
-    *("log_every", "resume"),
+    *(field.name for field in fields(TrainConfig) if field.name != "seed"),
+    *("devices", "channels", "activation", "start", "reverse_steps", "eta", "filter_size"),
+    *("textures", "extractor", "resume"),
 )
 # Options of a profile, which only training on a data set makes.
 _OF_DATA = ("noise", "references", "deal_references", "region", "randomization")
