@@ -11,13 +11,15 @@ _HOST = re.compile(
 )
 # Operations that only place or convert values, as StableHLO writes them.
 _PLACING = re.compile(
-    r"\bfunc\.func\b|\breturn\b|\bcall @|sdy\.|stablehlo\.(convert|constant|broadcast_in_dim|reshape|gather"
-    r"|slice|dynamic_slice|custom_call|optimization_barrier)\b"
+    r"\bfunc\.func\b|\breturn\b|\bcall @|sdy\.|stablehlo\.(convert|constant|broadcast_in_dim"
+    r"|reshape|gather|slice|dynamic_slice|custom_call|optimization_barrier)\b"
 )
 _TYPE = re.compile(r"\b(pred|bf16|[suf](?:4|8|16|32|64)|f8\w+|c64|c128)\[([\d,]*)\](\{[^}]*\})?")
 _BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128}
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?(%[\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
 _CALLED = re.compile(r"(?:calls|body|to_apply)=(%[\w.\-]+)")
+_CONDITION = re.compile(r"condition=(%[\w.\-]+)")
+_ON_CHIP = re.compile(r"S\((?!5\))\d+\)")  # 5 is the host's memory
 _TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 # No data of their own: names for values, or the second half of a copy.
 _FREE = frozenset(
@@ -25,6 +27,9 @@ _FREE = frozenset(
         *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
         *("partition-id", "replica-id", "iota", "while", "conditional", "call", "opt-barrier"),
     }
+)
+_COUNTING = frozenset(
+    {"parameter", "constant", "get-tuple-element", "compare", "and", "or", "bitcast-convert"}
 )
 _PICKING = frozenset({"gather", "dynamic-slice", "slice"})
 _WRITING = frozenset({"scatter", "dynamic-update-slice"})
@@ -75,7 +80,7 @@ def moved_bytes(text: str) -> int:
     Every instruction reads its operands and writes its result; one that picks rows reads those
     alone, one that writes rows into an array writes those alone, and what lies in on-chip memory
     (`S(1)` on a TPU) costs nothing. The body of a loop counts as often as its number of turns, if
-    that is known, else once.
+    the text tells, else once.
 
     Args:
         text: Text of the compiled program (HLO), of one device.
@@ -102,7 +107,7 @@ def _computations(text: str) -> Iterator[tuple[str, list[_Instruction]]]:
 def _size(kind: str) -> int:
     total = 0
     for dtype, sides, layout in _TYPE.findall(kind):
-        if "S(1)" in layout:
+        if _ON_CHIP.search(layout):
             continue
         bits = _BITS.get(dtype) or (8 if dtype.startswith("f8") else int(dtype[1:]))
         total += math.prod(int(side) for side in sides.split(",") if side) * bits // 8
@@ -115,12 +120,30 @@ def _bytes_of(name: str, parts: dict[str, list[_Instruction]]) -> int:
     total = 0
     for one in own:
         if one.op in ("while", "call", "conditional"):
-            turns = _TURNS.search(one.rest)
             inner = sum(_bytes_of(called, parts) for called in _CALLED.findall(one.rest))
-            total += inner * (int(turns.group(1)) if turns else 1)
+            total += inner * _turns(one, parts)
         elif one.op not in _FREE and not one.op.endswith("-done"):
             total += _bytes_moved(one, sizes, parts)
     return total
+
+
+def _turns(loop: _Instruction, parts: dict[str, list[_Instruction]]) -> int:
+    """Return the number of turns of a loop: as the text says, or that of a plain counter, else 1."""
+    if known := _TURNS.search(loop.rest):
+        return int(known.group(1))
+    named = _CONDITION.search(loop.rest)
+    condition = parts.get(named.group(1), []) if named else []
+    if not condition or {one.op for one in condition} - _COUNTING:
+        return 1
+    values = {one.name: one.rest.split(")")[0] for one in condition if one.op == "constant"}
+    limits = [
+        int(values[name])
+        for one in condition
+        if one.op == "compare" and "direction=LT" in one.rest
+        for name in one.operands
+        if values.get(name, "").isdecimal()
+    ]
+    return max([1, *limits])
 
 
 def _bytes_moved(

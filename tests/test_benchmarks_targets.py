@@ -113,13 +113,27 @@ ENTRY %main (m: f32[100,8]) -> f32[100,8] {
 """
 
 
+COUNTER = """
+%counted (s: (s32[], f32[8])) -> pred[] {
+  %s = (s32[], f32[8]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%s), index=0
+  %limit = s32[] constant(5)
+  ROOT %go = pred[] compare(%i, %limit), direction=LT
+}
+
+ENTRY"""
+
+
 def test_bytes_of_loops_and_rows() -> None:
     known, turns = 'backend_config={"known_trip_count":{"n":"5"}}', 5
     row = 8 * 4
     loop = 2 * row + row  # one reads and writes, a copy to the chip's own memory only reads
     rest = 2 * row + 2 * row  # a row of an array is read, one is written in place
     assert moved_bytes(PROGRAM.replace("TURNS", known)) == turns * loop + rest
-    assert moved_bytes(PROGRAM.replace(", TURNS", "")) == loop + rest
+    plain = PROGRAM.replace(", TURNS", "")
+    assert moved_bytes(plain) == loop + rest
+    counted = plain.replace("condition=%c,", "condition=%counted,").replace("\nENTRY", COUNTER)
+    assert moved_bytes(counted) == turns * loop + rest
 
 
 def test_time_at_best_is_that_of_arithmetic_or_memory() -> None:
