@@ -11,8 +11,9 @@ _HOST = re.compile(
 )
 # Operations that only place or convert values, as StableHLO writes them.
 _PLACING = re.compile(
-    r"\bfunc\.func\b|\breturn\b|\bcall @|sdy\.|stablehlo\.(convert|constant|broadcast_in_dim"
-    r"|reshape|gather|slice|dynamic_slice|custom_call|optimization_barrier)\b"
+    r"\bfunc\.func\b|\breturn\b|\bcall @|sdy\.|^\s*} : \("
+    r"|stablehlo\.(convert|constant|broadcast_in_dim|reshape|gather|slice"
+    r"|dynamic_slice|custom_call|optimization_barrier)\b"
 )
 _TYPE = re.compile(r"\b(pred|bf16|[suf](?:4|8|16|32|64)|f8\w+|c64|c128)\[([\d,]*)\](\{[^}]*\})?")
 _BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128}
@@ -128,7 +129,7 @@ def _bytes_of(name: str, parts: dict[str, list[_Instruction]]) -> int:
 
 
 def _turns(loop: _Instruction, parts: dict[str, list[_Instruction]]) -> int:
-    """Return the number of turns of a loop: as the text says, or that of a plain counter, else 1."""
+    """Return the turns of a loop: their known number, or that of a plain counter, else 1."""
     if known := _TURNS.search(loop.rest):
         return int(known.group(1))
     named = _CONDITION.search(loop.rest)

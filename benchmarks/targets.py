@@ -6,7 +6,7 @@ python -m benchmarks.targets [--targets v5e,v5e-4,h100] [--sizes 16] [--programs
 
 Prints a table a target. Exit code 1 if a program does not compile, does not fit in the memory of
 the chip, transfers anything to the host, or computes in float64 where it must not; 2 for bad input.
-`--programs` without a name takes all; a name with a minus leaves that program out.
+`--programs=-training` takes all programs but that one.
 """
 
 import argparse
@@ -222,11 +222,11 @@ def prepare_environment(target: Target, environment: MutableMapping[str, str]) -
         target: The target.
         environment: Variables to be changed.
     """
-    environment |= {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    environment.update(JAX_PLATFORMS="cpu", JAX_ENABLE_COMPILATION_CACHE="false")
     environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     skipped = ("TPU_SKIP_MDS_QUERY", "JAX_SKIP_CUDA_CONSTRAINTS_CHECK")
     # Other processes on this machine may use the compiler, too.
-    environment |= dict.fromkeys([*skipped, "ALLOW_MULTIPLE_LIBTPU_LOAD"], "1")
+    environment.update(dict.fromkeys([*skipped, "ALLOW_MULTIPLE_LIBTPU_LOAD"], "1"))
     found = importlib.util.find_spec("nvidia.cuda_nvcc") if target.chip.description else None
     if found is not None and found.submodule_search_locations:
         folder = next(iter(found.submodule_search_locations))
