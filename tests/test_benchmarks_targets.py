@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -13,7 +14,7 @@ import pytest
 from benchmarks import targets
 from benchmarks.program_text import float64_use, host_transfers, moved_bytes
 from benchmarks.queue_model import requests
-from benchmarks.target_programs import PROGRAMS, flops
+from benchmarks.target_programs import PROGRAMS, Case, compile_one, flops
 from benchmarks.targets import Chip, Row, Target, call_seconds
 from dal_jax._compat import enable_x64
 
@@ -163,6 +164,29 @@ def test_a_table_estimates_where_all_programs_of_a_test_are_there() -> None:
 def test_every_program_has_an_entry() -> None:
     assert set(targets.PROGRAMS) == set(PROGRAMS) and set(targets.USES) < set(PROGRAMS)
     assert len([*requests(targets.EVALUATIONS)]) - 1 == targets.ROUNDS
+
+
+LARGE = ("evaluator", "exact", "training")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["open", "images", "store", "judge", *(pytest.param(n, marks=pytest.mark.slow) for n in LARGE)],
+)
+def test_every_program_compiles_for_the_host(name: str) -> None:
+    chip = Chip(2**33, 1e10, {"float32": 1e10})
+    case = Case(8, tuple(jax.devices()[:1]), Target("host", chip, 1, 2), batch=2)
+    row = compile_one(name, case)
+    assert row.failure == row.left_out == "" and row.measured
+    assert row.host == [] and row.bytes > 0 and row.flops > 0 and row.memory > 0
+    assert (row.float64 == "none") == (name in ("evaluator", "training"))
+
+
+def test_a_failure_to_compile_and_what_does_not_fit_are_rows() -> None:
+    chip = Chip(2**20, 1e10, {"float32": 1e10})
+    case = Case(8, tuple(jax.devices()[:1]), Target("host", chip, 1, 64), batch=2)
+    assert compile_one("judge", case).failure.startswith("takes ")
+    assert compile_one("judge", replace(case, devices=(None,))).failure.startswith("AttributeError")
 
 
 @pytest.mark.parametrize(
