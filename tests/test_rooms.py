@@ -36,6 +36,7 @@ SHARED = {f"dal_jax.{name}" for names in ROOMS[:3] for name in names}
 STEPS = "the steps of the folder pipeline, one by one"
 PRIVATE_IMPORTS = {
     "benchmarks/noise_kinds.py": "views of groups as training reads them, of inspection._learn",
+    "benchmarks/target_programs.py": "programs that are compiled and not run: search, _many_tests",
     "tests/perceptual_cases.py": "stepwise checks of diffusion, of localizers._chain",
     "tests/cells_oracle.py": "a constant of search._cells, of which it is the oracle",
     "tests/test_bench.py": "a task of a process without the process, of bench._run",

@@ -19,8 +19,9 @@ from dal_jax.search._selection import tree_from_spec, tree_spec
 # the largest number of images.
 CPU_PIXELS, CPU_LANES = 2048, 32
 # On other devices: pixels that keep a device busy, the largest number of images per call (more
-# would be padding), and the share of the memory that a call may take.
-DEVICE_PIXELS, DEVICE_LANES, MEMORY_SHARE = 2**20, 1024, 0.25
+# would be padding), the share of the memory that a call may take, and the number of images of the
+# program whose memory is looked at.
+DEVICE_PIXELS, DEVICE_LANES, MEMORY_SHARE, TRIAL_LANES = 2**20, 1024, 0.25, 8
 
 
 @runtime_checkable
@@ -220,17 +221,50 @@ def _program_for(
     if devices[0].platform == "cpu":
         lanes = int(np.clip(CPU_PIXELS // pixels, 1, CPU_LANES))
         return _compile(functions, fixed, draws, dtype, devices, lanes)
-    trial = _compile(functions, fixed, draws, dtype, devices, 8)
-    limit = (devices[0].memory_stats() or {}).get("bytes_limit", 2**33)
-    fitting = MEMORY_SHARE * limit / max(1, trial.temporary_bytes / trial.lanes)
-    wanted = min(DEVICE_PIXELS // pixels, DEVICE_LANES)
-    lanes = 2 ** int(np.log2(np.clip(min(fitting, wanted), 1, DEVICE_LANES)))
+    trial = _compile(functions, fixed, draws, dtype, devices, TRIAL_LANES)
+    memory = (devices[0].memory_stats() or {}).get("bytes_limit", 2**33)
+    lanes = lanes_within(memory, trial.temporary_bytes / trial.lanes, pixels)
     return _compile(functions, fixed, draws, dtype, devices, lanes)
+
+
+def lanes_within(memory: int, bytes_an_image: float, pixels: int) -> int:
+    """Return the number of images that a device other than a CPU takes at a time.
+
+    Args:
+        memory: Memory of the device, bytes.
+        bytes_an_image: Temporary memory of the compiled program for each image.
+        pixels: Number of pixels of an image.
+    """
+    fitting = MEMORY_SHARE * memory / max(1, bytes_an_image)
+    wanted = min(DEVICE_PIXELS // pixels, DEVICE_LANES)
+    return 2 ** int(np.log2(np.clip(min(fitting, wanted), 1, DEVICE_LANES)))
 
 
 def _compile(
     functions: Functions, fixed: Any, draws: Any, dtype: str, devices: tuple[Any, ...], lanes: int
 ) -> _Program:
+    prepare, traced = traced_evaluation(functions, fixed, draws, dtype, devices, lanes)
+    compiled = traced.lower().compile()
+    analysis = compiled.memory_analysis()
+    return _Program(prepare, compiled, lanes, getattr(analysis, "temp_size_in_bytes", 0))
+
+
+def traced_evaluation(
+    functions: Functions, fixed: Any, draws: Any, dtype: str, devices: tuple[Any, ...], lanes: int
+) -> tuple[Any, Any]:
+    """Trace the evaluation of `lanes` images on each device.
+
+    Args:
+        functions: Functions of the localizer.
+        fixed: Parameters and shared draws, as `tree_spec` describes them.
+        draws: The draws of one image in the same way, where every image has its own, or None.
+        dtype: "float32" or "float64".
+        devices: Devices, which need not be there.
+        lanes: Number of images of a device.
+
+    Returns:
+        The function that prepares the parameters, and the traced program, not yet compiled.
+    """
     wanted = [functions.score]
     if dtype == "float64":  # the observed images, whose reconstructions are shown
         wanted.append(functions.reconstruct)
@@ -266,6 +300,4 @@ def _compile(
     )
     shapes = jax.eval_shape(prepare, tree_from_spec(fixed))
     program = jax.jit(mapped, in_shardings=(everywhere, apart, apart), out_shardings=apart)
-    compiled = program.lower(shapes, *moving(lanes * len(devices))).compile()
-    analysis = compiled.memory_analysis()
-    return _Program(prepare, compiled, lanes, getattr(analysis, "temp_size_in_bytes", 0))
+    return prepare, program.trace(shapes, *moving(lanes * len(devices)))
