@@ -38,6 +38,8 @@ PRIVATE_IMPORTS = {
     "benchmarks/noise_kinds.py": "views of groups as training reads them, of inspection._learn",
     "tests/perceptual_cases.py": "stepwise checks of diffusion, of localizers._chain",
     "tests/cells_oracle.py": "a constant of search._cells, of which it is the oracle",
+    "tests/effect_oracle.py": "the parts of inference, of which it is made",
+    "tests/test_inference_traced.py": "the formulas of inference._randomized",
     "tests/test_bench.py": "a task of a process without the process, of bench._run",
     "tests/test_cli_bench.py": "cli._repository without a repository",
     "tests/test_cli_demo.py": "the images of the demo, of cli._demo_data",
