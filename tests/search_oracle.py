@@ -1,21 +1,18 @@
-"""Adaptive search of a line, which evaluates the score where the p-value is decided.
-
-It works for any score function, smooth or piecewise linear, continuous or with jumps. The search is
-a generator that yields points to be evaluated, so that many lines share the batches of one device.
-"""
+"""The adaptive search by numpy, one line on its own, with which that of the devices is compared."""
 
 import math
 from collections.abc import Generator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+from cells_oracle import Cells
 from scipy.special import ndtri_exp
 
-from dal_jax._errors import InputError
 from dal_jax._typing import Bool, Float, Int
 from dal_jax.inference import (
     NO_PERTURBATION,
+    Effect,
     Intervals,
     NullLaw,
     Observed,
@@ -29,80 +26,41 @@ from dal_jax.inference import (
     on_line,
     subtract,
 )
-from dal_jax.search._lanes import CellQuery, Cells, PointFacts, QueryPoints
-from dal_jax.search._line_search import (
-    Progress,
+from dal_jax.search import (
+    AdaptiveOptions,
+    AdaptiveResult,
+    Margins,
     SearchOptions,
     SearchResult,
     Status,
-    is_decided,
     reach_limit,
-    search_status,
 )
-from dal_jax.search._selection import Margins
+from dal_jax.search._adaptive import (
+    AROUND,
+    CORE,
+    FINEST,
+    MORE_CAREFUL,
+    NEAR,
+    ROUNDINGS,
+    SPREAD,
+)
+from dal_jax.search._choice import (
+    BORDER,
+    CELLS_SHARE,
+    DEEPER,
+    DEEPEST,
+    ESTIMATE_SHARE,
+    GROWTH,
+    INTERVAL_REACH,
+    INTERVAL_SHARE,
+    NARROWEST,
+    STRIDE,
+    TAILS_SHARE,
+    WIDE_BELOW,
+)
+from dal_jax.search._line_search import Progress, is_decided, search_status
 
-# First grid: reach on both sides of 0 and around the observed value, in standard deviations.
-CORE, AROUND, NEAR = 3.5, 1.0, 0.2
-# Shares of the requested precision that undecided cells, and the tails, may use up.
-CELLS_SHARE, TAILS_SHARE = 0.2, 0.25
-# The ends of a randomized test's interval lie about this many standard deviations from the
-# statistic. With either end as the mean, the open part may have the first share of the probability
-# of the set, with the estimate as the mean the second. The tails of a 95% interval hold 0.025 and
-# the estimate separates halves, so that each moves by at most about 0.1 standard deviations.
-INTERVAL_REACH, INTERVAL_SHARE, ESTIMATE_SHARE = 2.25, 4e-3, 2e-2
-# Ends are searched in float64 once they are known this well: float32 cannot resolve much more.
-WIDE_BELOW = 3e-4
-# A cell this narrow (relative to |z|, or 1) is not divided any more.
-NARROWEST = 1e-9
-# Distance of new points from the nodes of a cell, as a share of its width.
-BORDER = 1e-3
-# Steps outwards: this many standard deviations, or this share of the searched length.
-STRIDE, GROWTH = 1.0, 0.2
-# Cells that are not divided any more leave about this much of p open.
-FINEST = 1e-7
-# A score is assumed to be accurate to this many roundings of the largest observed margin; in
-# float32 to the first multiple by 2, 4, ... that reaches SPREAD times the error at the observed
-# point: powers of 2, as that error is itself rounding, and every machine would search elsewhere.
-ROUNDINGS, SPREAD = 16.0, 4.0
-# While a decision is uncertain the search continues with this share of the precision, repeatedly,
-# down to a precision that exhausts the default range of z.
-DEEPER, DEEPEST = 1e-2, 1e-40
-# Factor on the assumed error after each disagreement of random checks.
-MORE_CAREFUL = 4.0
-
-
-@dataclass(frozen=True)
-class AdaptiveOptions:
-    """Settings of the adaptive search.
-
-    Raises:
-        InputError: A number is out of range.
-
-    Example:
-        >>> AdaptiveOptions(spacing=0.25).max_evaluations
-        4000
-    """
-
-    # Spacing of the first grid, standard deviations of the statistic, in (0, 1].
-    spacing: float = 0.5
-    safety: float = 4.0  # factor on the estimated interpolation error, 1 or above
-    sections: int = 3  # parts into which an undecided cell is divided at a time, 2 or more
-    checks: int = 8  # random points at which the outcome is checked
-    tolerance: float = 1e-6  # accuracy of the ends, standard deviations (relative beyond 1)
-    # Evaluations of the score in one test; the last round may exceed this number.
-    max_evaluations: int = 4000
-
-    def __post_init__(self) -> None:
-        for name, fits, expected in (
-            ("spacing", 0 < self.spacing <= 1, "a number in (0, 1]"),
-            ("safety", 1 <= self.safety < math.inf, "a number of 1 or above"),
-            ("sections", self.sections >= 2, "2 or more"),
-            ("checks", self.checks >= 0, "0 or more"),
-            ("tolerance", 0 < self.tolerance <= 0.01, "a number in (0, 0.01]"),
-            ("max_evaluations", self.max_evaluations >= 1, "1 or more"),
-        ):
-            if not fits:
-                raise InputError(f"{name} is {getattr(self, name)!r}, expected {expected}")
+NO_EFFECT = Effect(math.nan, math.nan, math.nan)  # is computed afterwards
 
 
 class _Nodes(NamedTuple):
@@ -115,22 +73,29 @@ class _Nodes(NamedTuple):
     noise: Float[np.ndarray, " N"]  # largest rounding error of a margin, units of the score
 
 
-class AdaptiveResult(NamedTuple):
-    """Result of an adaptive search.
+class QueryPoints(NamedTuple):
+    """Points of a line to be evaluated."""
 
-    Example:
-        >>> from dal_jax.inference import as_intervals
-        >>> line = as_intervals([-4.0, 4.0])
-        >>> searched = SearchResult(line, line, SelectiveP(0.05, 0.05, 0.05), 0, 40, Status.OK)
-        >>> found = AdaptiveResult(searched, spacing=0.5, num_checks=8, num_disagreements=0)
-        >>> found.num_checks, found.num_disagreements
-        (8, 0)
-    """
+    z: Float[np.ndarray, " k"]  # standardized
+    wide: Bool[np.ndarray, " k"]  # in float64
 
-    searched: SearchResult  # sets, bounds, counts and status
-    spacing: float  # the widest cell that was not divided, standardized
-    num_checks: int  # random points, all as predicted in the end; 0 if some were not
-    num_disagreements: int  # points of any check that were not as predicted, followed up or not
+
+class PointFacts(NamedTuple):
+    """What the search learns of evaluated points."""
+
+    inside: Bool[np.ndarray, " k"]  # the region is the observed one
+    lowest: Float[np.ndarray, " k"]  # lowest margin, units of the score
+    moved: Float[np.ndarray, " k"]  # largest distance of a margin from that at the observed point
+
+
+class CellQuery(NamedTuple):
+    """Points of a line whose cells are to be judged, ascending."""
+
+    slot: Int[np.ndarray, " N"]  # number of each point in the order of evaluation; 0: the observed
+    z: Float[np.ndarray, " N"]  # standardized
+    inside: Bool[np.ndarray, " N"]
+    noise: Float[np.ndarray, " N"]  # largest rounding error of a margin, units of the score
+    safety: float  # factor on the interpolation error
 
 
 def adaptive_search(
@@ -144,48 +109,7 @@ def adaptive_search(
     perturbation: Perturbation = NO_PERTURBATION,
     progress: Progress | None = None,
 ) -> Generator[QueryPoints | CellQuery, PointFacts | Cells, AdaptiveResult]:
-    """Find the part of a line on which the region is the observed one.
-
-    The search evaluates a coarse grid, then divides the cells in which interpolation does not
-    decide membership, down to `how.tolerance` at the ends of the set. Cells whose probability does
-    not matter at the requested precision stay undecided and widen the bounds. Finally it evaluates
-    `how.checks` random points; if one is not as predicted, the search continues with more safety
-    until all are, or until `how.max_evaluations` are used up, with the status NOT_CONVERGED.
-
-    Args:
-        z_obs: Statistic that the selection saw, in units of its standard deviation.
-        observed: Margins (1, n) at z_obs, in float64.
-        options: Options of the search: alternative, precision, alpha, z_max.
-        how: Settings of the search, such as spacing and safety.
-        seed: Seed of the random points.
-        wide_only: True if every evaluation is in float64.
-        perturbation: Noise that was added to the statistic for the selection.
-        progress: Function that is called after every round.
-
-    Yields:
-        Points to be evaluated, for which the generator expects their `PointFacts`, or all points so
-        far, for which it expects the `Cells` between them.
-
-    Returns:
-        The sets, bounds, counts and status. The bounds hold if the interpolation errors do.
-
-    Example:
-        >>> observed = Margins(np.array([[1.0]]), np.array([True]))  # the margin is z - 1
-        >>> how = SearchOptions(), AdaptiveOptions()
-        >>> search = adaptive_search(2.0, observed, *how, wide_only=True)
-        >>> answer = None
-        >>> try:
-        ...     while True:
-        ...         z = search.send(answer).z
-        ...         answer = PointFacts(z > 1, z - 1, abs(z - 2))
-        ...         points = search.send(answer)
-        ...         low, high = points.z[:-1], points.z[1:]
-        ...         root = np.where((low <= 1) & (high > 1), 1.0, np.nan)  # straight
-        ...         answer = Cells(high, high, root, 0 * low)
-        ... except StopIteration as end:
-        ...     round(float(end.value.searched.truncation[0, 0]), 6)
-        1.0
-    """
+    """Yield points to be evaluated, then all points whose cells are to be judged."""
     search = _Search(z_obs, observed, options, how, wide_only, perturbation, progress)
     yield from search.resolve()
     rng = np.random.default_rng([seed, *np.array([z_obs]).view(np.uint32).tolist()])
@@ -267,11 +191,11 @@ class _Search:
             none, nan = as_intervals([]), math.nan
             status = Status.TIE if self.finite else Status.NON_FINITE
             searched = SearchResult(none, none, SelectiveP(nan, nan, nan), 0, self.asked, status)
-            return AdaptiveResult(searched, nan, 0, self.disagreements)
+            return AdaptiveResult(searched, NO_EFFECT, nan, 0, self.disagreements)
         known = subtract(self._span(), self.undecided)
         searched = SearchResult(self.found, known, bounds, 0, self.asked, status)
         spacing = float(np.diff(self.nodes.z).max())
-        return AdaptiveResult(searched, spacing, self.checks, self.disagreements)
+        return AdaptiveResult(searched, NO_EFFECT, spacing, self.checks, self.disagreements)
 
     def _points(self, z: np.ndarray, wide: np.ndarray) -> QueryPoints:
         return QueryPoints(z, wide | self.wide_only)
@@ -406,7 +330,7 @@ class _Search:
         if changes and narrowed:
             points = np.array([start, stop])
         else:
-            parts = self.how.sections if changes else self.how.sections - 1
+            parts = self.how.sections if changes else max(self.how.sections - 1, 2)
             points = start + (stop - start) * np.arange(1, parts) / parts
         border = BORDER * (high - low)
         return np.clip(points, low + border, high - border)

@@ -41,7 +41,13 @@ _XTOL, _STEPS = 1e-9, 60
 
 
 class Pieces(NamedTuple):
-    """Intervals in standard deviations of what selection saw; pieces of one set are disjoint."""
+    """Intervals in standard deviations of what selection saw; pieces of one set are disjoint.
+
+    Example:
+        >>> pieces = Pieces(np.zeros(8), np.ones(8), np.full(8, KNOWN), np.int64(1))
+        >>> int(pieces.count)
+        1
+    """
 
     low: Float[Array, " K"]
     high: Float[Array, " K"]
@@ -50,7 +56,12 @@ class Pieces(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """Observed statistic and its law, in standard deviations of the tested statistic."""
+    """Observed statistic and its law, in standard deviations of the tested statistic.
+
+    Example:
+        >>> Seen(2.0, 0.1, 0.5, ALTERNATIVES.index("greater")).alternative
+        2
+    """
 
     z_obs: Float[Array, ""]  # the tested statistic
     shift: Float[Array, ""]  # noise that selection added to it
@@ -71,9 +82,19 @@ def log_ndtr(x: Array) -> Array:
 
 
 def tail_quantile(log_p: Array) -> Array:
-    """Return the distance from 0 beyond which the normal tail has a log probability below log 1/2.
+    """Return the distance from 0 beyond which the normal tail has a log probability.
 
-    Infinite for -inf.
+    Args:
+        log_p: Log probabilities below log 1/2, of any shape, in float64.
+
+    Returns:
+        The distances, to 1e-11 relative; infinite for -inf.
+
+    Example:
+        >>> from dal_jax._compat import enable_x64
+        >>> with enable_x64():
+        ...     round(float(tail_quantile(jnp.log(0.025))), 4)
+        1.96
     """
     finite = log_p > -_FARTHEST
     wanted = jnp.where(finite, log_p, -1.0)
@@ -89,7 +110,21 @@ def tail_quantile(log_p: Array) -> Array:
 
 
 def log_piece_mass(low: Array, high: Array) -> Array:
-    """Return the log probability of intervals under N(0, 1), as `log_mass`; -inf if low >= high."""
+    """Return the log probability of intervals under N(0, 1), as `log_mass`.
+
+    Args:
+        low: Lower ends, of any shape, in float64.
+        high: Upper ends, of the same shape.
+
+    Returns:
+        The logs, to 1e-11; -inf where low >= high.
+
+    Example:
+        >>> from dal_jax._compat import enable_x64
+        >>> with enable_x64():
+        ...     round(float(log_piece_mass(jnp.float64(0.0), jnp.float64(np.inf))), 4)
+        -0.6931
+    """
     empty = low >= high
     low, high = (jnp.clip(jnp.where(empty, 0, v), -_FARTHEST, _FARTHEST) for v in (low, high))
     mirrored = low + high < 0
@@ -226,6 +261,17 @@ def p_bounds(pieces: Pieces, seen: Seen, holds: Bool[Array, ""]) -> Float[Array,
 
     Returns:
         (p, low, high); NaN unless `holds`.
+
+    Example:
+        >>> from dal_jax._compat import enable_x64
+        >>> ends = np.array([[1.0, 3.0], [-np.inf, -4.0], [4.0, np.inf], [1.0, 3.0]])
+        >>> member = np.array([KNOWN, UNKNOWN, UNKNOWN, FOUND])
+        >>> with enable_x64():
+        ...     pieces = Pieces(*map(jnp.asarray, (*ends.T, member, 4)))
+        ...     seen = Seen(*map(jnp.float64, (2.0, 0.0, 0.0)), jnp.asarray(0))
+        ...     found = p_bounds(pieces, seen, jnp.asarray(True))
+        >>> found.round(4).tolist()
+        [0.136, 0.136, 0.1364]
     """
     two, _, greater, less = (seen.alternative == number for number in range(len(ALTERNATIVES)))
     upper = jnp.where(two, jnp.abs(seen.z_obs), seen.z_obs)
@@ -294,6 +340,17 @@ def mean_effect(
 
     Returns:
         (estimate, lower end, upper end), in standard deviations; NaN unless `holds`.
+
+    Example:
+        >>> from dal_jax._compat import enable_x64
+        >>> ends = np.array([[1.0, 3.0], [-np.inf, -4.0], [4.0, np.inf], [1.0, 3.0]])
+        >>> member = np.array([KNOWN, UNKNOWN, UNKNOWN, FOUND])
+        >>> with enable_x64():
+        ...     pieces = Pieces(*map(jnp.asarray, (*ends.T, member, 4)))
+        ...     seen = Seen(*map(jnp.float64, (2.0, 0.0, 0.0)), jnp.asarray(0))
+        ...     found = mean_effect(pieces, seen, jnp.float64(0.95), jnp.asarray(True))
+        >>> found.round(2).tolist()
+        [0, 0, 0]
     """
     z, scale = seen.z_obs, jnp.hypot(1.0, seen.spread)
     spread, is_random = jnp.maximum(seen.spread, LEAST_SPREAD), seen.spread >= LEAST_SPREAD

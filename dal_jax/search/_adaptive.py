@@ -10,13 +10,13 @@ do. `dal_jax.search._choice` has the rules; the host keeps the points and the or
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dal_jax._errors import InputError
-from dal_jax._typing import Float
 from dal_jax.inference import (
     ALTERNATIVES,
     FOUND,
@@ -245,20 +245,20 @@ class LineSearch:
         return True
 
     def follow(
-        self, nodes: Nodes, judged: Judged, chosen: Chosen, bounds: Float[np.ndarray, " 3"]
+        self, chosen: Chosen, outcome: Callable[[], tuple[Nodes, Judged, np.ndarray]]
     ) -> bool:
         """Take the outcome of a round: there are new points to evaluate, or the search ended.
 
         Args:
-            nodes: Evaluated points, as numpy arrays, like the others.
-            judged: Cells and sets.
-            chosen: Next points.
-            bounds: Bounds on p, where `needs_bounds`.
+            chosen: Next points, as numpy arrays.
+            outcome: Function that returns evaluated points, cells and sets, and bounds on p (where
+                `needs_bounds`), as numpy arrays.
 
         Returns:
             False if the choice has to be made again, with the state as it is now.
         """
         if self.request.progress is not None and not self._of("pending"):
+            nodes, _, bounds = outcome()
             far = float(min(-nodes.z[0], nodes.z[nodes.count - 1]))
             self.request.progress(self._bounds(bounds), far)
         self._set("precision", float(chosen.precision))
@@ -267,6 +267,7 @@ class LineSearch:
             self._set("pending", 0)
             self._ask(chosen.z[:total], chosen.wide[:total])
             return True
+        nodes, judged, _ = outcome()
         found, searched = _sets(judged)
         if self._of("elsewhere") and not self._of("pending") and not used_up:
             seen = on_line(self.request.z_obs, found, searched, self.request.perturbation)

@@ -198,14 +198,13 @@ def choose(
     """
     decided = _is_decided(bounds, state)
     cells, doubtful = _Cells.of(nodes, judged, state), _doubtful(nodes, state)
-    log_found = _log_set(judged, jnp.zeros_like(state.z_obs))
-    limits = _limits(judged, state, log_found)
+    limits = _limits(judged, state)
     doubts = doubtful.sum()
 
     def look(carry: Any) -> Any:
         _, precision, *_ = carry
-        needed = cells.needed(limits, precision, log_found, nodes, judged, state)
-        reach = _needed_range(limits, precision, log_found, nodes, state)
+        needed = cells.needed(limits, precision, nodes, judged, state)
+        reach = _needed_range(limits, precision, state)
         counts = jnp.where(needed, cells.parts, 0)
         outwards = _steps(nodes, reach, state)
         nothing = (doubts + counts.sum() == 0) & (outwards[0] + outwards[2] == 0)
@@ -272,22 +271,33 @@ def _log_set(judged: Judged, mean: Array) -> Array:
     return top + jnp.log(jnp.exp(logs - top).sum())
 
 
-def _limits(judged: Judged, state: LineState, log_found: Array) -> tuple[Array, Array]:
-    """Return means of z, and the log probability that may be left open with each: 0 (which depends
-    on the precision, and is 0 here), the ends of the interval and the estimate.
+class _Limits(NamedTuple):
+    """What may be left open with several means of z: 0, the ends of the interval, the estimate.
 
     The estimate is close to the value of the statistic. Without randomization only 0 counts.
     """
+
+    means: Array  # (4,)
+    logs: Array  # (4,), log probability of all that was found, with each mean
+    count: Array  # 4 or 1
+
+    def allowed(self, zero: Array) -> Array:
+        """Return log probabilities (4,) that may be left open, given that share for 0."""
+        shares = [jnp.asarray(v) for v in (INTERVAL_SHARE, INTERVAL_SHARE, ESTIMATE_SHARE)]
+        return jnp.log(jnp.stack([zero, *shares])) + self.logs
+
+
+def _limits(judged: Judged, state: LineState) -> _Limits:
     scale = jnp.hypot(1.0, state.spread)
     way = jnp.asarray([-1.0, 1.0, 0.0])
     means = state.z_obs + (way * INTERVAL_REACH - state.shift) / scale
-    shares = jnp.asarray([INTERVAL_SHARE, INTERVAL_SHARE, ESTIMATE_SHARE])
+    means = jnp.concatenate([jnp.zeros(1), means])
+    count = jnp.where(state.spread > 0, 4, 1)
 
-    def own() -> Array:
-        return _log(shares) + lax.map(lambda mean: _log_set(judged, mean), means)
+    def put(number: Array, logs: Array) -> Array:
+        return logs.at[number].set(_log_set(judged, means[number]))
 
-    allowed = lax.cond(state.spread > 0, own, lambda: jnp.full(3, jnp.inf))
-    return means, allowed
+    return _Limits(means, lax.fori_loop(0, count, put, jnp.zeros(4)), count)
 
 
 class _Cells(NamedTuple):
@@ -311,27 +321,23 @@ class _Cells(NamedTuple):
 
     def needed(
         self,
-        limits: tuple[Array, Array],
+        limits: _Limits,
         precision: Array,
-        log_found: Array,
         nodes: Nodes,
         judged: Judged,
         state: LineState,
     ) -> Array:
         """Mark the cells to be divided."""
         scale = jnp.maximum(1.0, jnp.abs(judged.start))
-        negligible = self._negligible(
-            0 * precision, _log(CELLS_SHARE * precision) + log_found, judged
-        )
-        # Estimate and ends do not depend on the precision; the estimate bounds no cells.
-        ends = lax.cond(
-            state.spread > 0,
-            lambda: lax.map(
-                lambda end: self._negligible(*end, judged), (limits[0][:2], limits[1][:2])
-            ).all(axis=0),
-            lambda: jnp.ones_like(negligible),
-        )
-        needed = (self.length > 0) & (~(negligible & ends) | self._adjacent(nodes, judged, state))
+        allowed = limits.allowed(CELLS_SHARE * precision)
+
+        def also(number: Array, negligible: Array) -> Array:
+            return negligible & self._negligible(limits.means[number], allowed[number], judged)
+
+        # The estimate bounds no cells.
+        every = jnp.ones(len(self.length), bool)
+        negligible = lax.fori_loop(0, jnp.minimum(limits.count, 3), also, every)
+        needed = (self.length > 0) & (~negligible | self._adjacent(nodes, judged, state))
         needed |= self.changes & (self.length > state.tolerance * scale)
         return needed & (self.width > NARROWEST * scale)
 
@@ -359,15 +365,11 @@ class _Cells(NamedTuple):
         return hidden & ((number == at - 1) | (number == at))
 
 
-def _needed_range(
-    limits: tuple[Array, Array], precision: Array, log_found: Array, nodes: Nodes, state: LineState
-) -> tuple[Array, Array]:
+def _needed_range(limits: _Limits, precision: Array, state: LineState) -> tuple[Array, Array]:
     """Return the range of z that p and the interval need to be searched."""
-    means, allowed = limits
-    allowed = jnp.where(state.spread > 0, allowed, -1.0)
-    own = _log(TAILS_SHARE * precision) + log_found
-    reach, *others = tail_quantile(jnp.concatenate([own[None], allowed]))
-    others = jnp.stack(others)
+    allowed = limits.allowed(TAILS_SHARE * precision)
+    reach, *others = tail_quantile(jnp.where(limits.count > 1, allowed, allowed[0]))
+    others, means = jnp.stack(others), limits.means[1:]
     # At the upper end small values are extreme: of the values above the statistic only those that
     # the randomization moved there count. The lower end is the mirror image.
     moved = others * state.spread / jnp.hypot(1.0, state.spread)

@@ -195,11 +195,10 @@ class Lanes:
     def rows_for(self, lanes: Sequence[int]) -> tuple[int, np.ndarray]:
         """Return the number of rows of each device for a round of lanes, and of those that count.
 
-        On a CPU it is the same for all rounds, whose empty rows cost nothing.
+        It is the same for almost all rounds. In turn, empty rows cost nothing.
         """
         used = np.bincount([self.device_of(lane) for lane in lanes], minlength=self._devices)
-        rows = self._each if self._programs.serial else _power_of_2(max(used))
-        return max(rows, ROWS), used
+        return max(ROWS, _power_of_2(max(used))), used
 
     def deal(
         self, lanes: Any, rows: int, *columns: np.ndarray

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from dal_jax._typing import Array
-from dal_jax.inference import mean_effect, p_bounds
+from dal_jax.inference import Pieces, mean_effect, p_bounds
 from dal_jax.search._adaptive import LineSearch
 from dal_jax.search._cells import CellShares
 from dal_jax.search._choice import (
@@ -108,6 +108,7 @@ class _Round:
         if any(search.needs_bounds for search in searches):
             self._bounds = programs.bounds(self._used, self._judged, states)
         self._chosen: Chosen = self._choose(states, ROOM)
+        self._fetched: Any = None  # outcome on the host, if a search needs it
 
     def _states(self) -> np.ndarray:
         return np.array([search.state for search in self._searches])
@@ -119,8 +120,6 @@ class _Round:
 
     def collect(self) -> None:
         """Wait for the round, and hand its outcome to the searches."""
-        bounds, judged = np.asarray(self._bounds), jax.tree.map(np.asarray, self._judged)
-        nodes = jax.tree.map(np.asarray, self._nodes)
         waiting, room = list(enumerate(self._searches)), ROOM
         while waiting:
             chosen = Chosen(*map(np.asarray, self._chosen))
@@ -133,31 +132,50 @@ class _Round:
             again = []
             for number, search in waiting:
                 row = self._at[number]
-                found = jax.tree.map(lambda column, row=row: column[row], (nodes, judged, chosen))
-                if not search.follow(*found, bounds[row]):
+                own = Chosen(*(column[row] for column in chosen))
+                if not search.follow(own, partial(self._outcome, row)):
                     again.append((number, search))
             if again:
                 _, (_, states) = self._deal(self._states())
                 self._chosen = self._choose(states, room)
             waiting = again
-        self._conclude(judged)
+        self._conclude()
 
-    def _conclude(self, judged: Judged) -> None:
+    def _outcome(self, row: int) -> tuple[Nodes, Judged, np.ndarray]:
+        """Return nodes, sets and bounds of a row, as numpy arrays."""
+        if self._fetched is None:
+            every = self._nodes, self._judged, self._bounds
+            self._fetched = jax.tree.map(np.asarray, every)
+        return jax.tree.map(lambda column: column[row], self._fetched)
+
+    def _conclude(self) -> None:
         """Compute the bounds and the interval of searches that ended."""
         ended = [number for number, one in enumerate(self._searches) if one.ended]
         if not ended:
             return
         rows = np.full(max(ROOM, 1 << (len(ended) - 1).bit_length()), self._at[ended[-1]])
         rows[: len(ended)] = self._at[ended]
-        columns = jax.tree.map(lambda column: column[rows], judged)
+        assert self._fetched is not None  # for the ends of these searches
+        judged: Judged = self._fetched[1]
+        *lists, counts = (column[rows] for column in judged.pieces)
+        # Few sets have more pieces than this, however many points it took to find them.
+        room = max(ROOM, 1 << int(counts.max() - 1).bit_length())
+        pieces = Pieces(*(_fitted(column, room) for column in lists), counts)
         numbers = ended + ended[-1:] * (len(rows) - len(ended))
         searches = [self._searches[number] for number in numbers]
         states = np.array([search.state for search in searches])
         confidence = np.array([search.request.confidence for search in searches])
-        found = self._programs.conclude(np.array([len(ended)]), columns, states, confidence)
+        found = self._programs.conclude(
+            np.array([len(ended)]), pieces, judged.holds[rows], states, confidence
+        )
         bounds, interval = map(np.asarray, found)
         for row, number in enumerate(ended):
             self._searches[number].conclude(bounds[row], interval[row])
+
+
+def _fitted(column: np.ndarray, room: int) -> np.ndarray:
+    """Return columns (rows, room) of what counts, in arrays of any length."""
+    return np.pad(column[:, :room], ((0, 0), (0, max(0, room - column.shape[1]))))
 
 
 def _for_device(column: Array) -> np.ndarray:
@@ -206,7 +224,7 @@ def _programs_for(mesh: Mesh) -> _Programs:
         mapped(_judge, 3),
         mapped(_bounds, 2),
         _ByRoom(lambda room: mapped(partial(_choose, room), 4)),
-        mapped(_conclude, 3, first),  # of the few that end at a time
+        mapped(_conclude, 4, first),  # of the few that end at a time
     )
 
 
@@ -227,7 +245,7 @@ def _choose(room: int, nodes: Nodes, judged: Judged, state: Array, bounds: Array
     return choose(nodes, judged, LineState(*state), bounds, room)
 
 
-def _conclude(judged: Judged, state: Array, confidence: Array) -> tuple[Array, Array]:
+def _conclude(pieces: Pieces, holds: Array, state: Array, confidence: Array) -> tuple[Array, Array]:
     seen = seen_of(LineState(*state))
-    bounds = p_bounds(judged.pieces, seen, judged.holds)
-    return bounds, mean_effect(judged.pieces, seen, confidence, judged.holds)
+    bounds = p_bounds(pieces, seen, holds)
+    return bounds, mean_effect(pieces, seen, confidence, holds)
