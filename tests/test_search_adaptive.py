@@ -114,7 +114,7 @@ def search(
                 points.append(own.z)
             slots = own.count + np.arange(len(own.z))
             facts, rows = lanes.store(scores(own.z, own.wide), [own.lane] * len(slots), slots)
-            assert own.take(np.arange(len(slots)), *(np.asarray(v)[rows] for v in facts))
+            assert own.take(np.arange(len(slots)), np.asarray(facts)[rows])
             if own.settle():
                 rounds.start([own])()
     return own.result

@@ -11,7 +11,7 @@ from dal_jax.search import SearchedLine, select_region
 from dal_jax.search import margins as margins_of
 from dal_jax.search._cells import ROUNDED
 from dal_jax.search._choice import arrange
-from dal_jax.search._lanes import JudgedRows, Lanes, PointFacts
+from dal_jax.search._lanes import JudgedRows, Lanes
 
 # Shares of a cell are quotients of numbers of about 1 in float64.
 ROUNDING = 1e-12
@@ -279,8 +279,7 @@ def test_lanes_judge_like_the_oracle(kind, count):
             on_devices = scores[: len(chosen)] - 0.4
         with exact_arithmetic():
             found, rows = lanes.store(on_devices, places, slots)
-        found = PointFacts(*map(np.asarray, found))
-        facts |= {c: [column[row] for column in found] for c, row in zip(chosen, rows, strict=True)}
+        facts |= zip(chosen, np.asarray(found)[rows], strict=True)
     queries, expected = [], []
     for k, line in enumerate(lines):
         every = margins_of(np.concatenate([line.score[None], score[k]]), 0.4, line.selected)
@@ -314,7 +313,7 @@ def test_scores_that_are_not_finite_are_noticed_where_they_count():
     bad[2:][:, counts] = [[np.nan] * counts.sum(), [np.inf] * counts.sum()]
     with exact_arithmetic():
         facts, rows = lanes.store(bad, [lane] * 4, [1, 2, 3, 4])
-    assert np.isnan(np.asarray(facts.lowest)[rows]).tolist() == [False, False, True, True]
+    assert np.isnan(np.asarray(facts)[rows, 1]).tolist() == [False, False, True, True]
 
 
 def test_images_are_those_of_the_lines():

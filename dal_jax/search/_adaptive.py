@@ -12,7 +12,7 @@ do. `dal_jax.search._choice` has the rules; the host keeps the points and the or
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -203,21 +203,18 @@ class LineSearch:
         """Number of points that were requested."""
         return self.count - 1 + (len(self.z) if self.missing else 0)
 
-    def take(self, at: Any, inside: np.ndarray, lowest: np.ndarray, moved: np.ndarray) -> bool:
+    def take(self, at: np.ndarray, facts: np.ndarray) -> bool:
         """Take the facts of points that were requested.
 
         Args:
-            at: Their numbers in the request.
-            inside: Whether each is inside.
-            lowest: Lowest margin of each, units of the score.
-            moved: Largest distance of a margin from that at the observed point.
+            at: Their numbers (k,) in the request.
+            facts: Facts (k, 3) of each, as `Lanes.store` returns them.
 
         Returns:
             Whether all points of the request have been evaluated.
         """
-        columns = self.points[:, self.count : self.count + len(self.z)]
-        columns[1, at], columns[2, at], columns[3, at] = inside, lowest, moved
-        self.missing -= len(inside)
+        self.points[1:, self.count + at] = facts.T
+        self.missing -= len(at)
         return not self.missing
 
     def settle(self) -> bool:

@@ -120,6 +120,7 @@ def judge_sets(nodes: Nodes, shares: CellShares, state: LineState) -> Judged:
     cells = jnp.arange(len(nodes.z) - 1, dtype=nodes.count.dtype) < nodes.count - 1
     low, high = (jnp.where(cells, v, nodes.z[0]) for v in (nodes.z[:-1], nodes.z[1:]))
     width = widths(nodes)
+    shares = CellShares(*(share.astype(jnp.float64) for share in shares))
     open_ = cells & (shares.start < shares.stop)
     start = jnp.where(open_, low + shares.start * width, high)
     stop = jnp.where(open_, low + shares.stop * width, high)
@@ -141,7 +142,7 @@ def judge_sets(nodes: Nodes, shares: CellShares, state: LineState) -> Judged:
     slack = _EDGE * jnp.maximum(1.0, jnp.abs(state.z_obs))
     holds = (known[0] - slack <= state.z_obs) & (state.z_obs <= known[1] + slack)
     holds &= jnp.arange(len(holds), dtype=known[2].dtype) < known[2]
-    return Judged(start, stop, root, shares.error.astype(jnp.float64), pieces, holds.any())
+    return Judged(start, stop, root, shares.error, pieces, holds.any())
 
 
 def _mixed(a: Array, b: Array) -> Array:

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from dal_jax._arrays import cast_floats
 from dal_jax._compat import exact_arithmetic
-from dal_jax._typing import Array, Bool, Float, PyTree
+from dal_jax._typing import Array, Float, PyTree
 from dal_jax.search._cells import CellShares, EvaluatedPoints, decide_cells
 from dal_jax.search._selection import SelectedRegion
 
@@ -48,14 +48,6 @@ class SearchedLine(NamedTuple):
     score: Float[np.ndarray, "H W"]  # at the observed point, in float64
     threshold: float  # of the score
     draws: PyTree  # of this line, where every task has its own
-
-
-class PointFacts(NamedTuple):
-    """What the host learns of evaluated points."""
-
-    inside: Bool[np.ndarray, " k"]  # the region is the observed one
-    lowest: Float[np.ndarray, " k"]  # lowest margin, units of the score; NaN if one is not finite
-    moved: Float[np.ndarray, " k"]  # largest distance of a margin from that at the observed point
 
 
 class _State(NamedTuple):
@@ -149,9 +141,7 @@ class Lanes:
         _, (place, points) = self.deal(lanes, rows, np.asarray(z, np.float64))
         return self._programs.images[dtype](self._state, place, points)
 
-    def store(
-        self, score: Array | np.ndarray, lanes: Any, slots: Any
-    ) -> tuple[PointFacts, np.ndarray]:
+    def store(self, score: Array | np.ndarray, lanes: Any, slots: Any) -> tuple[Array, np.ndarray]:
         """Store the margins of evaluated points in their lanes.
 
         Args:
@@ -161,7 +151,9 @@ class Lanes:
             slots: Number of each point in its lane, in the order of evaluation, from 1 on.
 
         Returns:
-            Facts by row, on the devices, and the row of each point.
+            Facts (devices rows, 3) on the devices, and the row of each point: whether the region is
+            the observed one (1 or 0), the lowest margin (NaN if a margin is not finite) and the
+            largest distance of a margin from that at the observed point, units of the score.
         """
         if max(slots) >= self._margin.shape[1]:
             self._margin = self._programs.grow(_power_of_2(max(slots) + 1), self._margin)
@@ -210,15 +202,18 @@ class Lanes:
             rows a place is that of no lane and other columns repeat their last entry.
         """
         device, own = np.divmod(np.asarray(lanes), self._each)
+        size = self._devices * rows
         at = np.arange(len(own))
         if self._devices > 1:  # the number of earlier entries of the same device
             earlier = np.array([np.count_nonzero(device[:k] == device[k]) for k in range(len(own))])
             at = device * rows + earlier
-        place = np.full(self._devices * rows, self._each)
+        elif len(own) == size:
+            return at, [own, *columns]
+        place = np.full(size, self._each)
         place[at] = own
         dealt = [place]
         for column in columns:
-            every = np.empty((len(place), *column.shape[1:]), column.dtype)
+            every = np.empty((size, *column.shape[1:]), column.dtype)
             every[:] = column[-1]
             every[at] = column
             dealt.append(every)
@@ -300,13 +295,13 @@ def _margins(
 
 def _store(
     margin: Array, state: _State, score: Array, place: Array, slot: Array, share: Array
-) -> tuple[Array, PointFacts]:
+) -> tuple[Array, Array]:
     role, threshold = state.role[place], share * state.threshold[place]
     flat = score.reshape(len(score), -1)
     new, (inside, lowest) = jax.vmap(partial(_margins, dtype=margin.dtype))(flat, role, threshold)
     distance = jnp.where(role > 0, jnp.abs(new - margin[place, 0]), 0)
-    facts: Any = inside, lowest, distance.max(axis=1)
-    return margin.at[place, slot].set(new, mode="drop"), PointFacts(*facts)
+    facts = jnp.stack([inside.astype(lowest.dtype), lowest, distance.max(axis=1)], axis=1)
+    return margin.at[place, slot].set(new, mode="drop"), facts
 
 
 def _grow(slots: int, margin: Array) -> Array:

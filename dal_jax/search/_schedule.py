@@ -11,7 +11,7 @@ from dal_jax._compat import exact_arithmetic
 from dal_jax._typing import Bool, Float, PyTree
 from dal_jax.search._adaptive import LineRequest, LineSearch
 from dal_jax.search._evaluator import Evaluated, Evaluator
-from dal_jax.search._lanes import Lanes, PointFacts
+from dal_jax.search._lanes import Lanes
 from dal_jax.search._rounds import Rounds
 
 # Calls in progress at a time: the host works on one while the device computes the other.
@@ -134,7 +134,7 @@ class _Queue:
 
 class _Call(NamedTuple):
     groups: list[tuple[Any, np.ndarray]]  # of `_Images` or of `_Line`, with rows
-    outputs: Any  # `Evaluated` or `PointFacts`, on the devices
+    outputs: Any  # `Evaluated`, or facts as `Lanes.store` returns them, on the devices
     at: np.ndarray  # place of each row in the outputs
 
 
@@ -299,7 +299,7 @@ class _Batches:
             each = each // devices
             groups = waiting.take(each, lambda line: lanes.device_of(line.search.lane), devices)
         lines = [(line.search, rows) for line, rows in groups]
-        places = np.repeat([one.lane for one, _ in lines], [len(rows) for _, rows in lines])
+        places = np.array([one.lane for one, rows in lines for _ in range(len(rows))])
         slots = np.concatenate([one.count + rows for one, rows in lines])
         z = np.concatenate([one.z[rows] for one, rows in lines])
         if on_host:
@@ -322,11 +322,10 @@ class _Batches:
         """Wait for the oldest call, hand its rows to their tickets, and answer complete ones."""
         groups, outputs, at = self._calls.popleft()
         answered, first = [], 0
-        if isinstance(outputs, PointFacts):
-            facts = [np.asarray(column)[at] for column in outputs]
+        if not isinstance(outputs, Evaluated):
+            facts = np.asarray(outputs)[at]
             for line, rows in groups:
-                own = slice(first, first := first + len(rows))
-                if line.search.take(rows, *(column[own] for column in facts)):
+                if line.search.take(rows, facts[first : (first := first + len(rows))]):
                     self._evaluated.append(line)
             return []
         outputs = outputs._replace(score=np.asarray(outputs.score))
