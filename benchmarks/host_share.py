@@ -97,7 +97,8 @@ def measure(size: int, tests: int, clock: Clock, randomization: float) -> Share:
     thread, wall = time.thread_time() - thread, time.perf_counter() - wall
     evaluations = sum(result.num_evaluations for result in results) / tests
     inside = clock.seconds
-    return Share(*(1e3 * v / tests for v in (thread - inside, inside, wall)), evaluations)
+    host, dispatch, wall = (1e3 * v / tests for v in (thread - inside, inside, wall))
+    return Share(host, dispatch, wall, evaluations)
 
 
 def main() -> None:

@@ -1,10 +1,12 @@
 import math
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import mpmath
 import numpy as np
 import pytest
 from effect_oracle import effect as effect_oracle
-from mpmath import mp
 from scipy import special
 
 from dal_jax.inference import (
@@ -37,16 +39,19 @@ RELATIVE = 1e-8
 SPREADS = [0.0, 0.25, 0.5, 1.0, 2.0]
 
 
+mp: Any = mpmath.mp
+
+
 def test_the_tail_of_the_normal_law():
     x = np.concatenate([np.linspace(-60, 12, 721), -np.geomspace(1e-9, 1e5, 60), [35.0, -35.0]])
-    with mp.workdps(400):  # more digits than 1 - 1e-268 has
+    with mpmath.workdps(400):  # more digits than 1 - 1e-268 has
         exact = [float(mp.log(mp.erfc(-mp.mpf(v) / mp.sqrt(2)) / 2)) for v in x.tolist()]
     # The square of a number of 35 has a rounding error of 1e-13, and so has its exponential.
     np.testing.assert_allclose(jax.jit(log_ndtr)(x), exact, rtol=1e-12, atol=1e-300)
     log_p = -np.geomspace(1.3, 1e6, 200)
     expected = -special.ndtri_exp(log_p)
     np.testing.assert_allclose(jax.jit(tail_quantile)(log_p), expected, rtol=1e-11)
-    assert float(tail_quantile(np.float64(-np.inf))) == math.inf
+    assert float(tail_quantile(jnp.asarray(-np.inf))) == math.inf
 
 
 def test_masses_of_intervals():
@@ -56,7 +61,7 @@ def test_masses_of_intervals():
     low[:3], high[3:6] = -np.inf, np.inf
     found = np.asarray(jax.jit(log_piece_mass)(low, high))
     np.testing.assert_allclose(found, log_mass(np.stack([low, high], 1)), rtol=0, atol=1e-11)
-    nothing = np.array([0.0, 3.0, -np.inf, np.inf])
+    nothing = jnp.asarray([0.0, 3.0, -np.inf, np.inf])
     np.testing.assert_array_equal(log_piece_mass(nothing, nothing), np.full(4, -np.inf))
 
 
@@ -92,7 +97,7 @@ def test_p_values_and_their_bounds(spread):
     rng, compiled = np.random.default_rng(2), jax.jit(p_bounds)
     for _ in range(25):
         z, truncation, searched, seen = random_case(rng, spread)
-        span = [[searched[0, 0], searched[-1, 1]]]
+        span = as_intervals([searched[0, 0], searched[-1, 1]])
         known, unknown = intersect(truncation, searched), complement(searched)
         sets = {KNOWN: known, UNKNOWN: unknown, FOUND: intersect(truncation, span)}
         ends, member, count = np.zeros((32, 2)), np.zeros(32, int), 0
@@ -103,7 +108,7 @@ def test_p_values_and_their_bounds(spread):
         for number, alternative in enumerate(ALTERNATIVES):
             _, low, high = selective_p(z, truncation, searched, alternative, seen)
             expected = selective_p(z, truncation, span, alternative, seen).p, low, high
-            at = Seen(*map(np.float64, (z, seen.shift, spread)), np.int64(number))
+            at = Seen(np.float64(z), np.float64(seen.shift), np.float64(spread), np.int64(number))
             found = np.asarray(compiled(pieces, at, np.True_))
             # Where p is all but 1, what remains is the difference of two sums.
             np.testing.assert_allclose(found, expected, rtol=RELATIVE, atol=1e-12)

@@ -1,5 +1,6 @@
 import itertools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -121,7 +122,7 @@ def search(
 
 
 def search_by_oracle(
-    margins, z_obs, *, narrow=None, seed=0, how=None, added=UNCHANGED, points=None, **options
+    margins, z_obs, *, narrow=None, seed=0, how=None, added=UNCHANGED, points, **options
 ):
     """As `search`, by numpy alone."""
     z_obs = float(z_obs)
@@ -135,7 +136,7 @@ def search_by_oracle(
         wide_only=narrow is None,
         perturbation=added,
     )
-    answer = None
+    answer: Any = None
     while True:
         try:
             query = task.send(answer)

@@ -4,6 +4,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dal_jax._compat import enable_x64
@@ -91,4 +92,6 @@ def _pieces(sets: list[Intervals], scale: float) -> Pieces:
 
 @cache
 def _program() -> Any:
-    return jax.jit(lambda pieces, seen, confidence: mean_effect(pieces, seen, confidence, True))
+    return jax.jit(
+        lambda pieces, seen, confidence: mean_effect(pieces, seen, confidence, jnp.ones((), bool))
+    )

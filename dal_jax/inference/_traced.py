@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jax.scipy.special import erfc, ndtri
 
-from dal_jax._typing import Array, Bool, Float, Int
+from dal_jax._typing import Array, Bool, Float
 from dal_jax.inference._intervals import gauss_legendre
 from dal_jax.inference._p_value import ALTERNATIVES
 from dal_jax.inference._randomized import LEAST_SPREAD
@@ -49,10 +49,10 @@ class Pieces(NamedTuple):
         1
     """
 
-    low: Float[Array, " K"]
-    high: Float[Array, " K"]
-    member: Int[Array, " K"]  # the set of the piece: `KNOWN`, `UNKNOWN` or `FOUND`
-    count: Int[Array, ""]  # pieces that count, the first ones
+    low: Any  # (K,)
+    high: Any  # (K,)
+    member: Any  # (K,), the set of the piece: `KNOWN`, `UNKNOWN` or `FOUND`
+    count: Any  # pieces that count, the first ones
 
 
 class Seen(NamedTuple):
@@ -63,10 +63,10 @@ class Seen(NamedTuple):
         2
     """
 
-    z_obs: Float[Array, ""]  # the tested statistic
-    shift: Float[Array, ""]  # noise that selection added to it
-    spread: Float[Array, ""]  # standard deviation of that noise; 0: none
-    alternative: Int[Array, ""]  # index into `ALTERNATIVES`
+    z_obs: Any  # the tested statistic
+    shift: Any  # noise that selection added to it
+    spread: Any  # standard deviation of that noise; 0: none
+    alternative: Any  # index into `ALTERNATIVES`
 
 
 def log_ndtr(x: Array) -> Array:

@@ -83,10 +83,10 @@ class Judged(NamedTuple):
 class Chosen(NamedTuple):
     """Points to be evaluated next."""
 
-    z: Float[Array, " P"]
-    wide: Bool[Array, " P"]  # in float64
-    total: Int[Array, ""]  # number of points; more than P: they need more room
-    precision: Float[Array, ""]  # that the search has come to
+    z: Any  # (P,)
+    wide: Any  # (P,), in float64
+    total: Any  # number of points; more than P: they need more room
+    precision: Any  # that the search has come to
 
 
 def arrange(points: Float[Array, "4 N"], count: Int[Array, ""]) -> Nodes:
@@ -171,9 +171,10 @@ def _together(sets: dict[int, tuple[Array, Array, Array]]) -> Pieces:
     at = jnp.concatenate(places)
     low, high = (jnp.concatenate([found[k] for found in sets.values()]) for k in (0, 1))
     member = jnp.concatenate([jnp.full(len(found[0]), k) for k, found in sets.items()])
-    return Pieces(
-        *(jnp.zeros(size, v.dtype).at[at].set(v, mode="drop") for v in (low, high, member)), offset
+    low, high, member = (
+        jnp.zeros(size, v.dtype).at[at].set(v, mode="drop") for v in (low, high, member)
     )
+    return Pieces(low, high, member, offset)
 
 
 def seen_of(state: LineState) -> Seen:

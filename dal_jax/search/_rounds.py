@@ -157,10 +157,11 @@ class _Round:
         rows[: len(ended)] = self._at[ended]
         assert self._fetched is not None  # for the ends of these searches
         judged: Judged = self._fetched[1]
-        *lists, counts = (column[rows] for column in judged.pieces)
+        low, high, member, counts = (column[rows] for column in judged.pieces)
         # Few sets have more pieces than this, however many points it took to find them.
         room = max(ROOM, 1 << int(counts.max() - 1).bit_length())
-        pieces = Pieces(*(_fitted(column, room) for column in lists), counts)
+        low, high, member = (_fitted(column, room) for column in (low, high, member))
+        pieces = Pieces(low, high, member, counts)
         numbers = ended + ended[-1:] * (len(rows) - len(ended))
         searches = [self._searches[number] for number in numbers]
         states = np.array([search.state for search in searches])
