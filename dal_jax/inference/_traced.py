@@ -350,7 +350,7 @@ def mean_effect(
         ...     seen = Seen(*map(jnp.float64, (2.0, 0.0, 0.0)), jnp.asarray(0))
         ...     found = mean_effect(pieces, seen, jnp.float64(0.95), jnp.asarray(True))
         >>> found.round(2).tolist()
-        [0, 0, 0]
+        [2.0, -1.92, 5.92]
     """
     z, scale = seen.z_obs, jnp.hypot(1.0, seen.spread)
     spread, is_random = jnp.maximum(seen.spread, LEAST_SPREAD), seen.spread >= LEAST_SPREAD
