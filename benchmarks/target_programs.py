@@ -164,13 +164,12 @@ def judging(case: Case) -> Traced:
     import jax
     import numpy as np
 
-    from dal_jax.search import _lanes
+    from dal_jax.search import _lanes, _rounds
 
     lines, apart = line_shapes(case), case.placements()[1]
-    points = _lanes.JUDGED
+    points = _rounds.POINTS
     used = jax.ShapeDtypeStruct((len(case.devices),), np.dtype("int64"), sharding=apart)
-    asked = _lanes._Judged(
-        lane=lines.array(dtype="int64"),
+    asked = _lanes.JudgedRows(
         slot=lines.array(points, dtype="int64"),
         width=lines.array(points - 1, dtype="float64"),
         inside=lines.array(points, dtype="bool"),
@@ -178,7 +177,8 @@ def judging(case: Case) -> Traced:
         count=lines.array(dtype="int32"),
         safety=lines.array(dtype="float64"),
     )
-    program = lines.programs.judge.trace(lines.margin, lines.state.role, used, asked)
+    place = lines.array(dtype="int64")
+    program = lines.programs.judge.trace(lines.margin, lines.state.role, used, place, asked)
     return Traced(program, lines.rows, lines.margin.dtype.name, lines.allowed)
 
 

@@ -5,7 +5,6 @@ from typing import NamedTuple
 import numpy as np
 
 from dal_jax._typing import Bool, Float
-from dal_jax.search import Cells
 from dal_jax.search._cells import ROUNDED
 
 
@@ -16,6 +15,18 @@ class EvaluatedPoints(NamedTuple):
     margin: Float[np.ndarray, "N n"]  # of every pixel, units of the score
     inside: Bool[np.ndarray, " N"]  # the region is the observed one
     noise: Float[np.ndarray, " N"]  # largest rounding error of a margin, units of the score
+
+
+class Cells(NamedTuple):
+    """The N - 1 cells between neighbouring points; start >= stop where all of a cell is decided.
+
+    Left of `start` a cell is like its left node, right of `stop` like its right node.
+    """
+
+    start: Float[np.ndarray, " N-1"]  # standardized z
+    stop: Float[np.ndarray, " N-1"]
+    root: Float[np.ndarray, " N-1"]  # end of the set by the chords; NaN if both nodes agree
+    error: Float[np.ndarray, " N-1"]  # E of the pixel that crosses there, or of the lowest one
 
 
 def decide_cells(nodes: EvaluatedPoints, safety: float) -> Cells:

@@ -35,10 +35,13 @@ SHARED = {f"dal_jax.{name}" for names in ROOMS[:3] for name in names}
 # tests of `dal_jax.ROOM._MODULE` and may import it.
 STEPS = "the steps of the folder pipeline, one by one"
 PRIVATE_IMPORTS = {
+    "benchmarks/host_share.py": "programs of search._lanes, _rounds, whose time is taken apart",
     "benchmarks/noise_kinds.py": "views of groups as training reads them, of inspection._learn",
     "benchmarks/target_programs.py": "programs that are compiled and not run: search, _many_tests",
     "tests/perceptual_cases.py": "stepwise checks of diffusion, of localizers._chain",
     "tests/cells_oracle.py": "a constant of search._cells, of which it is the oracle",
+    "tests/effect_oracle.py": "the parts of inference, of which it is made",
+    "tests/test_inference_traced.py": "the formulas of inference._randomized",
     "tests/test_bench.py": "a task of a process without the process, of bench._run",
     "tests/test_cli_bench.py": "cli._repository without a repository",
     "tests/test_cli_demo.py": "the images of the demo, of cli._demo_data",
@@ -62,8 +65,11 @@ PRIVATE_IMPORTS = {
     "tests/test_permutation.py": "the tests of _dal_test._one_test",
     "tests/test_randomized_rates.py": "statistics of stored results, of inspection._calibration",
     "tests/test_recalibrated_rates.py": STEPS,
-    "tests/test_search_cells.py": "cells as search._lanes asks for them, points of _adaptive",
+    "tests/search_oracle.py": "constants of search._adaptive, _choice, of which it is the oracle",
+    "tests/test_search_adaptive.py": "lines driven by functions, of search._lanes, _rounds",
+    "tests/test_search_cells.py": "cells as search._lanes asks for them, points of _choice",
     "tests/test_search_engines.py": "the nodes of a sweep, of affine._sweep",
+    "tests/test_search_rounds.py": "the programs of search._lanes, a state of _choice",
     "tests/test_search_schedule.py": "a fake of search._evaluator.Evaluated",
     "tests/test_test_run.py": "the text of records, of runs._records",
 }

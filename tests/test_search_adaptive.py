@@ -1,6 +1,8 @@
 import itertools
 import math
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,8 +11,10 @@ from helpers import published_batch as dal_test_batch
 from helpers import published_test as dal_test
 from scipy import stats
 from search_cases import dense_localizer, jumping_localizer, pooled_localizer
+from search_oracle import CellQuery, PointFacts, adaptive_search
 
 from dal_jax import InputError, Status, from_score
+from dal_jax._compat import exact_arithmetic
 from dal_jax.inference import (
     NullLaw,
     Observed,
@@ -29,13 +33,15 @@ from dal_jax.inference import (
 )
 from dal_jax.search import (
     AdaptiveOptions,
-    CellQuery,
+    LineRequest,
     Margins,
-    PointFacts,
-    QueryPoints,
+    SearchedLine,
     SearchOptions,
-    adaptive_search,
+    select_region,
 )
+from dal_jax.search._adaptive import LineSearch
+from dal_jax.search._lanes import Lanes
+from dal_jax.search._rounds import Rounds
 
 # What the search promises of an end.
 TOLERANCE = 1e-6
@@ -44,31 +50,83 @@ FAR = 60.0
 UNCHANGED = Perturbation()
 
 
+# Pixels of the tested lines; those that are left over do not count.
+PIXELS = 16
+
+
+@pytest.fixture(autouse=True)
+def _one_lane(monkeypatch):
+    monkeypatch.setattr("dal_jax.search._lanes.PIXELS", PIXELS)
+
+
+def evaluated(margins, narrow, z, wide):
+    """Margins (k, n) of points, in float32 where a point is not wide and there is a `narrow`."""
+    margin = margins(z)
+    return margin if narrow is None else np.where(wide[:, None], margin, narrow(z))
+
+
 def search(
-    margins, z_obs, *, narrow=None, seed=0, progress=None, how=None, added=UNCHANGED, **options
+    margins,
+    z_obs,
+    *,
+    narrow=None,
+    seed=0,
+    progress=None,
+    how=None,
+    added=UNCHANGED,
+    points=None,
+    **options,
 ):
-    """Drives the search of a line by plain functions z (k,) -> margins (k, n).
+    """Drive the search of a line by plain functions z (k,) -> margins (k, n).
 
     `narrow` is the function as float32 would compute it; without it all is float64.
     """
 
-    def evaluated(z, wide):
-        margin = margins(z)
-        if narrow is not None:
-            margin = np.where(wide[:, None], margin, narrow(z))
-        return margin
-
-    def answer(query):
-        if isinstance(query, CellQuery):
-            nodes = EvaluatedPoints(query.z, rows[query.slot], query.inside, query.noise)
-            return decide_cells(nodes, query.safety)
-        margin = evaluated(*query)
-        finite = np.isfinite(margin).all(axis=1)
-        lowest = np.where(finite, margin.min(axis=1), np.nan)
-        return PointFacts((margin > 0).all(axis=1), lowest, np.abs(margin - rows[0]).max(axis=1))
+    def scores(z, wide):
+        margin = evaluated(margins, narrow, z, wide)
+        padded = np.full((len(z), 1, PIXELS), np.nan)
+        padded[:, 0, : margin.shape[1]] = margin
+        return padded
 
     z_obs = float(z_obs)
-    rows = evaluated(np.array([z_obs]), np.array([True]))
+    observed = scores(np.array([z_obs]), np.array([True]))
+    region = np.isfinite(observed[0])
+    none = np.zeros((1, PIXELS, 1))
+    line = SearchedLine(
+        none, none, select_region(region.astype(float), 0.5, where=region), observed[0], 0.0, ()
+    )
+    request = LineRequest(
+        line,
+        z_obs,
+        SearchOptions(**options),
+        how or AdaptiveOptions(),
+        seed,
+        narrow is None,
+        added,
+        progress=progress,
+    )
+    with exact_arithmetic():
+        lanes = Lanes(line, jax.local_devices()[:1], 1)
+        own, rounds = LineSearch(request, lanes.open(line)), Rounds(lanes)
+        while own.result is None:
+            assert np.isfinite(own.z).all()
+            assert narrow is not None or own.wide.all()
+            if points is not None:
+                points.append(own.z)
+            slots = own.count + np.arange(len(own.z))
+            facts, rows = lanes.store(scores(own.z, own.wide), [own.lane] * len(slots), slots)
+            assert own.take(np.arange(len(slots)), np.asarray(facts)[rows])
+            if own.settle():
+                rounds.start([own])()
+    return own.result
+
+
+def search_by_oracle(
+    margins, z_obs, *, narrow=None, seed=0, how=None, added=UNCHANGED, points, **options
+):
+    """As `search`, by numpy alone."""
+    z_obs = float(z_obs)
+    rows = evaluated(margins, narrow, np.array([z_obs]), np.array([True]))
     task = adaptive_search(
         z_obs,
         Margins(rows, (rows > 0).all(axis=1)),
@@ -77,21 +135,22 @@ def search(
         seed=seed,
         wide_only=narrow is None,
         perturbation=added,
-        progress=progress,
     )
-    query, asked = next(task), []
+    answer: Any = None
     while True:
-        assert np.isfinite(query.z).all()
-        if isinstance(query, QueryPoints):
-            assert narrow is not None or query.wide.all()
-            asked.append(query)
-            rows = np.concatenate([rows, evaluated(*query)])
         try:
-            query = task.send(answer(query))
+            query = task.send(answer)
         except StopIteration as end:
-            found = end.value
-            assert found.searched.num_evaluations == sum(len(p.z) for p in asked)
-            return found
+            return end.value
+        if isinstance(query, CellQuery):
+            nodes = EvaluatedPoints(query.z, rows[query.slot], query.inside, query.noise)
+            answer = decide_cells(nodes, query.safety)
+            continue
+        points.append(query.z)
+        margin = evaluated(margins, narrow, *query)
+        rows = np.concatenate([rows, margin])
+        moved = np.abs(margin - rows[0]).max(axis=1)
+        answer = PointFacts((margin > 0).all(axis=1), margin.min(axis=1), moved)
 
 
 def check(found, truth, z_obs, alternative="two-sided", precision=1e-3):
@@ -462,6 +521,55 @@ def test_the_outcome_does_not_depend_on_anything_but_its_arguments():
     assert measure(other.searched.truncation) == pytest.approx(
         measure(one.searched.truncation), abs=TOLERANCE
     )
+
+
+CHOICES = {
+    "plain": {},
+    "alpha": {"alpha": 0.05},
+    "level": {"level": 0.05 / 64},
+    "level of shares": {"level": 0.3, "precision": 0.2},
+    "another law": {"level": 0.05, "recalibrations": (NullLaw(1.5),)},
+    "all of the range": {"precision": 0.0},
+    "equal-tailed": {"alternative": "equal-tailed", "precision": 1e-5},
+    "greater": {"alternative": "greater", "alpha": 0.1},
+    "randomized": {"added": Perturbation(0.5, 0.3)},
+    "randomized, alpha": {"added": Perturbation(1.0, -0.4), "alpha": 0.05, "alternative": "less"},
+    "many sections": {"how": AdaptiveOptions(sections=7, spacing=0.3, checks=3)},
+    "two sections": {"how": AdaptiveOptions(sections=2)},
+    "few evaluations": {"how": AdaptiveOptions(max_evaluations=45)},
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+@pytest.mark.parametrize("single", [False, True])
+def test_the_points_are_those_of_the_oracle(name, single):
+    for seed in range(6):
+        margins = Kinked(seed, 16, 12, seed % 3)
+
+        def narrow(z, margins=margins):
+            return margins(z).astype(np.float32).astype(float)
+
+        own, other = [], []
+        given = {"narrow": narrow if single else None, "seed": seed, **CHOICES[name]}
+        found = search(margins, margins.z_obs, points=own, **given)
+        expected = search_by_oracle(margins, margins.z_obs, points=other, **given)
+        assert [len(z) for z in own] == [len(z) for z in other]
+        # Where the margins are straight the interpolation errors are rounding, and so
+        # may be the points that follow from them.
+        differ = np.abs(np.concatenate(own) - np.concatenate(other))
+        assert np.mean(differ > 1e-9) < 0.2
+        assert differ.max() < 1e-4
+        one, two = found.searched, expected.searched
+        assert one.status is two.status
+        for a, b in ((one.truncation, two.truncation), (one.searched, two.searched)):
+            np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCE)
+        np.testing.assert_allclose(one.bounds, two.bounds, rtol=0, atol=10 * TOLERANCE)
+        assert found.spacing == pytest.approx(expected.spacing, abs=1e-9, nan_ok=True)
+        assert found[3:] == expected[3:]
+        if not math.isnan(one.bounds.p) and one.status is Status.OK:
+            added = given.get("added", UNCHANGED)
+            seen = on_line(margins.z_obs, one.truncation, one.searched, added)
+            np.testing.assert_allclose(found.effect, effect(seen), rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize(

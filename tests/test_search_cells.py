@@ -1,17 +1,17 @@
 import jax
 import numpy as np
 import pytest
-from cells_oracle import EvaluatedPoints
+from cells_oracle import Cells, EvaluatedPoints
 from cells_oracle import decide_cells as oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dal_jax._compat import exact_arithmetic
-from dal_jax.search import CellQuery, PointFacts, SearchedLine, select_region
+from dal_jax.search import SearchedLine, select_region
 from dal_jax.search import margins as margins_of
-from dal_jax.search._adaptive import _Nodes, _with_points
 from dal_jax.search._cells import ROUNDED
-from dal_jax.search._lanes import Lanes
+from dal_jax.search._choice import arrange
+from dal_jax.search._lanes import JudgedRows, Lanes
 
 # Shares of a cell are quotients of numbers of about 1 in float64.
 ROUNDING = 1e-12
@@ -39,11 +39,40 @@ def decide_cells(nodes, safety):
         0.0,
         (),
     )
-    lanes = Lanes(line, jax.local_devices()[:1], 1)
-    lane = lanes.open(line)
-    lanes.store(score[1:, None], [lane] * (points - 1), range(1, points))
-    query = CellQuery(np.arange(points), nodes.z, nodes.inside, nodes.noise, safety)
-    return lanes.judge([(lane, query)])()[0]
+    with exact_arithmetic():
+        lanes = Lanes(line, jax.local_devices()[:1], 1)
+        lane = lanes.open(line)
+        lanes.store(score[1:, None], [lane] * (points - 1), np.arange(1, points))
+        return judged(lanes, [(lane, np.arange(points), nodes)], safety)[0]
+
+
+def judged(lanes, lines, safety):
+    """The cells of lines (lane, slots, nodes) in one round, in places on the line."""
+    size = 1 << max(6, (max(len(slots) for _, slots, _ in lines) - 1).bit_length())
+    columns = []
+    for _, slots, nodes in lines:
+        rest = (0, size - len(slots))
+        widths = np.pad(np.diff(nodes.z), rest, constant_values=1.0)
+        padded = (np.pad(v, rest) for v in (slots, nodes.inside, nodes.noise))
+        slot, inside, noise = padded
+        columns.append((slot, widths, inside, noise, np.int64(len(slots)), np.float64(safety)))
+    own = [lane for lane, _, _ in lines]
+    rows, used = lanes.rows_for(own)
+    stacked = [np.stack(column) for column in zip(*columns, strict=True)]
+    at, (place, *dealt) = lanes.deal(own, rows, *stacked)
+    shares = lanes.judge(place, used, JudgedRows(*dealt))
+    return [
+        in_places(nodes, *(np.asarray(column)[row, : len(nodes.z) - 1] for column in shares))
+        for row, (_, _, nodes) in zip(at, lines, strict=True)
+    ]
+
+
+def in_places(nodes, start, stop, root, error):
+    """Cells in places on the line, from shares of their widths."""
+    low, high, width = nodes.z[:-1], nodes.z[1:], np.diff(nodes.z)
+    open_ = start < stop
+    starts = np.where(open_, low + start * width, high)
+    return Cells(starts, np.where(open_, low + stop * width, high), low + root * width, error)
 
 
 def undecided(cells):
@@ -205,14 +234,16 @@ def test_noise_keeps_a_part_open():
 
 
 def test_of_two_nodes_at_one_place_the_exact_one_stays():
-    nodes = _Nodes(*map(np.array, ([0.0, 1.0], [0, 1], [True, True], [1.0, 2.0], [0.1, 0.1])))
-    new = [1.0, 0.5, 0.0], [2, 3, 4], [False, True, True], [-7.0, 3.0, 9.0], [0.0, 0.1, 0.2]
-    more = _with_points(nodes, _Nodes(*map(np.array, new)))
-    np.testing.assert_array_equal(more.z, [0.0, 0.5, 1.0])
-    np.testing.assert_array_equal(more.slot, [0, 3, 2])
-    np.testing.assert_array_equal(more.lowest, [1.0, 3.0, -7.0])
-    np.testing.assert_array_equal(more.inside, [True, True, False])
-    np.testing.assert_array_equal(more.noise, [0.1, 0.1, 0.0])
+    z, inside = [0.0, 1.0, 1.0, 0.5, 0.0], [1.0, 1.0, 0.0, 1.0, 1.0]
+    lowest, noise = [1.0, 2.0, -7.0, 3.0, 9.0], [0.1, 0.1, 0.0, 0.1, 0.2]
+    points = np.pad(np.array([z, inside, lowest, noise]), ((0, 0), (0, 3)))
+    nodes = jax.jit(arrange)(points, np.int64(5))
+    assert nodes.count == 3
+    np.testing.assert_array_equal(nodes.z, [0.0, 0.5, 1.0, *[np.inf] * 5])
+    np.testing.assert_array_equal(nodes.slot[:3], [0, 3, 2])
+    np.testing.assert_array_equal(nodes.lowest[:3], [1.0, 3.0, -7.0])
+    np.testing.assert_array_equal(nodes.inside[:3], [True, True, False])
+    np.testing.assert_array_equal(nodes.noise[:3], [0.1, 0.1, 0.0])
 
 
 def line_of(rng, kind="all", side=4):
@@ -246,9 +277,9 @@ def test_lanes_judge_like_the_oracle(kind, count):
         places, slots = [at[k] for k, _ in chosen], [1 + row for _, row in chosen]
         if first == 8:  # on the host and less the threshold, as for devices without float64
             on_devices = scores[: len(chosen)] - 0.4
-        found, rows = lanes.store(on_devices, places, slots)
-        found = PointFacts(*map(np.asarray, found))
-        facts |= {c: [column[row] for column in found] for c, row in zip(chosen, rows, strict=True)}
+        with exact_arithmetic():
+            found, rows = lanes.store(on_devices, places, slots)
+        facts |= zip(chosen, np.asarray(found)[rows], strict=True)
     queries, expected = [], []
     for k, line in enumerate(lines):
         every = margins_of(np.concatenate([line.score[None], score[k]]), 0.4, line.selected)
@@ -262,8 +293,10 @@ def test_lanes_judge_like_the_oracle(kind, count):
         noise = rng.uniform(0, 0.01, count + 1)[order]
         nodes = EvaluatedPoints(places[order], every.margin[order], every.inside[order], noise)
         expected.append(oracle(nodes, 1.5))
-        queries.append((at[k], CellQuery(order, nodes.z, nodes.inside, noise, 1.5)))
-    for cells, true in zip(lanes.judge(queries)(), expected, strict=True):
+        queries.append((at[k], order, nodes))
+    with exact_arithmetic():
+        found = judged(lanes, queries, 1.5)
+    for cells, true in zip(found, expected, strict=True):
         for column, right in zip(cells, true, strict=True):
             # The same sums in another order.
             np.testing.assert_allclose(column, right, rtol=1e-12, atol=1e-12)
@@ -278,8 +311,9 @@ def test_scores_that_are_not_finite_are_noticed_where_they_count():
     assert counts.any() and not counts.all()
     bad = np.stack([np.where(counts, 1.0, np.nan), np.where(counts, 1.0, np.inf)] * 2)
     bad[2:][:, counts] = [[np.nan] * counts.sum(), [np.inf] * counts.sum()]
-    facts, rows = lanes.store(bad, [lane] * 4, [1, 2, 3, 4])
-    assert np.isnan(np.asarray(facts.lowest)[rows]).tolist() == [False, False, True, True]
+    with exact_arithmetic():
+        facts, rows = lanes.store(bad, [lane] * 4, [1, 2, 3, 4])
+    assert np.isnan(np.asarray(facts)[rows, 1]).tolist() == [False, False, True, True]
 
 
 def test_images_are_those_of_the_lines():
@@ -289,7 +323,8 @@ def test_images_are_those_of_the_lines():
     at = [lanes.open(line) for line in lines]
     places, z = [at[1], at[0], at[1]], [0.5, -2.0, 3.25]
     for dtype, tolerance in (("float64", 1e-14), ("float32", 1e-6)):
-        images, draws = lanes.images(places, z, 4, dtype)
+        with exact_arithmetic():
+            images, draws = lanes.images(places, z, 4, dtype)
         assert images.dtype == dtype and draws.dtype == dtype
         for row, (number, point) in enumerate(zip((1, 0, 1), z, strict=True)):
             expected = lines[number].base + point * lines[number].direction
@@ -298,7 +333,8 @@ def test_images_are_those_of_the_lines():
     lanes.close(at[0])
     other = line_of(rng)._replace(draws=np.zeros(3))
     assert lanes.open(other) == at[0]
-    images, _ = lanes.images([at[0]], [0.0], 4, "float64")
+    with exact_arithmetic():
+        images, _ = lanes.images([at[0]], [0.0], 4, "float64")
     np.testing.assert_array_equal(images[0], other.base)
 
 

@@ -208,7 +208,8 @@ def test_lines_outgrow_their_lanes(name, monkeypatch):
     x, x_ref = np.random.default_rng(6).normal(size=(2, 6, *localizer.image_shape))
     expected = dal_test_batch(localizer, x, x_ref, "iid:1")
     monkeypatch.setattr("dal_jax.search._lanes.SLOTS", 4)
-    monkeypatch.setattr("dal_jax.search._lanes.JUDGED", 4)
+    monkeypatch.setattr("dal_jax.search._rounds.POINTS", 16)
+    monkeypatch.setattr("dal_jax.search._rounds.ROOM", 8)
     for one, other in zip(dal_test_batch(localizer, x, x_ref, "iid:1"), expected, strict=True):
         same(one, other)
 

@@ -16,7 +16,7 @@ from dal_jax._dal_test._result import TestResult, empty_result, with_components,
 from dal_jax._errors import InputError
 from dal_jax._typing import Bool, Float, Int
 from dal_jax.affine import AffinePiece, affine_piece
-from dal_jax.inference import Line, Noise, permutation_p, region_line
+from dal_jax.inference import Effect, Line, Noise, effect, on_line, permutation_p, region_line
 from dal_jax.localizers import Localizer
 from dal_jax.search import (
     AdaptiveResult,
@@ -34,9 +34,7 @@ from dal_jax.search import (
     Status,
     SweepEngine,
     Task,
-    adaptive_search,
     count_ties,
-    margins,
     misjudged_length,
     operands,
     parts_of,
@@ -193,15 +191,27 @@ def exact_test(
                 progress=progress,
                 **wanted,
             )
-            found.append(_fill_result(test, line, searched, window, options))
+            interval = _interval(line, searched, options.confidence)
+            found.append(_fill_result(test, line, searched, window, options, interval))
     return _timed(_whole(empty, found, options), started)
 
 
+def _interval(line: Line, searched: SearchResult, confidence: float) -> Effect:
+    if np.isnan(searched.bounds.p):
+        return Effect(np.nan, np.nan, np.nan)
+    sets = searched.truncation, searched.searched
+    return effect(on_line(line.z_obs, *sets, line.perturbation), confidence)
+
+
 def _fill_result(
-    test: _Test, line: Line, searched: SearchResult, window: np.ndarray, options: TestOptions
+    test: _Test,
+    line: Line,
+    searched: SearchResult,
+    window: np.ndarray,
+    options: TestOptions,
+    interval: Effect,
 ) -> TestResult:
-    how = options.alternative, options.confidence
-    return with_search(test.empty, line, searched, window, *how)
+    return with_search(test.empty, line, searched, window, options.alternative, interval)
 
 
 def _refused(test: _Test, error: InputError) -> TestResult:
@@ -290,28 +300,21 @@ def _search(
         return _refused(test, error)
     score, draws = test.empty.score, () if case.draws is None else case.draws
     searched = SearchedLine(line.base, line.direction, selected, score, localizer.threshold, draws)
-    search = adaptive_search(
+    found: AdaptiveResult = yield LineRequest(
+        searched,
         line.z_obs,
-        margins(score[None], localizer.threshold, selected),
         wanted,
         options.adaptive,
         seed=options.seed,
         wide_only=_precision(localizer, options) == "float64",
         perturbation=line.perturbation,
+        confidence=options.confidence,
         progress=progress,
     )
-    found: AdaptiveResult | None = None
-    query = next(search)
-    while found is None:
-        answer = yield LineRequest(searched, query)
-        try:
-            query = search.send(answer)
-        except StopIteration as end:
-            found = end.value
     window = np.full(2, np.nan)
     if options.first_window:
         window = _first_window(_line_problem(localizer, case, selected, line))
-    return _fill_result(test, line, found.searched, window, options)._replace(
+    return _fill_result(test, line, found.searched, window, options, found.effect)._replace(
         spacing=found.spacing * line.unit,
         num_checks=found.num_checks,
         num_disagreements=found.num_disagreements,

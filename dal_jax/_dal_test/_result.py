@@ -14,10 +14,8 @@ from dal_jax.inference import (
     SelectiveP,
     as_intervals,
     bonferroni_log10_p,
-    effect,
     holm,
     naive_p,
-    on_line,
     over_conditioned_p,
 )
 from dal_jax.search import SearchResult, Status, misjudged_length
@@ -164,7 +162,7 @@ def with_search(
     searched: SearchResult,
     window: np.ndarray,
     alternative: str,
-    confidence: float,
+    interval: Effect,
 ) -> TestResult:
     """Add the result of the search of a line.
 
@@ -174,7 +172,7 @@ def with_search(
         searched: Result of the search, standardized.
         window: First window (2,), standardized, or NaN.
         alternative: Alternative of the test.
-        confidence: Confidence of the interval for the mean difference.
+        interval: Estimate and interval of the mean difference, in standard deviations.
 
     Returns:
         The result.
@@ -184,10 +182,6 @@ def with_search(
         over_conditioned = over_conditioned_p(
             line.standardized, window * line.perturbation.scale, alternative, line.perturbation
         )
-    found = Effect(math.nan, math.nan, math.nan)
-    if not math.isnan(searched.bounds.p):
-        sets = searched.truncation, searched.searched
-        found = effect(on_line(line.z_obs, *sets, line.perturbation), confidence)
     return empty._replace(
         p_value=searched.bounds.p,
         p_low=searched.bounds.low,
@@ -205,9 +199,9 @@ def with_search(
         status=searched.status,
         added=line.perturbation.shift * line.sd,
         added_sd=line.perturbation.spread * line.sd,
-        estimate=found.estimate * line.sd,
-        ci_low=found.low * line.sd,
-        ci_high=found.high * line.sd,
+        estimate=interval.estimate * line.sd,
+        ci_low=interval.low * line.sd,
+        ci_high=interval.high * line.sd,
     )
 
 

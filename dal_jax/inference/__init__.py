@@ -40,3 +40,12 @@ from dal_jax.inference._recalibration import heavy_tails as heavy_tails
 from dal_jax.inference._recalibration import inflation as inflation
 from dal_jax.inference._recalibration import on_line as on_line
 from dal_jax.inference._recalibration import recalibrate as recalibrate
+from dal_jax.inference._traced import FOUND as FOUND
+from dal_jax.inference._traced import KNOWN as KNOWN
+from dal_jax.inference._traced import UNKNOWN as UNKNOWN
+from dal_jax.inference._traced import Pieces as Pieces
+from dal_jax.inference._traced import Seen as Seen
+from dal_jax.inference._traced import log_piece_mass as log_piece_mass
+from dal_jax.inference._traced import mean_effect as mean_effect
+from dal_jax.inference._traced import p_bounds as p_bounds
+from dal_jax.inference._traced import tail_quantile as tail_quantile

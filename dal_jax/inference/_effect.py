@@ -1,31 +1,21 @@
 """Estimate and confidence interval of the mean of a statistic whose selection is conditioned on."""
 
-from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from scipy import optimize
-from scipy.special import ndtri
 
+from dal_jax._compat import enable_x64
 from dal_jax._errors import InputError
-from dal_jax.inference._intervals import (
-    Intervals,
-    as_intervals,
-    complement,
-    intersect,
-    log_mass,
-    subtract,
-)
-from dal_jax.inference._p_value import SelectiveP, holds, of_masses
-from dal_jax.inference._randomized import LEAST_SPREAD, log_tails
+from dal_jax.inference._intervals import Intervals, as_intervals, complement, intersect
+from dal_jax.inference._p_value import ALTERNATIVES, holds
 from dal_jax.inference._recalibration import Observed
+from dal_jax.inference._traced import KNOWN, UNKNOWN, Pieces, Seen, mean_effect
 
-# An end of an interval further from the observed statistic than this, in standard deviations,
-# counts as infinite.
-_FARTHEST = 1e4
-# A share of an interval below this is integrated rather than computed as a difference.
-_LITTLE = 1e-4
+# Intervals for which the compiled program has room; more need a larger program.
+_ROOM = 32
 
 
 class Effect(NamedTuple):
@@ -78,74 +68,30 @@ def effect(observed: Observed, confidence: float = 0.95) -> Effect:
     known, unknown = intersect(as_intervals(observed.truncation), inside), complement(inside)
     if not holds(known, observed.z_obs + observed.perturbation.shift):
         return Effect(np.nan, np.nan, np.nan)
-    above, tail = _above(observed, known, unknown), (1 - confidence) / 2
-    if np.isnan(above(observed.z_obs).p):  # a set too narrow to have any probability
-        return Effect(np.nan, np.nan, np.nan)
-    return Effect(
-        _crossing(lambda mean: _score(above(mean).p) - _score(0.5), observed.z_obs),
-        _crossing(lambda mean: _score(above(mean).high) - _score(tail), observed.z_obs),
-        _crossing(lambda mean: _score(above(mean).low) - _score(1 - tail), observed.z_obs),
+    pieces = _pieces([known, unknown], observed.perturbation.scale)
+    seen = Seen(
+        np.float64(observed.z_obs),
+        np.float64(observed.perturbation.shift),
+        np.float64(observed.perturbation.spread),
+        np.int64(ALTERNATIVES.index("greater")),
     )
+    with enable_x64(), jax.default_device(jax.local_devices(backend="cpu")[0]):
+        return Effect(*np.asarray(_program()(pieces, seen, np.float64(confidence))).tolist())
 
 
-def _score(p: float) -> float:
-    """Return the normal quantile, kept finite; it is nearly linear in the mean."""
-    return float(ndtri(min(max(p, 1e-300), 1 - 1e-16)))
+def _pieces(sets: list[Intervals], scale: float) -> Pieces:
+    """Return known and unsearched intervals, in standard deviations of what selection saw."""
+    intervals = np.concatenate(sets) / scale
+    room = max(_ROOM, 1 << (len(intervals) - 1).bit_length())
+    padded = np.zeros((room, 2))
+    padded[: len(intervals)] = intervals
+    member = np.full(room, UNKNOWN)
+    member[: len(sets[0])] = KNOWN
+    return Pieces(padded[:, 0], padded[:, 1], member, np.int64(len(intervals)))
 
 
-def _above(
-    observed: Observed, known: Intervals, unknown: Intervals
-) -> Callable[[float], SelectiveP]:
-    """Return `selective_p` for "greater" as a function of the mean, with all sets computed once."""
-    z, spread = observed.z_obs, observed.perturbation.spread
-    tail = as_intervals([z, np.inf])
-    if spread < LEAST_SPREAD:
-        parts = [
-            part
-            for whole in (known, unknown)
-            for part in (intersect(whole, tail), subtract(whole, tail))
-        ]
-        ends, starts = np.concatenate(parts), np.cumsum([len(part) for part in parts])[:-1]
-
-        def masses(mean: float) -> list[float]:
-            logs = np.split(log_mass(ends - mean), starts)
-            return [float(np.logaddexp.reduce(one, initial=-np.inf)) for one in logs]
-    else:
-        ends, count = np.concatenate([known, unknown]), len(known)
-
-        def masses(mean: float) -> list[float]:
-            whole = log_mass((ends - mean) / np.hypot(1.0, spread))
-            inner = np.minimum(log_tails(ends, z, spread, mean), whole)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                outer = np.where(inner > -np.inf, whole + np.log1p(-np.exp(inner - whole)), whole)
-            # Where almost nothing remains, far from z, the difference has no digits; for a mean far
-            # out it may matter all the same.
-            little = inner > whole - _LITTLE
-            outer[little] = log_tails(-ends[little, ::-1], -z, spread, -mean)
-            return [
-                float(np.logaddexp.reduce(one, initial=-np.inf))
-                for one in (inner[:count], outer[:count], inner[count:], outer[count:])
-            ]
-
-    @cache
-    def above(mean: float) -> SelectiveP:
-        return of_masses(*masses(mean))
-
-    return above
-
-
-def _crossing(rising: Callable[[float], float], start: float) -> float:
-    """Return the root of a rising function; infinite if there is none."""
-    here, step = rising(start), 1.0
-    if here == 0:
-        return start
-    way = -1.0 if here > 0 else 1.0
-    near = start
-    while step <= _FARTHEST:
-        far = start + way * step
-        there = rising(far)
-        if not there * way < 0:
-            low, high = sorted((near, far))
-            return float(optimize.brentq(rising, low, high, xtol=1e-8))  # type: ignore[arg-type]
-        near, step = far, 2 * step
-    return way * np.inf
+@cache
+def _program() -> Any:
+    return jax.jit(
+        lambda pieces, seen, confidence: mean_effect(pieces, seen, confidence, jnp.ones((), bool))
+    )

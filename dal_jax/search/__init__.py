@@ -2,7 +2,7 @@
 
 from dal_jax.search._adaptive import AdaptiveOptions as AdaptiveOptions
 from dal_jax.search._adaptive import AdaptiveResult as AdaptiveResult
-from dal_jax.search._adaptive import adaptive_search as adaptive_search
+from dal_jax.search._adaptive import LineRequest as LineRequest
 from dal_jax.search._engines import Engine as Engine
 from dal_jax.search._engines import EngineResult as EngineResult
 from dal_jax.search._engines import ScanEngine as ScanEngine
@@ -10,10 +10,6 @@ from dal_jax.search._engines import SweepEngine as SweepEngine
 from dal_jax.search._evaluator import Evaluator as Evaluator
 from dal_jax.search._evaluator import Functions as Functions
 from dal_jax.search._evaluator import HostScore as HostScore
-from dal_jax.search._lanes import CellQuery as CellQuery
-from dal_jax.search._lanes import Cells as Cells
-from dal_jax.search._lanes import PointFacts as PointFacts
-from dal_jax.search._lanes import QueryPoints as QueryPoints
 from dal_jax.search._lanes import SearchedLine as SearchedLine
 from dal_jax.search._line_search import SearchOptions as SearchOptions
 from dal_jax.search._line_search import SearchResult as SearchResult
@@ -23,7 +19,6 @@ from dal_jax.search._line_search import misjudged_length as misjudged_length
 from dal_jax.search._line_search import reach_limit as reach_limit
 from dal_jax.search._line_search import search_line as search_line
 from dal_jax.search._schedule import CALLS as CALLS
-from dal_jax.search._schedule import LineRequest as LineRequest
 from dal_jax.search._schedule import ScoreReply as ScoreReply
 from dal_jax.search._schedule import ScoreRequest as ScoreRequest
 from dal_jax.search._schedule import Task as Task

@@ -1,35 +1,37 @@
 """Adaptive search of a line, which evaluates the score where the p-value is decided.
 
-It works for any score function, smooth or piecewise linear, continuous or with jumps. The search is
-a generator that yields points to be evaluated, so that many lines share the batches of one device.
+It works for any score function, smooth or piecewise linear, continuous or with jumps. The search
+evaluates a coarse grid, then divides the cells in which interpolation does not decide membership,
+down to `AdaptiveOptions.tolerance` at the ends of the set. Cells whose probability does not matter
+at the requested precision stay undecided and widen the bounds. Finally it evaluates random points;
+if one is not as predicted, the search continues with more safety until all are, or until the
+evaluations are used up, with the status NOT_CONVERGED. The bounds hold if the interpolation errors
+do. `dal_jax.search._choice` has the rules; the host keeps the points and the order of events.
 """
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
-from scipy.special import ndtri_exp
 
 from dal_jax._errors import InputError
-from dal_jax._typing import Bool, Float, Int
 from dal_jax.inference import (
+    ALTERNATIVES,
+    FOUND,
     NO_PERTURBATION,
+    UNKNOWN,
+    Effect,
     Intervals,
-    NullLaw,
-    Observed,
     Perturbation,
     SelectiveP,
     as_intervals,
     contains,
-    log_mass,
-    log_total_mass,
-    merge,
     on_line,
-    subtract,
 )
-from dal_jax.search._lanes import CellQuery, Cells, PointFacts, QueryPoints
+from dal_jax.search._choice import DEEPEST, Chosen, Judged, LineState, Nodes
+from dal_jax.search._lanes import SearchedLine
 from dal_jax.search._line_search import (
     Progress,
     SearchOptions,
@@ -39,34 +41,16 @@ from dal_jax.search._line_search import (
     reach_limit,
     search_status,
 )
-from dal_jax.search._selection import Margins
+from dal_jax.search._selection import margins
 
 # First grid: reach on both sides of 0 and around the observed value, in standard deviations.
 CORE, AROUND, NEAR = 3.5, 1.0, 0.2
-# Shares of the requested precision that undecided cells, and the tails, may use up.
-CELLS_SHARE, TAILS_SHARE = 0.2, 0.25
-# The ends of a randomized test's interval lie about this many standard deviations from the
-# statistic. With either end as the mean, the open part may have the first share of the probability
-# of the set, with the estimate as the mean the second. The tails of a 95% interval hold 0.025 and
-# the estimate separates halves, so that each moves by at most about 0.1 standard deviations.
-INTERVAL_REACH, INTERVAL_SHARE, ESTIMATE_SHARE = 2.25, 4e-3, 2e-2
-# Ends are searched in float64 once they are known this well: float32 cannot resolve much more.
-WIDE_BELOW = 3e-4
-# A cell this narrow (relative to |z|, or 1) is not divided any more.
-NARROWEST = 1e-9
-# Distance of new points from the nodes of a cell, as a share of its width.
-BORDER = 1e-3
-# Steps outwards: this many standard deviations, or this share of the searched length.
-STRIDE, GROWTH = 1.0, 0.2
 # Cells that are not divided any more leave about this much of p open.
 FINEST = 1e-7
 # A score is assumed to be accurate to this many roundings of the largest observed margin; in
 # float32 to the first multiple by 2, 4, ... that reaches SPREAD times the error at the observed
 # point: powers of 2, as that error is itself rounding, and every machine would search elsewhere.
 ROUNDINGS, SPREAD = 16.0, 4.0
-# While a decision is uncertain the search continues with this share of the precision, repeatedly,
-# down to a precision that exhausts the default range of z.
-DEEPER, DEEPEST = 1e-2, 1e-40
 # Factor on the assumed error after each disagreement of random checks.
 MORE_CAREFUL = 4.0
 
@@ -105,16 +89,6 @@ class AdaptiveOptions:
                 raise InputError(f"{name}: got {getattr(self, name)!r}, expected {expected}")
 
 
-class _Nodes(NamedTuple):
-    """Evaluated points of a line, ascending."""
-
-    z: Float[np.ndarray, " N"]  # standardized
-    slot: Int[np.ndarray, " N"]  # number in the order of evaluation
-    inside: Bool[np.ndarray, " N"]  # the region is the observed one
-    lowest: Float[np.ndarray, " N"]  # lowest margin, units of the score
-    noise: Float[np.ndarray, " N"]  # largest rounding error of a margin, units of the score
-
-
 class AdaptiveResult(NamedTuple):
     """Result of an adaptive search.
 
@@ -122,374 +96,286 @@ class AdaptiveResult(NamedTuple):
         >>> from dal_jax.inference import as_intervals
         >>> line = as_intervals([-4.0, 4.0])
         >>> searched = SearchResult(line, line, SelectiveP(0.05, 0.05, 0.05), 0, 40, Status.OK)
-        >>> found = AdaptiveResult(searched, spacing=0.5, num_checks=8, num_disagreements=0)
+        >>> found = AdaptiveResult(searched, Effect(2.0, 0.1, 3.9), 0.5, 8, 0)
         >>> found.num_checks, found.num_disagreements
         (8, 0)
     """
 
     searched: SearchResult  # sets, bounds, counts and status
+    effect: Effect  # estimate and interval, standard deviations of the tested statistic
     spacing: float  # the widest cell that was not divided, standardized
     num_checks: int  # random points, all as predicted in the end; 0 if some were not
     num_disagreements: int  # points of any check that were not as predicted, followed up or not
 
 
-def adaptive_search(
-    z_obs: float,
-    observed: Margins,
-    options: SearchOptions,
-    how: AdaptiveOptions,
-    *,
-    seed: int = 0,
-    wide_only: bool = False,
-    perturbation: Perturbation = NO_PERTURBATION,
-    progress: Progress | None = None,
-) -> Generator[QueryPoints | CellQuery, PointFacts | Cells, AdaptiveResult]:
-    """Find the part of a line on which the region is the observed one.
-
-    The search evaluates a coarse grid, then divides the cells in which interpolation does not
-    decide membership, down to `how.tolerance` at the ends of the set. Cells whose probability does
-    not matter at the requested precision stay undecided and widen the bounds. Finally it evaluates
-    `how.checks` random points; if one is not as predicted, the search continues with more safety
-    until all are, or until `how.max_evaluations` are used up, with the status NOT_CONVERGED.
-
-    Args:
-        z_obs: Statistic that the selection saw, in units of its standard deviation.
-        observed: Margins (1, n) at z_obs, in float64.
-        options: Options of the search: alternative, precision, alpha, z_max.
-        how: Settings of the search, such as spacing and safety.
-        seed: Seed of the random points.
-        wide_only: True if every evaluation is in float64.
-        perturbation: Noise that was added to the statistic for the selection.
-        progress: Function that is called after every round.
-
-    Yields:
-        Points to be evaluated, for which the generator expects their `PointFacts`, or all points so
-        far, for which it expects the `Cells` between them.
-
-    Returns:
-        The sets, bounds, counts and status. The bounds hold if the interpolation errors do.
+class LineRequest(NamedTuple):
+    """Request to search a line for the set on which the region is the observed one.
 
     Example:
-        >>> observed = Margins(np.array([[1.0]]), np.array([True]))  # the margin is z - 1
-        >>> how = SearchOptions(), AdaptiveOptions()
-        >>> search = adaptive_search(2.0, observed, *how, wide_only=True)
-        >>> answer = None
-        >>> try:
-        ...     while True:
-        ...         z = search.send(answer).z
-        ...         answer = PointFacts(z > 1, z - 1, abs(z - 2))
-        ...         points = search.send(answer)
-        ...         low, high = points.z[:-1], points.z[1:]
-        ...         root = np.where((low <= 1) & (high > 1), 1.0, np.nan)  # straight
-        ...         answer = Cells(high, high, root, 0 * low)
-        ... except StopIteration as end:
-        ...     round(float(end.value.searched.truncation[0, 0]), 6)
-        1.0
+        >>> from dal_jax.search import select_region
+        >>> score, images = np.array([[2.0, 0.0]]), np.ones((2, 1, 2, 1))
+        >>> line = SearchedLine(*images, select_region(score, 1.0), score, 1.0, ())
+        >>> LineRequest(line, 2.0, SearchOptions(), AdaptiveOptions()).confidence
+        0.95
     """
-    search = _Search(z_obs, observed, options, how, wide_only, perturbation, progress)
-    yield from search.resolve()
-    rng = np.random.default_rng([seed, *np.array([z_obs]).view(np.uint32).tolist()])
-    while how.checks and search.finite:
-        agreed = yield from search.check(rng)
-        yield from search.resolve()  # the new points may have opened cells
-        if agreed or search.asked >= how.max_evaluations:
-            break
-    return search.outcome()
+
+    line: SearchedLine
+    z_obs: float  # statistic that the selection saw, in units of its standard deviation
+    options: SearchOptions  # alternative, precision, alpha, z_max and others
+    how: AdaptiveOptions  # spacing, safety and others
+    seed: int = 0  # of the random points
+    wide_only: bool = False  # whether every evaluation is in float64
+    perturbation: Perturbation = NO_PERTURBATION  # noise that was added for the selection
+    confidence: float = 0.95  # of the interval of the mean
+    progress: Progress | None = None  # function that is called after every round
 
 
-Found = TypeVar("Found")
-_Asking = Generator[QueryPoints | CellQuery, PointFacts | Cells, Found]
+class LineSearch:
+    """The search of one line: its evaluated points, those that are being evaluated, and its end.
 
+    Args:
+        request: What to search.
+        lane: Lane of the line.
 
-class _Search:
-    """State of the search of one line, and the choice of the next points."""
+    Raises:
+        InputError: z_obs is not finite.
+    """
 
-    def __init__(
-        self,
-        z_obs: float,
-        observed: Margins,
-        options: SearchOptions,
-        how: AdaptiveOptions,
-        wide_only: bool,
-        perturbation: Perturbation,
-        progress: Progress | None,
-    ):
-        self.z_obs, self.options, self.how, self.wide_only = z_obs, options, how, wide_only
-        self.progress, self.perturbation = progress, perturbation
-        self.limit = reach_limit(z_obs, options.z_max)
-        self.precision = options.precision  # that of the tails and cells; falls below the options'
+    def __init__(self, request: LineRequest, lane: int = 0):
+        self.request, self.lane = request, lane
+        line, options, how = request.line, request.options, request.how
+        observed = margins(line.score[None], line.threshold, line.selected)
         scale = float(np.abs(observed.margin).max())
-        self.wide_noise = ROUNDINGS * float(np.finfo(np.float64).eps) * scale
-        self.noise = self.wide_noise if wide_only else math.nan  # of points that are not wide
-        lowest = observed.margin.min(axis=1)
-        at, noise = np.array([z_obs]), np.array([self.wide_noise])
-        self.nodes = _Nodes(at, np.zeros(1, int), observed.inside, lowest, noise)
-        self.safety, self.asked = how.safety, 0
-        self.checks, self.disagreements = 0, 0
-        self.finite, self.agreed = True, True
+        self._wide_noise = ROUNDINGS * float(np.finfo(np.float64).eps) * scale
+        self.limit = reach_limit(request.z_obs, options.z_max)
+        # In the order of evaluation: z, whether inside, lowest margin, noise; as `arrange` has it.
+        self.points = np.zeros((4, 64))
+        self.points[:, 0] = (
+            request.z_obs,
+            observed.inside[0],
+            observed.margin.min(),
+            self._wide_noise,
+        )
+        self.count = 1
+        self._rng: np.random.Generator | None = None  # of the checks, once there were any
+        self._expected: np.ndarray | None = None  # prediction of the points, if they are a check
+        self._checks, self._disagreements, self._agreed = 0, 0, True
+        self._result: AdaptiveResult | None = None
+        self.ended = False  # whether only bounds and interval are missing
+        self._static = LineState(
+            z_obs=request.z_obs,
+            spread=request.perturbation.spread,
+            shift=request.perturbation.shift,
+            alternative=ALTERNATIVES.index(options.alternative),
+            limit=self.limit,
+            precision=options.precision,
+            width=max(options.precision, FINEST),
+            alpha=math.nan if options.alpha is None else options.alpha,
+            level=math.nan if options.level is None else options.level,
+            shares=options.shares,
+            pending=0,
+            elsewhere=options.level is not None and bool(options.recalibrations),
+            spacing=how.spacing,
+            sections=how.sections,
+            tolerance=how.tolerance,
+            safety=how.safety,
+            noise=self._wide_noise if request.wide_only else math.nan,
+            wide_noise=self._wide_noise,
+        )
+        self.state = np.array(self._static, np.float64)
+        grid = self._first()
+        self._ask(grid, np.zeros(len(grid), bool))
 
-    def resolve(self) -> _Asking[None]:
-        """Request points until the bounds are tight and the ends are known, or no points are
-        left.
+    @property
+    def needs_bounds(self) -> bool:
+        """Whether the choice of points depends on the bounds, or a function wants to see them."""
+        options = self.request.options
+        decides = options.alpha is not None or options.level is not None
+        return decides or self.request.progress is not None
+
+    @property
+    def result(self) -> AdaptiveResult | None:
+        """Result of a search that ended."""
+        return self._result
+
+    @property
+    def asked(self) -> int:
+        """Number of points that were requested."""
+        return self.count - 1 + (len(self.z) if self.missing else 0)
+
+    def take(self, at: np.ndarray, facts: np.ndarray) -> bool:
+        """Take the facts of points that were requested.
+
+        Args:
+            at: Their numbers (k,) in the request.
+            facts: Facts (k, 3) of each, as `Lanes.store` returns them.
+
+        Returns:
+            Whether all points of the request have been evaluated.
         """
-        points = self._first() if len(self.nodes.z) == 1 else self._next()
-        while len(points.z) and self.asked < self.how.max_evaluations:
-            yield from self._evaluate(points)
-            if not self.finite:
-                return
-            points = self._next()
+        self.points[1:, self.count + at] = facts.T
+        self.missing -= len(at)
+        return not self.missing
 
-    def check(self, rng: np.random.Generator) -> _Asking[bool]:
-        """Request random points of the searched part; return whether all are as predicted."""
-        found, undecided = self.found, self.undecided
-        z = rng.uniform(self.nodes.z[0], self.nodes.z[-1], self.how.checks)
-        z = z[~contains(undecided, z)]
-        points = self._points(z, np.zeros(len(z), bool))
-        answer = (yield from self._evaluate(points)) if len(z) else None
-        if answer is None:
-            return True
-        wrong = (answer.inside != contains(found, z)) & ~_doubtful(answer.lowest, self.noise)
-        self.disagreements += int(wrong.sum())
-        self.agreed = not wrong.any()
-        self.checks = len(z) if self.agreed else 0
-        if not self.agreed:
-            self.safety *= MORE_CAREFUL
-            yield from self._assess()
-        return self.agreed
-
-    def outcome(self) -> AdaptiveResult:
-        """Return the result of the search."""
-        if self.finite:
-            bounds, status = self._bounds()
-            if status is Status.OK and not self.agreed:
-                status = Status.NOT_CONVERGED
-        if not self.finite or status is Status.TIE:
+    def settle(self) -> bool:
+        """Add the evaluated points; return whether the search goes on."""
+        new = slice(self.count, self.count + len(self.z))
+        _, inside, lowest, noise = self.points[:, new]
+        self.count = new.stop
+        if np.isnan(lowest).any():
             none, nan = as_intervals([]), math.nan
-            status = Status.TIE if self.finite else Status.NON_FINITE
-            searched = SearchResult(none, none, SelectiveP(nan, nan, nan), 0, self.asked, status)
-            return AdaptiveResult(searched, nan, 0, self.disagreements)
-        known = subtract(self._span(), self.undecided)
-        searched = SearchResult(self.found, known, bounds, 0, self.asked, status)
-        spacing = float(np.diff(self.nodes.z).max())
-        return AdaptiveResult(searched, spacing, self.checks, self.disagreements)
+            self._end(none, none, SelectiveP(nan, nan, nan), Status.NON_FINITE, nan)
+            return False
+        if math.isnan(self._of("noise")):  # the observed point comes first, now in float32
+            self._set("noise", self._narrow_noise(float(noise[0])))
+        own = self._of("noise")
+        noise[:] = np.where(self.wide, self._wide_noise, own)
+        if self._expected is not None:
+            wrong = (inside > 0) != self._expected
+            wrong &= np.abs(lowest) > own  # else rounding may decide it
+            count = int(wrong.sum())
+            self._disagreements += count
+            self._agreed, self._checks = not count, 0 if count else len(wrong)
+            if count:
+                self._set("safety", self._of("safety") * MORE_CAREFUL)
+            self._expected = None
+        return True
 
-    def _points(self, z: np.ndarray, wide: np.ndarray) -> QueryPoints:
-        return QueryPoints(z, wide | self.wide_only)
+    def follow(
+        self, chosen: Chosen, outcome: Callable[[], tuple[Nodes, Judged, np.ndarray]]
+    ) -> bool:
+        """Take the outcome of a round: there are new points to evaluate, or the search ended.
 
-    def _evaluate(self, points: QueryPoints) -> _Asking[PointFacts | None]:
-        answer = yield points
-        assert isinstance(answer, PointFacts)
-        slot = self.asked + np.arange(1, 1 + len(points.z))
-        self.asked += len(points.z)
-        if np.isnan(answer.lowest).any():
-            self.finite = False
-            return None
-        if math.isnan(self.noise):  # the observed point comes first, now in float32
-            self.noise = self._narrow_noise(answer.moved[0])
-        noise = np.where(points.wide, self.wide_noise, self.noise)
-        new = _Nodes(points.z, slot, answer.inside, answer.lowest, noise)
-        self.nodes = _with_points(self.nodes, new)
-        yield from self._assess()
-        if self.progress is not None:
-            self.progress(self._bounds()[0], float(min(-self.nodes.z[0], self.nodes.z[-1])))
-        return answer
+        Args:
+            chosen: Next points, as numpy arrays.
+            outcome: Function that returns evaluated points, cells and sets, and bounds on p (where
+                `needs_bounds`), as numpy arrays.
+
+        Returns:
+            False if the choice has to be made again, with the state as it is now.
+        """
+        if self.request.progress is not None and not self._of("pending"):
+            nodes, _, bounds = outcome()
+            far = float(min(-nodes.z[0], nodes.z[nodes.count - 1]))
+            self.request.progress(self._bounds(bounds), far)
+        self._set("precision", float(chosen.precision))
+        total, used_up = int(chosen.total), self.asked >= self.request.how.max_evaluations
+        if total and not used_up:
+            self._set("pending", 0)
+            self._ask(chosen.z[:total], chosen.wide[:total])
+            return True
+        nodes, judged, _ = outcome()
+        found, searched = _sets(judged)
+        if self._of("elsewhere") and not self._of("pending") and not used_up:
+            seen = on_line(self.request.z_obs, found, searched, self.request.perturbation)
+            if not is_decided(seen, self.request.options) and self._of("precision") > DEEPEST:
+                self._set("pending", 1)
+                return False
+        self._set("pending", 0)
+        if not self._check(nodes, found, searched, used_up):
+            self.ended = True
+            ends = nodes.z[: nodes.count]
+            self._last = found, searched, float((ends[1:] - ends[:-1]).max())
+        return True
+
+    def conclude(self, bounds: np.ndarray, interval: np.ndarray) -> None:
+        """End the search with the bounds on p, and estimate and interval of the mean."""
+        p = self._bounds(bounds)
+        wanted = replace(self.request.options, precision=self._static.width)
+        status = search_status(p, wanted)
+        if status is Status.OK and not self._agreed:
+            status = Status.NOT_CONVERGED
+        none, nan = as_intervals([]), math.nan
+        if status is Status.TIE:
+            self._end(none, none, SelectiveP(nan, nan, nan), status, nan)
+        else:
+            found, searched, spacing = self._last
+            self._end(found, searched, p, status, spacing, Effect(*interval.tolist()))
+
+    def _end(
+        self,
+        found: Intervals,
+        searched: Intervals,
+        p: SelectiveP,
+        status: Status,
+        spacing: float,
+        effect: Effect = Effect(math.nan, math.nan, math.nan),  # noqa: B008
+    ) -> None:
+        result = SearchResult(found, searched, p, 0, self.count - 1, status)
+        checks = 0 if math.isnan(spacing) else self._checks
+        self._result = AdaptiveResult(result, effect, spacing, checks, self._disagreements)
+
+    def _of(self, name: str) -> float:
+        return float(self.state[_PLACE[name]])
+
+    def _set(self, name: str, value: float) -> None:
+        self.state[_PLACE[name]] = value
+
+    def _ask(self, z: np.ndarray, wide: np.ndarray) -> None:
+        """Request the evaluation of points."""
+        room = self.points.shape[1]
+        if self.count + len(z) > room:
+            more = (1 << (self.count + len(z) - 1).bit_length()) - room
+            self.points = np.pad(self.points, ((0, 0), (0, more)))
+        self.z, self.wide = z, wide | self.request.wide_only
+        self.points[0, self.count : self.count + len(z)] = z
+        self.missing = len(z)
+
+    def _check(self, nodes: Nodes, found: Intervals, searched: Intervals, used_up: bool) -> bool:
+        """Request random points of the searched part, unless those of the last check will do."""
+        how = self.request.how
+        if not how.checks or (self._rng is not None and (self._agreed or used_up)):
+            return False
+        if self._rng is None:
+            words = np.array([self.request.z_obs]).view(np.uint32).tolist()
+            self._rng = np.random.default_rng([self.request.seed, *words])
+        z = self._rng.uniform(nodes.z[0], nodes.z[nodes.count - 1], how.checks)
+        z = z[contains(searched, z)]
+        if not len(z):
+            return False
+        self._ask(z, np.zeros(len(z), bool))
+        self._expected = contains(found, z)
+        return True
+
+    def _bounds(self, bounds: np.ndarray) -> SelectiveP:
+        if math.isnan(bounds[0]) and self.asked >= self.request.how.max_evaluations:
+            return SelectiveP(0.0, 0.0, 1.0)  # not a tie yet: nothing is decided at z_obs
+        return SelectiveP(*bounds.tolist())
 
     def _narrow_noise(self, difference: float) -> float:
         """Return the rounding error of a float32 margin, from the largest at the observed point."""
         ratio = float(np.finfo(np.float32).eps / np.finfo(np.float64).eps)
-        least = max(ratio * self.wide_noise, float(np.finfo(np.float32).tiny))
+        least = max(ratio * self._wide_noise, float(np.finfo(np.float32).tiny))
         steps = SPREAD * difference / least
         return least * 2.0 ** max(0, math.ceil(math.log2(steps))) if steps > 0 else least
 
-    def _assess(self) -> _Asking[None]:
-        """Derive the cells and the known part of the set from the nodes."""
-        nodes = self.nodes
-        cells = yield CellQuery(nodes.slot, nodes.z, nodes.inside, nodes.noise, self.safety)
-        assert isinstance(cells, Cells)
-        self.cells = cells
-        open_ = cells.start < cells.stop
-        self.undecided = as_intervals(np.stack([cells.start, cells.stop], axis=1)[open_])
-        left, right = nodes.inside[:-1], nodes.inside[1:]
-        low = np.where(left, nodes.z[:-1], np.where(right, cells.root, nodes.z[1:]))
-        high = np.where(right, nodes.z[1:], np.where(left, cells.root, nodes.z[1:]))
-        self.found = merge(np.stack([low, high], axis=1))
-        self.log_found = log_total_mass(self.found)
-
-    def _bounds(self) -> tuple[SelectiveP, Status]:
-        """Return p from the known part of the set, with bounds for undecided and unsearched
-        parts.
-        """
-        searched = subtract(self._span(), self.undecided)
-        bounds = self._p(searched)
-        if math.isnan(bounds.p) and self.asked >= self.how.max_evaluations:
-            bounds = SelectiveP(0.0, 0.0, 1.0)  # not a tie yet: nothing is decided at z_obs
-        if not math.isnan(bounds.p):
-            bounds = bounds._replace(p=self._p(self._span()).p)
-        wanted = replace(self.options, precision=max(self.options.precision, FINEST))
-        return bounds, search_status(bounds, wanted)
-
-    def _span(self) -> Intervals:
-        return self.nodes.z[[0, -1]][None]
-
-    def _first(self) -> QueryPoints:
+    def _first(self) -> np.ndarray:
         """Return a grid through z_obs over the range that probably matters, and two points near
         z_obs.
         """
-        reach = self.limit if self.options.precision == 0 else min(CORE, self.limit)
-        spacing = self.how.spacing
-        room = max(2 * CORE, spacing * self.how.max_evaluations)  # for a z_obs that is far out
-        low = max(min(-reach, self.z_obs - AROUND), -self.limit, self.z_obs - room)
-        high = min(max(reach, self.z_obs + AROUND), self.limit, self.z_obs + room)
-        below = self.z_obs - spacing * np.arange(1, math.ceil((self.z_obs - low) / spacing))
-        above = self.z_obs + spacing * np.arange(1, math.ceil((high - self.z_obs) / spacing))
-        near = self.z_obs + NEAR * spacing * np.array([-1.0, 1.0])
+        z_obs, how = self.request.z_obs, self.request.how
+        reach = self.limit if self.request.options.precision == 0 else min(CORE, self.limit)
+        spacing = how.spacing
+        room = max(2 * CORE, spacing * how.max_evaluations)  # for a z_obs that is far out
+        low = max(min(-reach, z_obs - AROUND), -self.limit, z_obs - room)
+        high = min(max(reach, z_obs + AROUND), self.limit, z_obs + room)
+        below = z_obs - spacing * np.arange(1, math.ceil((z_obs - low) / spacing))
+        above = z_obs + spacing * np.arange(1, math.ceil((high - z_obs) / spacing))
+        near = z_obs + NEAR * spacing * np.array([-1.0, 1.0])
         z = np.unique(np.concatenate([[low, high], below, above, near]))
-        z = z[(z >= low) & (z <= high) & (z != self.z_obs)]
-        if not self.wide_only:  # the observed point again, to measure the rounding of float32
-            z = np.concatenate([[self.z_obs], z])
-        return self._points(z, np.zeros(len(z), bool))
-
-    def _next(self) -> QueryPoints:
-        """Return points in the undecided cells that matter, or further out if there are none."""
-        if self.options.alpha is not None and self._bounds()[1] is Status.OK and self._decided():
-            return self._points(np.zeros(0), np.zeros(0, bool))
-        while True:
-            points = self._divide()
-            points = points if len(points.z) else self._further()
-            if len(points.z) or self.precision <= DEEPEST or self._decided():
-                return points
-            self.precision *= DEEPER
-
-    def _decided(self) -> bool:
-        if self.options.level is None:
-            return True
-        searched = subtract(self._span(), self.undecided)
-        return is_decided(self._observed(searched), self.options)
-
-    def _observed(self, searched: Intervals) -> Observed:
-        return on_line(self.z_obs, self.found, searched, self.perturbation)
-
-    def _p(self, searched: Intervals) -> SelectiveP:
-        return NullLaw().p_value(self._observed(searched), self.options.alternative)
-
-    def _divide(self) -> QueryPoints:
-        cells, nodes = self.cells, self.nodes
-        changes = nodes.inside[1:] != nodes.inside[:-1]
-        scale = np.maximum(1.0, np.abs(cells.start))
-        length = cells.stop - cells.start
-        width = np.diff(nodes.z)
-        needed = (length > 0) & (~self._negligible(length) | self._adjacent())
-        needed |= changes & (length > self.how.tolerance * scale)
-        needed &= width > NARROWEST * scale
-        doubtful = (nodes.noise > self.wide_noise) & _doubtful(nodes.lowest, nodes.noise)
-        # Interpolation errors below this are the effect of rounding on the slopes.
-        rounding = 5 * self.safety * self.noise
-        z, wide = [nodes.z[doubtful]], [np.ones(int(doubtful.sum()), bool)]
-        for cell in np.flatnonzero(needed).tolist():
-            inner = self._inner(cell, changes[cell], length[cell] < width[cell] / 2)
-            exact = length[cell] < WIDE_BELOW or cells.error[cell] <= rounding
-            z.append(inner)
-            wide.append(np.full(len(inner), exact))
-        return self._points(np.concatenate(z), np.concatenate(wide))
-
-    def _adjacent(self) -> Bool[np.ndarray, " N-1"]:
-        """Mark the two cells at the observed point while nothing is decided on one of its sides."""
-        hidden = ((self.undecided - self.z_obs) * [-1, 1] > 0).all(axis=1).any()
-        at = np.searchsorted(self.nodes.z, self.z_obs)
-        cells = np.arange(len(self.nodes.z) - 1)
-        return hidden & ((cells == at - 1) | (cells == at))
-
-    def _inner(self, cell: int, changes: bool, narrowed: bool) -> np.ndarray:
-        """Return the points that divide a cell: around the end of the set in it, or evenly."""
-        low, high = self.nodes.z[cell], self.nodes.z[cell + 1]
-        start, stop = self.cells.start[cell], self.cells.stop[cell]
-        if changes and narrowed:
-            points = np.array([start, stop])
-        else:
-            parts = self.how.sections if changes else self.how.sections - 1
-            points = start + (stop - start) * np.arange(1, parts) / parts
-        border = BORDER * (high - low)
-        return np.clip(points, low + border, high - border)
-
-    def _negligible(self, length: np.ndarray) -> Bool[np.ndarray, " N-1"]:
-        """Mark the least probable undecided cells that precision and interval allow to stay
-        open.
-        """
-        zones = np.stack([self.cells.start, np.maximum(self.cells.start, self.cells.stop)], axis=1)
-        limits = [(0.0, _log(CELLS_SHARE * self.precision) + self.log_found)]
-        limits += [self._limit(way) for way in (-1, 1) if self.perturbation.spread]
-        negligible = np.ones(len(length), bool)
-        for mean, allowed in limits:
-            mass = np.where(length > 0, log_mass(zones - mean), -np.inf)
-            order = np.argsort(mass)
-            negligible[order] &= np.logaddexp.accumulate(mass[order]) <= allowed
-        return negligible
-
-    def _limit(self, way: int) -> tuple[float, float]:
-        """Return the mean of z at the estimate (way 0) or an end, and the log probability to
-        leave open.
-
-        The estimate is close to the value of the statistic.
-        """
-        scale, shift = self.perturbation.scale, self.perturbation.shift
-        mean = self.z_obs + (way * INTERVAL_REACH - shift) / scale
-        share = INTERVAL_SHARE if way else ESTIMATE_SHARE
-        return mean, _log(share) + log_total_mass(self.found - mean)
-
-    def _needed(self) -> tuple[float, float]:
-        """Return the range of z that p and the interval need to be searched."""
-        reach = _quantile(_log(TAILS_SHARE * self.precision) + self.log_found)
-        first, last = -reach, reach
-        if self.perturbation.spread:
-            middle, _ = self._limit(0)
-            for way in (-1, 0, 1):
-                mean, allowed = self._limit(way)
-                reach = _quantile(allowed)
-                # At the upper end small values are extreme: of the values above the statistic only
-                # those that the randomization moved there count. The lower end is the mirror image.
-                moved = reach * self.perturbation.spread / self.perturbation.scale
-                first = min(first, max(mean - reach, middle - moved if way < 0 else -math.inf))
-                last = max(last, min(mean + reach, middle + moved if way > 0 else math.inf))
-        return max(first, -self.limit), min(last, self.limit)
-
-    def _further(self) -> QueryPoints:
-        """Return points in the tails that precision and interval still need, in steps of the
-        grid.
-        """
-        first, last = self._needed()
-        low, high, spacing = self.nodes.z[0], self.nodes.z[-1], self.how.spacing
-        stride = max(STRIDE, GROWTH * (high - low) / 2)
-        z = []
-        if low > first:
-            z.append(np.arange(low, max(first, low - stride), -spacing)[1:])
-            z.append([max(first, low - stride)])
-        if high < last:
-            z.append(np.arange(high, min(last, high + stride), spacing)[1:])
-            z.append([min(last, high + stride)])
-        points = np.unique(np.concatenate(z)) if z else np.zeros(0)
-        return self._points(points, np.zeros(len(points), bool))
+        z = z[(z >= low) & (z <= high) & (z != z_obs)]
+        if not self.request.wide_only:  # the observed point again, to measure float32's rounding
+            z = np.concatenate([[z_obs], z])
+        return z
 
 
-def _with_points(nodes: _Nodes, new: _Nodes) -> _Nodes:
-    """Add evaluated points; of two at one place the more accurate one stays."""
-    every = _Nodes(*map(np.concatenate, zip(nodes, new, strict=True)))
-    order = np.lexsort((every.noise, every.z))
-    first = np.ones(len(order), bool)
-    first[1:] = np.diff(every.z[order]) > 0
-    return _Nodes(*(column[order[first]] for column in every))
+_PLACE = {name: place for place, name in enumerate(LineState._fields)}
 
 
-def _doubtful(
-    lowest: Float[np.ndarray, " k"], noise: float | Float[np.ndarray, " k"]
-) -> Bool[np.ndarray, " k"]:
-    """Mark points whose membership rounding may decide: their lowest margin is within the noise."""
-    return np.abs(lowest) <= noise
-
-
-def _quantile(log_p: float) -> float:
-    """Return the distance from 0 beyond which the normal tail has this log probability."""
-    return float(-ndtri_exp(log_p)) if math.isfinite(log_p) else math.inf
-
-
-def _log(value: float) -> float:
-    return math.log(value) if value > 0 else -math.inf
+def _sets(judged: Judged) -> tuple[Intervals, Intervals]:
+    """Return the truncation set that was found, and the part of the line where it is known."""
+    count = int(judged.pieces.count)
+    ends = np.stack([judged.pieces.low[:count], judged.pieces.high[:count]], axis=1)
+    member = judged.pieces.member[:count]
+    unknown = ends[member == UNKNOWN].reshape(-1)
+    return ends[member == FOUND], unknown[1:-1].reshape(-1, 2)

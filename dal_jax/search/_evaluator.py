@@ -172,9 +172,9 @@ class Evaluator:
         if self._host is not None:
             return self._on_host(self._host, images, count)
         program, prepared = self._program(dtype)
-        capacity = self.capacity(dtype)
         own = cast_floats(draws, dtype) if self._own else ()
         if isinstance(images, np.ndarray):
+            capacity = self.capacity(dtype)
             own, images = jax.tree.map(lambda v: _pad(v, capacity), (own, images.astype(dtype)))
         outputs = program.apply(prepared, own, images)
         return Evaluated(outputs[0], outputs[1] if len(outputs) > 1 else None)
@@ -187,15 +187,18 @@ class Evaluator:
         nothing: Any = np.broadcast_to(np.nan, images.shape)
         return Evaluated(score, nothing)
 
-    @exact_arithmetic()
     def _program(self, dtype: str) -> tuple[_Program, Any]:
         if dtype not in self._bound:
-            fixed = cast_floats(self._fixed, dtype)
-            devices = _devices_for(self._devices, dtype)
-            draws = tree_spec(cast_floats(self._one_draws, dtype)) if self._own else None
-            program = _program_for(self._functions, tree_spec(fixed), draws, dtype, devices)
-            self._bound[dtype] = program, program.prepare(fixed)
+            self._bind(dtype)
         return self._bound[dtype]
+
+    @exact_arithmetic()
+    def _bind(self, dtype: str) -> None:
+        fixed = cast_floats(self._fixed, dtype)
+        devices = _devices_for(self._devices, dtype)
+        draws = tree_spec(cast_floats(self._one_draws, dtype)) if self._own else None
+        program = _program_for(self._functions, tree_spec(fixed), draws, dtype, devices)
+        self._bound[dtype] = program, program.prepare(fixed)
 
 
 def _devices_for(devices: tuple[Any, ...], dtype: str) -> tuple[Any, ...]:

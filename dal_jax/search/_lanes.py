@@ -17,16 +17,18 @@ from jax.sharding import PartitionSpec as P
 
 from dal_jax._arrays import cast_floats
 from dal_jax._compat import exact_arithmetic
-from dal_jax._typing import Array, Bool, Float, Int, PyTree
+from dal_jax._typing import Array, Float, PyTree
 from dal_jax.search._cells import CellShares, EvaluatedPoints, decide_cells
 from dal_jax.search._selection import SelectedRegion
 
 # Roles of pixels; the others do not count.
 REGION, RIM, REST = 1, 2, 3
-# Smallest numbers of points that a lane holds, and that are judged, which few searches exceed.
-SLOTS, JUDGED = 128, 64
+# Smallest number of points that a lane holds, which few searches exceed.
+SLOTS = 128
 # There are lanes for as many pixels as this at least, so that small runs share their programs.
 PIXELS = 4096
+# Rounds have room for as many lines of a device as this at least, for the same reason.
+ROWS = 64
 
 
 class SearchedLine(NamedTuple):
@@ -48,66 +50,6 @@ class SearchedLine(NamedTuple):
     draws: PyTree  # of this line, where every task has its own
 
 
-class QueryPoints(NamedTuple):
-    """Points of a line to be evaluated.
-
-    Example:
-        >>> QueryPoints(np.array([0.5, 1.0]), np.array([False, True])).z.tolist()
-        [0.5, 1.0]
-    """
-
-    z: Float[np.ndarray, " k"]  # standardized
-    wide: Bool[np.ndarray, " k"]  # in float64, whatever the precision of the search
-
-
-class PointFacts(NamedTuple):
-    """What the host learns of evaluated points.
-
-    Example:
-        >>> facts = PointFacts(np.array([True]), np.array([0.2]), np.array([0.7]))
-        >>> bool(facts.inside[0]), float(facts.lowest[0])
-        (True, 0.2)
-    """
-
-    inside: Bool[np.ndarray, " k"]  # the region is the observed one
-    lowest: Float[np.ndarray, " k"]  # lowest margin, units of the score; NaN if one is not finite
-    moved: Float[np.ndarray, " k"]  # largest distance of a margin from that at the observed point
-
-
-class CellQuery(NamedTuple):
-    """Points of a line whose cells are to be judged, ascending.
-
-    Example:
-        >>> places = np.array([-1.0, 0.5, 2.0])
-        >>> query = CellQuery(np.array([1, 0, 2]), places, places > 0, np.zeros(3), safety=4.0)
-        >>> query.inside.tolist()
-        [False, True, True]
-    """
-
-    slot: Int[np.ndarray, " N"]  # number of each point in the order of evaluation; 0: the observed
-    z: Float[np.ndarray, " N"]  # standardized
-    inside: Bool[np.ndarray, " N"]
-    noise: Float[np.ndarray, " N"]  # largest rounding error of a margin, units of the score
-    safety: float  # factor on the interpolation error
-
-
-class Cells(NamedTuple):
-    """The N - 1 cells between neighbouring points; start >= stop where all of a cell is decided.
-
-    Left of `start` a cell is like its left node, right of `stop` like its right node.
-
-    Example:
-        >>> cells = Cells(*(np.array([v]) for v in (0.2, 0.3, 0.25, 0.01)))
-        >>> bool(cells.start < cells.stop)
-        True
-    """
-
-    start: Float[np.ndarray, " N-1"]  # standardized z
-    stop: Float[np.ndarray, " N-1"]
-    root: Float[np.ndarray, " N-1"]  # end of the set by the chords; NaN if both nodes agree
-    error: Float[np.ndarray, " N-1"]  # E of the pixel that crosses there, or of the lowest one
-
-
 class _State(NamedTuple):
     base: Any  # (lanes, H, W, C)
     direction: Any  # (lanes, H, W, C)
@@ -116,20 +58,19 @@ class _State(NamedTuple):
     draws: PyTree  # leaves (lanes, ...)
 
 
-class _Judged(NamedTuple):
-    """Queries of lanes, `rows` of each device; those of a `CellQuery`, and what follows from it."""
+class JudgedRows(NamedTuple):
+    """Points of lines whose cells are to be judged, ascending, `rows` lines of each device."""
 
-    lane: Any  # (rows,), on its device
-    slot: Any  # (rows, N)
-    width: Any  # (rows, N - 1)
-    inside: Any  # (rows, N)
-    noise: Any  # (rows, N)
-    count: Any  # (rows,)
-    safety: Any  # (rows,)
+    slot: Any  # (rows, N), number of each point in the order of evaluation; 0: the observed one
+    width: Any  # (rows, N - 1), of the cells, standardized
+    inside: Any  # (rows, N), the region is the observed one
+    noise: Any  # (rows, N), largest rounding error of a margin, units of the score
+    count: Any  # (rows,), of points
+    safety: Any  # (rows,), factor on the interpolation error
 
 
 class Lanes:
-    """Lanes on all devices of an evaluator.
+    """Lanes on all devices of an evaluator, whose methods expect `exact_arithmetic`.
 
     Args:
         line: Any of the lines, whose shapes all others have.
@@ -138,7 +79,7 @@ class Lanes:
     """
 
     def __init__(self, line: SearchedLine, devices: Sequence[Any], count: int):
-        self._devices = len(devices)
+        self.devices, self._devices = tuple(devices), len(devices)
         self.dtype = _margin_dtype(devices[0])
         # Powers of 2, so that runs of about the same size share their programs.
         least = -(-PIXELS // line.score.size)
@@ -172,7 +113,7 @@ class Lanes:
     def open(self, line: SearchedLine) -> int:
         """Give a line a free lane, with the observed point in slot 0, and return its number."""
         lane = max(self._free, key=len).pop()
-        _, (place,) = self._deal([lane], 1)
+        _, (place,) = self.deal([lane], 1)
         # Rounded after the threshold is subtracted, the margins keep their roots.
         above = (line.score - line.threshold).astype(self.dtype)
         self._state, self._margin = self._programs.open(
@@ -184,8 +125,7 @@ class Lanes:
         """Free a lane."""
         self._free[self.device_of(lane)].append(lane)
 
-    @exact_arithmetic()
-    def images(self, lanes: Sequence[int], z: Any, rows: int, dtype: str) -> tuple[Array, PyTree]:
+    def images(self, lanes: Any, z: Any, rows: int, dtype: str) -> tuple[Array, PyTree]:
         """Compute the images at points of lines.
 
         Args:
@@ -198,13 +138,10 @@ class Lanes:
             The images (devices rows, H, W, C) and the draws of their lines; `store` takes the
             scores in the same order.
         """
-        _, (place, points) = self._deal(lanes, rows, np.asarray(z, np.float64))
+        _, (place, points) = self.deal(lanes, rows, np.asarray(z, np.float64))
         return self._programs.images[dtype](self._state, place, points)
 
-    @exact_arithmetic()
-    def store(
-        self, score: Array | np.ndarray, lanes: Sequence[int], slots: Sequence[int]
-    ) -> tuple[PointFacts, np.ndarray]:
+    def store(self, score: Array | np.ndarray, lanes: Any, slots: Any) -> tuple[Array, np.ndarray]:
         """Store the margins of evaluated points in their lanes.
 
         Args:
@@ -214,17 +151,19 @@ class Lanes:
             slots: Number of each point in its lane, in the order of evaluation, from 1 on.
 
         Returns:
-            Facts by row, on the devices, and the row of each point.
+            Facts (devices rows, 3) on the devices, and the row of each point: whether the region is
+            the observed one (1 or 0), the lowest margin (NaN if a margin is not finite) and the
+            largest distance of a margin from that at the observed point, units of the score.
         """
         if max(slots) >= self._margin.shape[1]:
             self._margin = self._programs.grow(_power_of_2(max(slots) + 1), self._margin)
         columns = [np.asarray(slots)]
         if on_host := isinstance(score, np.ndarray):
-            rows = _power_of_2(max(np.bincount([*map(self.device_of, lanes)])))
+            rows = _power_of_2(max(np.bincount(np.asarray(lanes) // self._each)))
             columns.append(score.astype(self.dtype))
         else:
             rows = len(score) // self._devices
-        at, (place, slot, *dealt) = self._deal(lanes, rows, *columns)
+        at, (place, slot, *dealt) = self.deal(lanes, rows, *columns)
         share = np.asarray(not on_host, self.dtype)
         score = dealt[0] if on_host else score
         self._margin, facts = self._programs.store(
@@ -232,57 +171,29 @@ class Lanes:
         )
         return facts, at
 
-    @exact_arithmetic()
-    def judge(self, queries: Sequence[tuple[int, CellQuery]]) -> Callable[[], list[Cells]]:
+    def judge(self, place: Any, used: np.ndarray, rows: JudgedRows) -> CellShares:
         """Start to decide the cells of lines.
 
         Args:
-            queries: Lanes with their queries, each lane at most once.
+            place: Place of the lane of each row on its device, from `deal`.
+            used: Number of rows of each device that count, the first ones.
+            rows: Points of the lines, on the devices of the lanes or on the host.
 
         Returns:
-            A function that waits for the cells of each query and returns them.
+            The cells by row, on the devices.
         """
-        # A long line is no burden on the others.
-        lengths = [max(JUDGED, _power_of_2(len(query.z))) for _, query in queries]
-        groups = [
-            [number for number, own in enumerate(lengths) if own == length]
-            for length in sorted({*lengths})
-        ]
-        started = [
-            self._start_judging([queries[k] for k in own], lengths[own[0]]) for own in groups
-        ]
+        return self._programs.judge(self._margin, self._state.role, used, place, rows)
 
-        def collect() -> list[Cells]:
-            found: dict[int, Cells] = {}
-            for own, finish in zip(groups, started, strict=True):
-                found |= zip(own, finish(), strict=True)
-            return [found[number] for number in range(len(queries))]
+    def rows_for(self, lanes: Sequence[int]) -> tuple[int, np.ndarray]:
+        """Return the number of rows of each device for a round of lanes, and of those that count.
 
-        return collect
-
-    def _start_judging(
-        self, queries: Sequence[tuple[int, CellQuery]], points: int
-    ) -> Callable[[], list[Cells]]:
-        """Start to decide the cells of lines of at most `points` points."""
-        lanes = [lane for lane, _ in queries]
-        given = [_padded(query, points) for _, query in queries]
-        columns = [np.stack(column) for column in zip(*given, strict=True)]
+        It is the same for almost all rounds. In turn, empty rows cost nothing.
+        """
         used = np.bincount([self.device_of(lane) for lane in lanes], minlength=self._devices)
-        rows = self._each if self._programs.serial else _power_of_2(max(used))
-        at, dealt = self._deal(lanes, rows, *columns)
-        shares = self._programs.judge(self._margin, self._state.role, used, _Judged(*dealt))
+        return max(ROWS, _power_of_2(max(used))), used
 
-        def collect() -> list[Cells]:
-            found = CellShares(*map(np.asarray, shares))
-            return [
-                _cells(query.z, CellShares(*(column[row, : len(query.z) - 1] for column in found)))
-                for row, (_, query) in zip(at, queries, strict=True)
-            ]
-
-        return collect
-
-    def _deal(
-        self, lanes: Sequence[int], rows: int, *columns: np.ndarray
+    def deal(
+        self, lanes: Any, rows: int, *columns: np.ndarray
     ) -> tuple[np.ndarray, list[np.ndarray]]:
         """Deal entries to the rows of their devices.
 
@@ -290,18 +201,22 @@ class Lanes:
             The row of each entry, and the columns by row, that of the lanes' places first. In empty
             rows a place is that of no lane and other columns repeat their last entry.
         """
-        used = [0] * self._devices
-        at = np.empty(len(lanes), int)
-        place = np.full(self._devices * rows, self._each)
-        for number, lane in enumerate(lanes):
-            device, own = divmod(lane, self._each)
-            at[number] = device * rows + used[device]
-            used[device] += 1
-            place[at[number]] = own
+        device, own = np.divmod(np.asarray(lanes), self._each)
+        size = self._devices * rows
+        at = np.arange(len(own))
+        if self._devices > 1:  # the number of earlier entries of the same device
+            earlier = np.array([np.count_nonzero(device[:k] == device[k]) for k in range(len(own))])
+            at = device * rows + earlier
+        elif len(own) == size:
+            return at, [own, *columns]
+        place = np.full(size, self._each)
+        place[at] = own
         dealt = [place]
         for column in columns:
-            dealt.append(np.repeat(column[-1:], len(place), axis=0))
-            dealt[-1][at] = column
+            every = np.empty((size, *column.shape[1:]), column.dtype)
+            every[:] = column[-1]
+            every[at] = column
+            dealt.append(every)
         return at, dealt
 
 
@@ -311,25 +226,6 @@ def _margin_dtype(device: Any) -> str:
 
 def _power_of_2(least: int) -> int:
     return 1 << int(least - 1).bit_length()
-
-
-def _padded(query: CellQuery, points: int) -> tuple[Any, ...]:
-    """Return the columns of `_Judged` but the lane, with arrays of a length of `points`."""
-    rest = points - len(query.z)
-    slot, inside, noise = (np.pad(v, (0, rest), "edge") for v in (query[0], *query[2:4]))
-    width = np.pad(np.diff(query.z), (0, rest), constant_values=1.0)
-    return slot, width, inside, noise, np.int32(len(query.z)), np.float64(query.safety)
-
-
-def _cells(z: Float[np.ndarray, " N"], shares: CellShares) -> Cells:
-    low, high, width = z[:-1], z[1:], np.diff(z)
-    open_ = shares.start < shares.stop
-    return Cells(
-        np.where(open_, low + shares.start * width, high),
-        np.where(open_, low + shares.stop * width, high),
-        low + shares.root * width,
-        np.asarray(shares.error, np.float64),
-    )
 
 
 class _Programs(NamedTuple):
@@ -355,7 +251,7 @@ def _programs_for(mesh: Mesh, dtype: str) -> _Programs:
         {kind: mapped(partial(_images, kind), *[apart] * 3) for kind in ("float32", "float64")},
         mapped(_store, *[apart] * 5, everywhere, donated=(0,)),
         lambda slots, margin: mapped(partial(_grow, slots), apart)(margin),
-        mapped(partial(_judge, serial, dtype), *[apart] * 4),
+        mapped(partial(_judge, serial, dtype), *[apart] * 5),
         serial,
     )
 
@@ -399,13 +295,13 @@ def _margins(
 
 def _store(
     margin: Array, state: _State, score: Array, place: Array, slot: Array, share: Array
-) -> tuple[Array, PointFacts]:
+) -> tuple[Array, Array]:
     role, threshold = state.role[place], share * state.threshold[place]
     flat = score.reshape(len(score), -1)
     new, (inside, lowest) = jax.vmap(partial(_margins, dtype=margin.dtype))(flat, role, threshold)
     distance = jnp.where(role > 0, jnp.abs(new - margin[place, 0]), 0)
-    facts: Any = inside, lowest, distance.max(axis=1)
-    return margin.at[place, slot].set(new, mode="drop"), PointFacts(*facts)
+    facts = jnp.stack([inside.astype(lowest.dtype), lowest, distance.max(axis=1)], axis=1)
+    return margin.at[place, slot].set(new, mode="drop"), facts
 
 
 def _grow(slots: int, margin: Array) -> Array:
@@ -413,24 +309,43 @@ def _grow(slots: int, margin: Array) -> Array:
 
 
 def _judge(
-    serial: bool, dtype: str, margin: Array, role: Array, used: Array, queries: _Judged
+    serial: bool,
+    dtype: str,
+    margin: Array,
+    role: Array,
+    used: Array,
+    place: Array,
+    rows: JudgedRows,
 ) -> CellShares:
-    def one(query: _Judged) -> CellShares:
-        width, noise, safety = cast_floats((query.width, query.noise, query.safety), dtype)
-        nodes = EvaluatedPoints(
-            width, margin[query.lane, query.slot], query.inside, noise, query.count
-        )
-        return decide_cells(nodes, role[query.lane] > 0, safety)
+    def one(lane: Array, own: JudgedRows) -> CellShares:
+        width, noise, safety = cast_floats((own.width, own.noise, own.safety), dtype)
+        nodes = EvaluatedPoints(width, margin[lane, own.slot], own.inside, noise, own.count)
+        return decide_cells(nodes, role[lane] > 0, safety)
 
+    return each_row(one, serial, used, place, rows)
+
+
+def each_row(one: Callable[..., Any], serial: bool, used: Array, *columns: Any) -> Any:
+    """Apply a function to every row of columns, by `vmap`, or to the first rows in turn.
+
+    Args:
+        one: Function of the entries of one row.
+        serial: Whether to take one row after the other, which stays in a processor's caches, and
+            whose results do not depend on the number of rows.
+        used: Number (1,) of rows that count, in turn.
+        *columns: Pytrees of arrays with a leading axis of the rows.
+
+    Returns:
+        The results by row; in turn, zeros in rows that do not count.
+    """
     if not serial:
-        return jax.vmap(one)(queries)
+        return jax.vmap(one)(*columns)
 
-    # One row after the other stays in the processor's caches.
-    def put(row: Array, found: CellShares) -> CellShares:
-        query = jax.tree.map(lambda column: column[row], queries)
-        return jax.tree.map(lambda rows, new: rows.at[row].set(new), found, one(query))
+    def put(row: Array, found: Any) -> Any:
+        own = jax.tree.map(lambda column: column[row], columns)
+        return jax.tree.map(lambda rows, new: rows.at[row].set(new), found, one(*own))
 
     empty = jax.tree.map(
-        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(jax.vmap(one), queries)
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(jax.vmap(one), *columns)
     )
     return lax.fori_loop(0, used[0], put, empty)

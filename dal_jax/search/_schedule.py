@@ -1,15 +1,18 @@
 """Many tests side by side, whose evaluations share the batches of the devices."""
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
+from dal_jax._compat import exact_arithmetic
 from dal_jax._typing import Bool, Float, PyTree
+from dal_jax.search._adaptive import LineRequest, LineSearch
 from dal_jax.search._evaluator import Evaluated, Evaluator
-from dal_jax.search._lanes import CellQuery, Lanes, PointFacts, QueryPoints, SearchedLine
+from dal_jax.search._lanes import Lanes
+from dal_jax.search._rounds import Rounds
 
 # Calls in progress at a time: the host works on one while the device computes the other.
 CALLS = 2
@@ -43,25 +46,8 @@ class ScoreReply(NamedTuple):
     reconstruction: Float[np.ndarray, "H W C"] | None  # of the last image, if requested
 
 
-class LineRequest(NamedTuple):
-    """Request about a line: the facts of points to be evaluated, or the cells between them.
-
-    Example:
-        >>> from dal_jax.search import select_region
-        >>> score, images = np.array([[2.0, 0.0]]), np.ones((2, 1, 2, 1))
-        >>> line = SearchedLine(*images, select_region(score, 1.0), score, 1.0, ())
-        >>> points = QueryPoints(np.array([0.5]), np.array([True]))
-        >>> LineRequest(line, points).query.wide.tolist()
-        [True]
-    """
-
-    line: SearchedLine
-    query: QueryPoints | CellQuery
-
-
-# Yields a `ScoreRequest` and is sent its `ScoreReply`, yields a `LineRequest` and is sent
-# `PointFacts` or `Cells`, or yields a list of tasks and is sent their results. The requests of one
-# task are about one line.
+# Yields a `ScoreRequest` and is sent its `ScoreReply`, yields a `LineRequest` and is sent the
+# `AdaptiveResult`, or yields a list of tasks and is sent their results.
 Task = Generator[Any, Any, Result]
 
 
@@ -72,8 +58,6 @@ class _Running:
         self.key, self.task, self.whole = key, task, whole
         self.results: list[Any] = []
         self.missing = 0
-        self.lane: int | None = None  # of its line
-        self.evaluated = 0  # points of its line
 
     def parts(self, tasks: Sequence[Any]) -> list["_Running"]:
         """Return the subtasks."""
@@ -107,31 +91,51 @@ class _Images:
         return ScoreReply(self.score, self.reconstruction)
 
 
-class _Points:
-    """Points of a line that are being evaluated."""
+class _Line:
+    """A line that is being searched."""
 
-    def __init__(self, task: _Running, line: SearchedLine, points: QueryPoints):
-        self.task, self.line, self.z, self.wide = task, line, points.z, points.wide
-        self.missing = len(points.z)
-        self.first_slot = 1 + task.evaluated
-        task.evaluated += len(points.z)
-        empty = np.empty(len(points.z))
-        self.facts = PointFacts(np.empty(len(points.z), bool), empty, empty.copy())
+    def __init__(self, task: _Running, request: LineRequest, lane: int):
+        self.task, self.request, self.search = task, request, LineSearch(request, lane)
 
-    def take(self, row: int, outputs: PointFacts, place: int) -> None:
-        """Take the facts of one point."""
-        for own, found in zip(self.facts, outputs, strict=True):
-            own[row] = found[place]
 
-    def reply(self) -> PointFacts:
-        """Return the answer."""
-        return self.facts
+class _Queue:
+    """Images or points that wait for a batch of one precision, in groups of one request."""
+
+    def __init__(self) -> None:
+        self.groups: deque[tuple[Any, np.ndarray]] = deque()  # `_Images` or `_Line`, and its rows
+        self.length = 0
+
+    def put(self, ticket: Any, rows: np.ndarray) -> None:
+        """Add rows of a request."""
+        if len(rows):
+            self.groups.append((ticket, rows))
+            self.length += len(rows)
+
+    def take(
+        self, each: int, device_of: Any = lambda ticket: 0, devices: int = 1
+    ) -> list[tuple[Any, np.ndarray]]:
+        """Take the first rows, at most `each` of one device."""
+        taken: list[tuple[Any, np.ndarray]] = []
+        passed: list[tuple[Any, np.ndarray]] = []
+        room = [each] * devices
+        while self.groups and any(room):
+            ticket, rows = self.groups.popleft()
+            device = device_of(ticket)
+            own, rest = rows[: room[device]], rows[room[device] :]
+            if len(own):
+                taken.append((ticket, own))
+                room[device] -= len(own)
+                self.length -= len(own)
+            if len(rest):
+                passed.append((ticket, rest))
+        self.groups.extendleft(reversed(passed))
+        return taken
 
 
 class _Call(NamedTuple):
-    rows: list[tuple[Any, int]]  # of `_Images` or of `_Points`
-    outputs: Any  # `Evaluated` or `PointFacts`, on the devices
-    at: Any  # place of each row in the outputs
+    groups: list[tuple[Any, np.ndarray]]  # of `_Images` or of `_Line`, with rows
+    outputs: Any  # `Evaluated`, or facts as `Lanes.store` returns them, on the devices
+    at: np.ndarray  # place of each row in the outputs
 
 
 def run_side_by_side(
@@ -145,8 +149,8 @@ def run_side_by_side(
 
     Args:
         tasks: Pairs (key, generator). A generator yields a `ScoreRequest` and receives the
-            `ScoreReply`, yields a `LineRequest` and receives `PointFacts` or `Cells`, or yields a
-            list of one or more such generators and receives their results, in order.
+            `ScoreReply`, yields a `LineRequest` and receives the `AdaptiveResult`, or yields a list
+            of one or more such generators and receives their results, in order.
         evaluator: Evaluator of the images.
         in_flight: Number of tasks at a time, 1 or more.
 
@@ -181,7 +185,6 @@ def run_side_by_side(
                 asked = one.task.send(sent)  # None starts it
             except StopIteration as end:
                 active -= 1
-                batches.release(one)
                 if one.whole is None:
                     yield one.key, end.value
                 elif one.whole.take(one.key, end.value):
@@ -206,127 +209,135 @@ class _Batches:
     def __init__(self, evaluator: Evaluator, in_flight: int):
         self._evaluator, self._in_flight = evaluator, in_flight
         self._lanes: Lanes | None = None  # of the lines; made for the first one
+        self._rounds: Rounds | None = None
         # Rows by dtype, and by whether they are points of lines or images.
-        self._waiting: dict[tuple[str, type], deque[tuple[Any, int]]] = {
-            (dtype, kind): deque()
-            for dtype in ("float32", "float64")
-            for kind in (_Points, _Images)
+        self._waiting = {
+            (dtype, kind): _Queue() for dtype in ("float32", "float64") for kind in (_Line, _Images)
         }
-        self._unjudged: list[tuple[_Running, CellQuery]] = []
+        self._capacity: dict[str, int] = {}
+        self._evaluated: list[_Line] = []  # whose points wait for a round
         self._calls: deque[_Call] = deque()
 
     def ask(self, task: _Running, request: ScoreRequest | LineRequest) -> None:
         """Take the request of a task."""
-        ticket: _Images | _Points
         if isinstance(request, ScoreRequest):
-            ticket = _Images(task, request)
-        else:
-            if task.lane is None:
-                if self._lanes is None:
-                    self._lanes = Lanes(request.line, self._evaluator.devices, self._in_flight)
-                task.lane = self._lanes.open(request.line)
-            if isinstance(request.query, CellQuery):
-                self._unjudged.append((task, request.query))
-                return
-            ticket = _Points(task, request.line, request.query)
-        assert ticket.missing  # nothing would wake the task again
-        for row, wide in enumerate(ticket.wide):
-            self._waiting["float64" if wide else "float32", type(ticket)].append((ticket, row))
+            assert len(request.wide)  # nothing would wake the task again
+            self._enqueue(_Images(task, request), request.wide)
+            return
+        if self._lanes is None:
+            self._lanes = Lanes(request.line, self._evaluator.devices, self._in_flight)
+            self._rounds = Rounds(self._lanes)
+        line = _Line(task, request, self._lanes.open(request.line))
+        self._enqueue(line, line.search.wide)
 
-    def release(self, task: _Running) -> None:
-        """Free what a finished task holds."""
-        if task.lane is not None and self._lanes is not None:
-            self._lanes.close(task.lane)
+    def _enqueue(self, ticket: "_Images | _Line", wide: np.ndarray) -> None:
+        kind = type(ticket)
+        self._waiting["float32", kind].put(ticket, np.flatnonzero(~wide))
+        self._waiting["float64", kind].put(ticket, np.flatnonzero(wide))
 
+    @exact_arithmetic()
     def advance(self) -> list[tuple[_Running, Any]]:
         """Start what can be started, and wait for some answers; there are none if none are left."""
-        while self._unjudged or self._calls or any(self._waiting.values()):
-            judged = None
-            if self._unjudged:
-                assert self._lanes is not None
-                tasks = [task for task, _ in self._unjudged]
-                judged = self._lanes.judge([(t.lane or 0, q) for t, q in self._unjudged])
-                self._unjudged = []
+        while self._evaluated or self._calls or any(q.length for q in self._waiting.values()):
+            lines, self._evaluated = self._evaluated, []
+            going = [line for line in lines if line.search.settle()]
+            finish = None
+            if going:
+                assert self._rounds is not None
+                finish = self._rounds.start([line.search for line in going])
             self._start()
-            if judged is not None:
-                return list(zip(tasks, judged(), strict=True))
-            answered = [(ticket.task, ticket.reply()) for ticket in self._collect()]
+            if finish is not None:
+                finish()
+            answered = [self._close(line) for line in lines if line.search.result is not None]
+            for line in going:
+                if line.search.result is None:
+                    self._enqueue(line, line.search.wide)
+            if not lines:
+                answered = self._collect()
             if answered:
                 return answered
         return []
 
+    def _close(self, line: _Line) -> tuple[_Running, Any]:
+        assert self._lanes is not None
+        self._lanes.close(line.search.lane)
+        return line.task, line.search.result
+
+    def _capacity_of(self, dtype: str) -> int:
+        if dtype not in self._capacity:
+            self._capacity[dtype] = self._evaluator.capacity(dtype)
+        return self._capacity[dtype]
+
     def _start(self) -> None:
         while len(self._calls) < CALLS:
             share = {
-                kind: len(rows) / self._evaluator.capacity(kind[0])
-                for kind, rows in self._waiting.items()
-                if rows
+                kind: queue.length / self._capacity_of(kind[0])
+                for kind, queue in self._waiting.items()
+                if queue.length
             }
             fullest = max(share, key=lambda kind: share[kind], default=None)
             if fullest is None or (share[fullest] < 1 and self._calls):
                 return
-            start = self._start_points if fullest[1] is _Points else self._start_images
+            start = self._start_points if fullest[1] is _Line else self._start_images
             self._calls.append(start(self._waiting[fullest], fullest[0]))
 
-    def _start_images(self, waiting: deque[tuple[Any, int]], dtype: str) -> _Call:
-        count = min(len(waiting), self._evaluator.capacity(dtype))
-        rows = [waiting.popleft() for _ in range(count)]
-        images = np.stack([ticket.request.images[row] for ticket, row in rows])
-        draws = _stacked([ticket.request.draws for ticket, _ in rows])
-        return _Call(rows, self._evaluator(images, draws, dtype), range(count))
+    def _start_images(self, waiting: _Queue, dtype: str) -> _Call:
+        groups = waiting.take(self._capacity_of(dtype))
+        images = np.concatenate([ticket.request.images[rows] for ticket, rows in groups])
+        draws = _stacked([ticket.request.draws for ticket, rows in groups for _ in rows])
+        outputs = self._evaluator(images, draws, dtype)
+        return _Call(groups, outputs, np.arange(len(images)))
 
-    def _start_points(self, waiting: deque[tuple[Any, int]], dtype: str) -> _Call:
-        lanes, capacity = self._lanes, self._evaluator.capacity(dtype)
+    def _start_points(self, waiting: _Queue, dtype: str) -> _Call:
+        lanes, each = self._lanes, self._capacity_of(dtype)
         assert lanes is not None
         on_host = dtype == "float64" and lanes.dtype != dtype  # the devices have no float64
         if on_host:
-            rows = [waiting.popleft() for _ in range(min(len(waiting), capacity))]
+            groups = waiting.take(each)
         else:
-            each = capacity // len(self._evaluator.devices)
-            rows = _take(waiting, each, lambda entry: lanes.device_of(entry[0].task.lane))
-        places = [ticket.task.lane for ticket, _ in rows]
-        slots = [ticket.first_slot + row for ticket, row in rows]
-        z = np.array([ticket.z[row] for ticket, row in rows])
+            devices = len(lanes.devices)
+            each = each // devices
+            groups = waiting.take(each, lambda line: lanes.device_of(line.search.lane), devices)
+        lines = [(line.search, rows) for line, rows in groups]
+        places = np.array([one.lane for one, rows in lines for _ in range(len(rows))])
+        slots = np.concatenate([one.count + rows for one, rows in lines])
+        z = np.concatenate([one.z[rows] for one, rows in lines])
         if on_host:
-            lines = [ticket.line for ticket, _ in rows]
-            images = np.stack(
-                [line.base + line.direction * at for line, at in zip(lines, z, strict=True)]
-            )
-            draws = _stacked([line.draws for line in lines])
-            score = np.asarray(self._evaluator(images, draws, dtype).score)[: len(rows)]
-            above = score - np.array([line.threshold for line in lines])[:, None, None]
-            return _Call(rows, *lanes.store(above, places, slots))
+            return _Call(groups, *lanes.store(self._on_host(groups, dtype, z), places, slots))
         images, draws = lanes.images(places, z, each, dtype)
-        score = self._evaluator(images, draws, dtype, len(rows)).score
-        return _Call(rows, *lanes.store(score, places, slots))
+        score = self._evaluator(images, draws, dtype, len(z)).score
+        return _Call(groups, *lanes.store(score, places, slots))
 
-    def _collect(self) -> Iterator[Any]:
-        """Wait for the oldest call, hand its rows to their tickets, and yield complete ones."""
-        rows, outputs, at = self._calls.popleft()
-        if isinstance(outputs, PointFacts):
-            outputs = PointFacts(*map(np.asarray, outputs))
-        else:
-            outputs = outputs._replace(score=np.asarray(outputs.score))
-        for place, (ticket, row) in zip(at, rows, strict=True):
-            ticket.take(row, outputs, place)
-            ticket.missing -= 1
+    def _on_host(self, groups: list[tuple[_Line, np.ndarray]], dtype: str, z: Any) -> np.ndarray:
+        """Return scores less their thresholds."""
+        lines = [line.request.line for line, rows in groups for _ in rows]
+        images = np.stack(
+            [line.base + line.direction * at for line, at in zip(lines, z, strict=True)]
+        )
+        draws = _stacked([line.draws for line in lines])
+        score = np.asarray(self._evaluator(images, draws, dtype).score)[: len(lines)]
+        return score - np.array([line.threshold for line in lines])[:, None, None]
+
+    def _collect(self) -> list[tuple[_Running, Any]]:
+        """Wait for the oldest call, hand its rows to their tickets, and answer complete ones."""
+        groups, outputs, at = self._calls.popleft()
+        answered, first = [], 0
+        if not isinstance(outputs, Evaluated):
+            facts = np.asarray(outputs)[at]
+            for line, rows in groups:
+                if line.search.take(rows, facts[first : (first := first + len(rows))]):
+                    self._evaluated.append(line)
+            return []
+        outputs = outputs._replace(score=np.asarray(outputs.score))
+        for ticket, rows in groups:
+            for place, row in zip(at[first:], rows.tolist(), strict=False):
+                ticket.take(row, outputs, place)
+            first += len(rows)
+            ticket.missing -= len(rows)
             if not ticket.missing:
-                yield ticket
+                answered.append((ticket.task, ticket.reply()))
+        return answered
 
 
 def _stacked(draws: Sequence[PyTree]) -> PyTree:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *draws)
-
-
-def _take(waiting: deque[Any], each: int, device_of: Any) -> list[Any]:
-    """Take entries from a queue, at most `each` of one device."""
-    taken: list[Any] = []
-    passed: list[Any] = []
-    used: Counter[int] = Counter()
-    while waiting:
-        entry = waiting.popleft()
-        device = device_of(entry)
-        (taken if used[device] < each else passed).append(entry)
-        used[device] += 1
-    waiting.extend(passed)
-    return taken

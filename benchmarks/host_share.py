@@ -1,0 +1,126 @@
+"""Processor time that the host spends on a test, beside the compiled programs and their dispatch.
+
+It bounds how many tests a second one process can feed to its devices, however fast they are:
+
+    python benchmarks/host_share.py --sizes 64,256 --tests 32
+
+The time is that of the thread that drives the search. What that thread spends inside calls of
+compiled programs (their dispatch and, on a CPU, perhaps their execution) is reported apart.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from dal_jax import dal_test_batch
+from dal_jax.bench import Subject, choose_inputs, open_subject
+from dal_jax.search import Evaluator, _lanes, _rounds
+
+
+class Share(NamedTuple):
+    """Milliseconds of the host's thread for one test."""
+
+    host: float  # beside compiled programs
+    dispatch: float  # in calls of compiled programs
+    wall: float  # whole time
+    evaluations: float  # of the score, for one test
+
+
+class Clock:
+    """Time of this thread inside compiled programs."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that does the same and is timed."""
+
+        def timed(*arguments: Any, **named: Any) -> Any:
+            started = time.thread_time()
+            try:
+                return function(*arguments, **named)
+            finally:
+                self.seconds += time.thread_time() - started
+
+        return timed
+
+    def programs(self, make: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that makes the same programs, each of which is timed."""
+
+        def made(*arguments: Any) -> Any:
+            programs = make(*arguments)
+            return type(programs)(*(self._timed(value) for value in programs))
+
+        return made
+
+    def _timed(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return _TimedPrograms(value, self)
+        return self.around(value) if callable(value) else value
+
+
+class _TimedPrograms:
+    """Programs by a key, each of which is timed."""
+
+    def __init__(self, programs: dict[Any, Any], clock: Clock):
+        self._programs, self._clock = programs, clock
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._clock.around(self._programs[key])
+
+
+def measure(size: int, tests: int, clock: Clock, randomization: float) -> Share:
+    """Measure the tests of one image size, with all programs compiled.
+
+    Args:
+        size: Side of the images, pixels.
+        tests: Number of tests.
+        clock: Clock of the compiled programs.
+        randomization: Gamma, as in `dal_test`.
+
+    Returns:
+        The share of the host.
+    """
+    subject = Subject(size, tests=tests)
+    localizer, _ = open_subject(subject)
+    inputs = choose_inputs(subject, localizer)
+    localizer = localizer._replace(threshold=inputs.threshold)
+
+    def run(count: int) -> Any:
+        parts = inputs.images[:count], inputs.references[:count]
+        return dal_test_batch(localizer, *parts, "iid:1.0", randomization=randomization)
+
+    run(min(tests, 4))  # compiles
+    clock.seconds, thread, wall = 0.0, time.thread_time(), time.perf_counter()
+    results = run(tests)
+    thread, wall = time.thread_time() - thread, time.perf_counter() - wall
+    evaluations = sum(result.num_evaluations for result in results) / tests
+    inside = clock.seconds
+    host, dispatch, wall = (1e3 * v / tests for v in (thread - inside, inside, wall))
+    return Share(host, dispatch, wall, evaluations)
+
+
+def main() -> None:
+    """Print a line for each size."""
+    parser = argparse.ArgumentParser(description="Host milliseconds per test.")
+    parser.add_argument("--sizes", default="64,256", help="sides of the images, pixels")
+    parser.add_argument("--tests", type=int, default=32, help="number of tests of each size")
+    parser.add_argument("--randomization", type=float, default=0.5, help="gamma of the tests")
+    chosen = parser.parse_args()
+    clock = Clock()
+    Evaluator.__call__ = clock.around(Evaluator.__call__)  # type: ignore[method-assign]
+    for module in (_lanes, _rounds):
+        module._programs_for = clock.programs(module._programs_for)  # type: ignore[assignment]
+    print("size  host ms  dispatch ms  wall ms  evaluations, all for one test")
+    for size in map(int, chosen.sizes.split(",")):
+        share = measure(size, chosen.tests, clock, chosen.randomization)
+        print(
+            f"{size:4d} {share.host:8.2f} {share.dispatch:12.2f} {share.wall:8.1f} "
+            f"{share.evaluations:12.1f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

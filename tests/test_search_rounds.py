@@ -1,0 +1,95 @@
+"""The compiled programs of a round of searches."""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+from search_cases import pooled_localizer
+
+from dal_jax import Status, dal_test_batch
+from dal_jax._compat import exact_arithmetic
+from dal_jax.search import _lanes, _rounds
+from dal_jax.search._choice import LineState
+
+# What would make a device wait for the host.
+HOST = re.compile(r"callback|infeed|outfeed|\bsend\(|\brecv\(|host_compute", re.IGNORECASE)
+LINES, SIDE, POINTS, SLOTS = 64, 64, 64, 128
+
+
+def shape(*sizes: int, dtype: Any = "float64") -> Any:
+    return jax.ShapeDtypeStruct(sizes, np.dtype(dtype))
+
+
+def round_programs() -> dict[str, tuple[Any, tuple[Any, ...]]]:
+    """Every program of a round of 64 lines of 64 x 64 pixels, with its arguments."""
+    mesh = Mesh(np.array(jax.local_devices()[:1]), ("lanes",))
+    lanes, rounds = _lanes._programs_for(mesh, "float64"), _rounds._programs_for(mesh)
+    used, place = shape(1, dtype=int), shape(LINES, dtype=int)
+    states = shape(LINES, len(LineState._fields))
+    points = used, shape(LINES, 4, POINTS), place
+    nodes, width = jax.eval_shape(rounds.arrange, *points)
+    asked = _lanes.JudgedRows(
+        nodes.slot, width, nodes.inside, nodes.noise, nodes.count, shape(LINES)
+    )
+    stored = shape(LINES, SLOTS, SIDE**2), shape(LINES, SIDE**2, dtype="int8")
+    cells = jax.eval_shape(lanes.judge, *stored, used, place, asked)
+    judged = jax.eval_shape(rounds.judge, used, nodes, cells, states)
+    bounds = shape(LINES, 3)
+    image = shape(LINES, SIDE, SIDE, 1)
+    lines = _lanes._State(image, image, stored[1], shape(LINES), ())
+    scores = shape(LINES, SIDE, SIDE)
+    return {
+        "images": (lanes.images["float32"], (lines, place, shape(LINES))),
+        "store": (lanes.store, (stored[0], lines, scores, place, place, shape())),
+        "arrange": (rounds.arrange, points),
+        "cells": (lanes.judge, (*stored, used, place, asked)),
+        "judge": (rounds.judge, (used, nodes, cells, states)),
+        "bounds": (rounds.bounds, (used, judged, states)),
+        "choose": (rounds.choose[64], (used, nodes, judged, states, bounds)),
+        "conclude": (rounds.conclude, (used, judged.pieces, judged.holds, states, shape(LINES))),
+    }
+
+
+def text_of(program: Any, arguments: tuple[Any, ...]) -> str:
+    lowered = program.lower(*arguments)
+    return lowered.as_text() + lowered.compile().as_text()
+
+
+@pytest.mark.parametrize(
+    "name", ["images", "store", "arrange", "cells", "judge", "bounds", "choose", "conclude"]
+)
+def test_a_round_never_asks_the_host(name: str) -> None:
+    with exact_arithmetic():
+        found = text_of(*round_programs()[name])
+    assert "ENTRY" in found
+    assert not HOST.findall(found)
+
+
+def test_a_question_to_the_host_would_be_seen() -> None:
+    def ask(x: Any) -> Any:
+        return jax.pure_callback(lambda v: np.asarray(v) + 1, x, x)
+
+    assert HOST.search(text_of(jax.jit(ask), (jnp.zeros(3),)))
+
+
+def test_the_choice_is_compiled_once_for_all_sizes_of_images() -> None:
+    mesh = Mesh(np.array(jax.local_devices()), ("lanes",))
+    programs = _rounds._programs_for(mesh)
+
+    def compiled() -> list[int]:
+        every = [programs.arrange, programs.judge, programs.choose[64], programs.conclude]
+        return [program._cache_size() for program in every]
+
+    counts = []
+    for side in (4, 6):
+        localizer = pooled_localizer(5, side=side, threshold=1.5)
+        x, x_ref = np.random.default_rng(3).normal(size=(2, 4, *localizer.image_shape))
+        found = dal_test_batch(localizer, x, x_ref, "iid:1")
+        assert Status.OK in {result.status for result in found}
+        counts.append(compiled())
+    assert counts[0] == counts[1]
+    assert min(counts[0]) > 0
