@@ -92,11 +92,13 @@ def random_case(rng, spread):
             return rng.uniform(*known[rng.integers(len(known))]) - shift, truncation, searched, seen
 
 
+@pytest.mark.parametrize("far", [0.0, 20.0])
 @pytest.mark.parametrize("spread", SPREADS)
-def test_p_values_and_their_bounds(spread):
+def test_p_values_and_their_bounds(spread, far):
     rng, compiled = np.random.default_rng(2), jax.jit(p_bounds)
     for _ in range(25):
         z, truncation, searched, seen = random_case(rng, spread)
+        z, truncation, searched = z + far, truncation + far, searched + far
         span = as_intervals([searched[0, 0], searched[-1, 1]])
         known, unknown = intersect(truncation, searched), complement(searched)
         sets = {KNOWN: known, UNKNOWN: unknown, FOUND: intersect(truncation, span)}
@@ -110,8 +112,7 @@ def test_p_values_and_their_bounds(spread):
             expected = selective_p(z, truncation, span, alternative, seen).p, low, high
             at = Seen(np.float64(z), np.float64(seen.shift), np.float64(spread), np.int64(number))
             found = np.asarray(compiled(pieces, at, np.True_))
-            # Where p is all but 1, what remains is the difference of two sums.
-            np.testing.assert_allclose(found, expected, rtol=RELATIVE, atol=1e-12)
+            np.testing.assert_allclose(found, expected, rtol=RELATIVE, atol=0)
             assert np.isnan(compiled(pieces, at, np.False_)).all()
 
 

@@ -82,15 +82,21 @@ def normal_split(
 
     Returns:
         `log P(V in R and T in tails)` to full relative accuracy, and
-        `log P(V in R and T not in tails)` to the rounding of their sum.
+        `log P(V in R and T not in tails)`, to the same for one tail, to the rounding of their sum
+        for two.
     """
+
+    def tail(limit: float, upper: bool) -> float:
+        if upper:
+            return log_tail(part, limit, spread, mean)
+        return log_tail(-part[::-1, ::-1], -limit, spread, -mean)
+
     inner = -np.inf
     for low, high in tails:
-        if np.isinf(low):  # mirrored
-            one = log_tail(-part[::-1, ::-1], -high, spread, -mean)
-        else:
-            one = log_tail(part, low, spread, mean)
-        inner = float(np.logaddexp(inner, one))
+        inner = float(np.logaddexp(inner, tail(high, False) if np.isinf(low) else tail(low, True)))
+    if len(tails) == 1:
+        low, high = tails[0]
+        return inner, tail(high, True) if np.isinf(low) else tail(low, False)
     whole = log_total(part, spread, mean)
     if not np.isfinite(whole):
         return inner, -np.inf

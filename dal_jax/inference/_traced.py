@@ -306,7 +306,10 @@ def p_bounds(pieces: Pieces, seen: Seen, holds: Bool[Array, ""]) -> Float[Array,
             jnp.where(two, both, jnp.where(less, below, above)),
         ]
     )
-    outer = jnp.where(is_random, _difference(jnp.stack(rest), inner), jnp.stack(rest))
+    # What is not in one tail is in the other one; of two tails it is the difference.
+    others = jnp.stack([jnp.where(greater, below, above), jnp.where(less, above, below)])
+    random = jnp.where(two, _difference(jnp.stack(rest), inner), others)
+    outer = jnp.where(is_random, random, jnp.stack(rest))
     (known, unknown, found), (known_, unknown_, found_) = inner.T, outer.T
     sides = jnp.stack(
         [
