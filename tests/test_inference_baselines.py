@@ -97,13 +97,13 @@ def test_permutation_p_at_the_borders():
 
 
 def test_bad_arguments_are_refused():
-    with pytest.raises(InputError, match=r"^alternative is 'up'"):
+    with pytest.raises(InputError, match=r"^alternative: got 'up'"):
         permutation_p(0.0, [1.0], "up")
     with pytest.raises(InputError, match=r"^permuted has shape \(1, 1\)"):
         permutation_p(0.0, [[1.0]])
-    with pytest.raises(InputError, match=r"^alternative is 'up'"):
+    with pytest.raises(InputError, match=r"^alternative: got 'up'"):
         naive_p(0.0, "up")
-    with pytest.raises(InputError, match=r"^alternative is 'up'"):
+    with pytest.raises(InputError, match=r"^alternative: got 'up'"):
         bonferroni_log10_p(0.0, 4, "up")
     with pytest.raises(InputError, match=r"^num_pixels: got 0"):
         bonferroni_log10_p(0.0, 0)

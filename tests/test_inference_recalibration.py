@@ -130,7 +130,7 @@ def test_cross_fitting_never_shows_an_image_to_its_own_fit():
     "call, message",
     [
         (lambda: NullLaw(0.0), "factor: got 0.0"),
-        (lambda: NullLaw(1.0, -2.0), "degrees is -2.0"),
+        (lambda: NullLaw(1.0, -2.0), "degrees: got -2.0"),
         (lambda: inflation([]), "observed is empty"),
         (lambda: cross_fit(np.zeros(3, int), list, list), "folds has 1 different"),
         (

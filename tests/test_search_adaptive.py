@@ -588,7 +588,7 @@ def test_the_points_are_those_of_the_oracle(name, single):
     ],
 )
 def test_bad_options_are_named(bad):
-    with pytest.raises(InputError, match=rf"^{next(iter(bad))} is "):
+    with pytest.raises(InputError, match=rf"^{next(iter(bad))}: got "):
         AdaptiveOptions(**bad)
 
 
