@@ -1,5 +1,6 @@
 """The compiled programs of a round of searches."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -90,3 +91,39 @@ def test_the_choice_is_compiled_once_for_all_sizes_of_images() -> None:
         counts.append(compiled())
     assert counts[0] == counts[1]
     assert min(counts[0]) > 0
+
+
+@pytest.mark.slow  # compiles every program once more
+@pytest.mark.parametrize("gamma", [0.0, 0.5])
+def test_lines_side_by_side_are_searched_as_one_after_the_other(
+    monkeypatch: pytest.MonkeyPatch, gamma: float
+) -> None:
+    """A CPU takes row after row, other devices all rows at a time."""
+    localizer = pooled_localizer(5, side=6, threshold=1.5)
+    x, x_ref = np.random.default_rng(3).normal(size=(2, 12, *localizer.image_shape))
+
+    def found() -> list[Any]:
+        for made in (_lanes._programs_for, _rounds._programs_for):
+            made.cache_clear()
+        return dal_test_batch(localizer, x, x_ref, "iid:1", randomization=gamma)
+
+    one_by_one = found()
+    for module in (_lanes, _rounds):
+        together = partial(_on_rows, module.each_row)
+        monkeypatch.setattr(module, "each_row", together)
+    side_by_side = found()
+    monkeypatch.undo()
+    found()
+    for one, other in zip(one_by_one, side_by_side, strict=True):
+        assert one.status is other.status
+        assert one.num_evaluations == other.num_evaluations
+        np.testing.assert_array_equal(one.region, other.region)
+        np.testing.assert_allclose(one.truncation, other.truncation, rtol=0, atol=1e-9)
+        for name in ("p_value", "p_low", "p_high", "estimate", "ci_low", "ci_high"):
+            # Sums of another order.
+            np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-8)
+
+
+def _on_rows(each_row: Any, one: Any, serial: bool, *columns: Any) -> Any:
+    assert serial  # the platform of the tests
+    return each_row(one, False, *columns)
