@@ -94,7 +94,7 @@ def normal_split(
     inner = -np.inf
     for low, high in tails:
         inner = float(np.logaddexp(inner, tail(high, False) if np.isinf(low) else tail(low, True)))
-    if len(tails) == 1:
+    if len(tails) == 1 and np.isfinite(tails).any():  # the other one is the rest
         low, high = tails[0]
         return inner, tail(high, True) if np.isinf(low) else tail(low, False)
     whole = log_total(part, spread, mean)
