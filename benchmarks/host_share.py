@@ -57,7 +57,7 @@ class Clock:
     def _timed(self, value: Any) -> Any:
         if isinstance(value, dict):
             return _TimedPrograms(value, self)
-        return self.around(value) if callable(value) else value
+        return self.around(value)
 
 
 class _TimedPrograms:

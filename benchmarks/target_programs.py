@@ -105,6 +105,7 @@ def line_shapes(case: Case) -> LineShapes:
     import jax
     import numpy as np
 
+    from dal_jax._arrays import power_of_2
     from dal_jax._dal_test._many_tests import KEPT, LINES_BYTES
     from dal_jax.search import _lanes
 
@@ -112,7 +113,7 @@ def line_shapes(case: Case) -> LineShapes:
     count, pixels = len(case.devices), case.size**2
     dtype = "float32" if case.on_tpu else "float64"
     lines = LINES_BYTES // (KEPT * pixels) // count
-    rows = 1 << max(0, min(lines, case.target.lines) - 1).bit_length()
+    rows = power_of_2(max(1, min(lines, case.target.lines)))
 
     def array(*shape: int, dtype: Any = dtype) -> Any:
         return jax.ShapeDtypeStruct((count * rows, *shape), np.dtype(dtype), sharding=apart)

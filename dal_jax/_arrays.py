@@ -34,6 +34,18 @@ def cast_floats(tree: PyTree, dtype: Any) -> PyTree:
     return jax.tree.map(cast, tree)
 
 
+def power_of_2(least: int) -> int:
+    """Return the smallest power of 2 that is `least`, 1 or more, or above it.
+
+    Arrays of such lengths share their compiled programs.
+
+    Example:
+        >>> [power_of_2(count) for count in (1, 2, 3, 65)]
+        [1, 2, 4, 128]
+    """
+    return 1 << int(least - 1).bit_length()
+
+
 def chosen_devices(devices: Sequence[Any] | int | None) -> tuple[Any, ...]:
     """Return the devices that a caller names.
 

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dal_jax._arrays import power_of_2
 from dal_jax._compat import enable_x64
-from dal_jax._errors import InputError
 from dal_jax.inference._intervals import Intervals, as_intervals, complement, intersect
-from dal_jax.inference._p_value import ALTERNATIVES, holds
+from dal_jax.inference._p_value import ALTERNATIVES, check_level, holds
 from dal_jax.inference._recalibration import Observed
 from dal_jax.inference._traced import KNOWN, UNKNOWN, Pieces, Seen, mean_effect
 
@@ -62,8 +62,7 @@ def effect(observed: Observed, confidence: float = 0.95) -> Effect:
     Source: Lee, Sun, Sun and Taylor, Annals of Statistics 44, 2016 (interval); Kivaranovic and
     Leeb, arXiv 2007.12448 (length with randomization).
     """
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence: got {confidence!r}, expected a level between 0 and 1")
+    check_level("confidence", confidence)
     inside = as_intervals(observed.searched)
     known, unknown = intersect(as_intervals(observed.truncation), inside), complement(inside)
     if not holds(known, observed.z_obs + observed.perturbation.shift):
@@ -82,7 +81,7 @@ def effect(observed: Observed, confidence: float = 0.95) -> Effect:
 def _pieces(sets: list[Intervals], scale: float) -> Pieces:
     """Return known and unsearched intervals, in standard deviations of what selection saw."""
     intervals = np.concatenate(sets) / scale
-    room = max(_ROOM, 1 << (len(intervals) - 1).bit_length())
+    room = max(_ROOM, power_of_2(len(intervals)))
     padded = np.zeros((room, 2))
     padded[: len(intervals)] = intervals
     member = np.full(room, UNKNOWN)

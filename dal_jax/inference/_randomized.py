@@ -27,20 +27,20 @@ from dal_jax.inference._intervals import (
 LEAST_SPREAD = 1e-6
 
 # Pieces end where the integrand has dropped by this much, in units of its logarithm.
-_DROP = 45.0
+DROP = 45.0
 # The integral over T of a law with heavy tails: its range, and where its pieces end.
 _TO = np.array([[-1e6, 1e6]])
 _AROUND = np.array([-9.0, -6.0, -4.0, -2.5, -1.0, 0.0, 1.0, 2.5, 4.0, 6.0, 9.0])
 _POSITIVE = np.concatenate([np.arange(0.5, 12, 0.5), np.geomspace(12, 1e6, 40)])
 _WIDE = np.concatenate([-_POSITIVE[::-1], [0.0], _POSITIVE])
 # More pieces around the value of V at which T passes its limit, in conditional deviations of T.
-_STEP = np.array([-6.0, -3.0, -1.0, 1.0, 3.0, 6.0])
+STEP = np.array([-6.0, -3.0, -1.0, 1.0, 3.0, 6.0])
 # The search for the end of the integrand starts at this distance from the mode; this number of
 # halvings locates the end to one percent.
-_NEAREST, _HALVINGS = 1e-7, 11
+NEAREST, HALVINGS = 1e-7, 11
 # Even parts between the mode and the end of the integrand, and nodes in a part, which spans a drop
 # of 8 in the logarithm or a step of three deviations.
-_PARTS, _NODES = 6, 16
+PARTS, NODES = 6, 16
 
 
 class Perturbation(NamedTuple):
@@ -131,7 +131,7 @@ def student_split(
         logs = [-np.inf]
         for low, high in within:
             own = np.unique(np.clip(cuts, low, high))
-            nodes, weights = gauss_legendre(_NODES)
+            nodes, weights = gauss_legendre(NODES)
             middle, half = (own[1:] + own[:-1]) / 2, np.diff(own) / 2
             t = (middle[:, None] + half[:, None] * nodes).ravel()
             shifted = (part[None] - t[:, None, None]) / spread
@@ -249,8 +249,8 @@ class _Part(NamedTuple):
         low, high = ends.T
         mode = np.clip(self.mode(), low, high)
         low, high = self._support(mode, low, high)
-        even = np.linspace(0, 1, _PARTS + 1)
-        step = (self.limit + self.s * _STEP) / self.r
+        even = np.linspace(0, 1, PARTS + 1)
+        step = (self.limit + self.s * STEP) / self.r
         cuts = np.concatenate(
             [
                 low[:, None] + (mode - low)[:, None] * even,
@@ -260,7 +260,7 @@ class _Part(NamedTuple):
             axis=1,
         )
         cuts.sort(axis=1)
-        nodes, weights = gauss_legendre(_NODES)
+        nodes, weights = gauss_legendre(NODES)
         middle, half = (cuts[:, 1:] + cuts[:, :-1]) / 2, np.diff(cuts, axis=1) / 2
         logs = self.log_density(middle[..., None] + half[..., None] * nodes)
         top = np.maximum(logs.max(axis=(1, 2)), -np.finfo(np.float64).max)
@@ -283,13 +283,13 @@ class _Part(NamedTuple):
         self, mode: np.ndarray, low: np.ndarray, high: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the ends on both sides of each mode beyond which the density is negligible."""
-        floor = np.tile(self.log_density(mode) - _DROP, 2)
+        floor = np.tile(self.log_density(mode) - DROP, 2)
         start, way = np.tile(mode, 2), np.repeat([-1.0, 1.0], len(mode))
         # The second derivative of the logarithm is at most -1: the density is negligible beyond.
-        reach = np.minimum(np.concatenate([mode - low, high - mode]), np.sqrt(2 * _DROP))
-        near, far = np.minimum(_NEAREST, reach), reach
+        reach = np.minimum(np.concatenate([mode - low, high - mode]), np.sqrt(2 * DROP))
+        near, far = np.minimum(NEAREST, reach), reach
         whole = self.log_density(start + way * reach) >= floor
-        for _ in range(_HALVINGS):
+        for _ in range(HALVINGS):
             middle = np.sqrt(near * far)
             above = self.log_density(start + way * middle) >= floor
             near, far = np.where(above, middle, near), np.where(above, far, middle)

@@ -16,7 +16,15 @@ from jax.scipy.special import erfc, ndtri
 from dal_jax._typing import Array, Bool, Float
 from dal_jax.inference._intervals import gauss_legendre
 from dal_jax.inference._p_value import ALTERNATIVES
-from dal_jax.inference._randomized import LEAST_SPREAD
+from dal_jax.inference._randomized import (
+    DROP,
+    HALVINGS,
+    LEAST_SPREAD,
+    NEAREST,
+    NODES,
+    PARTS,
+    STEP,
+)
 
 # Sets of pieces: the known part of the truncation set, what was not searched, and all of the
 # truncation set that was found, as if everything between the outermost points were known.
@@ -28,9 +36,6 @@ _FARTHEST = 1e150
 # From here on the tail of the normal law follows from its asymptotic series, to 1e-12.
 _SERIES = -35.0
 _LOG_ROOT = math.log(2 * math.pi) / 2
-# Integration, as in `dal_jax.inference._randomized`.
-_DROP, _NEAREST, _HALVINGS, _PARTS, _NODES = 45.0, 1e-7, 11, 6, 16
-_STEP = np.array([-6.0, -3.0, -1.0, 1.0, 3.0, 6.0])
 _NEWTON = 12  # steps, with errors that shrink quadratically and keep their sign
 # A share of an interval below this is integrated rather than computed as a difference.
 _LITTLE = 1e-4
@@ -179,14 +184,14 @@ def log_tails(low: Array, high: Array, limit: Array, spread: Array) -> Array:
     law = _Law(r, spread * r, limit)
     mode = jnp.clip(law.mode(), low, high)
     low, high = _support(law, mode, low, high)
-    even = np.linspace(0, 1, _PARTS + 1)
-    step = jnp.expand_dims((limit + law.s * _STEP) / r, -2)
+    even = np.linspace(0, 1, PARTS + 1)
+    step = jnp.expand_dims((limit + law.s * STEP) / r, -2)
     mode, low, high = (jnp.expand_dims(v, -1) for v in (mode, low, high))
     cuts = jnp.concatenate(
         [low + (mode - low) * even, mode + (high - mode) * even, jnp.clip(step, low, high)], axis=-1
     )
     cuts = jnp.sort(cuts, axis=-1)
-    nodes, weights = gauss_legendre(_NODES)
+    nodes, weights = gauss_legendre(NODES)
     middle, half = (cuts[..., 1:] + cuts[..., :-1]) / 2, jnp.diff(cuts, axis=-1) / 2
     wide = law._replace(limit=law.limit[..., None, None])
     logs = wide.log_density(middle[..., None] + half[..., None] * nodes)
@@ -200,9 +205,9 @@ def _support(law: _Law, mode: Array, low: Array, high: Array) -> tuple[Array, Ar
     """Return the ends on both sides of each mode beyond which the density is negligible."""
     way = np.array([-1.0, 1.0]).reshape(2, *(1,) * mode.ndim)
     # The second derivative of the logarithm is at most -1: the density is negligible beyond.
-    reach = jnp.minimum(jnp.stack([mode - low, high - mode]), math.sqrt(2 * _DROP))
+    reach = jnp.minimum(jnp.stack([mode - low, high - mode]), math.sqrt(2 * DROP))
     top, *ends = law.log_density(jnp.concatenate([mode[None], mode + way * reach]))
-    floor, whole = top - _DROP, jnp.stack(ends) >= top - _DROP
+    floor, whole = top - DROP, jnp.stack(ends) >= top - DROP
 
     def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         near, far = ends
@@ -210,7 +215,7 @@ def _support(law: _Law, mode: Array, low: Array, high: Array) -> tuple[Array, Ar
         above = law.log_density(mode + way * middle) >= floor
         return jnp.where(above, middle, near), jnp.where(above, far, middle)
 
-    _, far = lax.fori_loop(0, _HALVINGS, halve, (jnp.minimum(_NEAREST, reach), reach))
+    _, far = lax.fori_loop(0, HALVINGS, halve, (jnp.minimum(NEAREST, reach), reach))
     found = mode + way * jnp.where(whole, reach, far)
     return found[0], found[1]
 

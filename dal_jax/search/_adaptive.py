@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dal_jax._arrays import power_of_2
 from dal_jax._errors import InputError
 from dal_jax.inference import (
     ALTERNATIVES,
@@ -315,7 +316,7 @@ class LineSearch:
         """Request the evaluation of points."""
         room = self.points.shape[1]
         if self.count + len(z) > room:
-            more = (1 << (self.count + len(z) - 1).bit_length()) - room
+            more = power_of_2(self.count + len(z)) - room
             self.points = np.pad(self.points, ((0, 0), (0, more)))
         self.z, self.wide = z, wide | self.request.wide_only
         self.points[0, self.count : self.count + len(z)] = z

@@ -259,10 +259,6 @@ def _doubtful(nodes: Nodes, state: LineState) -> Array:
     return own & (nodes.noise > state.wide_noise) & (jnp.abs(nodes.lowest) <= nodes.noise)
 
 
-def _log(value: float | Array) -> Array:
-    return jnp.log(jnp.asarray(value))
-
-
 def _log_set(judged: Judged, mean: Array) -> Array:
     """Return the log probability of all that was found, for a mean of z."""
     pieces = judged.pieces

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dal_jax._arrays import cast_floats
+from dal_jax._arrays import cast_floats, chosen_devices
 from dal_jax._compat import exact_arithmetic, split_known
 from dal_jax._errors import InputError
 from dal_jax._typing import Array, Float, PyTree
@@ -120,9 +120,7 @@ class Evaluator:
         own_draws: bool = False,
         devices: Sequence[Any] | None = None,
     ):
-        self._devices = tuple(jax.local_devices() if devices is None else devices)
-        if not self._devices:
-            raise InputError("devices is empty, expected at least one device")
+        self._devices = chosen_devices(devices)
         self._host = functions.score if isinstance(functions.score, HostScore) else None
         if self._host is not None:
             self._devices = self._devices[:1]  # more would only share out the judging

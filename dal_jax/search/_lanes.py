@@ -15,7 +15,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dal_jax._arrays import cast_floats
+from dal_jax._arrays import cast_floats, power_of_2
 from dal_jax._compat import exact_arithmetic
 from dal_jax._typing import Array, Float, PyTree
 from dal_jax.search._cells import CellShares, EvaluatedPoints, decide_cells
@@ -83,7 +83,7 @@ class Lanes:
         self.dtype = _margin_dtype(devices[0])
         # Powers of 2, so that runs of about the same size share their programs.
         least = -(-PIXELS // line.score.size)
-        self._each = _power_of_2(max(least, -(-count // self._devices)))
+        self._each = power_of_2(max(least, -(-count // self._devices)))
         lanes = np.arange(self._each * self._devices).reshape(self._devices, self._each)
         self._free = lanes[:, ::-1].tolist()  # of each device
         mesh = Mesh(np.array(devices), ("lanes",))
@@ -156,10 +156,10 @@ class Lanes:
             largest distance of a margin from that at the observed point, units of the score.
         """
         if max(slots) >= self._margin.shape[1]:
-            self._margin = self._programs.grow(_power_of_2(max(slots) + 1), self._margin)
+            self._margin = self._programs.grow(power_of_2(max(slots) + 1), self._margin)
         columns = [np.asarray(slots)]
         if on_host := isinstance(score, np.ndarray):
-            rows = _power_of_2(max(np.bincount(np.asarray(lanes) // self._each)))
+            rows = power_of_2(max(np.bincount(np.asarray(lanes) // self._each)))
             columns.append(score.astype(self.dtype))
         else:
             rows = len(score) // self._devices
@@ -190,7 +190,7 @@ class Lanes:
         It is the same for almost all rounds. In turn, empty rows cost nothing.
         """
         used = np.bincount([self.device_of(lane) for lane in lanes], minlength=self._devices)
-        return max(ROWS, _power_of_2(max(used))), used
+        return max(ROWS, power_of_2(max(used))), used
 
     def deal(
         self, lanes: Any, rows: int, *columns: np.ndarray
@@ -224,17 +224,12 @@ def _margin_dtype(device: Any) -> str:
     return "float32" if device.platform == "tpu" else "float64"  # a TPU has no float64
 
 
-def _power_of_2(least: int) -> int:
-    return 1 << int(least - 1).bit_length()
-
-
 class _Programs(NamedTuple):
     open: Any
     images: dict[str, Any]  # by dtype
     store: Any
     grow: Any
     judge: Any
-    serial: bool  # whether `judge` takes one row after the other, so that empty rows cost nothing
 
 
 @lru_cache(maxsize=16)
@@ -252,7 +247,6 @@ def _programs_for(mesh: Mesh, dtype: str) -> _Programs:
         mapped(_store, *[apart] * 5, everywhere, donated=(0,)),
         lambda slots, margin: mapped(partial(_grow, slots), apart)(margin),
         mapped(partial(_judge, serial, dtype), *[apart] * 5),
-        serial,
     )
 
 

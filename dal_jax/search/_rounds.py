@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from dal_jax._arrays import power_of_2
 from dal_jax._typing import Array
 from dal_jax.inference import Pieces, mean_effect, p_bounds
 from dal_jax.search._adaptive import LineSearch
@@ -59,7 +60,7 @@ class Rounds:
             have new points or a result.
         """
         # A long line is no burden on the others.
-        sizes = [max(POINTS, 1 << (search.count - 1).bit_length()) for search in searches]
+        sizes = [max(POINTS, power_of_2(search.count)) for search in searches]
         rounds = [
             _Round(self._lanes, self._programs, self._away, own, size)
             for size in sorted({*sizes})
@@ -125,7 +126,7 @@ class _Round:
             chosen = Chosen(*map(np.asarray, self._chosen))
             more = int(chosen.total[self._at].max())
             if more > room:
-                room = 1 << (more - 1).bit_length()
+                room = power_of_2(more)
                 _, (_, states) = self._deal(self._states())
                 self._chosen = self._choose(states, room)
                 continue
@@ -153,13 +154,13 @@ class _Round:
         ended = [number for number, one in enumerate(self._searches) if one.ended]
         if not ended:
             return
-        rows = np.full(max(ROOM, 1 << (len(ended) - 1).bit_length()), self._at[ended[-1]])
+        rows = np.full(max(ROOM, power_of_2(len(ended))), self._at[ended[-1]])
         rows[: len(ended)] = self._at[ended]
         assert self._fetched is not None  # for the ends of these searches
         judged: Judged = self._fetched[1]
         low, high, member, counts = (column[rows] for column in judged.pieces)
         # Few sets have more pieces than this, however many points it took to find them.
-        room = max(ROOM, 1 << int(counts.max() - 1).bit_length())
+        room = max(ROOM, power_of_2(counts.max()))
         low, high, member = (_fitted(column, room) for column in (low, high, member))
         pieces = Pieces(low, high, member, counts)
         numbers = ended + ended[-1:] * (len(rows) - len(ended))
