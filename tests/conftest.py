@@ -1,10 +1,10 @@
 """Test session settings: float64, strict promotion, slow tests and studies only if asked for."""
 
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-
-# The command line keeps no compiled programs in the home of whoever runs the tests.
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 import hypothesis
 import jax
@@ -16,6 +16,20 @@ hypothesis.settings.load_profile("any machine")
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
+CACHE = "JAX_COMPILATION_CACHE_DIR"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep compiled programs for all files, workers and the processes that they start."""
+    if CACHE not in os.environ:  # they end with the session
+        os.environ[CACHE] = tempfile.mkdtemp(prefix="dal-jax-tests.")
+        config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(CACHE), ignore_errors=True))
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "true"
+    jax.config.update("jax_compilation_cache_dir", os.environ[CACHE])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_enable_compilation_cache", True)
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselects studies and slow tests unless `-m` names them."""
@@ -24,6 +38,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     skipped = [i for i in items if i.get_closest_marker("study") or i.get_closest_marker("slow")]
     config.hook.pytest_deselected(items=skipped)
     items[:] = [i for i in items if i not in skipped]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs() -> Iterator[None]:
+    """Unload a file's programs: a system limits how many pieces of memory a process may have."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="module")

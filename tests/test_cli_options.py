@@ -125,7 +125,8 @@ def test_a_second_process_compiles_nothing_that_was_kept(tmp_path: Path) -> None
     code = "import sys; from dal_jax.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, *map(str, words)]
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    del environment["JAX_ENABLE_COMPILATION_CACHE"]
+    del environment["JAX_COMPILATION_CACHE_DIR"]
+    del environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"]
     answers, kept = [], []
     for _ in range(3):
         done = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -22,6 +22,7 @@ def _computed(folder: Path, instructions: str | None) -> dict[str, Any]:
     others = [f for f in os.environ.get("XLA_FLAGS", "").split() if not f.startswith(FLAG)]
     flags = others + ([FLAG + instructions] if instructions else [])
     environment = {**os.environ, "XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"}
+    environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # of other instructions
     run = subprocess.run(
         [sys.executable, HERE / "sameness_cases.py", folder],
         capture_output=True,

@@ -562,7 +562,8 @@ def test_the_points_are_those_of_the_oracle(name, single):
         one, two = found.searched, expected.searched
         assert one.status is two.status
         for a, b in ((one.truncation, two.truncation), (one.searched, two.searched)):
-            np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCE)
+            # Rounding decides whether pieces of some 1e-16 are there.
+            assert measure(subtract(a, b)) + measure(subtract(b, a)) <= TOLERANCE
         np.testing.assert_allclose(one.bounds, two.bounds, rtol=0, atol=10 * TOLERANCE)
         assert found.spacing == pytest.approx(expected.spacing, abs=1e-9, nan_ok=True)
         assert found[3:] == expected[3:]

@@ -47,9 +47,9 @@ def round_programs() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         "arrange": (rounds.arrange, points),
         "cells": (lanes.judge, (*stored, used, place, asked)),
         "judge": (rounds.judge, (used, nodes, cells, states)),
-        "bounds": (rounds.bounds, (used, judged, states)),
+        "bounds": (rounds.bounds, (used, judged.pieces, judged.holds, states)),
         "choose": (rounds.choose[64], (used, nodes, judged, states, bounds)),
-        "conclude": (rounds.conclude, (used, judged.pieces, judged.holds, states, shape(LINES))),
+        "interval": (rounds.interval, (used, judged.pieces, judged.holds, states, shape(LINES))),
     }
 
 
@@ -58,7 +58,7 @@ def text_of(program: Any, arguments: tuple[Any, ...]) -> str:
 
 
 @pytest.mark.parametrize(
-    "name", ["images", "store", "arrange", "cells", "judge", "bounds", "choose", "conclude"]
+    "name", ["images", "store", "arrange", "cells", "judge", "bounds", "choose", "interval"]
 )
 def test_a_round_never_asks_the_host(name: str) -> None:
     with exact_arithmetic():
@@ -79,7 +79,7 @@ def test_the_choice_is_compiled_once_for_all_sizes_of_images() -> None:
     programs = _rounds._programs_for(mesh)
 
     def compiled() -> list[int]:
-        every = [programs.arrange, programs.judge, programs.choose[64], programs.conclude]
+        every = [programs.arrange, programs.judge, programs.choose[64], programs.interval]
         return [program._cache_size() for program in every]
 
     counts = []

@@ -105,9 +105,11 @@ class _Round:
             shares = CellShares(*map(np.asarray, shares))
         self._nodes: Nodes = nodes
         self._judged: Judged = programs.judge(self._used, nodes, shares, states)
-        self._bounds = np.full((len(place), 3), np.nan)
-        if any(search.needs_bounds for search in searches):
-            self._bounds = programs.bounds(self._used, self._judged, states)
+        self._has_bounds = any(search.needs_bounds for search in searches)
+        self._bounds: Any = np.full((len(place), 3), np.nan)
+        if self._has_bounds:
+            pieces, holds = self._judged.pieces, self._judged.holds
+            self._bounds = programs.bounds(self._used, pieces, holds, states)
         self._chosen: Chosen = self._choose(states, ROOM)
         self._fetched: Any = None  # outcome on the host, if a search needs it
 
@@ -167,10 +169,11 @@ class _Round:
         searches = [self._searches[number] for number in numbers]
         states = np.array([search.state for search in searches])
         confidence = np.array([search.request.confidence for search in searches])
-        found = self._programs.conclude(
-            np.array([len(ended)]), pieces, judged.holds[rows], states, confidence
-        )
-        bounds, interval = map(np.asarray, found)
+        first, holds = np.array([len(ended)]), judged.holds[rows]
+        interval = np.asarray(self._programs.interval(first, pieces, holds, states, confidence))
+        bounds = self._fetched[2][rows]
+        if not self._has_bounds:
+            bounds = np.asarray(self._programs.last_bounds(first, pieces, holds, states))
         for row, number in enumerate(ended):
             self._searches[number].conclude(bounds[row], interval[row])
 
@@ -191,7 +194,9 @@ class _Programs(NamedTuple):
     judge: Any
     bounds: Any
     choose: Any  # by room
-    conclude: Any
+    # Of the few that end at a time:
+    last_bounds: Any
+    interval: Any
 
 
 class _ByRoom(dict[int, Any]):
@@ -224,9 +229,10 @@ def _programs_for(mesh: Mesh) -> _Programs:
     return _Programs(
         mapped(_arrange, 2),
         mapped(_judge, 3),
-        mapped(_bounds, 2),
+        mapped(_bounds, 3),
         _ByRoom(lambda room: mapped(partial(_choose, room), 4)),
-        mapped(_conclude, 4, first),  # of the few that end at a time
+        mapped(_bounds, 3, first),
+        mapped(_interval, 4, first),
     )
 
 
@@ -239,15 +245,13 @@ def _judge(nodes: Nodes, shares: CellShares, state: Array) -> Judged:
     return judge_sets(nodes, shares, LineState(*state))
 
 
-def _bounds(judged: Judged, state: Array) -> Array:
-    return p_bounds(judged.pieces, seen_of(LineState(*state)), judged.holds)
+def _bounds(pieces: Pieces, holds: Array, state: Array) -> Array:
+    return p_bounds(pieces, seen_of(LineState(*state)), holds)
 
 
 def _choose(room: int, nodes: Nodes, judged: Judged, state: Array, bounds: Array) -> Chosen:
     return choose(nodes, judged, LineState(*state), bounds, room)
 
 
-def _conclude(pieces: Pieces, holds: Array, state: Array, confidence: Array) -> tuple[Array, Array]:
-    seen = seen_of(LineState(*state))
-    bounds = p_bounds(pieces, seen, holds)
-    return bounds, mean_effect(pieces, seen, confidence, holds)
+def _interval(pieces: Pieces, holds: Array, state: Array, confidence: Array) -> Array:
+    return mean_effect(pieces, seen_of(LineState(*state)), confidence, holds)
