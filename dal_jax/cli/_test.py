@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,9 +21,12 @@ from dal_jax.cli._output import need_figures
 from dal_jax.cli._spec import TestSpec, expand_patterns, read_spec
 from dal_jax.inspection import (
     Inspection,
+    StreamRow,
     ViewResult,
+    drift_warning,
     inspect_folder,
     stage_progress,
+    watch_folder,
 )
 from dal_jax.localizers import DETECTOR_FORM, FORM, detector_named
 from dal_jax.report import NOT_VALID, format_difference, format_p
@@ -108,15 +112,26 @@ Overlays = Annotated[
     bool,
     typer.Option("--overlays/--no-overlays", help="Write a picture of each image to --out."),
 ]
+Watch = Annotated[
+    float | None,
+    typer.Option(
+        "--watch",
+        metavar="SECONDS",
+        help="FOLDER: test new images as they come, until Ctrl-C, looking at the folder this "
+        "often. stream.csv in --out holds them in order, with discoveries at a false discovery "
+        "rate of --alpha, and there is a warning when images drift.",
+    ),
+]
 # Options that a model trained with --data has fixed; the alternative is that of the calibration.
 _FIXED = (
     *("noise", "threshold", "draws"),
     *("region", "alternative", "randomization"),
 )
+_PROCESSES = ("coordinator", "num_processes", "process_id")
 # Options that are allowed beside --spec, since its file does not hold them.
 _BESIDE = (
     *("spec", "out", "maps", "overlays", "json", "cache"),
-    *("coordinator", "num_processes", "process_id"),
+    *_PROCESSES,
 )
 
 # Columns of the table of one image.
@@ -152,6 +167,7 @@ def test(
     maps: Maps = False,
     decide_by: DecideBy = None,
     overlays: Overlays = True,
+    watch: Watch = None,
     cache: options.Cache = None,
     coordinator: options.Coordinator = None,
     num_processes: options.NumProcesses = None,
@@ -178,9 +194,11 @@ def test(
                 "FOLDER: expected --model with it, and no --spec, --image, --reference"
             )
         options.refuse(context, _FIXED, "with FOLDER, the model has fixed it")
+        if watch is not None:
+            options.refuse(context, _PROCESSES, "with --watch, which is one process")
         inspect = partial(inspect_folder, folder, model, localizer=localizer, decide_by=decide_by)
     else:
-        options.refuse(context, ("decide_by",), "without FOLDER")
+        options.refuse(context, ("decide_by", "watch"), "without FOLDER")
         if spec is not None:
             given = [name for name in context.params if name not in _BESIDE]
             options.refuse(context, given, "with --spec, the file says it")
@@ -204,25 +222,55 @@ def test(
         _say_tested_references(wanted)
         inspect = wanted.inspect
         how, devices, batch_size = wanted.options, wanted.devices, wanted.batch_size
+    common: dict[str, Any] = {
+        "alpha": 0.05 if how.alpha is None else how.alpha,
+        "overlays": overlays,
+        "maps": maps,
+        "devices": devices,
+        "batch_size": batch_size,
+    }
+    how = replace(how, alpha=None)
+    if watch is not None:
+        if folder is None or model is None or out is None:
+            raise InputError("--watch: expected --out with it, where the stream is written")
+        common |= {"localizer": localizer, "decide_by": decide_by, "every": watch}
+        _follow(watch_folder(folder, model, out, how, **common), json)
+        return
     host = join_hosts(coordinator, num_processes, process_id)
     with tqdm(unit="view", file=sys.stderr, disable=host.index > 0 or None) as bar:
-        found = inspect(
-            out,
-            replace(how, alpha=None),
-            alpha=0.05 if how.alpha is None else how.alpha,
-            overlays=overlays,
-            maps=maps,
-            host=host,
-            devices=devices,
-            batch_size=batch_size,
-            progress=stage_progress(bar),
-        )
+        found = inspect(out, how, host=host, progress=stage_progress(bar), **common)
     if host.index == 0:
         _say(found, json)
         if not found.tally.decisions.keys() - {NOT_VALID}:
             message = next((one.message for one in found.images if one.message), "see the tables")
             raise InputError(f"no image has a valid result: {message}")
     leave_hosts()
+
+
+def _follow(stream: Iterator[tuple[Inspection, list[StreamRow]]], json: bool) -> None:
+    """Print the images of a stream as they come."""
+    done, warned = 0, False
+    for found, rows in stream:
+        new, done = rows[done:], len(rows)
+        for row in new:
+            if json:
+                typer.echo(dumps(row._asdict()))
+                continue
+            what = "DISCOVERY" if row.discovery else "-"
+            level = (
+                "" if math.isnan(row.level) else f"p {row.p_adjusted:.2g}, level {row.level:.2g}"
+            )
+            typer.echo(f"{row.number:6d}  {what:9s}  {row.name}  {level or 'no region'}")
+        discoveries = sum(row.discovery for row in rows)
+        print(
+            f"{len(rows)} images, {discoveries} discoveries at a false discovery rate of "
+            f"{found.options.alpha:g}; drift {rows[-1].drift:.2g}",
+            file=sys.stderr,
+        )
+        warning = drift_warning(rows)
+        if warning and not warned:
+            print(warning, file=sys.stderr)
+        warned = bool(warning)
 
 
 def _say_tested_references(wanted: TestSpec) -> None:

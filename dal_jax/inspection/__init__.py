@@ -34,6 +34,14 @@ from dal_jax.inspection._results import decide as decide
 from dal_jax.inspection._results import image_result as image_result
 from dal_jax.inspection._results import tally as tally
 from dal_jax.inspection._results import view_results as view_results
+from dal_jax.inspection._stream import DRIFT_LEVEL as DRIFT_LEVEL
+from dal_jax.inspection._stream import STREAM as STREAM
+from dal_jax.inspection._stream import StreamRow as StreamRow
+from dal_jax.inspection._stream import drift_martingale as drift_martingale
+from dal_jax.inspection._stream import drift_warning as drift_warning
+from dal_jax.inspection._stream import online_levels as online_levels
+from dal_jax.inspection._stream import stream_rows as stream_rows
+from dal_jax.inspection._stream import watch_folder as watch_folder
 from dal_jax.inspection._train import Learned as Learned
 from dal_jax.inspection._train import LearnedViews as LearnedViews
 from dal_jax.inspection._train import learn as learn

@@ -235,7 +235,12 @@ def _calibrated(
     calibration = fit_calibration(records, groups)
     most = max(listed[k].num_views for k in kept)
     by = decider(own_rates, calibration, most)
-    calibration = replace(calibration, decide_by=by, unchecked=unchecked(own_rates))
+    calibration = replace(
+        calibration,
+        decide_by=by,
+        unchecked=unchecked(own_rates),
+        object_scores=_object_scores([listed[k] for k in kept], records),
+    )
     told = verdict(own_rates, control_rates, fit, profile.noise_kind, calibration, most)
     return Calibrated(
         calibration,
@@ -313,6 +318,19 @@ def by_distance(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         }
         for low, high in pairwise((0.0, 1.0, 2.0, 3.0, np.inf))
     ]
+
+
+def _object_scores(
+    listed: Sequence[ViewRef], records: Sequence[dict[str, Any]]
+) -> tuple[float, ...]:
+    """Return the largest score of the first image of each object that has one."""
+    scores: dict[str, dict[str, float]] = {}
+    for one, record in zip(listed, records, strict=True):
+        if np.isfinite(record["max_score"]):
+            own = scores.setdefault(one.sample.group, {})
+            name, score = one.sample.name, record["max_score"]
+            own[name] = max(own.get(name, score), score)
+    return tuple(next(iter(own.values())) for own in scores.values())
 
 
 def _need_objects(data: DataSet, groups: Sequence[str]) -> None:

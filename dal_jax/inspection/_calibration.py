@@ -77,6 +77,7 @@ class Calibration:
     num_groups: int  # number of physical objects that the views show
     decide_by: str = "selective"  # method that decides unless another one is requested
     unchecked: bool = False  # too few normal views to check whether raw p-values hold the level
+    object_scores: tuple[float, ...] = ()  # largest score of the first image of each object
 
     @property
     def deciding(self) -> tuple[NullLaw | Ranks, ...]:
@@ -415,6 +416,7 @@ def load_calibration(directory: Path) -> Calibration | None:
             num_groups=int(facts["num_groups"]),
             decide_by={name: name for name in METHODS}[facts.get("decide_by", "selective")],
             unchecked=bool(facts.get("unchecked", False)),
+            object_scores=tuple(facts.get("object_scores", ())),
         )
 
 
