@@ -20,6 +20,7 @@ from dal_jax.inspection import (
     inspect_folder,
     load_calibration,
     online_levels,
+    page,
     stream_rows,
     watch_folder,
 )
@@ -219,6 +220,8 @@ def test_a_folder_that_fills(calibrated, tmp_path, capsys):
     alone = {one.name: one.p_adjusted for one in plain.images}
     for row in longer:
         assert row.name == "a.png" or row.p_adjusted == pytest.approx(alone[row.name], nan_ok=True)
+    text = page(out).path.read_text()
+    assert "As a stream of 4 images" in text and "No drift of the images shows" in text
     lines = (out / STREAM).read_text().splitlines()
     assert lines[0].split(",") == list(StreamRow._fields) and len(lines) == 5
     assert (

@@ -40,6 +40,7 @@ from dal_jax.inspection._stream import StreamRow as StreamRow
 from dal_jax.inspection._stream import drift_martingale as drift_martingale
 from dal_jax.inspection._stream import drift_warning as drift_warning
 from dal_jax.inspection._stream import online_levels as online_levels
+from dal_jax.inspection._stream import read_stream as read_stream
 from dal_jax.inspection._stream import stream_rows as stream_rows
 from dal_jax.inspection._stream import watch_folder as watch_folder
 from dal_jax.inspection._train import Learned as Learned

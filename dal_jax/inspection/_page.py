@@ -36,6 +36,7 @@ from dal_jax.inspection._page_sections import (
     summary,
 )
 from dal_jax.inspection._results import TABLE, ViewResult, picture_name, region_number
+from dal_jax.inspection._stream import drift_warning, read_stream
 from dal_jax.report import (
     NO_REGION,
     NOT_SIGNIFICANT,
@@ -128,6 +129,7 @@ def page(
         summary=counted,
         tested=tested,
         trust=trust,
+        stream=_stream(Path(directory)),
         notices=_notices(tested, known),
         figures=[] if trust is None else _figures(trust),
         pictures=shown,
@@ -160,6 +162,19 @@ def _page(
         dict(counted["decisions"]),
         counted["words"],
     )
+
+
+def _stream(directory: Path) -> dict[str, Any] | None:
+    """Return what the page says of a stream of images; None if the images were no stream."""
+    rows = read_stream(directory)
+    if not rows:
+        return None
+    return {
+        "images": len(rows),
+        "discoveries": sum(row.discovery for row in rows),
+        "drift": f"{max(row.drift for row in rows):.3g}",
+        "warning": drift_warning(rows),
+    }
 
 
 def _template() -> Any:

@@ -164,6 +164,14 @@ def stream_rows(
 
     Raises:
         InputError: The package online-fdr is not installed.
+
+    Example:
+        >>> from dal_jax.inspection import ImageResult, InspectOptions, Tally
+        >>> image = ImageResult("a.png", "unknown", "a", "significant", 1e-9, 1, 1, 1, 0)
+        >>> counts = Tally(1, 1, 1, {}, "")
+        >>> found = Inspection(None, InspectOptions(), [], [image], {}, counts, 1, [], {})
+        >>> stream_rows(found)[0].discovery
+        True
     """
     rows, seen = list(earlier), {row.name for row in earlier}
     largest: dict[str, float] = {}
@@ -236,7 +244,7 @@ def watch_folder(
         )
     calibration = options.get("calibration") or load_calibration(model)
     baseline = () if calibration is None else calibration.object_scores
-    rows = _read_rows(out)
+    rows = read_stream(out)
     before: dict[str, tuple[int, int]] = {}
     once = _NewLines()
     while True:
@@ -325,7 +333,22 @@ def _write_rows(directory: Path, rows: Sequence[StreamRow]) -> None:
     write_text(directory / STREAM, csv_text(plain))
 
 
-def _read_rows(directory: Path) -> list[StreamRow]:
+def read_stream(directory: Path) -> list[StreamRow]:
+    """Read the rows of a stream.
+
+    Args:
+        directory: Directory of the results.
+
+    Returns:
+        The rows, exactly as they were; none if the images were no stream.
+
+    Raises:
+        InputError: The file is damaged.
+
+    Example:
+        >>> read_stream(Path("nowhere"))
+        []
+    """
     path = directory / _ROWS
     if not path.is_file():
         return []
