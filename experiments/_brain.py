@@ -103,7 +103,7 @@ def write_patients(folder: Path, plan: BrainPlan, head: np.ndarray | None = None
     tested = cases_to_test(cases)
     if len(tested) <= len(plan.contrasts):
         raise InputError(
-            f"patients is {plan.patients}, too few for {len(plan.contrasts)} contrasts"
+            f"patients: got {plan.patients}, too few for {len(plan.contrasts)} contrasts"
         )
     levels = (0.0, *plan.contrasts)
     lesions = {case: levels[k % len(levels)] for k, case in enumerate(tested)}

@@ -303,7 +303,7 @@ def test_data_that_cannot_be_written_leave_nothing(tmp_path: Path, monkeypatch: 
         write_textures(tmp_path / "t", "grass", TexturePlan(tested=98))
     with pytest.raises(InputError, match="kind 'sand'"):
         write_textures(tmp_path / "t", "sand", TEXTURES)
-    with pytest.raises(InputError, match="patients is 4, too few for 4 contrasts"):
+    with pytest.raises(InputError, match="patients: got 4, too few for 4 contrasts"):
         write_patients(tmp_path / "p", BrainPlan(patients=4), head())
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install \"dal-jax\[brain\]\""):

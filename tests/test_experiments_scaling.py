@@ -218,7 +218,7 @@ def test_the_memory_of_a_gpu_is_left_to_the_measurements(monkeypatch: pytest.Mon
     monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
     scaling._check_memory()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    with pytest.raises(InputError, match="XLA_PYTHON_CLIENT_PREALLOCATE is 'true'"):
+    with pytest.raises(InputError, match="XLA_PYTHON_CLIENT_PREALLOCATE: got 'true'"):
         scaling._check_memory()
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     scaling._check_memory()
