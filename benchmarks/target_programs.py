@@ -183,6 +183,40 @@ def judging(case: Case) -> Traced:
     return Traced(program, lines.rows, lines.margin.dtype.name, lines.allowed)
 
 
+def choosing(case: Case, name: str) -> Traced | str:
+    """Trace a program of the choice of points of each line, by its name in `_rounds._Programs`."""
+    import jax
+    import numpy as np
+
+    from dal_jax.search import _rounds
+    from dal_jax.search._cells import CellShares
+    from dal_jax.search._choice import LineState
+
+    if case.on_tpu:
+        return "a TPU has no float64: the host's processor chooses"
+    lines, apart = line_shapes(case), case.placements()[1]
+    programs, size = _rounds._programs_for(apart.mesh), _rounds.POINTS
+
+    def shapes(program: Any, *arguments: Any) -> Any:
+        return case.arrays(jax.eval_shape(program, *arguments), apart)
+
+    used = jax.ShapeDtypeStruct((len(case.devices),), np.dtype("int64"), sharding=apart)
+    states, bounds = lines.array(len(LineState._fields)), lines.array(3)
+    points = used, lines.array(4, size), lines.array(dtype="int64")
+    nodes, _ = shapes(programs.arrange, *points)
+    cells = CellShares(*(lines.array(size - 1) for _ in CellShares._fields))
+    judged = shapes(programs.judge, used, nodes, cells, states)
+    known = used, judged.pieces, judged.holds, states
+    program, arguments = {
+        "arrange": (programs.arrange, points),
+        "judge": (programs.judge, (used, nodes, cells, states)),
+        "bounds": (programs.bounds, known),
+        "choose": (programs.choose[_rounds.ROOM], (used, nodes, judged, states, bounds)),
+        "interval": (programs.interval, (*known, lines.array())),
+    }[name]
+    return Traced(program.trace(*arguments), lines.rows, "float64", lines.allowed)
+
+
 def exact(case: Case) -> Traced | str:
     """Trace the rounds of the scan, the exact engine whose windows are visited on the device."""
     import jax
@@ -252,6 +286,11 @@ PROGRAMS = {
     "images": Program(imaging),
     "store": Program(storing),
     "judge": Program(judging),
+    "arrange": Program(partial(choosing, name="arrange")),
+    "sets": Program(partial(choosing, name="judge")),
+    "bounds": Program(partial(choosing, name="bounds")),
+    "choose": Program(partial(choosing, name="choose")),
+    "interval": Program(partial(choosing, name="interval")),
     "exact": Program(exact),
     "training": Program(training, exact=False),
 }

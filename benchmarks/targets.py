@@ -33,6 +33,11 @@ USES = {
     "images": EVALUATIONS,
     "store": EVALUATIONS,
     "judge": ROUNDS,
+    "arrange": ROUNDS,
+    "sets": ROUNDS,
+    "bounds": ROUNDS,
+    "choose": ROUNDS,
+    "interval": 1,
 }
 PROGRAMS = (*USES, "exact", "training")
 
