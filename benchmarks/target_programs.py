@@ -70,8 +70,8 @@ class Case:
             return open_subject(Subject(self.size))[0]
 
 
-def evaluation(case: Case, dtype: str) -> Traced | str:
-    """Trace the evaluator, with as many images as fit."""
+def evaluation(case: Case, dtype: str, reconstruct: bool = False) -> Traced | str:
+    """Trace the evaluator, with as many images as fit their scores."""
     from dal_jax._arrays import cast_floats
     from dal_jax.search import Functions
     from dal_jax.search._evaluator import TRIAL_LANES, lanes_within, traced_evaluation
@@ -86,7 +86,7 @@ def evaluation(case: Case, dtype: str) -> Traced | str:
     trial = at(TRIAL_LANES)[1].lower().compile().memory_analysis().temp_size_in_bytes
     lanes = lanes_within(case.target.chip.memory, trial / TRIAL_LANES, case.size**2)
     allowed = "arithmetic" if dtype == "float64" else "none"
-    return Traced(at(lanes)[1], lanes, dtype, allowed)
+    return Traced(at(lanes, reconstruct)[1], lanes, dtype, allowed)
 
 
 class LineShapes(NamedTuple):
@@ -282,6 +282,7 @@ class Program(NamedTuple):
 PROGRAMS = {
     "evaluator": Program(partial(evaluation, dtype="float32")),
     "evaluator-float64": Program(partial(evaluation, dtype="float64")),
+    "reconstruction": Program(partial(evaluation, dtype="float64", reconstruct=True)),
     "open": Program(opening),
     "images": Program(imaging),
     "store": Program(storing),

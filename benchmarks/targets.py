@@ -29,6 +29,7 @@ EVALUATIONS, WIDE, ROUNDS = 48, 6, 8
 USES = {
     "evaluator": EVALUATIONS - WIDE,
     "evaluator-float64": WIDE,
+    "reconstruction": 1,
     "open": 1,
     "images": EVALUATIONS,
     "store": EVALUATIONS,

@@ -72,7 +72,9 @@ def test_scores_and_reconstructions_are_those_of_the_localizer(name):
     evaluate, images = evaluator(localizer), pictures(localizer, 5)
     assert evaluate(images, None, "float32").reconstruction is None
     narrow, wide = (scores(evaluate, images, dtype) for dtype in ("float32", "float64"))
-    reconstructions = np.asarray(evaluate(images, None, "float64").reconstruction)
+    found = evaluate(images, None, "float64", reconstruct=True)
+    np.testing.assert_array_equal(np.asarray(found.score)[:5], wide)
+    reconstructions = np.asarray(found.reconstruction)
     for number, image in enumerate(images):
         score, reconstruction = localizer.evaluate(image)
         # Sums of a few dozen terms of about 1, in other orders.

@@ -26,7 +26,7 @@ class Doubling:
     def capacity(self, dtype):
         return self.size
 
-    def __call__(self, images, draws, dtype):
+    def __call__(self, images, draws, dtype, reconstruct=False):
         assert 1 <= len(images) <= self.size
         self.calls.append((dtype, len(images)))
         empty = np.full((self.size - len(images), *images.shape[1:]), np.nan)
@@ -34,9 +34,8 @@ class Doubling:
         moved = 0.0
         if draws is not None:
             moved = np.concatenate([draws, np.zeros(self.size - len(draws))])[:, None, None]
-        wide = dtype == "float64"
         score: Any = 2 * images.sum(-1) + moved
-        reconstruction: Any = -images if wide else None
+        reconstruction: Any = -images if reconstruct else None
         return Evaluated(score, reconstruction)
 
 

@@ -95,7 +95,7 @@ def bare_seconds(evaluator: Evaluator, dtype: str, images: np.ndarray) -> float:
         >>> bare_seconds(Evaluator(functions, (), ()), "float32", np.zeros((1, 4, 4, 1))) > 0
         True
     """
-    program, prepared = evaluator._program(dtype)
+    program, prepared = evaluator._program(dtype, False)
     count = evaluator.capacity(dtype)
     batch = np.resize(images, (count, *images.shape[1:])).astype(dtype)
     with exact_arithmetic():
@@ -136,11 +136,11 @@ def counted_calls() -> Iterator[Counter[str]]:
     original = Evaluator.__call__
 
     def counting(
-        self: Evaluator, images: Any, draws: Any, dtype: str, count: int | None = None
+        self: Evaluator, images: Any, draws: Any, dtype: str, count: int | None = None, **how: Any
     ) -> Any:
         counts[f"calls {dtype}"] += 1
         counts[f"images {dtype}"] += len(images) if count is None else count
-        return original(self, images, draws, dtype, count)
+        return original(self, images, draws, dtype, count, **how)
 
     Evaluator.__call__ = counting  # type: ignore[method-assign]
     try:

@@ -71,7 +71,7 @@ class Evaluated(NamedTuple):
     """Arrays on the devices, perhaps still being computed."""
 
     score: Array  # (capacity, H, W)
-    reconstruction: Array | None  # (capacity, H, W, C), with float64 only
+    reconstruction: Array | None  # (capacity, H, W, C), where it was asked for
 
 
 class _Program(NamedTuple):
@@ -127,7 +127,7 @@ class Evaluator:
         self._functions, self._own = functions, own_draws
         self._fixed = (params, () if own_draws else draws)
         self._one_draws = draws
-        self._bound: dict[str, tuple[_Program, Any]] = {}
+        self._bound: dict[tuple[str, bool], tuple[_Program, Any]] = {}
 
     def capacity(self, dtype: str) -> int:
         """Return the number of images of one call.
@@ -140,7 +140,7 @@ class Evaluator:
         """
         if self._host is not None:
             return self._host.batch_size
-        return self._program(dtype)[0].lanes * len(_devices_for(self._devices, dtype))
+        return self._program(dtype, False)[0].lanes * len(_devices_for(self._devices, dtype))
 
     @property
     def devices(self) -> tuple[Any, ...]:
@@ -154,6 +154,7 @@ class Evaluator:
         draws: PyTree,
         dtype: str,
         count: int | None = None,
+        reconstruct: bool = False,
     ) -> Evaluated:
         """Start the evaluation of up to `capacity` images.
 
@@ -163,19 +164,22 @@ class Evaluator:
             dtype: "float32" or "float64".
             count: Number of images that are not padding; None for all. Nothing depends on it but
                 the work of a `HostScore`.
+            reconstruct: Whether to return the reconstructions, too; NaN of a `HostScore`.
 
         Returns:
             The outputs, of which the first k rows are valid.
         """
         if self._host is not None:
             return self._on_host(self._host, images, count)
-        program, prepared = self._program(dtype)
         own = cast_floats(draws, dtype) if self._own else ()
         if isinstance(images, np.ndarray):
             capacity = self.capacity(dtype)
             own, images = jax.tree.map(lambda v: _pad(v, capacity), (own, images.astype(dtype)))
-        outputs = program.apply(prepared, own, images)
-        return Evaluated(outputs[0], outputs[1] if len(outputs) > 1 else None)
+        found = []
+        for kind in (False, True)[: 1 + reconstruct]:
+            program, prepared = self._program(dtype, kind)
+            found.append(program.apply(prepared, own, images))
+        return Evaluated(found[0], found[1] if reconstruct else None)
 
     def _on_host(self, host: HostScore, images: Any, count: int | None) -> Evaluated:
         given = np.asarray(images)[:count]
@@ -185,18 +189,20 @@ class Evaluator:
         nothing: Any = np.broadcast_to(np.nan, images.shape)
         return Evaluated(score, nothing)
 
-    def _program(self, dtype: str) -> tuple[_Program, Any]:
-        if dtype not in self._bound:
-            self._bind(dtype)
-        return self._bound[dtype]
+    def _program(self, dtype: str, reconstruct: bool) -> tuple[_Program, Any]:
+        if (dtype, reconstruct) not in self._bound:
+            self._bind(dtype, reconstruct)
+        return self._bound[dtype, reconstruct]
 
     @exact_arithmetic()
-    def _bind(self, dtype: str) -> None:
+    def _bind(self, dtype: str, reconstruct: bool) -> None:
         fixed = cast_floats(self._fixed, dtype)
         devices = _devices_for(self._devices, dtype)
         draws = tree_spec(cast_floats(self._one_draws, dtype)) if self._own else None
-        program = _program_for(self._functions, tree_spec(fixed), draws, dtype, devices)
-        self._bound[dtype] = program, program.prepare(fixed)
+        how = self._functions, tree_spec(fixed), draws, dtype, devices
+        # Both take the same images.
+        program = _reconstruction_for(*how) if reconstruct else _program_for(*how)
+        self._bound[dtype, reconstruct] = program, program.prepare(fixed)
 
 
 def _devices_for(devices: tuple[Any, ...], dtype: str) -> tuple[Any, ...]:
@@ -228,6 +234,14 @@ def _program_for(
     return _compile(functions, fixed, draws, dtype, devices, lanes)
 
 
+@lru_cache(maxsize=64)
+def _reconstruction_for(
+    functions: Functions, fixed: Any, draws: Any, dtype: str, devices: tuple[Any, ...]
+) -> _Program:
+    lanes = _program_for(functions, fixed, draws, dtype, devices).lanes
+    return _compile(functions, fixed, draws, dtype, devices, lanes, True)
+
+
 def lanes_within(memory: int, bytes_an_image: float, pixels: int) -> int:
     """Return the number of images that a device other than a CPU takes at a time.
 
@@ -242,18 +256,30 @@ def lanes_within(memory: int, bytes_an_image: float, pixels: int) -> int:
 
 
 def _compile(
-    functions: Functions, fixed: Any, draws: Any, dtype: str, devices: tuple[Any, ...], lanes: int
+    functions: Functions,
+    fixed: Any,
+    draws: Any,
+    dtype: str,
+    devices: tuple[Any, ...],
+    lanes: int,
+    reconstruct: bool = False,
 ) -> _Program:
-    prepare, traced = traced_evaluation(functions, fixed, draws, dtype, devices, lanes)
+    prepare, traced = traced_evaluation(functions, fixed, draws, dtype, devices, lanes, reconstruct)
     compiled = traced.lower().compile()
     analysis = compiled.memory_analysis()
     return _Program(prepare, compiled, lanes, getattr(analysis, "temp_size_in_bytes", 0))
 
 
 def traced_evaluation(
-    functions: Functions, fixed: Any, draws: Any, dtype: str, devices: tuple[Any, ...], lanes: int
+    functions: Functions,
+    fixed: Any,
+    draws: Any,
+    dtype: str,
+    devices: tuple[Any, ...],
+    lanes: int,
+    reconstruct: bool = False,
 ) -> tuple[Any, Any]:
-    """Trace the evaluation of `lanes` images on each device.
+    """Trace the scores, or the reconstructions, of `lanes` images on each device.
 
     Args:
         functions: Functions of the localizer.
@@ -262,20 +288,18 @@ def traced_evaluation(
         dtype: "float32" or "float64".
         devices: Devices, which need not be there.
         lanes: Number of images of a device.
+        reconstruct: Whether to trace the reconstructions.
 
     Returns:
         The function that prepares the parameters, and the traced program, not yet compiled.
     """
-    wanted = [functions.score]
-    if dtype == "float64":  # the observed images, whose reconstructions are shown
-        wanted.append(functions.reconstruct)
+    function: Any = functions.reconstruct if reconstruct else functions.score
 
-    def evaluate(given: Any, moving: Any) -> list[Array]:
+    def evaluate(given: Any, moving: Any) -> Array:
         params, shared = given
         own, images = moving
         axes = (None, None, 0) if draws is None else (None, 0, 0)
-        every = shared if draws is None else own
-        return [jax.vmap(function, axes)(params, every, images) for function in wanted]
+        return jax.vmap(function, axes)(params, shared if draws is None else own, images)
 
     def moving(count: int) -> Any:
         own = () if draws is None else tree_from_spec(draws)
@@ -285,9 +309,9 @@ def traced_evaluation(
     # The functions are traced for these devices, not for the default platform: the host computes
     # the float64 of a TPU.
     with jax.default_device(devices[0]):
-        scores = jax.eval_shape(evaluate, tree_from_spec(fixed), moving(1))[0].shape[1:]
-        if scores != functions.image_shape[:2]:
-            raise InputError(f"localizer has scores {scores}, expected {functions.image_shape[:2]}")
+        shape: Any = jax.eval_shape(evaluate, tree_from_spec(fixed), moving(1)).shape[1:]
+        if not reconstruct and shape != functions.image_shape[:2]:
+            raise InputError(f"localizer has scores {shape}, expected {functions.image_shape[:2]}")
         prepare, apply = split_known(evaluate, tree_from_spec(fixed), moving(lanes))
     mesh = Mesh(np.array(devices), ("lanes",))
     everywhere, apart = NamedSharding(mesh, P()), NamedSharding(mesh, P("lanes"))

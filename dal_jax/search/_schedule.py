@@ -285,7 +285,10 @@ class _Batches:
         groups = waiting.take(self._capacity_of(dtype))
         images = np.concatenate([ticket.request.images[rows] for ticket, rows in groups])
         draws = _stacked([ticket.request.draws for ticket, rows in groups for _ in rows])
-        outputs = self._evaluator(images, draws, dtype)
+        shown = any(
+            ticket.request.reconstruct and len(ticket.score) - 1 in rows for ticket, rows in groups
+        )
+        outputs = self._evaluator(images, draws, dtype, reconstruct=shown)
         return _Call(groups, outputs, np.arange(len(images)))
 
     def _start_points(self, waiting: _Queue, dtype: str) -> _Call:
