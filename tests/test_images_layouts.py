@@ -659,3 +659,24 @@ def test_masks_of_floats_that_mean_nothing_are_refused(tmp_path: Path, top: floa
     assert read_mask(tmp_path / "m.npy").sum() == 1
     np.save(tmp_path / "m.npy", np.zeros((2, 2)))
     assert not read_mask(tmp_path / "m.npy").any()
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (np.array([[0, -1]], np.int16), "smallest value -1, expected 0 or more"),
+        (np.array([[0.0, -0.5]]), "smallest value -0.5, expected 0 or more"),
+        (np.array([[[0, 0, 0], [0, 255, -9]]], np.int16), "smallest value -9, expected 0 or more"),
+        (np.array([[0, 1j]]), "values of type complex128, expected numbers"),
+    ],
+    ids=["ignored", "floats", "colours", "complex"],
+)
+def test_masks_are_numbers_of_0_or_more(tmp_path: Path, values: np.ndarray, told: str) -> None:
+    np.save(tmp_path / "m.npy", values)
+    for labels in (False, True):
+        with pytest.raises(InputError, match=told):
+            read_mask(tmp_path / "m.npy", labels)
+    np.save(tmp_path / "test.npy", np.zeros((1, 1, 2)))
+    np.save(tmp_path / "masks.npy", values[None])
+    with pytest.raises(InputError, match=told):
+        open_data(tmp_path, "arrays")

@@ -200,11 +200,10 @@ def read_mask(path: str | Path, labels: bool = False) -> np.ndarray:
     pixels, alpha, entries = _decode(path)
     if pixels.ndim not in (2, 3) or pixels.size == 0 or pixels.shape[2:] not in ((), (1,), (3,)):
         raise InputError(f"mask {str(path)!r}: shape {pixels.shape}, expected (H, W) or (H, W, 3)")
-    if pixels.dtype.kind not in "buif":
-        raise InputError(f"mask {str(path)!r}: values of type {pixels.dtype}, expected numbers")
     channels = pixels.reshape(*pixels.shape[:2], -1)
     coloured = bool((channels != channels[..., :1]).any())
     indexed = entries is not None and coloured
+    _check_marks(channels, path)
     marked = to_mask(channels.max(-1), path, labels or indexed)
     if coloured and marked.all():
         raise InputError(f"mask {str(path)!r}: colours without black, expected black around marks")
@@ -222,6 +221,7 @@ def read_mask(path: str | Path, labels: bool = False) -> np.ndarray:
 
 def to_mask(values: np.ndarray, path: str | Path, labels: bool = False) -> np.ndarray:
     """Return the mask of stored values of any shape, as `read_mask`; the path is for errors."""
+    _check_marks(values, path)
     whole, top = values.dtype.kind in "biu", float(values.max(initial=0))
     if labels or (whole and top <= 1):
         return values != 0
@@ -231,3 +231,12 @@ def to_mask(values: np.ndarray, path: str | Path, labels: bool = False) -> np.nd
         expected = f"0 and 1, or up to {full:g}"
         raise InputError(f"mask {str(path)!r}: largest value {top:g}, expected {expected}")
     return marked
+
+
+def _check_marks(values: np.ndarray, path: str | Path) -> None:
+    """Refuse values of a mask that are no numbers of 0 or more, but for NaN."""
+    if values.dtype.kind not in "buif":
+        raise InputError(f"mask {str(path)!r}: values of type {values.dtype}, expected numbers")
+    low = float(values.min(initial=0))
+    if low < 0:
+        raise InputError(f"mask {str(path)!r}: smallest value {low:g}, expected 0 or more")

@@ -9,7 +9,7 @@ import numpy as np
 
 from dal_jax._errors import InputError
 from dal_jax._files import decoding
-from dal_jax.images._dicom import read_slice
+from dal_jax.images._dicom import plane, read_slice
 from dal_jax.images._folders import is_output
 from dal_jax.images._io import (
     check_channels,
@@ -213,6 +213,8 @@ def read_sample(dataset: DataSet, sample: Sample) -> tuple[np.ndarray, np.ndarra
 
 def _image(layout: str, sample: Sample) -> np.ndarray:
     if layout == "dicom":
+        if sample.slice is None:
+            plane(sample.path)  # why its place in the series is not known
         return read_slice(sample.path)[..., None]
     if layout == "arrays":
         row = scale_integers(_row(sample, sample.path, sample.split), sample.path)
