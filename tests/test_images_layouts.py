@@ -11,6 +11,7 @@ from dal_jax import InputError
 from dal_jax.images import (
     DataSet,
     Sample,
+    image_files,
     open_data,
     read_images,
     read_mask,
@@ -327,6 +328,109 @@ def test_labels_of_a_table_are_normal_in_other_words(tmp_path: Path) -> None:
     table.write_text(table.read_text().replace("test,normal", "test,OK"))
     data = open_data(root, category="candle")
     assert [s.label for s in data.samples] == ["normal"] * 3 + ["anomaly"]
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ("candle,train,anomaly,{image},{mask}", "label 'anomaly' of '{image}', which is for tr"),
+        ("candle,train,,{image},", "label '' of '{image}', which is for training"),
+        ("candle,test,normal,,", "image '' in row 6, expected a path"),
+        ("candle,test,normal,candle/./Data/Images/Normal/0002.JPG,", "in several rows, expected"),
+        ("candle,test,normal,candle/\0.JPG,", "file .* null byte"),
+    ],
+)
+def test_a_row_of_a_table_that_contradicts_its_split_is_refused(
+    tmp_path: Path, row: str, told: str
+) -> None:
+    root = visa_tree(tmp_path)
+    table = root / "split_csv" / "1cls.csv"
+    rows = [row for row in table.read_text().splitlines() if "Anomaly" not in row]
+    names = {"image": "candle/Data/Images/Anomaly/000.JPG", "mask": "candle/Data/Masks/000.png"}
+    table.write_text("\n".join([*rows, "pcb1,test,normal,x.png,", row.format(**names)]))
+    with pytest.raises(InputError, match=told.format(**names)) as caught:
+        open_data(root, category="candle")
+    assert "\n" not in str(caught.value)
+
+
+def test_spaces_around_the_cells_of_a_table_are_none(tmp_path: Path) -> None:
+    root = visa_tree(tmp_path)
+    expected = open_data(root, category="candle")
+    table = root / "split_csv" / "1cls.csv"
+    head, *rows = table.read_text().splitlines()
+    table.write_text("\n".join([head, *(row.replace(",", " , ") for row in rows)]))
+    assert open_data(root, category="candle") == expected
+
+
+def test_images_of_subfolders_are_neither_hidden_nor_results(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    paths = [picture(tmp_path / name) for name in ("a.png", "deep/b.png")]
+    picture(tmp_path / ".cache" / "c.png")
+    open_run(tmp_path / "old", fingerprint("tests"), 1, {})
+    picture(tmp_path / "old" / "overlays" / "a.png")
+    (tmp_path / "deep" / "again").symlink_to(tmp_path / "deep")
+    assert image_files(tmp_path, deep=True) == paths
+    told = "not used: earlier results (1): 'old'; linked folders (1): 'deep/again'\n"
+    assert capsys.readouterr().err.endswith(told)
+
+
+def test_links_in_circles_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "masks" / "a.png", spot())
+    for name in ("m1", "m2"):
+        (tmp_path / "masks" / name).symlink_to(".")
+    (tmp_path / "b.png").symlink_to("c.png")
+    (tmp_path / "c.png").symlink_to("b.png")
+    (tmp_path / "d.png").symlink_to(tmp_path.parent / "nowhere.png")
+    (tmp_path / "self").symlink_to(".")
+    assert [s.name for s in open_data(tmp_path).samples] == ["a.png"]
+    assert capsys.readouterr().err.endswith(
+        "not used: broken links (3): 'b.png', 'c.png', 'd.png'; "
+        "linked folders (3): 'masks/m1', 'masks/m2', 'self'\n"
+    )
+
+
+def test_names_that_leave_no_room_are_read(tmp_path: Path) -> None:
+    """Beside them no file can have the name of their mask, which is no reason to fail."""
+    long = "n" * 250
+    picture(tmp_path / "plain" / f"{long}.png")
+    picture(tmp_path / "plain" / long / "b.png")
+    assert len(open_data(tmp_path / "plain").samples) == 2
+    tree = mvtec_tree(tmp_path / "mvtec")
+    picture(tree / "test" / "bent wire" / f"{long}.png")
+    assert len(open_data(tree).samples) == 7
+    (tmp_path / "volumes").mkdir()
+    for name in (long, "b"):
+        image = nibabel.Nifti1Image(np.zeros((3, 4, 2), np.int16), np.eye(4))
+        nibabel.save(image, tmp_path / "volumes" / f"{name}.nii")
+    assert len(open_data(tmp_path / "volumes").samples) == 4
+    for read in (lambda path: read_images([path]), read_mask, open_data):
+        with pytest.raises(InputError, match="no such f"):
+            read(tmp_path / (2 * long))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+@pytest.mark.parametrize("rights", [0, 0o444])
+def test_folders_without_rights_are_left_out(
+    tmp_path: Path, rights: int, capsys: pytest.CaptureFixture
+) -> None:
+    plain, tree = tmp_path / "plain", mvtec_tree(tmp_path / "mvtec")
+    picture(plain / "a.png")
+    closed = [picture(plain / "s" / "b.png").parent, tree / "test" / "bent wire"]
+    for folder in closed:
+        folder.chmod(rights)
+    try:
+        for root, name, count in ((plain, "s", 1), (tree, "test/bent wire", 4)):
+            assert len(open_data(root).samples) == count
+            told = f"unreadable folders (1): {name!r}"
+            assert told in capsys.readouterr().err
+        assert image_files(plain, deep=True) == [plain / "a.png"]
+        with pytest.raises(InputError, match=r"no image in this folder|Permission denied"):
+            image_files(plain / "s")
+    finally:
+        for folder in closed:
+            folder.chmod(0o755)
 
 
 def test_plain_images_are_all_to_test(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """DICOM files: the grey values of a slice, its place, and the order of the slices of a series."""
 
 from collections.abc import Sequence
+from os.path import isdir, isfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from dal_jax._errors import InputError
 from dal_jax._files import decoding, optional
+from dal_jax.images._folders import listed
 from dal_jax.images._pictures import refusal
 
 # Relative tolerance of distances about the mean spacing, because positions are rounded to text.
@@ -50,7 +52,7 @@ def is_dicom(path: Path) -> bool:
 
 def dicom_files(folder: Path) -> list[Path]:
     """Return the DICOM files of a folder, in order of name."""
-    found = sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.is_file())
+    found = [path for path in listed(folder) if isfile(path)]
     # By name too, so that a damaged file is reported, not passed over.
     named = (".dcm", ".dicom")
     return [p for p in found if p.name != "DICOMDIR" and (is_dicom(p) or p.suffix.lower() in named)]
@@ -250,7 +252,7 @@ def read_series(path: Path) -> tuple[np.ndarray, np.ndarray]:
         InputError: A file is damaged or lacks its spacing or directions, or the slices are not
             those of one volume.
     """
-    files = dicom_files(path) if path.is_dir() else [path]
+    files = dicom_files(path) if isdir(path) else [path]
     if not files:
         raise InputError(f"folder {str(path)!r}: no DICOM file")
     planes = in_order([plane(file) for file in files], path)

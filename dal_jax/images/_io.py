@@ -3,6 +3,7 @@
 import csv
 import warnings
 from collections.abc import Callable
+from os.path import isfile
 from pathlib import Path
 from typing import Literal
 
@@ -121,7 +122,7 @@ def check_channels(pixels: np.ndarray, what: str) -> None:
 
 
 def _decode(path: Path) -> Picture:
-    if not path.is_file():
+    if not isfile(path):
         raise refusal(path, "no such file")
     reader = _reader(path)
     if reader is None:

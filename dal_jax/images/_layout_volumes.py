@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from os.path import isdir, isfile
 from pathlib import Path
 
 from dal_jax._errors import InputError
@@ -49,15 +50,15 @@ def brats2023(root: Path, choice: DataSelection) -> list[Sample]:
 
 def nifti(root: Path, choice: DataSelection) -> list[Sample]:
     """List a NIfTI or MGH file, or those of a folder; STEM_mask or STEM_seg marks STEM."""
-    base = root if root.is_dir() else root.parent
-    found = [p for p in entries(root, root) if is_volume(p)] if root.is_dir() else [root]
-    if root.is_dir():
+    base = root if isdir(root) else root.parent
+    found = [p for p in entries(root, root) if is_volume(p)] if isdir(root) else [root]
+    if isdir(root):
         found = [p for p in found if not _stem(p).endswith(("_mask", "_seg"))]
     listed = []
     for path in found:
         ends = [f"_{kind}{end}" for kind in ("mask", "seg") for end in VOLUME_ENDS]
         masks = [path.with_name(_stem(path) + end) for end in ends]
-        mask = next((inside(p, base) for p in masks if p.is_file()), None)
+        mask = next((inside(p, base) for p in masks if isfile(p)), None)
         listed += _slices(path, mask, base, choice, name_of(path, base), "anomalous")
     return listed
 
@@ -88,9 +89,9 @@ def arrays(root: Path, choice: DataSelection) -> list[Sample]:
     They are files train.npy, test.npy and masks.npy of a folder, arrays of one .npz file, or one
     .npy file, whose rows are all to test.
     """
-    if root.is_dir():
+    if isdir(root):
         files = {s: root / f"{s}.npy" for s in ("train", "test", "masks")}
-        files = {s: inside(p, root) for s, p in files.items() if p.is_file()}
+        files = {s: inside(p, root) for s, p in files.items() if isfile(p)}
         parts = {s: files[s] for s in ("train", "test") if s in files}
         mask, base = files.get("masks"), root
     else:
@@ -141,14 +142,14 @@ def _brats(
         if match:
             path = _brats_file(folder, joint + contrast, root)
             mask = _brats_file(folder, joint + "seg", root)
-            truth = mask if mask.is_file() else None
+            truth = mask if isfile(mask) else None
             found += _slices(path, truth, root, choice, match[1], "tumour")
     return found
 
 
 def _brats_file(folder: Path, end: str, root: Path) -> Path:
     paths = [folder / f"{folder.name}{end}{kind}" for kind in (".nii.gz", ".nii")]
-    return inside(next((path for path in paths if path.is_file()), paths[0]), root)
+    return inside(next((path for path in paths if isfile(path)), paths[0]), root)
 
 
 def _slices(
