@@ -504,6 +504,13 @@ TIFFS = [
     FileCase("TIFF", "RGB", "read: three channels", "x.tif", tiff(COLOUR, **RGB), in_range(COLOUR)),
     FileCase(
         "TIFF",
+        "RGB of one sample a pixel",
+        "1 samples a pixel, expected 3",
+        "x.tif",
+        patched(tiff(GREY, **FLAT), PhotometricInterpretation=2),
+    ),
+    FileCase(
+        "TIFF",
         "RGB, 16 bits, plane by plane",
         "read: three channels",
         "x.tif",
@@ -758,6 +765,14 @@ ARRAYS = [
         "x.npy",
         lambda path: np.save(path, CLEAR),
         in_range(CLEAR),
+    ),
+    FileCase(
+        ".npy",
+        "16 bits, either order of bytes",
+        "read: all 16 bits",
+        "x.npy",
+        lambda path: np.save(path, DEEP[..., 0].astype(">u2")),
+        in_range(DEEP[..., 0]),
     ),
     FileCase(
         ".npy",

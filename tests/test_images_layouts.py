@@ -1,8 +1,10 @@
 """Data sets in every layout, written as their authors publish them and read back."""
 
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -780,7 +782,100 @@ def test_masks_are_numbers_of_0_or_more(tmp_path: Path, values: np.ndarray, told
     for labels in (False, True):
         with pytest.raises(InputError, match=told):
             read_mask(tmp_path / "m.npy", labels)
-    np.save(tmp_path / "test.npy", np.zeros((1, 1, 2)))
-    np.save(tmp_path / "masks.npy", values[None])
-    with pytest.raises(InputError, match=told):
-        open_data(tmp_path, "arrays")
+
+
+def test_one_unclear_mask_of_a_stack_is_one_row(tmp_path: Path) -> None:
+    np.save(tmp_path / "test.npy", np.zeros((3, 2, 2), ">u2") + 9)
+    for value, told in ((-1, "smallest value -1"), (0.3, "largest value 0.3"), (np.nan, "nan")):
+        np.save(
+            tmp_path / "masks.npy", np.stack([np.eye(2), 0 * np.eye(2), np.full((2, 2), value)])
+        )
+        data = open_data(tmp_path)
+        assert [s.label for s in data.samples] == ["anomalous", "normal", "anomalous"]
+        assert read_sample(data, data.samples[0])[0].max() == 9 / 65535
+        with pytest.raises(InputError, match=rf"masks.npy#2': .*{told}"):
+            read_sample(data, data.samples[2])
+
+
+@pytest.mark.parametrize("kind", ["c16", "U3", "S3", "M8[s]", [("a", "u1")]])
+def test_masks_of_a_stack_are_numbers(tmp_path: Path, kind: Any) -> None:
+    np.save(tmp_path / "test.npy", np.zeros((1, 2, 2)))
+    np.save(tmp_path / "masks.npy", np.zeros((1, 2, 2), kind))
+    with pytest.raises(InputError, match=r"masks '.*masks.npy': values of type .*, expected num"):
+        open_data(tmp_path)
+
+
+def test_a_member_that_is_no_array_is_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("test", b"raw")
+    with pytest.raises(InputError, match=r"a.npz.*'test' is no array"):
+        open_data(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("stray", ["test.npy", "x.dcm", "x.nii"])
+def test_one_file_among_images_does_not_decide_the_layout(tmp_path: Path, stray: str) -> None:
+    for k in range(3):
+        picture(tmp_path / f"{k}.png")
+    if stray == "test.npy":
+        np.save(tmp_path / stray, np.zeros((2, 4, 5)))
+    else:
+        (tmp_path / stray).write_bytes(b"")
+    data = open_data(tmp_path)
+    assert data.layout == "folder" and {"0.png", "1.png", "2.png"} <= {s.name for s in data.samples}
+
+
+def test_what_stacks_and_cases_do_not_use_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    tree = brats_tree(tmp_path / "brats", 2021, cases=2)
+    open_data(tree)
+    assert capsys.readouterr().err == ""
+    (tree / "BraTS2021_7").mkdir()
+    (tree / "BraTS2021_00000" / "notes.txt").write_text("")
+    open_data(tree)
+    assert capsys.readouterr().err.endswith(
+        "not used: files (1): 1 .txt; folders (1): 'BraTS2021_7' with 0 files\n"
+    )
+    (tmp_path / "stacks").mkdir()
+    for name in ("test", "mask"):
+        np.save(tmp_path / "stacks" / f"{name}.npy", np.zeros((2, 4, 5)))
+    open_data(tmp_path / "stacks")
+    assert capsys.readouterr().err.endswith("not used: files (1): 1 .npy\n")
+
+
+def test_the_line_has_no_codes_of_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    picture(tmp_path / "a.png")
+    for name in ("x.t\nxt", "y.\x1b[31m"):
+        (tmp_path / name).write_text("")
+    open_data(tmp_path)
+    line = capsys.readouterr().err
+    assert line.endswith("files (2): 1 '.\\x1b[31m', 1 '.t\\nxt'\n") and line.count("\n") == 1
+
+
+def test_folders_of_masks_hold_no_images(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for name in ("a.png", "p/a.png", "Masks/a.png", "p/masks/a.png", "p/Ground_Truth/x.png"):
+        picture(tmp_path / "plain" / name)
+    assert [s.name for s in open_data(tmp_path / "plain").samples] == ["a.png", "p/a.png"]
+    told = "masks without an image (3): 'Masks/a.png', 'p/Ground_Truth/x.png', 'p/masks/a.png'\n"
+    assert capsys.readouterr().err.endswith(told)
+    tree = folder_tree(tmp_path / "tree")
+    picture(tree / "test" / "bent" / "masks" / "f.png")
+    picture(tree / "test" / "bent" / "f.png")
+    picture(tree / "normal" / "masks" / "g.png")
+    assert len(open_data(tree).samples) == 6
+    told = "masks without an image (2): 'normal/masks/g.png', 'test/bent/masks/f.png'\n"
+    assert capsys.readouterr().err.endswith(told)
+
+
+def test_masks_of_volumes_are_no_images(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    image = nibabel.Nifti1Image(np.zeros((3, 4, 2), np.int16), np.eye(4))
+    for name in ("a.nii", "a_MASK.nii"):
+        nibabel.save(image, tmp_path / name)
+    (tmp_path / "b.nii").mkdir()
+    assert {s.path.name for s in open_data(tmp_path).samples} == {"a.nii"}
+    told = "not used: files (1): 1 .nii; folders (1): 'b.nii' with 0 files\n"
+    assert capsys.readouterr().err.endswith(told)
+    for name in ("a_mask.nii", "a_seg.nii.gz"):
+        nibabel.save(image, tmp_path / name)
+    with pytest.raises(InputError, match=r"masks 'a_mask.nii' and 'a_seg.nii.gz', expected one"):
+        open_data(tmp_path)

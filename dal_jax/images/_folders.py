@@ -120,6 +120,11 @@ def is_own(folder: Path) -> bool:
     return not islink(folder) and is_readable(folder) and not is_output(folder)
 
 
+def is_in_masks(path: Path, root: Path) -> bool:
+    """Return whether a path below a data set has the name of a folder of masks in it."""
+    return any(part.lower() in MASKS for part in path.relative_to(root).parts)
+
+
 def is_output(folder: Path) -> bool:
     """Return whether a folder below a data set holds a model or results of this package."""
     return _has_record(folder) or (folder.name in _BESIDE and _has_record(folder.parent))
@@ -140,7 +145,7 @@ def say_left_out(what: str, root: Path, used: Collection[Path]) -> None:
     parts = []
     if "files" in found:
         counts = Counter(path.suffix.lower() or "without extension" for path in found["files"])
-        kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(counts.items()))
+        kinds = ", ".join(f"{number} {_shown(kind)}" for kind, number in sorted(counts.items()))
         parts.append(f"files ({len(found.pop('files'))}): {kinds}")
     for kind, paths in sorted(found.items()):
         names = [_name(path, root, kind) for path in paths[:_MOST_NAMES]]
@@ -155,7 +160,7 @@ def _unused(
 ) -> Iterator[tuple[Path, str]]:
     """Yield the files, links and folders that are not used, with their kind; no hidden files."""
     for path in listed(folder):
-        in_masks = set(MASKS) & set(path.relative_to(root).parts)
+        in_masks = is_in_masks(path, root)
         if not exists(path):
             yield path, "broken links" if islink(path) else "unreadable"
         elif not isdir(path):
@@ -169,6 +174,10 @@ def _unused(
             yield from _unused(path, root, used, holding)
         else:
             yield path, "linked folders" if islink(path) else "folders"
+
+
+def _shown(kind: str) -> str:
+    return kind if kind.isprintable() else repr(kind)
 
 
 def _name(path: Path, root: Path, kind: str) -> str:

@@ -103,7 +103,7 @@ def read_table(path: Path, columns: list[str], purpose: str) -> list[dict[str, s
 
 def scale_integers(pixels: np.ndarray, path: Path) -> np.ndarray:
     """Map 8- and 16-bit integers to [0, 1], keep floats, and refuse other types."""
-    if pixels.dtype in (np.dtype(np.uint8), np.dtype(np.uint16)):
+    if pixels.dtype.newbyteorder("=") in (np.dtype(np.uint8), np.dtype(np.uint16)):
         scaled = pixels.astype(np.float64)
         scaled /= float(np.iinfo(pixels.dtype).max)  # in place: large images take much memory
         return scaled

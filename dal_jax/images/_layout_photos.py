@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dal_jax._errors import InputError
-from dal_jax.images._folders import MASKS, is_readable
+from dal_jax.images._folders import is_in_masks, is_readable
 from dal_jax.images._io import read_mask, read_table
 from dal_jax.images._samples import (
     NORMAL,
@@ -59,15 +59,20 @@ def visa(root: Path, choice: DataSelection) -> list[Sample]:
 def folder(root: Path, choice: DataSelection) -> list[Sample]:
     """List normal/ (for training), test/ and masks/ with the same names; or images, all to test.
 
-    Without normal/ and test/ the masks of images are below masks/, too.
+    Without normal/ and test/ the masks of images are below masks/, too. A folder of masks holds no
+    images, wherever it is.
     """
     normal, test, masks = root / "normal", root / "test", root / "masks"
     if not (isdir(normal) or isdir(test)):
-        images = [p for p in walk(root, root) if p.relative_to(root).parts[0] not in MASKS]
-        return _tested(images, root, masks, root, kinds=False)
-    found = [photo(p, root, "train", NORMAL) for p in walk(normal, root)] if isdir(normal) else []
-    tested = list(walk(test, root)) if isdir(test) else []
-    return found + _tested(tested, test, masks, root, kinds=True)
+        return _tested(_images(root, root), root, masks, root, kinds=False)
+    found = [photo(p, root, "train", NORMAL) for p in _images(normal, root)]
+    return found + _tested(_images(test, root), test, masks, root, kinds=True)
+
+
+def _images(folder: Path, root: Path) -> list[Path]:
+    """Return the images of a folder, if there is one, and its subfolders, without masks."""
+    every = walk(folder, root) if isdir(folder) else ()
+    return [path for path in every if not is_in_masks(path.parent, root)]
 
 
 def table(root: Path) -> Path:

@@ -5,6 +5,8 @@ import re
 from os.path import isdir, isfile
 from pathlib import Path
 
+import numpy as np
+
 from dal_jax._errors import InputError
 from dal_jax.images._dicom import Plane, dicom_files, in_order, plane
 from dal_jax.images._io import to_mask
@@ -51,16 +53,30 @@ def brats2023(root: Path, choice: DataSelection) -> list[Sample]:
 def nifti(root: Path, choice: DataSelection) -> list[Sample]:
     """List a NIfTI or MGH file, or those of a folder; STEM_mask or STEM_seg marks STEM."""
     base = root if isdir(root) else root.parent
-    found = [p for p in entries(root, root) if is_volume(p)] if isdir(root) else [root]
+    found = [root]
     if isdir(root):
-        found = [p for p in found if not _stem(p).endswith(("_mask", "_seg"))]
+        files = [p for p in entries(root, root) if is_volume(p) and isfile(p)]
+        found = [p for p in files if not _stem(p).lower().endswith(("_mask", "_seg"))]
     listed = []
     for path in found:
         ends = [f"_{kind}{end}" for kind in ("mask", "seg") for end in VOLUME_ENDS]
-        masks = [path.with_name(_stem(path) + end) for end in ends]
-        mask = next((inside(p, base) for p in masks if isfile(p)), None)
+        named = (path.with_name(_stem(path) + end) for end in ends)
+        masks = [inside(p, base) for p in named if isfile(p)]
+        if len(masks) > 1:
+            both = f"{masks[0].name!r} and {masks[1].name!r}"
+            raise InputError(f"image {str(path)!r}: masks {both}, expected one")
+        mask = masks[0] if masks else None
         listed += _slices(path, mask, base, choice, name_of(path, base), "anomalous")
     return listed
+
+
+def other_contrasts(samples: list[Sample]) -> set[Path]:
+    """Return the files beside samples of BraTS that another contrast would name."""
+    ends = [f"_{kind}" for kind in _CONTRASTS_2021] + [f"-{kind}" for kind in _CONTRASTS_2023]
+    cases = {s.path.parent for s in samples}
+    return {
+        case / f"{case.name}{e}{z}" for case in cases for e in ends for z in (".nii.gz", ".nii")
+    }
 
 
 def dicom(root: Path, choice: DataSelection) -> list[Sample]:
@@ -181,15 +197,25 @@ def _rows(
     truth = cached_stack(mask, "masks") if mask is not None and split == "test" else None
     if truth is not None and len(truth) != len(stack):
         raise InputError(f"masks {str(mask)!r}: {len(truth)} of them for {len(stack)} test images")
+    if truth is not None and truth.dtype.kind not in "buif":
+        raise InputError(f"masks {str(mask)!r}: values of type {truth.dtype}, expected numbers")
     stem = name_of(path, root) + (f"/{split}" if path.suffix.lower() == ".npz" else "")
     found = []
     for k in _chosen(len(stack), choice):
         label, name = (NORMAL if split == "train" else UNKNOWN), f"{stem}#{k}"
         if truth is not None and mask is not None:
-            label = "anomalous" if to_mask(truth[k], mask).any() else NORMAL
+            label = "anomalous" if _marks(truth[k], mask) else NORMAL
         marked = mask if truth is not None else None
         found.append(Sample(name, path, split, label, marked, name, k))
     return found
+
+
+def _marks(row: np.ndarray, mask: Path) -> bool:
+    """Return whether a row marks any pixel; one that is unclear counts, and reading refuses it."""
+    try:
+        return bool(to_mask(row, mask).any())
+    except InputError:
+        return True
 
 
 def _chosen(count: int, choice: DataSelection) -> range:

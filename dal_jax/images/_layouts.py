@@ -34,7 +34,6 @@ _LAYOUTS: dict[str, Callable[[Path, DataSelection], list[Sample]]] = {
     "dicom": volumes.dicom,
     "arrays": volumes.arrays,
 }
-_OF_PHOTOS = ("mvtec", "mpdd", "btad", "visa", "folder")
 
 
 def open_data(
@@ -49,7 +48,7 @@ def open_data(
     """List the samples of a data set without reading its images.
 
     Masks are read only where a label depends on them: tumours of volumes, masks of plain folders
-    and of arrays. What a folder of photographs holds beside them is printed in one line.
+    and of arrays. What a folder holds beside them is printed in one line.
 
     Args:
         root: Folder of the data set or of one of its categories; for "nifti" and "arrays" also a
@@ -89,10 +88,12 @@ def open_data(
     if not isdir(root) and name not in ("nifti", "arrays"):
         raise InputError(f"data {str(root)!r}: layout {name!r} needs a folder")
     found = _LAYOUTS[name](root, DataSelection(category, contrast, _range(slices)))
-    if name in _OF_PHOTOS or (name in ("nifti", "dicom") and isdir(root)):
+    if isdir(root):
         chosen = root / (category or ".")
         files = {path for s in found for path in (s.path, s.mask) if path is not None}
         files |= {path.with_suffix(".img") for path in files if path.suffix.lower() == ".hdr"}
+        if name in ("brats2021", "brats2023"):
+            files |= volumes.other_contrasts(found)
         say_left_out("data", chosen if isdir(chosen) else root, {*files, photos.table(root)})
     if not found:
         raise InputError(f"data {str(root)!r}: no image in layout {name!r}")
@@ -167,12 +168,15 @@ def _recognise_flat(root: Path, found: list[Path], names: list[str]) -> str:
     if "normal" in names or "test" in names:
         return "folder"
     files = [path for path in found if isfile(path)]
-    if any(path.name in ("train.npy", "test.npy") for path in files):
+    shown = [path for path in files if is_volume(path) or is_image(path)]
+    stacks = [path for path in shown if path.name in ("train.npy", "test.npy", "masks.npy")]
+    # What most of the files are, so that one that strayed into a folder does not decide.
+    if {"train.npy", "test.npy"} & {path.name for path in stacks} and 2 * len(stacks) >= len(shown):
         return "arrays"
-    kinds = [is_volume(path) for path in files if is_volume(path) or is_image(path)]
-    if 2 * sum(kinds) > len(kinds):
+    if 2 * sum(map(is_volume, shown)) > len(shown):
         return "nifti"
-    if dicom_files(root):
+    slices = dicom_files(root)
+    if slices and len(slices) >= len(shown):
         return "dicom"
     if next(walk(root, root), None) is not None:
         return "folder"

@@ -288,6 +288,8 @@ def _num_colours(page: Any, path: Path) -> int:
     if colours is None:
         name = getattr(page.photometric, "name", page.photometric)
         raise refusal(path, f"colours {name}, expected grey, RGB or a palette")
+    if page.samplesperpixel < colours:
+        raise refusal(path, f"{page.samplesperpixel} samples a pixel, expected {colours}")
     more, kinds = page.samplesperpixel - colours, tuple(page.extrasamples)
     known = kinds in ((_ALPHA,), (_PREMULTIPLIED,)) and page.photometric != _PALETTE
     if more and not (more == 1 and known):

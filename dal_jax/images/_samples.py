@@ -171,7 +171,10 @@ def _stack(path: Path, name: str, _changed: int, _size: int) -> np.ndarray | Non
     if path.suffix.lower() == ".npy":
         return load_npy(path, mode="r")
     with decoding(path), open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-        return archive[name] if name in archive.files else None
+        found = archive[name] if name in archive.files else None
+        if isinstance(found, bytes):
+            raise ValueError(f"{name!r} is no array")
+        return found
 
 
 def read_sample(dataset: DataSet, sample: Sample) -> tuple[np.ndarray, np.ndarray | None]:
@@ -230,7 +233,7 @@ def _image(layout: str, sample: Sample) -> np.ndarray:
 
 def _mask(layout: str, sample: Sample, path: Path) -> np.ndarray:
     if layout == "arrays":
-        return to_mask(_row(sample, path, "masks"), path)
+        return to_mask(_row(sample, path, "masks"), f"{path}#{sample.slice}")
     if layout in OF_SLICES:
         check_mask(cached_volume(path), cached_volume(sample.path), sample.name)
         marks = _slice(sample, path)
