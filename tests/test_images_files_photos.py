@@ -335,6 +335,27 @@ OTHERS = [
         in_range(PALETTE[ENTRIES]),
     ),
     FileCase(
+        "BMP",
+        "8 bits, two greys as palette",
+        "4 or 8 bits with a palette of two greys, which cannot be decoded: store it as PNG",
+        "x.bmp",
+        lambda path: small_bmp(path, 8, [0, 255]),
+    ),
+    FileCase(
+        "BMP",
+        "4 bits, greys from 0 to 15 as palette",
+        "1 or 4 bits of greys, which cannot be decoded: store it as PNG",
+        "x.bmp",
+        lambda path: small_bmp(path, 4, list(range(16))),
+    ),
+    FileCase(
+        "BMP",
+        "an entry that its palette does not have",
+        "entry 1 of a palette of 1 colours",
+        "x.bmp",
+        lambda path: small_bmp(path, 8, [9]),
+    ),
+    FileCase(
         "GIF",
         "all 256 greys as palette",
         "read: one channel",
@@ -349,6 +370,13 @@ OTHERS = [
         "x.gif",
         indexed(PALETTE),
         in_range(PALETTE[ENTRIES]),
+    ),
+    FileCase(
+        "GIF",
+        "a frame that does not fill the picture",
+        "a frame that is smaller than its picture, expected a whole one",
+        "x.gif",
+        lambda path: larger_gif(path),
     ),
     FileCase("GIF", "animated", "holds 2 images, expected one", "x.gif", several(GREY)),
     FileCase(
@@ -390,6 +418,13 @@ OTHERS = [
         "x.j2k",
         lambda path: other_bits(path, 12),
     ),
+    FileCase(
+        "JPEG 2000",
+        "colours other than sRGB, grey or YCC, by the code of the file",
+        "colours of code 14, expected 16 (sRGB), 17 (grey) or 18 (YCC)",
+        "x.jp2",
+        lambda path: with_colours(path, 14),
+    ),
     FileCase("PGM", "up to 255", "read: one channel", "x.pgm", picture(GREY), in_range(GREY)),
     FileCase(
         "PGM",
@@ -406,6 +441,20 @@ OTHERS = [
         "x.pgm",
         raw(b"P5 7 5 15\n" + (GREY // 16).tobytes()),
         in_range(GREY // 16 * 17),
+    ),
+    FileCase(
+        "PGM",
+        "values above the largest one that it names",
+        "values up to 90, expected at most 15",
+        "x.pgm",
+        raw(b"P5 3 1 15\n\x00\x0f\x5a"),
+    ),
+    FileCase(
+        "PGM, PBM, PPM",
+        "a second image behind the first",
+        "holds 2 or more images, expected one",
+        "x.pgm",
+        raw(2 * (b"P5 7 5 255\n" + GREY.tobytes())),
     ),
     FileCase("PBM", "1 bit", "read: black 0, white 1", "x.pbm", picture(BITS), in_range(BITS)),
     FileCase(
@@ -455,6 +504,13 @@ TIFFS = [
     FileCase("TIFF", "RGB", "read: three channels", "x.tif", tiff(COLOUR, **RGB), in_range(COLOUR)),
     FileCase(
         "TIFF",
+        "RGB of one sample a pixel",
+        "1 samples a pixel, expected 3",
+        "x.tif",
+        patched(tiff(GREY, **FLAT), PhotometricInterpretation=2),
+    ),
+    FileCase(
+        "TIFF",
         "RGB, 16 bits, plane by plane",
         "read: three channels",
         "x.tif",
@@ -491,6 +547,13 @@ TIFFS = [
         "x.tif",
         tiff(ENTRIES, colormap=colormap(DEEP_PALETTE, 1), **TIFF_PALETTE),
         in_range(DEEP_PALETTE[ENTRIES]),
+    ),
+    FileCase(
+        "TIFF",
+        "palette without colours",
+        "a palette without a ColorMap, expected its colours",
+        "x.tif",
+        patched(tiff(ENTRIES, **FLAT), PhotometricInterpretation=3),
     ),
     *(
         FileCase(
@@ -624,6 +687,13 @@ TIFFS = [
     ),
     FileCase(
         "TIFF",
+        "a curve of ImageJ without coefficients",
+        "values calibrated by ImageJ, expected them as they are",
+        "x.tif",
+        tiff(GREY, description="ImageJ=1.53t\ncf=21\nvunit=OD\n", **FLAT),
+    ),
+    FileCase(
+        "TIFF",
         "GDAL_NODATA, and a pixel of that value",
         "pixels are missing (GDAL_NODATA 255), expected all of them",
         "x.tif",
@@ -649,6 +719,20 @@ TIFFS = [
         "strips or tiles are missing, expected all of them",
         "x.tif",
         patched(tiff(GREY), StripByteCounts=0),
+    ),
+    FileCase(
+        "TIFF",
+        "compressed by JPEG, a strip or tile without its end",
+        "strips or tiles are cut off, expected whole ones",
+        "x.tif",
+        lambda path: cut_strip(path),
+    ),
+    FileCase(
+        "TIFF",
+        "a predictor without compression",
+        "predictor 2 without compression, expected none",
+        "x.tif",
+        lambda path: renamed_tag(path, 319, 317),
     ),
     FileCase(
         "TIFF",
@@ -684,6 +768,14 @@ ARRAYS = [
     ),
     FileCase(
         ".npy",
+        "16 bits, either order of bytes",
+        "read: all 16 bits",
+        "x.npy",
+        lambda path: np.save(path, DEEP[..., 0].astype(">u2")),
+        in_range(DEEP[..., 0]),
+    ),
+    FileCase(
+        ".npy",
         "(3, H, W)",
         "shape (3, 5, 7) has them first, expected channels in the last axis",
         "x.npy",
@@ -716,6 +808,48 @@ def other_bits(path: Path, bits: int) -> None:
     data = bytearray(path.read_bytes())
     data[data.index(b"\xff\x4f\xff\x51") + 42] = bits - 1
     path.write_bytes(data)
+
+
+def small_bmp(path: Path, bits: int, greys: list[int]) -> None:
+    """Write a BMP of two pixels, entries 1 and 0 of a palette of greys."""
+    palette, row = b"".join(bytes([n, n, n, 0]) for n in greys), b"\1\0\0\0"
+    row, start = (b"\x10\0\0\0" if bits == 4 else row), 54 + len(palette)
+    head = struct.pack("<IHHI", start + len(row), 0, 0, start)
+    info = struct.pack("<IiiHHIIiiII", 40, 2, 1, 1, bits, 0, len(row), 0, 0, len(greys), 0)
+    path.write_bytes(b"BM" + head + info + palette + row)
+
+
+def larger_gif(path: Path) -> None:
+    """Write a GIF whose picture is a column wider than its only frame."""
+    indexed(PALETTE)(path)
+    data = bytearray(path.read_bytes())
+    data[6:8] = struct.pack("<H", 8)
+    path.write_bytes(data)
+
+
+def with_colours(path: Path, code: int) -> None:
+    """Write a JPEG 2000 file whose colours have a code."""
+    pillow.fromarray(COLOUR).save(path)
+    data = bytearray(path.read_bytes())
+    place = data.index(b"colr") + 7
+    data[place : place + 4] = struct.pack(">I", code)
+    path.write_bytes(data)
+
+
+def cut_strip(path: Path) -> None:
+    """Write a TIFF compressed by JPEG whose only strip lacks its last bytes."""
+    pillow.fromarray(np.kron(GREY, EIGHT)).save(path, compression="jpeg")
+    with tifffile.TiffFile(path, mode="r+") as file:
+        (size,) = file.pages[0].databytecounts
+        file.pages[0].tags["StripByteCounts"].overwrite(size - 20)
+
+
+def renamed_tag(path: Path, number: int, other: int) -> None:
+    """Write a TIFF with a tag of value 2 that tifffile would not write under its number."""
+    tiff(GREY, extratags=[(number, "H", 1, 2, True)], **FLAT)(path)
+    data, tag = path.read_bytes(), struct.pack("<HHI", number, 3, 1)
+    assert data.count(tag) == 1
+    path.write_bytes(data.replace(tag, struct.pack("<HHI", other, 3, 1)))
 
 
 def one_page_of(path: Path, stack: np.ndarray) -> None:

@@ -59,6 +59,26 @@ def flipped(path: Path) -> None:
     path.write_bytes(packed)
 
 
+def mgh(path: Path) -> None:
+    nibabel.save(nibabel.MGHImage(VOXELS, PLACE), path)
+
+
+def changed(path: Path, write: Callable[[Path], None], at: int, value: bytes) -> None:
+    """A file that another function writes, with other bytes at a place."""
+    write(path)
+    data = bytearray(path.read_bytes())
+    data[at : at + len(value)] = value
+    path.write_bytes(data)
+
+
+def enhanced(path: Path) -> None:
+    """A file of one frame whose numbers are explained in functional groups."""
+    rescale, group = pydicom.Dataset(), pydicom.Dataset()
+    rescale.RescaleSlope, rescale.RescaleIntercept, rescale.RescaleType = 2, -1024, "HU"
+    group.PixelValueTransformationSequence = [rescale]
+    dicom(path, SharedFunctionalGroupsSequence=[group], NumberOfFrames=1)
+
+
 def copied(name: str) -> Callable[[Path], Any]:
     """Return a function that copies a file from the test data of nibabel or pydicom."""
     if name.endswith(".dcm"):
@@ -132,7 +152,7 @@ VOLUMES = [
         "FreeSurfer",
         "read: voxels as stored",
         "v.mgz",
-        lambda path: nibabel.save(nibabel.MGHImage(VOXELS, PLACE), path),
+        mgh,
         FLOATS,
     ),
     FileCase(
@@ -206,6 +226,20 @@ VOLUMES = [
         "unit of code 5, expected metres to microns",
         "v.nii",
         lambda path: nifti(path, xyzt_units=5),
+    ),
+    FileCase(
+        ".nii",
+        "voxels that start within the header",
+        "voxels from byte 0, expected 352 or more",
+        "v.nii",
+        lambda path: changed(path, nifti, 108, np.float32(0).tobytes()),
+    ),
+    FileCase(
+        ".mgz, .mgh",
+        "no orientation (goodRASFlag 0)",
+        "goodRASFlag is 0, expected an orientation",
+        "v.mgh",
+        lambda path: changed(path, mgh, 28, b"\0\0"),
     ),
     FileCase(
         ".nii.gz, .mgz",
@@ -301,6 +335,41 @@ DICOM = [
         "with a presentation table or the shape 'INVERSE', expected IDENTITY",
         "s.dcm",
         lambda path: dicom(path, PresentationLUTShape="INVERSE"),
+    ),
+    FileCase(
+        "DICOM",
+        "enhanced objects, with functional groups",
+        "an enhanced object, expected one classic slice a file",
+        "s.dcm",
+        enhanced,
+    ),
+    FileCase(
+        "DICOM",
+        "a HighBit other than BitsStored - 1",
+        "HighBit 15 with 12 bits stored, expected 11",
+        "s.dcm",
+        lambda path: dicom(path, HighBit=15),
+    ),
+    FileCase(
+        "DICOM",
+        "a position that is not three numbers",
+        "ImagePositionPatient of 2 numbers, expected 3",
+        "s.dcm",
+        lambda path: dicom(path, ImagePositionPatient=[0, 0]),
+    ),
+    FileCase(
+        "DICOM",
+        "directions of rows and columns that span no plane",
+        "ImageOrientationPatient of directions that span no plane",
+        "s.dcm",
+        lambda path: dicom(path, ImageOrientationPatient=[1, 0, 0, 1, 0, 0]),
+    ),
+    FileCase(
+        "DICOM",
+        "without PixelSpacing or ImageOrientationPatient: `read_volume` (a test reads the pixels)",
+        "a slice of a volume without PixelSpacing",
+        "s.dcm",
+        lambda path: dicom(path, PixelSpacing=None),
     ),
     FileCase(
         "DICOM",
@@ -438,6 +507,23 @@ def test_a_damaged_slice_is_one_row_of_its_series(tmp_path: Path) -> None:
     assert list(found) == ["1.dcm"] and "unreadable or damaged" in found["1.dcm"]
     with pytest.raises(InputError, match=r"1\.dcm"):
         read_volume(tmp_path)
+
+
+def test_a_radiograph_needs_no_place_to_be_tested(tmp_path: Path) -> None:
+    dicom(tmp_path / "s.dcm", PixelSpacing=None, ImageOrientationPatient=None)
+    assert errors_of(open_data(tmp_path)) == {}
+
+
+def test_a_slice_without_a_plane_is_one_row_of_its_series(tmp_path: Path) -> None:
+    series(tmp_path, [0.0, 2.0, 4.0])
+    for name, tags in (
+        ("p.dcm", {"ImagePositionPatient": [0, 0]}),
+        ("q.dcm", {"ImageOrientationPatient": [0] * 6}),
+    ):
+        dicom_file(tmp_path / name, PIXELS, 6.0, 3, **tags)
+    data = open_data(tmp_path)
+    assert [s.slice for s in data.samples] == [0, 1, 2, None, None]
+    assert list(errors_of(data)) == ["p.dcm", "q.dcm"]
 
 
 def test_padding_written_as_a_large_positive_value_is_padding(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """Data sets in every layout, written as their authors publish them and read back."""
 
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from dal_jax import InputError
 from dal_jax.images import (
     DataSet,
     Sample,
+    image_files,
     open_data,
     read_images,
     read_mask,
@@ -327,6 +330,109 @@ def test_labels_of_a_table_are_normal_in_other_words(tmp_path: Path) -> None:
     table.write_text(table.read_text().replace("test,normal", "test,OK"))
     data = open_data(root, category="candle")
     assert [s.label for s in data.samples] == ["normal"] * 3 + ["anomaly"]
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ("candle,train,anomaly,{image},{mask}", "label 'anomaly' of '{image}', which is for tr"),
+        ("candle,train,,{image},", "label '' of '{image}', which is for training"),
+        ("candle,test,normal,,", "image '' in row 6, expected a path"),
+        ("candle,test,normal,candle/./Data/Images/Normal/0002.JPG,", "in several rows, expected"),
+        ("candle,test,normal,candle/\0.JPG,", "file .* null byte"),
+    ],
+)
+def test_a_row_of_a_table_that_contradicts_its_split_is_refused(
+    tmp_path: Path, row: str, told: str
+) -> None:
+    root = visa_tree(tmp_path)
+    table = root / "split_csv" / "1cls.csv"
+    rows = [row for row in table.read_text().splitlines() if "Anomaly" not in row]
+    names = {"image": "candle/Data/Images/Anomaly/000.JPG", "mask": "candle/Data/Masks/000.png"}
+    table.write_text("\n".join([*rows, "pcb1,test,normal,x.png,", row.format(**names)]))
+    with pytest.raises(InputError, match=told.format(**names)) as caught:
+        open_data(root, category="candle")
+    assert "\n" not in str(caught.value)
+
+
+def test_spaces_around_the_cells_of_a_table_are_none(tmp_path: Path) -> None:
+    root = visa_tree(tmp_path)
+    expected = open_data(root, category="candle")
+    table = root / "split_csv" / "1cls.csv"
+    head, *rows = table.read_text().splitlines()
+    table.write_text("\n".join([head, *(row.replace(",", " , ") for row in rows)]))
+    assert open_data(root, category="candle") == expected
+
+
+def test_images_of_subfolders_are_neither_hidden_nor_results(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    paths = [picture(tmp_path / name) for name in ("a.png", "deep/b.png")]
+    picture(tmp_path / ".cache" / "c.png")
+    open_run(tmp_path / "old", fingerprint("tests"), 1, {})
+    picture(tmp_path / "old" / "overlays" / "a.png")
+    (tmp_path / "deep" / "again").symlink_to(tmp_path / "deep")
+    assert image_files(tmp_path, deep=True) == paths
+    told = "not used: earlier results (1): 'old'; linked folders (1): 'deep/again'\n"
+    assert capsys.readouterr().err.endswith(told)
+
+
+def test_links_in_circles_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "masks" / "a.png", spot())
+    for name in ("m1", "m2"):
+        (tmp_path / "masks" / name).symlink_to(".")
+    (tmp_path / "b.png").symlink_to("c.png")
+    (tmp_path / "c.png").symlink_to("b.png")
+    (tmp_path / "d.png").symlink_to(tmp_path.parent / "nowhere.png")
+    (tmp_path / "self").symlink_to(".")
+    assert [s.name for s in open_data(tmp_path).samples] == ["a.png"]
+    assert capsys.readouterr().err.endswith(
+        "not used: broken links (3): 'b.png', 'c.png', 'd.png'; "
+        "linked folders (3): 'masks/m1', 'masks/m2', 'self'\n"
+    )
+
+
+def test_names_that_leave_no_room_are_read(tmp_path: Path) -> None:
+    """Beside them no file can have the name of their mask, which is no reason to fail."""
+    long = "n" * 250
+    picture(tmp_path / "plain" / f"{long}.png")
+    picture(tmp_path / "plain" / long / "b.png")
+    assert len(open_data(tmp_path / "plain").samples) == 2
+    tree = mvtec_tree(tmp_path / "mvtec")
+    picture(tree / "test" / "bent wire" / f"{long}.png")
+    assert len(open_data(tree).samples) == 7
+    (tmp_path / "volumes").mkdir()
+    for name in (long, "b"):
+        image = nibabel.Nifti1Image(np.zeros((3, 4, 2), np.int16), np.eye(4))
+        nibabel.save(image, tmp_path / "volumes" / f"{name}.nii")
+    assert len(open_data(tmp_path / "volumes").samples) == 4
+    for read in (lambda path: read_images([path]), read_mask, open_data):
+        with pytest.raises(InputError, match="no such f"):
+            read(tmp_path / (2 * long))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+@pytest.mark.parametrize("rights", [0, 0o444])
+def test_folders_without_rights_are_left_out(
+    tmp_path: Path, rights: int, capsys: pytest.CaptureFixture
+) -> None:
+    plain, tree = tmp_path / "plain", mvtec_tree(tmp_path / "mvtec")
+    picture(plain / "a.png")
+    closed = [picture(plain / "s" / "b.png").parent, tree / "test" / "bent wire"]
+    for folder in closed:
+        folder.chmod(rights)
+    try:
+        for root, name, count in ((plain, "s", 1), (tree, "test/bent wire", 4)):
+            assert len(open_data(root).samples) == count
+            told = f"unreadable folders (1): {name!r}"
+            assert told in capsys.readouterr().err
+        assert image_files(plain, deep=True) == [plain / "a.png"]
+        with pytest.raises(InputError, match=r"no image in this folder|Permission denied"):
+            image_files(plain / "s")
+    finally:
+        for folder in closed:
+            folder.chmod(0o755)
 
 
 def test_plain_images_are_all_to_test(tmp_path: Path) -> None:
@@ -659,3 +765,117 @@ def test_masks_of_floats_that_mean_nothing_are_refused(tmp_path: Path, top: floa
     assert read_mask(tmp_path / "m.npy").sum() == 1
     np.save(tmp_path / "m.npy", np.zeros((2, 2)))
     assert not read_mask(tmp_path / "m.npy").any()
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (np.array([[0, -1]], np.int16), "smallest value -1, expected 0 or more"),
+        (np.array([[0.0, -0.5]]), "smallest value -0.5, expected 0 or more"),
+        (np.array([[[0, 0, 0], [0, 255, -9]]], np.int16), "smallest value -9, expected 0 or more"),
+        (np.array([[0, 1j]]), "values of type complex128, expected numbers"),
+    ],
+    ids=["ignored", "floats", "colours", "complex"],
+)
+def test_masks_are_numbers_of_0_or_more(tmp_path: Path, values: np.ndarray, told: str) -> None:
+    np.save(tmp_path / "m.npy", values)
+    for labels in (False, True):
+        with pytest.raises(InputError, match=told):
+            read_mask(tmp_path / "m.npy", labels)
+
+
+def test_one_unclear_mask_of_a_stack_is_one_row(tmp_path: Path) -> None:
+    np.save(tmp_path / "test.npy", np.zeros((3, 2, 2), ">u2") + 9)
+    for value, told in ((-1, "smallest value -1"), (0.3, "largest value 0.3"), (np.nan, "nan")):
+        np.save(
+            tmp_path / "masks.npy", np.stack([np.eye(2), 0 * np.eye(2), np.full((2, 2), value)])
+        )
+        data = open_data(tmp_path)
+        assert [s.label for s in data.samples] == ["anomalous", "normal", "anomalous"]
+        assert read_sample(data, data.samples[0])[0].max() == 9 / 65535
+        with pytest.raises(InputError, match=rf"masks.npy#2': .*{told}"):
+            read_sample(data, data.samples[2])
+
+
+@pytest.mark.parametrize("kind", ["c16", "U3", "S3", "M8[s]", [("a", "u1")]])
+def test_masks_of_a_stack_are_numbers(tmp_path: Path, kind: Any) -> None:
+    np.save(tmp_path / "test.npy", np.zeros((1, 2, 2)))
+    np.save(tmp_path / "masks.npy", np.zeros((1, 2, 2), kind))
+    with pytest.raises(InputError, match=r"masks '.*masks.npy': values of type .*, expected num"):
+        open_data(tmp_path)
+
+
+def test_a_member_that_is_no_array_is_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("test", b"raw")
+    with pytest.raises(InputError, match=r"a.npz.*'test' is no array"):
+        open_data(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("stray", ["test.npy", "x.dcm", "x.nii"])
+def test_one_file_among_images_does_not_decide_the_layout(tmp_path: Path, stray: str) -> None:
+    for k in range(3):
+        picture(tmp_path / f"{k}.png")
+    if stray == "test.npy":
+        np.save(tmp_path / stray, np.zeros((2, 4, 5)))
+    else:
+        (tmp_path / stray).write_bytes(b"")
+    data = open_data(tmp_path)
+    assert data.layout == "folder" and {"0.png", "1.png", "2.png"} <= {s.name for s in data.samples}
+
+
+def test_what_stacks_and_cases_do_not_use_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    tree = brats_tree(tmp_path / "brats", 2021, cases=2)
+    open_data(tree)
+    assert capsys.readouterr().err == ""
+    (tree / "BraTS2021_7").mkdir()
+    (tree / "BraTS2021_00000" / "notes.txt").write_text("")
+    open_data(tree)
+    assert capsys.readouterr().err.endswith(
+        "not used: files (1): 1 .txt; folders (1): 'BraTS2021_7' with 0 files\n"
+    )
+    (tmp_path / "stacks").mkdir()
+    for name in ("test", "mask"):
+        np.save(tmp_path / "stacks" / f"{name}.npy", np.zeros((2, 4, 5)))
+    open_data(tmp_path / "stacks")
+    assert capsys.readouterr().err.endswith("not used: files (1): 1 .npy\n")
+
+
+def test_the_line_has_no_codes_of_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    picture(tmp_path / "a.png")
+    for name in ("x.t\nxt", "y.\x1b[31m"):
+        (tmp_path / name).write_text("")
+    open_data(tmp_path)
+    line = capsys.readouterr().err
+    assert line.endswith("files (2): 1 '.\\x1b[31m', 1 '.t\\nxt'\n") and line.count("\n") == 1
+
+
+def test_folders_of_masks_hold_no_images(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for name in ("a.png", "p/a.png", "Masks/a.png", "p/masks/a.png", "p/Ground_Truth/x.png"):
+        picture(tmp_path / "plain" / name)
+    assert [s.name for s in open_data(tmp_path / "plain").samples] == ["a.png", "p/a.png"]
+    told = "masks without an image (3): 'Masks/a.png', 'p/Ground_Truth/x.png', 'p/masks/a.png'\n"
+    assert capsys.readouterr().err.endswith(told)
+    tree = folder_tree(tmp_path / "tree")
+    picture(tree / "test" / "bent" / "masks" / "f.png")
+    picture(tree / "test" / "bent" / "f.png")
+    picture(tree / "normal" / "masks" / "g.png")
+    assert len(open_data(tree).samples) == 6
+    told = "masks without an image (2): 'normal/masks/g.png', 'test/bent/masks/f.png'\n"
+    assert capsys.readouterr().err.endswith(told)
+
+
+def test_masks_of_volumes_are_no_images(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    image = nibabel.Nifti1Image(np.zeros((3, 4, 2), np.int16), np.eye(4))
+    for name in ("a.nii", "a_MASK.nii"):
+        nibabel.save(image, tmp_path / name)
+    (tmp_path / "b.nii").mkdir()
+    assert {s.path.name for s in open_data(tmp_path).samples} == {"a.nii"}
+    told = "not used: files (1): 1 .nii; folders (1): 'b.nii' with 0 files\n"
+    assert capsys.readouterr().err.endswith(told)
+    for name in ("a_mask.nii", "a_seg.nii.gz"):
+        nibabel.save(image, tmp_path / name)
+    with pytest.raises(InputError, match=r"masks 'a_mask.nii' and 'a_seg.nii.gz', expected one"):
+        open_data(tmp_path)

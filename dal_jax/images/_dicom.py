@@ -1,6 +1,7 @@
 """DICOM files: the grey values of a slice, its place, and the order of the slices of a series."""
 
 from collections.abc import Sequence
+from os.path import isdir, isfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,11 +9,17 @@ import numpy as np
 
 from dal_jax._errors import InputError
 from dal_jax._files import decoding, optional
+from dal_jax.images._folders import listed
+from dal_jax.images._pictures import refusal
 
 # Relative tolerance of distances about the mean spacing, because positions are rounded to text.
 _UNEVEN = 0.05
+# Largest area between two directions, of length 1, that are one and the same or none.
+_NO_PLANE = 1e-3
 # Objects whose pixels are marks or doses, which tags of their own explain.
 _NO_IMAGES = ("SEG", "RTDOSE")
+# Where enhanced objects have, for each frame, what a classic slice has in tags of its own.
+_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 
 
 class Plane(NamedTuple):
@@ -25,6 +32,7 @@ class Plane(NamedTuple):
     directions: np.ndarray  # (2, 3) of a step to the next column and to the next row
     spacing: tuple[float, float]  # millimetres to the next column and to the next row
     thickness: float  # millimetres
+    missing: str  # name of the tag of spacing or directions that the file lacks, or ""
 
     def height(self) -> float:
         """Return the place along the normal, millimetres, or the number without a position."""
@@ -44,7 +52,7 @@ def is_dicom(path: Path) -> bool:
 
 def dicom_files(folder: Path) -> list[Path]:
     """Return the DICOM files of a folder, in order of name."""
-    found = sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.is_file())
+    found = [path for path in listed(folder) if isfile(path)]
     # By name too, so that a damaged file is reported, not passed over.
     named = (".dcm", ".dicom")
     return [p for p in found if p.name != "DICOMDIR" and (is_dicom(p) or p.suffix.lower() in named)]
@@ -65,14 +73,14 @@ def read_slice(path: Path) -> np.ndarray:
         The grey values.
 
     Raises:
-        InputError: The file is damaged, holds several frames, colours or something else, or its
-            tags contradict one another.
+        InputError: The file is damaged or enhanced, holds several frames, colours or something
+            else, or its tags contradict one another.
 
     Source: DICOM PS3.3 C.7.6.3 (image pixel), C.11.1 (modality LUT), C.7.5.1 (pixel padding).
     """
     pydicom = optional("pydicom", "medical", path)
     with decoding(path):
-        data = _of_image(pydicom.dcmread(path))
+        data = _of_image(pydicom.dcmread(path), path)
         _refuse_unclear(data, path)
         stored = np.asarray(data.pixel_array)
         if stored.ndim != 2:
@@ -83,14 +91,16 @@ def read_slice(path: Path) -> np.ndarray:
             values = ends.sum() - values
         padded = _padded(stored, data)
         if padded.all():
-            raise InputError(f"image {str(path)!r}: padding alone, expected pixels")
+            raise refusal(path, "padding alone, expected pixels")
         values[padded] = min(0.0, float(values[~padded].min()))
     return values
 
 
-def _of_image(data: Any) -> Any:
+def _of_image(data: Any, path: Path) -> Any:
     if not (data.get("Rows") and data.get("Columns")):
         raise ValueError("DICOM without an image")
+    if any(data.get(name) for name in _GROUPS):
+        raise refusal(path, "an enhanced object, expected one classic slice a file")
     for name in ("RescaleSlope", "RescaleIntercept"):
         if name in data and data.get(name) is None:
             delattr(data, name)  # without a value, pydicom would calculate with None
@@ -103,6 +113,7 @@ def _refuse_unclear(data: Any, path: Path) -> None:
     kind, shape = data.get("PhotometricInterpretation"), data.get("PresentationLUTShape")
     rescale = ["RescaleSlope" in data, "RescaleIntercept" in data]
     unit, inverted = data.get("RescaleType") or "US", kind == "MONOCHROME1"
+    bits, high = data.get("BitsStored"), data.get("HighBit")
     found = ""
     if frames != 1 or colours != 1:
         found = "several frames or colours, expected one grey slice"
@@ -114,10 +125,12 @@ def _refuse_unclear(data: Any, path: Path) -> None:
         found = f"{kind} with a presentation table or the shape {shape!r}, expected IDENTITY"
     elif any(rescale) and not all(rescale):
         found = "RescaleSlope or RescaleIntercept alone, expected both or neither"
+    elif None not in (bits, high) and high != bits - 1:
+        found = f"HighBit {high} with {bits} bits stored, expected {bits - 1}"
     elif inverted and (unit != "US" or data.get("Modality") == "CT"):
         found = "MONOCHROME1 with values in a unit, expected MONOCHROME2"
     if found:
-        raise InputError(f"image {str(path)!r}: {found}")
+        raise refusal(path, found)
 
 
 def _modality(pydicom: Any, stored: np.ndarray, data: Any) -> np.ndarray:
@@ -148,7 +161,8 @@ def plane(path: Path) -> Plane:
     """Read the position of a slice, without its pixels."""
     pydicom = optional("pydicom", "medical", path)
     with decoding(path):
-        data = _of_image(pydicom.dcmread(path, stop_before_pixels=True))
+        data = _of_image(pydicom.dcmread(path, stop_before_pixels=True), path)
+        tags = ("PixelSpacing", "ImageOrientationPatient")
         position = data.get("ImagePositionPatient")
         directions = data.get("ImageOrientationPatient") or [1, 0, 0, 0, 1, 0]
         rows, columns = data.get("PixelSpacing") or [1, 1]
@@ -157,15 +171,25 @@ def plane(path: Path) -> Plane:
             path,
             str(data.get("SeriesInstanceUID", "")),
             int(data.get("InstanceNumber") or 0),
-            None if position is None else np.array(position, np.float64),
+            None if position is None else np.atleast_1d(np.array(position, np.float64)),
             np.array(directions, np.float64).reshape(2, 3),
             (float(columns), float(rows)),
             float(thickness),
+            next((tag for tag in tags if not data.get(tag)), ""),
         )
-        facts = [found.directions.ravel(), found.spacing, [found.thickness], position or [0.0]]
-        if not np.isfinite(np.concatenate(facts)).all() or min(found.spacing) <= 0:
-            raise ValueError("a position, direction or spacing that is no number")
+        _check_plane(found)
     return found
+
+
+def _check_plane(found: Plane) -> None:
+    place = np.zeros(3) if found.position is None else found.position
+    if place.shape != (3,):
+        raise ValueError(f"ImagePositionPatient of {place.size} numbers, expected 3")
+    facts = [found.directions.ravel(), found.spacing, [found.thickness], place]
+    if not np.isfinite(np.concatenate(facts)).all() or min(found.spacing) <= 0:
+        raise ValueError("a position, direction or spacing that is no number")
+    if np.linalg.norm(np.cross(*found.directions)) < _NO_PLANE:
+        raise ValueError("ImageOrientationPatient of directions that span no plane")
 
 
 def in_order(planes: Sequence[Plane], where: Path, complete: bool = True) -> list[Plane]:
@@ -186,7 +210,7 @@ def in_order(planes: Sequence[Plane], where: Path, complete: bool = True) -> lis
     count = len({p.series for p in planes})
     if count > 1:
         raise InputError(f"folder {str(where)!r}: {count} DICOM series, expected one")
-    placed = [p.position is not None and p.position.shape == (3,) for p in planes]
+    placed = [p.position is not None for p in planes]
     if any(placed) and not all(placed):
         raise InputError(f"folder {str(where)!r}: some slices have no position")
     if np.ptp([p.directions for p in planes], axis=0).max() > 1e-3:
@@ -225,13 +249,17 @@ def read_series(path: Path) -> tuple[np.ndarray, np.ndarray]:
         Voxels (columns, rows, slices) and the affine of NIfTI.
 
     Raises:
-        InputError: A file is damaged, or the slices are not those of one volume.
+        InputError: A file is damaged or lacks its spacing or directions, or the slices are not
+            those of one volume.
     """
-    files = dicom_files(path) if path.is_dir() else [path]
+    files = dicom_files(path) if isdir(path) else [path]
     if not files:
         raise InputError(f"folder {str(path)!r}: no DICOM file")
     planes = in_order([plane(file) for file in files], path)
     slices = [read_slice(p.path).T for p in planes]
+    for found in planes:
+        if found.missing:
+            raise refusal(found.path, f"a slice of a volume without {found.missing}")
     if len({s.shape for s in slices}) > 1:
         raise InputError(f"folder {str(path)!r}: slices of several sizes")
     return np.stack(slices, axis=-1), _affine(planes)

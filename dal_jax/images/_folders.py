@@ -1,8 +1,10 @@
 """Folders of images: those that are read, what is left out of a folder, and stacks."""
 
+import os
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from os.path import exists, isdir, isfile, islink
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +59,7 @@ def image_files(source: Path, name: str = "images", deep: bool = False) -> list[
     Args:
         source: Folder, whose hidden files are left out; any other path stands for itself.
         name: Name of the argument that holds the folder, for the error.
-        deep: True to include the images of subfolders.
+        deep: True to include the images of subfolders, but not of links or of results.
 
     Returns:
         Paths of the images.
@@ -73,24 +75,54 @@ def image_files(source: Path, name: str = "images", deep: bool = False) -> list[
         ...     print([path.name for path in image_files(Path(folder))])
         ['a.png', 'b.png']
     """
-    if not source.is_dir():
+    if not isdir(source):
         return [source]
-    entries = source.rglob("*") if deep else source.iterdir()
-    shown = (path for path in entries if not path.name.startswith("."))
-    found = sorted(path for path in shown if path.is_file() and is_image(path))
+    found = sorted(_images(source, deep))
     say_left_out(name, source, found)
     if not found:
         raise InputError(f"{name} {str(source)!r}: no image in this folder")
     return found
 
 
+def _images(folder: Path, deep: bool) -> Iterator[Path]:
+    for path in listed(folder):
+        if isfile(path):
+            if is_image(path):
+                yield path
+        elif deep and isdir(path) and is_own(path):
+            yield from _images(path, deep)
+
+
 def _read_stack(path: Path) -> np.ndarray:
-    if path.is_file() and path.suffix.lower() == ".npy":
+    if isfile(path) and path.suffix.lower() == ".npy":
         pixels = load_npy(path)
         if pixels.ndim == 4:
             check_channels(pixels, f"image {str(path)!r}")
             return scale_integers(pixels, path)
     return read_image(path)[None]
+
+
+def listed(folder: Path) -> list[Path]:
+    """List a folder in order of name, without hidden files; refuse one that cannot be read."""
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"folder {str(folder)!r}: {error.strerror or error}") from error
+
+
+def is_readable(folder: Path) -> bool:
+    """Return whether a folder can be listed and its files be opened."""
+    return os.access(folder, os.R_OK | os.X_OK)
+
+
+def is_own(folder: Path) -> bool:
+    """Return whether a subfolder belongs to a folder of images: no link, no results, readable."""
+    return not islink(folder) and is_readable(folder) and not is_output(folder)
+
+
+def is_in_masks(path: Path, root: Path) -> bool:
+    """Return whether a path below a data set has the name of a folder of masks in it."""
+    return any(part.lower() in MASKS for part in path.relative_to(root).parts)
 
 
 def is_output(folder: Path) -> bool:
@@ -113,7 +145,7 @@ def say_left_out(what: str, root: Path, used: Collection[Path]) -> None:
     parts = []
     if "files" in found:
         counts = Counter(path.suffix.lower() or "without extension" for path in found["files"])
-        kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(counts.items()))
+        kinds = ", ".join(f"{number} {_shown(kind)}" for kind, number in sorted(counts.items()))
         parts.append(f"files ({len(found.pop('files'))}): {kinds}")
     for kind, paths in sorted(found.items()):
         names = [_name(path, root, kind) for path in paths[:_MOST_NAMES]]
@@ -127,31 +159,33 @@ def _unused(
     folder: Path, root: Path, used: set[Path], holding: set[Path]
 ) -> Iterator[tuple[Path, str]]:
     """Yield the files, links and folders that are not used, with their kind; no hidden files."""
-    for path in _shown(folder):
-        in_masks = set(MASKS) & set(path.relative_to(root).parts)
-        if not path.exists():
-            yield path, "broken links"
-        elif not path.is_dir():
+    for path in listed(folder):
+        in_masks = is_in_masks(path, root)
+        if not exists(path):
+            yield path, "broken links" if islink(path) else "unreadable"
+        elif not isdir(path):
             if path not in used:
                 yield path, "masks without an image" if in_masks and is_image(path) else "files"
         elif is_output(path):
             yield path, "earlier results"
-        elif path in holding or in_masks:
+        elif not is_readable(path):
+            yield path, "unreadable folders"
+        elif path in holding or (in_masks and not islink(path)):
             yield from _unused(path, root, used, holding)
         else:
-            yield path, "linked folders" if path.is_symlink() else "folders"
+            yield path, "linked folders" if islink(path) else "folders"
 
 
-def _shown(folder: Path) -> Iterable[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+def _shown(kind: str) -> str:
+    return kind if kind.isprintable() else repr(kind)
 
 
 def _name(path: Path, root: Path, kind: str) -> str:
     name = repr(path.relative_to(root).as_posix())
     if kind != "folders":
         return name
-    return f"{name} with {sum(below.is_file() for below in path.rglob('*'))} files"
+    return f"{name} with {sum(len(files) for _, _, files in os.walk(path))} files"
 
 
 def _has_record(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in _RECORDS)
+    return any(isfile(folder / name) for name in _RECORDS)

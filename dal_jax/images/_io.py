@@ -3,6 +3,7 @@
 import csv
 import warnings
 from collections.abc import Callable
+from os.path import isfile
 from pathlib import Path
 from typing import Literal
 
@@ -102,7 +103,7 @@ def read_table(path: Path, columns: list[str], purpose: str) -> list[dict[str, s
 
 def scale_integers(pixels: np.ndarray, path: Path) -> np.ndarray:
     """Map 8- and 16-bit integers to [0, 1], keep floats, and refuse other types."""
-    if pixels.dtype in (np.dtype(np.uint8), np.dtype(np.uint16)):
+    if pixels.dtype.newbyteorder("=") in (np.dtype(np.uint8), np.dtype(np.uint16)):
         scaled = pixels.astype(np.float64)
         scaled /= float(np.iinfo(pixels.dtype).max)  # in place: large images take much memory
         return scaled
@@ -121,7 +122,7 @@ def check_channels(pixels: np.ndarray, what: str) -> None:
 
 
 def _decode(path: Path) -> Picture:
-    if not path.is_file():
+    if not isfile(path):
         raise refusal(path, "no such file")
     reader = _reader(path)
     if reader is None:
@@ -200,11 +201,10 @@ def read_mask(path: str | Path, labels: bool = False) -> np.ndarray:
     pixels, alpha, entries = _decode(path)
     if pixels.ndim not in (2, 3) or pixels.size == 0 or pixels.shape[2:] not in ((), (1,), (3,)):
         raise InputError(f"mask {str(path)!r}: shape {pixels.shape}, expected (H, W) or (H, W, 3)")
-    if pixels.dtype.kind not in "buif":
-        raise InputError(f"mask {str(path)!r}: values of type {pixels.dtype}, expected numbers")
     channels = pixels.reshape(*pixels.shape[:2], -1)
     coloured = bool((channels != channels[..., :1]).any())
     indexed = entries is not None and coloured
+    _check_marks(channels, path)
     marked = to_mask(channels.max(-1), path, labels or indexed)
     if coloured and marked.all():
         raise InputError(f"mask {str(path)!r}: colours without black, expected black around marks")
@@ -222,6 +222,7 @@ def read_mask(path: str | Path, labels: bool = False) -> np.ndarray:
 
 def to_mask(values: np.ndarray, path: str | Path, labels: bool = False) -> np.ndarray:
     """Return the mask of stored values of any shape, as `read_mask`; the path is for errors."""
+    _check_marks(values, path)
     whole, top = values.dtype.kind in "biu", float(values.max(initial=0))
     if labels or (whole and top <= 1):
         return values != 0
@@ -231,3 +232,12 @@ def to_mask(values: np.ndarray, path: str | Path, labels: bool = False) -> np.nd
         expected = f"0 and 1, or up to {full:g}"
         raise InputError(f"mask {str(path)!r}: largest value {top:g}, expected {expected}")
     return marked
+
+
+def _check_marks(values: np.ndarray, path: str | Path) -> None:
+    """Refuse values of a mask that are no numbers of 0 or more, but for NaN."""
+    if values.dtype.kind not in "buif":
+        raise InputError(f"mask {str(path)!r}: values of type {values.dtype}, expected numbers")
+    low = float(values.min(initial=0))
+    if low < 0:
+        raise InputError(f"mask {str(path)!r}: smallest value {low:g}, expected 0 or more")

@@ -3,12 +3,13 @@
 Each function lists the samples below a root; a mask is read only where a label depends on it.
 """
 
+from os.path import isdir
 from pathlib import Path
 
 import numpy as np
 
 from dal_jax._errors import InputError
-from dal_jax.images._folders import MASKS
+from dal_jax.images._folders import is_in_masks, is_readable
 from dal_jax.images._io import read_mask, read_table
 from dal_jax.images._samples import (
     NORMAL,
@@ -58,15 +59,20 @@ def visa(root: Path, choice: DataSelection) -> list[Sample]:
 def folder(root: Path, choice: DataSelection) -> list[Sample]:
     """List normal/ (for training), test/ and masks/ with the same names; or images, all to test.
 
-    Without normal/ and test/ the masks of images are below masks/, too.
+    Without normal/ and test/ the masks of images are below masks/, too. A folder of masks holds no
+    images, wherever it is.
     """
     normal, test, masks = root / "normal", root / "test", root / "masks"
-    if not (normal.is_dir() or test.is_dir()):
-        images = [p for p in walk(root, root) if p.relative_to(root).parts[0] not in MASKS]
-        return _tested(images, root, masks, root, kinds=False)
-    found = [photo(p, root, "train", NORMAL) for p in walk(normal, root)] if normal.is_dir() else []
-    tested = list(walk(test, root)) if test.is_dir() else []
-    return found + _tested(tested, test, masks, root, kinds=True)
+    if not (isdir(normal) or isdir(test)):
+        return _tested(_images(root, root), root, masks, root, kinds=False)
+    found = [photo(p, root, "train", NORMAL) for p in _images(normal, root)]
+    return found + _tested(_images(test, root), test, masks, root, kinds=True)
+
+
+def _images(folder: Path, root: Path) -> list[Path]:
+    """Return the images of a folder, if there is one, and its subfolders, without masks."""
+    every = walk(folder, root) if isdir(folder) else ()
+    return [path for path in every if not is_in_masks(path.parent, root)]
 
 
 def table(root: Path) -> Path:
@@ -84,9 +90,9 @@ def choose(category: str | None, known: list[str], root: Path) -> str:
 
 
 def _category(root: Path, choice: DataSelection, sign: str) -> Path:
-    if (root / sign).is_dir() and choice.category is None:
+    if isdir(root / sign) and choice.category is None:
         return root
-    known = [path.name for path in folders(root, root) if (path / sign).is_dir()]
+    known = [path.name for path in folders(root, root) if isdir(path / sign)]
     if not known and choice.category is None:
         return root  # the error then names the missing folder
     return root / choose(choice.category, known, root)
@@ -95,12 +101,12 @@ def _category(root: Path, choice: DataSelection, sign: str) -> Path:
 def _splits(base: Path, root: Path, good: str, layout: str) -> list[Sample]:
     train = need_folder(base / "train" / good, layout)
     found = [photo(path, root, "train", NORMAL) for path in pictures(train, root)]
-    for kind in folders(need_folder(base / "test", layout), root):
+    for kind in filter(is_readable, folders(need_folder(base / "test", layout), root)):
         truth, images = base / "ground_truth" / kind.name, pictures(kind, root)
         masks, label = _masks(images, truth, root), _label(kind.name)
         for path in images:
             mask = masks.get(path)
-            if mask is None and truth.is_dir() and label != NORMAL:
+            if mask is None and isdir(truth) and label != NORMAL:
                 mask = truth / f"{path.stem}_mask.png"  # if it is missing, reading reports that
             found.append(photo(path, root, "test", label, mask))
     return found
@@ -122,7 +128,7 @@ def _masks(images: list[Path], truth: Path, root: Path) -> dict[Path, Path]:
     for path in images:
         stems.setdefault(_stem(path), []).append(path)
     found: dict[Path, Path] = {}
-    for mask in pictures(truth, root) if truth.is_dir() else []:
+    for mask in pictures(truth, root) if isdir(truth) else []:
         stem = _stem(mask)
         shorter = [stem.removesuffix(end) for end in _MASK_ENDS if stem.endswith(end)]
         tried = (named.get(mask.name), named.get(stem), *map(stems.get, (stem, *shorter)))
@@ -144,10 +150,23 @@ def _stem(path: Path) -> str:
 
 def _visa_rows(table: Path) -> list[dict[str, str]]:
     columns = ["object", "split", "label", "image", "mask"]
-    rows = read_table(table, columns, "layout 'visa'")
-    bad = {row["split"] for row in rows} - {"train", "test"}
-    if bad:
-        raise InputError(f"layout 'visa': split {min(bad)!r}, expected 'train' or 'test'")
+    rows = [
+        {column: row[column].strip() for column in columns}
+        for row in read_table(table, columns, "layout 'visa'")
+    ]
+    seen: set[Path] = set()
+    for number, row in enumerate(rows, 1):
+        found, split, label = (row[column] for column in ("image", "split", "label"))
+        if split not in ("train", "test"):
+            raise InputError(f"layout 'visa': split {split!r}, expected 'train' or 'test'")
+        if not found:
+            raise InputError(f"layout 'visa': image {found!r} in row {number}, expected a path")
+        if split == "train" and _label(label) != NORMAL:
+            got = f"label {label!r} of {found!r}, which is for training"
+            raise InputError(f"layout 'visa': {got}, expected 'normal'")
+        if Path(found) in seen:
+            raise InputError(f"layout 'visa': image {found!r} in several rows, expected one")
+        seen.add(Path(found))
     return rows
 
 

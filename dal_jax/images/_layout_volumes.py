@@ -2,7 +2,10 @@
 
 import hashlib
 import re
+from os.path import isdir, isfile
 from pathlib import Path
+
+import numpy as np
 
 from dal_jax._errors import InputError
 from dal_jax.images._dicom import Plane, dicom_files, in_order, plane
@@ -49,17 +52,31 @@ def brats2023(root: Path, choice: DataSelection) -> list[Sample]:
 
 def nifti(root: Path, choice: DataSelection) -> list[Sample]:
     """List a NIfTI or MGH file, or those of a folder; STEM_mask or STEM_seg marks STEM."""
-    base = root if root.is_dir() else root.parent
-    found = [p for p in entries(root, root) if is_volume(p)] if root.is_dir() else [root]
-    if root.is_dir():
-        found = [p for p in found if not _stem(p).endswith(("_mask", "_seg"))]
+    base = root if isdir(root) else root.parent
+    found = [root]
+    if isdir(root):
+        files = [p for p in entries(root, root) if is_volume(p) and isfile(p)]
+        found = [p for p in files if not _stem(p).lower().endswith(("_mask", "_seg"))]
     listed = []
     for path in found:
         ends = [f"_{kind}{end}" for kind in ("mask", "seg") for end in VOLUME_ENDS]
-        masks = [path.with_name(_stem(path) + end) for end in ends]
-        mask = next((inside(p, base) for p in masks if p.is_file()), None)
+        named = (path.with_name(_stem(path) + end) for end in ends)
+        masks = [inside(p, base) for p in named if isfile(p)]
+        if len(masks) > 1:
+            both = f"{masks[0].name!r} and {masks[1].name!r}"
+            raise InputError(f"image {str(path)!r}: masks {both}, expected one")
+        mask = masks[0] if masks else None
         listed += _slices(path, mask, base, choice, name_of(path, base), "anomalous")
     return listed
+
+
+def other_contrasts(samples: list[Sample]) -> set[Path]:
+    """Return the files beside samples of BraTS that another contrast would name."""
+    ends = [f"_{kind}" for kind in _CONTRASTS_2021] + [f"-{kind}" for kind in _CONTRASTS_2023]
+    cases = {s.path.parent for s in samples}
+    return {
+        case / f"{case.name}{e}{z}" for case in cases for e in ends for z in (".nii.gz", ".nii")
+    }
 
 
 def dicom(root: Path, choice: DataSelection) -> list[Sample]:
@@ -88,9 +105,9 @@ def arrays(root: Path, choice: DataSelection) -> list[Sample]:
     They are files train.npy, test.npy and masks.npy of a folder, arrays of one .npz file, or one
     .npy file, whose rows are all to test.
     """
-    if root.is_dir():
+    if isdir(root):
         files = {s: root / f"{s}.npy" for s in ("train", "test", "masks")}
-        files = {s: inside(p, root) for s, p in files.items() if p.is_file()}
+        files = {s: inside(p, root) for s, p in files.items() if isfile(p)}
         parts = {s: files[s] for s in ("train", "test") if s in files}
         mask, base = files.get("masks"), root
     else:
@@ -141,14 +158,14 @@ def _brats(
         if match:
             path = _brats_file(folder, joint + contrast, root)
             mask = _brats_file(folder, joint + "seg", root)
-            truth = mask if mask.is_file() else None
+            truth = mask if isfile(mask) else None
             found += _slices(path, truth, root, choice, match[1], "tumour")
     return found
 
 
 def _brats_file(folder: Path, end: str, root: Path) -> Path:
     paths = [folder / f"{folder.name}{end}{kind}" for kind in (".nii.gz", ".nii")]
-    return inside(next((path for path in paths if path.is_file()), paths[0]), root)
+    return inside(next((path for path in paths if isfile(path)), paths[0]), root)
 
 
 def _slices(
@@ -180,15 +197,25 @@ def _rows(
     truth = cached_stack(mask, "masks") if mask is not None and split == "test" else None
     if truth is not None and len(truth) != len(stack):
         raise InputError(f"masks {str(mask)!r}: {len(truth)} of them for {len(stack)} test images")
+    if truth is not None and truth.dtype.kind not in "buif":
+        raise InputError(f"masks {str(mask)!r}: values of type {truth.dtype}, expected numbers")
     stem = name_of(path, root) + (f"/{split}" if path.suffix.lower() == ".npz" else "")
     found = []
     for k in _chosen(len(stack), choice):
         label, name = (NORMAL if split == "train" else UNKNOWN), f"{stem}#{k}"
         if truth is not None and mask is not None:
-            label = "anomalous" if to_mask(truth[k], mask).any() else NORMAL
+            label = "anomalous" if _marks(truth[k], mask) else NORMAL
         marked = mask if truth is not None else None
         found.append(Sample(name, path, split, label, marked, name, k))
     return found
+
+
+def _marks(row: np.ndarray, mask: Path) -> bool:
+    """Return whether a row marks any pixel; one that is unclear counts, and reading refuses it."""
+    try:
+        return bool(to_mask(row, mask).any())
+    except InputError:
+        return True
 
 
 def _chosen(count: int, choice: DataSelection) -> range:

@@ -1,6 +1,7 @@
 """Opening of a data set: the layout of its folder, its samples and their groups."""
 
 from collections.abc import Callable
+from os.path import exists, isdir, isfile
 from pathlib import Path
 
 from dal_jax._errors import InputError
@@ -33,7 +34,6 @@ _LAYOUTS: dict[str, Callable[[Path, DataSelection], list[Sample]]] = {
     "dicom": volumes.dicom,
     "arrays": volumes.arrays,
 }
-_OF_PHOTOS = ("mvtec", "mpdd", "btad", "visa", "folder")
 
 
 def open_data(
@@ -48,7 +48,7 @@ def open_data(
     """List the samples of a data set without reading its images.
 
     Masks are read only where a label depends on them: tumours of volumes, masks of plain folders
-    and of arrays. What a folder of photographs holds beside them is printed in one line.
+    and of arrays. What a folder holds beside them is printed in one line.
 
     Args:
         root: Folder of the data set or of one of its categories; for "nifti" and "arrays" also a
@@ -80,22 +80,24 @@ def open_data(
     `dal_jax.images._layout_volumes`.
     """
     root = Path(root)
-    if not root.exists():
+    if not exists(root):
         raise InputError(f"data {str(root)!r}: no such folder")
     if layout != "auto" and layout not in _LAYOUTS:
         raise InputError(f"layout {layout!r}, expected one of {['auto', *_LAYOUTS]}")
     name = _recognise(root) if layout == "auto" else layout
-    if not root.is_dir() and name not in ("nifti", "arrays"):
+    if not isdir(root) and name not in ("nifti", "arrays"):
         raise InputError(f"data {str(root)!r}: layout {name!r} needs a folder")
     found = _LAYOUTS[name](root, DataSelection(category, contrast, _range(slices)))
-    if name in _OF_PHOTOS or (name in ("nifti", "dicom") and root.is_dir()):
+    if isdir(root):
         chosen = root / (category or ".")
         files = {path for s in found for path in (s.path, s.mask) if path is not None}
         files |= {path.with_suffix(".img") for path in files if path.suffix.lower() == ".hdr"}
-        say_left_out("data", chosen if chosen.is_dir() else root, {*files, photos.table(root)})
+        if name in ("brats2021", "brats2023"):
+            files |= volumes.other_contrasts(found)
+        say_left_out("data", chosen if isdir(chosen) else root, {*files, photos.table(root)})
     if not found:
         raise InputError(f"data {str(root)!r}: no image in layout {name!r}")
-    base = root if root.is_dir() else root.parent
+    base = root if isdir(root) else root.parent
     samples = _grouped(found, groups, base, name)
     if name in ("brats2021", "brats2023"):
         samples = volumes.by_group(samples)
@@ -143,18 +145,18 @@ def _range(slices: tuple[int, ...] | None) -> tuple[int, ...] | None:
 
 
 def _recognise(root: Path) -> str:
-    if root.is_file():
+    if isfile(root):
         if is_volume(root):
             return "nifti"
         if root.suffix.lower() in (".npy", ".npz"):
             return "arrays"
         raise _unknown(root)
     found = entries(root, root)
-    names = [path.name for path in found if path.is_dir()]
-    if photos.table(root).is_file():
+    names = [path.name for path in found if isdir(path)]
+    if isfile(photos.table(root)):
         return "visa"
     for layout, sign in (("mvtec", "train/good"), ("btad", "train/ok")):
-        if any((path / sign).is_dir() for path in (root, *found)):
+        if any(isdir(path / sign) for path in (root, *found)):
             return layout
     for layout, case in (("brats2021", volumes.CASE_2021), ("brats2023", volumes.CASE_2023)):
         if any(case.fullmatch(name) for name in names):
@@ -165,13 +167,16 @@ def _recognise(root: Path) -> str:
 def _recognise_flat(root: Path, found: list[Path], names: list[str]) -> str:
     if "normal" in names or "test" in names:
         return "folder"
-    files = [path for path in found if path.is_file()]
-    if any(path.name in ("train.npy", "test.npy") for path in files):
+    files = [path for path in found if isfile(path)]
+    shown = [path for path in files if is_volume(path) or is_image(path)]
+    stacks = [path for path in shown if path.name in ("train.npy", "test.npy", "masks.npy")]
+    # What most of the files are, so that one that strayed into a folder does not decide.
+    if {"train.npy", "test.npy"} & {path.name for path in stacks} and 2 * len(stacks) >= len(shown):
         return "arrays"
-    kinds = [is_volume(path) for path in files if is_volume(path) or is_image(path)]
-    if 2 * sum(kinds) > len(kinds):
+    if 2 * sum(map(is_volume, shown)) > len(shown):
         return "nifti"
-    if dicom_files(root):
+    slices = dicom_files(root)
+    if slices and len(slices) >= len(shown):
         return "dicom"
     if next(walk(root, root), None) is not None:
         return "folder"

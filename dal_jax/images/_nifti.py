@@ -8,6 +8,7 @@ import numpy as np
 
 from dal_jax._errors import InputError
 from dal_jax._files import decoding, optional
+from dal_jax.images._pictures import refusal
 
 # Millimetres of a spatial unit by its code, the last 3 bits of xyzt_units; 0 is "unknown", which
 # programs that do not set it mean as millimetres.
@@ -28,7 +29,8 @@ def load_nifti(path: Path) -> tuple[np.ndarray, Any]:
         for `affine_of`.
 
     Raises:
-        InputError: The file is damaged, its checksum is wrong, or it holds something else.
+        InputError: The file is damaged, its checksum is wrong, it holds something else, or a file
+            of MGH does not say where it is.
     """
     nibabel = optional("nibabel", "medical", path)
     with decoding(path):
@@ -36,15 +38,28 @@ def load_nifti(path: Path) -> tuple[np.ndarray, Any]:
         nifti = nibabel.Nifti1Image, nibabel.Nifti1Pair, nibabel.Nifti2Image, nibabel.Nifti2Pair
         if type(image) not in (*nifti, nibabel.MGHImage):
             kind = type(image).__name__
-            raise InputError(f"image {str(path)!r}: {kind}, expected a NIfTI or MGH volume")
+            raise refusal(path, f"{kind}, expected a NIfTI or MGH volume")
         stored = image.get_data_dtype()
         if stored.kind not in "biuf":
             what = "complex numbers" if stored.kind == "c" else "colours"
-            raise InputError(f"image {str(path)!r}: voxels are {what}, expected one real number")
+            raise refusal(path, f"voxels are {what}, expected one real number")
+        header = image.header
+        if getattr(header, "is_single", False) and image.dataobj.offset < header.single_vox_offset:
+            expected = f"expected {header.single_vox_offset} or more"
+            raise refusal(path, f"voxels from byte {image.dataobj.offset}, {expected}")
+        if type(image) is nibabel.MGHImage and not _has_place(path):
+            raise refusal(path, "goodRASFlag is 0, expected an orientation")
         voxels = np.asarray(image.get_fdata(dtype=np.float64, caching="unchanged"))
         if path.name.lower().endswith("gz"):
             _verify_checksum(path)
     return voxels, image
+
+
+def _has_place(path: Path) -> bool:
+    """Return whether a file of MGH says where it is: nibabel fills in a place where it does not."""
+    opened = gzip.open if path.name.lower().endswith("gz") else open
+    with opened(path, "rb") as stream:
+        return any(stream.read(30)[28:])
 
 
 def _verify_checksum(path: Path) -> None:

@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import logging
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,10 +29,16 @@ _MODES = ("1", "L", "I", "I;16", "RGB", "LA", "RGBA")
 _DEEP = ("LA;16B", "RGB;16B", "RGBA;16B")
 # Tags of TIFF and EXIF, and values of the photometric interpretation.
 _PHOTOMETRIC, _ORIENTATION, _GDAL_METADATA, _GDAL_NODATA = 262, 274, 42112, 42113
+_UNCOMPRESSED = 1
 _WHITE_IS_ZERO, _PALETTE, _YCBCR = 0, 3, 6
 _COLOURS = {_WHITE_IS_ZERO: 1, 1: 1, 2: 3, _PALETTE: 1}
-# Compressions by JPEG, whose decoder turns YCbCr into RGB.
+# Compressions by JPEG, whose decoder turns YCbCr into RGB; the last has whole files as segments.
 _JPEG = (6, 7)
+_WHOLE_JPEG = 7
+# What ends a JPEG file, and in how many of its last bytes, as some are filled up.
+_JPEG_END, _JPEG_TAIL = b"\xff\xd9", 16
+# Colours of JPEG 2000 that are decoded to RGB or grey: sRGB, grey, sYCC.
+_COLOURS_OF_JPEG2000 = (16, 17, 18)
 _PREMULTIPLIED, _ALPHA = 1, 2
 # Orientation: whether rows and columns change places, then the steps through both.
 _TURNS = {
@@ -65,6 +72,7 @@ def read_picture(path: Path, pillow: Any) -> Picture:
         entries = None
         if picture.mode in ("P", "PA"):
             entries = np.asarray(picture).reshape(*picture.size[::-1], -1)[..., 0]
+            _check_entries(entries, len(picture.getpalette("RGB")) // 3, path)
         if raw in _DEEP:
             pixels = _read_deep(path, pillow, raw)
         else:
@@ -119,27 +127,92 @@ def _first_is_primary(picture: Any) -> bool:
 
 def _check_depth(picture: Any, raw: Any, path: Path) -> None:
     """Refuse formats of more bits than Pillow gives, or of a range that it does not fill."""
-    if (
-        picture.format == "PPM"
-        and picture.mode == "RGB"
-        and isinstance(raw, tuple)
-        and raw[1] > 255
-    ):
-        raise refusal(path, f"colours up to {raw[1]}, expected at most 255: store it as PNG")
+    if picture.format == "PPM" and picture.mode in ("1", "L", "I", "RGB"):
+        _check_pnm(picture, raw, path)
+    if picture.format == "GIF" and tuple(picture.tile[0][1]) != (0, 0, *picture.size):
+        raise refusal(path, "a frame that is smaller than its picture, expected a whole one")
+    if picture.format == "BMP" and picture.tile[0][0] == "raw":
+        _check_bmp(picture.mode, path)
     if picture.format == "JPEG2000":
-        bits = _bits_of_jpeg2000(path)
+        data = path.read_bytes()
+        bits, code = _bits_of_jpeg2000(data), _colours_of_jpeg2000(data)
         if bits - {8} and not (bits == {16} and picture.mode == "I;16"):
             expected = "8, or 16 of one grey channel: store it as PNG"
             raise refusal(path, f"{_listed(bits)} bits a sample, expected {expected}")
+        if code is not None and code not in _COLOURS_OF_JPEG2000:
+            raise refusal(
+                path, f"colours of code {code}, expected 16 (sRGB), 17 (grey) or 18 (YCC)"
+            )
 
 
-def _bits_of_jpeg2000(path: Path) -> set[int]:
+def _check_pnm(picture: Any, raw: Any, path: Path) -> None:
+    """Refuse values above the largest one, which Pillow cuts to it, and a second image."""
+    codec, _, start, _ = picture.tile[0]
+    top = raw[1] if isinstance(raw, tuple) else 65535 if raw == "I;16B" else 255
+    if picture.mode == "RGB" and top > 255:
+        raise refusal(path, f"colours up to {top}, expected at most 255: store it as PNG")
+    if codec == "ppm_plain":
+        return  # the decoder of numbers in words refuses larger ones
+    columns, rows = picture.size
+    row = -(-columns // 8) if picture.mode == "1" else columns * len(picture.getbands())
+    data, size = path.read_bytes()[start:], row * rows * (1 if top < 256 else 2)
+    found = np.frombuffer(data[:size], np.uint8 if top < 256 else ">u2").max(initial=0)
+    if found > top:
+        raise refusal(path, f"values up to {found}, expected at most {top}")
+    if re.match(rb"P[1-7]\s", data[size:].lstrip()):
+        raise refusal(path, "holds 2 or more images, expected one")
+
+
+def _check_entries(entries: np.ndarray, count: int, path: Path) -> None:
+    if entries.max(initial=0) >= count:
+        raise refusal(path, f"entry {entries.max()} of a palette of {count} colours")
+
+
+def _check_bmp(mode: str, path: Path) -> None:
+    """Refuse palettes of greys that Pillow takes for grey pixels of another number of bits."""
+    usual = {"1": (1, "4 or 8 bits with a palette of two greys"), "L": (8, "1 or 4 bits of greys")}
+    bits, words = usual.get(mode, (None, ""))
+    if bits is not None and _bits_of_bmp(path) != bits:
+        raise refusal(path, f"{words}, which cannot be decoded: store it as PNG")
+
+
+def _bits_of_bmp(path: Path) -> int:
+    """Return the bits of a pixel, whose place depends on the size of the header."""
+    with open(path, "rb") as file:
+        head = file.read(30)
+    start = 24 if int.from_bytes(head[14:18], "little") == 12 else 28
+    return int.from_bytes(head[start : start + 2], "little")
+
+
+def _bits_of_jpeg2000(data: bytes) -> set[int]:
     """Return the bits of each component, negative for signed ones, from the SIZ marker."""
-    data = path.read_bytes()
     start = data.index(b"\xff\x4f\xff\x51")
     count = int.from_bytes(data[start + 40 : start + 42])
     sizes = data[start + 42 : start + 42 + 3 * count : 3]
     return {(1 + (n & 127)) * (-1 if n & 128 else 1) for n in sizes}
+
+
+def _colours_of_jpeg2000(data: bytes) -> int | None:
+    """Return the code of the colours by the first box that names them; None without a code."""
+    for kind, header in _boxes(data):
+        if kind != b"jp2h":
+            continue
+        for inner, colours in _boxes(header):
+            if inner == b"colr":
+                return int.from_bytes(colours[3:7]) if colours[0] == 1 else None
+    return None
+
+
+def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the kind and the content of each box of JPEG 2000; a bare codestream has none."""
+    start = 0
+    while start + 8 <= len(data) and not data.startswith(b"\xff\x4f"):
+        size, kind, head = int.from_bytes(data[start : start + 4]), data[start + 4 : start + 8], 8
+        if size == 1:
+            size, head = int.from_bytes(data[start + 8 : start + 16]), 16
+        stop = start + size if size else len(data)
+        yield kind, data[start + head : stop]
+        start = max(stop, start + head)
 
 
 def _listed(numbers: set[int]) -> str:
@@ -215,6 +288,8 @@ def _num_colours(page: Any, path: Path) -> int:
     if colours is None:
         name = getattr(page.photometric, "name", page.photometric)
         raise refusal(path, f"colours {name}, expected grey, RGB or a palette")
+    if page.samplesperpixel < colours:
+        raise refusal(path, f"{page.samplesperpixel} samples a pixel, expected {colours}")
     more, kinds = page.samplesperpixel - colours, tuple(page.extrasamples)
     known = kinds in ((_ALPHA,), (_PREMULTIPLIED,)) and page.photometric != _PALETTE
     if more and not (more == 1 and known):
@@ -230,8 +305,13 @@ def _check_meaning(file: Any, page: Any, path: Path) -> None:
     scaled = str(page.tags.valueof(_GDAL_METADATA) or "")
     if 'role="scale"' in scaled or 'role="offset"' in scaled:
         raise refusal(path, "values to be scaled (GDAL_METADATA), expected them as they are")
-    if file.is_imagej and "c1" in (file.imagej_metadata or {}):
+    words = (file.imagej_metadata or {}) if file.is_imagej else {}
+    if "c1" in words or words.get("cf") not in (None, 0):
         raise refusal(path, "values calibrated by ImageJ, expected them as they are")
+    if page.photometric == _PALETTE and page.colormap is None:
+        raise refusal(path, "a palette without a ColorMap, expected its colours")
+    if page.compression == _UNCOMPRESSED and page.predictor != 1:
+        raise refusal(path, f"predictor {page.predictor:d} without compression, expected none")
 
 
 def _decoded(page: Any, path: Path) -> np.ndarray:
@@ -240,6 +320,8 @@ def _decoded(page: Any, path: Path) -> np.ndarray:
         raise refusal(path, f"{pixels} pixels, expected at most {MOST_PIXELS}")
     if not all(page.databytecounts):
         raise refusal(path, "strips or tiles are missing, expected all of them")
+    if page.compression == _WHOLE_JPEG and not all(_jpeg_ends(page, path)):
+        raise refusal(path, "strips or tiles are cut off, expected whole ones")
     try:
         return page.asarray()
     except (ImportError, NotImplementedError, ValueError) as error:
@@ -249,6 +331,15 @@ def _decoded(page: Any, path: Path) -> np.ndarray:
         kind = f"compression {name}, {page.bitspersample} bits a sample"
         hint = 'pip install "dal-jax[tiff]"'
         raise refusal(path, f"{kind}: reading it needs imagecodecs: {hint}") from error
+
+
+def _jpeg_ends(page: Any, path: Path) -> Iterator[bool]:
+    """Yield for each segment whether it has its end; decoders fill what is missing with grey."""
+    with open(path, "rb") as file:
+        for start, size in zip(page.dataoffsets, page.databytecounts, strict=True):
+            tail = min(size, _JPEG_TAIL)
+            file.seek(start + size - tail)
+            yield _JPEG_END in file.read(tail)
 
 
 def _scaled(page: Any, stored: np.ndarray, path: Path) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterator
+from os.path import exists, isdir, isfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,8 +10,8 @@ import numpy as np
 
 from dal_jax._errors import InputError
 from dal_jax._files import decoding
-from dal_jax.images._dicom import read_slice
-from dal_jax.images._folders import is_output
+from dal_jax.images._dicom import plane, read_slice
+from dal_jax.images._folders import is_own, listed
 from dal_jax.images._io import (
     check_channels,
     is_image,
@@ -77,7 +78,11 @@ class DataSelection(NamedTuple):
 
 def inside(path: Path, root: Path) -> Path:
     """Return the path, or refuse it if it or the target of its link lies outside the root."""
-    if not path.resolve().is_relative_to(root.resolve()):
+    try:
+        within = path.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError, ValueError) as error:  # a circle of links, a name that cannot be
+        raise InputError(f"file {str(path)!r}: {error}") from error
+    if not within:
         raise InputError(f"file {str(path)!r} leads outside the folder {str(root)!r}")
     return path
 
@@ -89,35 +94,34 @@ def name_of(path: Path, root: Path) -> str:
 
 
 def entries(folder: Path, root: Path) -> list[Path]:
-    """List a folder in order of name, without hidden files; refuse links to the outside."""
-    try:
-        found = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-    except OSError as error:
-        raise InputError(f"folder {str(folder)!r}: {error.strerror or error}") from error
-    return [inside(path, root) for path in found]
+    """List a folder in order of name, without hidden files; refuse links to the outside.
+
+    Broken links are left out, and so is what cannot be reached in a folder without rights.
+    """
+    return [inside(path, root) for path in listed(folder) if exists(path)]
 
 
 def folders(folder: Path, root: Path) -> list[Path]:
     """Return the subfolders of a folder, in order of name."""
-    return [path for path in entries(folder, root) if path.is_dir()]
+    return [path for path in entries(folder, root) if isdir(path)]
 
 
 def pictures(folder: Path, root: Path) -> list[Path]:
     """Return the image files of a folder, in order of name, without those of its subfolders."""
-    return [path for path in entries(folder, root) if path.is_file() and is_image(path)]
+    return [path for path in entries(folder, root) if isfile(path) and is_image(path)]
 
 
 def walk(folder: Path, root: Path) -> Iterator[Path]:
     """Yield the image files of a folder and its subfolders, but not of links or of results."""
     yield from pictures(folder, root)
     for below in folders(folder, root):
-        if not (below.is_symlink() or is_output(below)):
+        if is_own(below):
             yield from walk(below, root)
 
 
 def need_folder(folder: Path, layout: str) -> Path:
     """Return the folder, or name the missing folder of the layout in an error."""
-    if not folder.is_dir():
+    if not isdir(folder):
         raise InputError(f"layout {layout!r}: no folder {str(folder)!r}")
     return folder
 
@@ -167,7 +171,10 @@ def _stack(path: Path, name: str, _changed: int, _size: int) -> np.ndarray | Non
     if path.suffix.lower() == ".npy":
         return load_npy(path, mode="r")
     with decoding(path), open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-        return archive[name] if name in archive.files else None
+        found = archive[name] if name in archive.files else None
+        if isinstance(found, bytes):
+            raise ValueError(f"{name!r} is no array")
+        return found
 
 
 def read_sample(dataset: DataSet, sample: Sample) -> tuple[np.ndarray, np.ndarray | None]:
@@ -213,6 +220,8 @@ def read_sample(dataset: DataSet, sample: Sample) -> tuple[np.ndarray, np.ndarra
 
 def _image(layout: str, sample: Sample) -> np.ndarray:
     if layout == "dicom":
+        if sample.slice is None:
+            plane(sample.path)  # why its place in the series is not known
         return read_slice(sample.path)[..., None]
     if layout == "arrays":
         row = scale_integers(_row(sample, sample.path, sample.split), sample.path)
@@ -224,7 +233,7 @@ def _image(layout: str, sample: Sample) -> np.ndarray:
 
 def _mask(layout: str, sample: Sample, path: Path) -> np.ndarray:
     if layout == "arrays":
-        return to_mask(_row(sample, path, "masks"), path)
+        return to_mask(_row(sample, path, "masks"), f"{path}#{sample.slice}")
     if layout in OF_SLICES:
         check_mask(cached_volume(path), cached_volume(sample.path), sample.name)
         marks = _slice(sample, path)

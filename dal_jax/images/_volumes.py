@@ -2,6 +2,7 @@
 
 import gzip
 import io
+from os.path import isdir, isfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,7 +75,7 @@ def read_volume(path: str | Path) -> Volume:
     Source: the NIfTI-1 standard; DICOM PS3.3 C.7.6.2 (image plane).
     """
     path = Path(path)
-    if path.is_dir() or (path.is_file() and not is_volume(path) and is_dicom(path)):
+    if isdir(path) or (isfile(path) and not is_volume(path) and is_dicom(path)):
         voxels, affine = read_series(path)
     else:
         voxels, affine = _read_nifti(path)
@@ -188,7 +189,7 @@ def _anatomy(affine: np.ndarray) -> list[tuple[int, bool]]:
 
 
 def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    if not path.is_file():
+    if not isfile(path):
         raise InputError(f"volume {str(path)!r}: no such file")
     if not is_volume(path):
         ends = ", ".join(VOLUME_ENDS)
