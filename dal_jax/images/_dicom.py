@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from os.path import isdir, isfile
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -130,7 +131,7 @@ def _refuse_unclear(data: Any, path: Path) -> None:
     elif inverted and (unit != "US" or data.get("Modality") == "CT"):
         found = "MONOCHROME1 with values in a unit, expected MONOCHROME2"
     if found:
-        raise refusal(path, found)
+        raise refusal(path, shorten(found, 200))  # a damaged tag may hold anything
 
 
 def _modality(pydicom: Any, stored: np.ndarray, data: Any) -> np.ndarray:
