@@ -14,9 +14,11 @@ from dal_jax.cli import main
 from dal_jax.inference import NullLaw, Ranks
 from dal_jax.inspection import (
     METHODS,
+    CalibrateOptions,
     Calibration,
     InspectOptions,
     LearnOptions,
+    calibrate_folder,
     inspect_folder,
     load_calibration,
     load_profile,
@@ -24,7 +26,6 @@ from dal_jax.inspection import (
     to_test,
     view_results,
 )
-from dal_jax.inspection._calibrate import stretch_correlation
 from dal_jax.inspection._calibration import (
     Rate,
     cross_fitted_p,
@@ -36,7 +37,7 @@ from dal_jax.inspection._inspect import _decider
 from dal_jax.inspection._learn import Normal, as_looked_at
 from dal_jax.inspection._profile import check_options
 from dal_jax.inspection._verdict import decider, unchecked, verdict
-from dal_jax.noise import fit_report, iid, stationary
+from dal_jax.noise import fit_report, iid, stationary, stretch_correlation
 
 SIDE = 20
 ODD = "test/spot/a 'b' <c> ü_0.png"
@@ -151,6 +152,51 @@ def test_calibration_tests_the_objects_that_were_kept_aside(data, calibrated):
             by_view.setdefault(row["name"], []).append(float(row["p_value"]))
     assert by_view and all(len(p) == 5 for p in by_view.values())
     assert facts["sensitivity"][2]["changed"] == 0
+
+
+@pytest.mark.slow
+def test_normal_images_of_later_days_join_the_calibration(data, calibrated, tmp_path, capsys):
+    model, day = tmp_path / "m", tmp_path / "monday"
+    shutil.copytree(calibrated, model)
+    day.mkdir()
+    rng = np.random.default_rng(7)
+    for number in range(5):
+        Image.fromarray(photograph(rng)).save(day / f"{number}_0.png")
+    shutil.copy(next((data / "train/good").iterdir()), day / "old_0.png")  # has its role already
+    before, tested = load_calibration(model), set()
+
+    def follow(what, done, total):
+        tested.add((what, total))
+
+    add = {"options": CalibrateOptions(control=0, lengths=False), "progress": follow}
+    found = calibrate_folder(data, model, add=[day], **add)
+    after = load_calibration(model)
+    assert after == found.calibration
+    assert after.num_groups == before.num_groups + 5 and after.num_views == before.num_views + 5
+    assert len(after.object_scores) == after.num_groups and len(after.added) == 5
+    assert after.selective.least < before.selective.least
+    assert [name for name in {r["name"] for r in found.records} if name.startswith("monday/")]
+    assert ("views", before.num_views + 6) in tested
+    assert "old_0.png: left out: image 'monday/old_0.png': a picture that training" in (
+        capsys.readouterr().err
+    )
+    # Only new images were tested, and what was added cannot be tested.
+    records = [r for r in found.records if not r["name"].startswith("monday/")]
+    assert len(records) == before.num_views
+    views = {one.name: one for one in inspect_folder(day, model, None).views}
+    assert all(
+        "a picture that training or calibration has seen" in v.message for v in views.values()
+    )
+    # It says all that the calibration consists of: without the folder it is the former one.
+    calibrate_folder(data, model, **add)
+    again = load_calibration(model)
+    assert again.selective == before.selective and not again.added
+    for folders, told in (
+        ([day, tmp_path / "x" / "monday"], "add: got two folders 'monday'"),
+        ([data], "with defects, such as"),
+    ):
+        with pytest.raises(InputError, match=told):
+            calibrate_folder(data, model, add=folders, **add)
 
 
 @pytest.fixture(scope="module")
@@ -614,7 +660,7 @@ def test_copies_and_other_units_are_told_in_the_row_and_on_the_page(data, model,
     for name, told in (
         ("c_0.npy", "other units than the training images"),
         ("d_0.npy", "other units than the training images"),
-        ("e_0.png", "a picture that training has seen"),
+        ("e_0.png", "a picture that training or calibration has seen"),
     ):
         assert rows[name]["decision"] == "no valid result" and told in rows[name]["message"]
     assert "of its pixels are outside of" in rows["f_0.png"]["warning"]

@@ -23,6 +23,15 @@ Model = Annotated[
 Data = Annotated[
     Path, typer.Option("--data", metavar="FOLDER", help="Data set that the model was trained on.")
 ]
+Add = Annotated[
+    list[Path],
+    typer.Option(
+        "--add",
+        metavar="FOLDER",
+        help="Further normal images, such as those of a later day, which join those that training "
+        "held out; may be repeated. Give all such folders each time.",
+    ),
+]
 Control = Annotated[
     int,
     typer.Option(
@@ -41,6 +50,7 @@ Lengths = Annotated[
 def calibrate(
     model: Model,
     data: Data,
+    add: Add = [],  # noqa: B006 (typer copies it)
     control: Control = 200,
     lengths: Lengths = True,
     localizer: options.Detector = None,
@@ -65,6 +75,7 @@ def calibrate(
             model,
             CalibrateOptions(control, lengths, seed),
             localizer=localizer,
+            add=add,
             host=host,
             devices=devices,
             progress=stage_progress(bar),

@@ -1,7 +1,9 @@
 """Calibration: tests of the held-out normal images, recalibrations and verdict."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -9,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import ndimage
 
 from dal_jax._dal_test import (
     ImageToTest,
@@ -21,7 +22,7 @@ from dal_jax._dal_test import (
 )
 from dal_jax._errors import InputError
 from dal_jax._files import csv_text
-from dal_jax.images import DataSet, write_text
+from dal_jax.images import NORMAL, UNKNOWN, DataSet, write_text
 from dal_jax.inspection._calibration import (
     Calibration,
     Rate,
@@ -39,8 +40,8 @@ from dal_jax.inspection._learn import rescale_to_foreground
 from dal_jax.inspection._profile import Profile, check_options, load_profile, open_model
 from dal_jax.inspection._results import ViewRef
 from dal_jax.inspection._verdict import ALPHA, decider, unchecked, verdict
-from dal_jax.inspection._views import Reader, list_views, queue_views
-from dal_jax.noise import Covariance, FitReport, fit_report, stationary
+from dal_jax.inspection._views import Reader, list_views, picture_of, queue_views
+from dal_jax.noise import Covariance, FitReport, fit_report, stretch_correlation
 from dal_jax.report import calibration_picture, overlay
 from dal_jax.runs import Host
 
@@ -110,6 +111,7 @@ def calibrate_folder(
     *,
     localizer: str | None = None,
     out: Path | None = None,
+    add: Sequence[Path] = (),
     select: Callable[[DataSet, Profile], DataSet] | None = None,
     host: Host = Host(0, 1),  # noqa: B008
     devices: int | None = None,
@@ -128,6 +130,8 @@ def calibrate_folder(
         localizer: Name of the model's detector, if that is code; else None.
         out: Directory for calibration.json and the folder calibration; None for that of the model,
             where `inspect_folder` reads them.
+        add: Folders of further normal images, such as those of later days, which join the held-out
+            ones. Each object of such a folder counts as one that was not seen before.
         select: Function that selects images of the data set; None for all images.
         host: This process among those that share the runs.
         devices: Number of devices to use; None for all.
@@ -137,7 +141,8 @@ def calibrate_folder(
         The calibration, with the tests and the fit that it is based on.
 
     Raises:
-        InputError: The data have fewer than two held-out objects, or too few views have a region.
+        InputError: The data have fewer than two held-out objects, too few views have a region, or
+            an added folder has images with defects or the name of another one.
         CheckpointError: The model is missing or damaged.
         RunError: The disk is full, or another process was lost.
 
@@ -170,7 +175,8 @@ def calibrate_folder(
             progress=follow,
         )
 
-    found = _calibrated(data, profile, run, out / "calibration", options)
+    parts = [_held_out(data, profile), *_added(add, profile)]
+    found = _calibrated(parts, profile, run, out / "calibration", options)
     if host.index == 0:
         _write(out, found)
     return found
@@ -201,20 +207,62 @@ def stage_progress(bar: Any, before: str = "") -> Callable[[str, int, int], None
     return follow
 
 
+class _Part(NamedTuple):
+    """Normal images of one folder."""
+
+    data: DataSet
+    reader: Reader
+    listed: list[ViewRef]
+
+    def pictures(self) -> tuple[str, ...]:
+        """Return the digests of the images that can be read."""
+        found = []
+        for sample in {one.sample.name: one.sample for one in self.listed}.values():
+            with suppress(InputError):  # its test says why
+                found.append(picture_of(self.reader.read(sample)[0]))
+        return tuple(found)
+
+
+def _held_out(data: DataSet, profile: Profile) -> _Part:
+    held = set(profile.roles["calibrate"])
+    samples = [s for s in data.samples if s.split == "train" and s.group in held]
+    _need_objects(data, [s.group for s in samples])
+    reader = Reader(data, profile.fitted, profile.seen(but="calibrate"))
+    return _Part(data, reader, list_views(reader, samples))
+
+
+def _added(folders: Sequence[Path], profile: Profile) -> list[_Part]:
+    names = [Path(os.path.abspath(folder)).name for folder in folders]
+    parts = []
+    for folder, name in zip(folders, names, strict=True):
+        if names.count(name) > 1:
+            raise InputError(f"add: got two folders {name!r}, expected different names")
+        data = profile.source.open(folder)
+        wrong = [s.name for s in data.samples if s.label not in (NORMAL, UNKNOWN)]
+        if wrong:
+            raise InputError(
+                f"add: got {str(folder)!r} with defects, such as {wrong[0]!r}, expected normal "
+                "images alone"
+            )
+        samples = [
+            s._replace(name=f"{name}/{s.name}", group=f"{name}/{s.group}") for s in data.samples
+        ]
+        reader = Reader(data, profile.fitted, profile.seen())
+        parts.append(_Part(data, reader, list_views(reader, samples)))
+    return parts
+
+
 def _calibrated(
-    data: DataSet,
+    parts: Sequence[_Part],
     profile: Profile,
     run: Runner,
     directory: Path,
     options: CalibrateOptions,
 ) -> Calibrated:
-    held = set(profile.roles["calibrate"])
-    samples = [s for s in data.samples if s.split == "train" and s.group in held]
-    _need_objects(data, [s.group for s in samples])
-    reader = Reader(data, profile.fitted, profile.seen(but="calibrate"))
-    listed = list_views(reader, samples)
+    data, listed = parts[0].data, [one for part in parts for one in part.listed]
+    readers = [part.reader for part in parts for _ in part.listed]
     own = profile.references_of([one.sample.group for one in listed], calibrating=True)
-    items = queue_views(reader, listed, own)
+    items = [item for part in parts for item in queue_views(part.reader, part.listed, own)]
     found = run(directory / "views", items, profile.tested_noise)
     kept = _usable(found)
     records = [found[k] for k in kept]
@@ -227,7 +275,7 @@ def _calibrated(
         {"selective": np.array([view_p(record).p for record in control])},
         [str(k) for k in range(len(control))],
     )
-    pixels, where = _read(reader, [listed[k] for k in kept])
+    pixels, where = _read([(readers[k], listed[k]) for k in kept])
     some = where.any(axis=(1, 2))  # a tile without foreground shows no noise
     shown, objects = rescale_to_foreground(pixels[some], where[some]), np.array(groups)[some]
     fit = fit_report(profile.noise, shown, objects, kind=profile.noise_kind)
@@ -240,6 +288,7 @@ def _calibrated(
         decide_by=by,
         unchecked=unchecked(own_rates),
         object_scores=_object_scores([listed[k] for k in kept], records),
+        added=tuple(digest for part in parts[1:] for digest in part.pictures()),
     )
     told = verdict(own_rates, control_rates, fit, profile.noise_kind, calibration, most)
     return Calibrated(
@@ -350,9 +399,9 @@ def _usable(found: Sequence[dict[str, Any]]) -> list[int]:
     return [k for k, record in enumerate(found) if record["status"] != "INVALID_INPUT"]
 
 
-def _read(reader: Reader, listed: Sequence[ViewRef]) -> tuple[np.ndarray, np.ndarray]:
+def _read(listed: Sequence[tuple[Reader, ViewRef]]) -> tuple[np.ndarray, np.ndarray]:
     """Return the views (N, H, W, C) and a mask of the pixels that may be flagged (N, H, W)."""
-    found = [(reader.read(one.sample)[2], one.view) for one in listed]
+    found = [(reader.read(one.sample)[2], one.view) for reader, one in listed]
     pixels, where = zip(*((cut.pixels[k], cut.foreground[k]) for cut, k in found), strict=True)
     return np.stack(pixels), np.stack(where)
 
@@ -429,42 +478,3 @@ def _sensitivity(moved: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def stretch_correlation(noise: Covariance, shape: tuple[int, ...], factor: float) -> Covariance:
-    """Return stationary noise whose correlation extends over `factor` times the distance.
-
-    `R'(l) = R(l / factor)`, with R the covariance of the middle pixel with the others. Negative
-    values of the resulting spectrum are clipped, and the variance is kept.
-
-    Args:
-        noise: Covariance of images of this shape.
-        shape: Shape (H, W, C) of the images.
-        factor: Factor of the correlation length, positive.
-
-    Returns:
-        Covariance of images of this shape.
-    """
-    height, width, channels = shape
-    rows, columns = (_torus_lags(side) for side in (height, width))
-    middle = (height // 2, width // 2)
-    places = np.meshgrid(middle[0] + rows / factor, middle[1] + columns / factor, indexing="ij")
-    table = np.zeros((len(rows), len(columns), channels, channels))
-    for channel in range(channels):
-        impulse = np.zeros(shape)
-        impulse[(*middle, channel)] = 1.0
-        covariance = noise.apply(impulse)
-        for other in range(channels):
-            table[..., channel, other] = ndimage.map_coordinates(
-                covariance[..., other], places, order=1, mode="constant", cval=0.0
-            )
-    # R[-l] = R[l]' has to be enforced: the middle of an even side is no centre of symmetry.
-    mirrored = np.roll(table[::-1, ::-1], 1, axis=(0, 1)).swapaxes(2, 3)
-    return stationary((table + mirrored) / 2, clip=True)
-
-
-def _torus_lags(side: int) -> np.ndarray:
-    """Return the lags 0, 1, ..., -2, -1 of a torus of twice the side, where opposite edges of an
-    image do not meet.
-    """
-    return np.fft.fftfreq(2 * side, 1 / (2 * side))

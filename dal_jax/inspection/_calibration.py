@@ -78,6 +78,7 @@ class Calibration:
     decide_by: str = "selective"  # method that decides unless another one is requested
     unchecked: bool = False  # too few normal views to check whether raw p-values hold the level
     object_scores: tuple[float, ...] = ()  # largest score of the first image of each object
+    added: tuple[str, ...] = ()  # digests of images that joined those that training held out
 
     @property
     def deciding(self) -> tuple[NullLaw | Ranks, ...]:
@@ -417,6 +418,7 @@ def load_calibration(directory: Path) -> Calibration | None:
             decide_by={name: name for name in METHODS}[facts.get("decide_by", "selective")],
             unchecked=bool(facts.get("unchecked", False)),
             object_scores=tuple(facts.get("object_scores", ())),
+            added=tuple(facts.get("added", ())),
         )
 
 

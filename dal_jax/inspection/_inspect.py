@@ -163,7 +163,8 @@ def inspect_folder(
     data = profile.source.open(folder)
     data = data if select is None else select(data, profile)
     samples = to_test(data, profile)
-    reader = Reader(data, profile.fitted, profile.seen(), profile.warnings)
+    seen = profile.seen().union(() if calibration is None else calibration.added)
+    reader = Reader(data, profile.fitted, seen, profile.warnings)
     decide_by = _decider(calibration, alpha, max(map(reader.num_views, samples)), decide_by)
     # The search goes on until the decision by each of these p-values is certain, so that a later
     # call may decide by another one.

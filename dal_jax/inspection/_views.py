@@ -184,7 +184,9 @@ class Reader(ImageReader):
     def _read(self, sample: Sample) -> tuple[np.ndarray, np.ndarray | None, Views]:
         image, mask = read_sample(self._data, sample)
         if picture_of(image) in self._seen:
-            raise InputError(f"image {sample.name!r}: a picture that training has seen")
+            raise InputError(
+                f"image {sample.name!r}: a picture that training or calibration has seen"
+            )
         found = views(self._fitted, image)
         foreign(self._fitted, image)  # refuses pixels in other units than those of training
         return image, mask, found

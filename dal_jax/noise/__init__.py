@@ -27,4 +27,5 @@ from dal_jax.noise._scaled import scaled as scaled
 from dal_jax.noise._stationary import ar1 as ar1
 from dal_jax.noise._stationary import circulant as circulant
 from dal_jax.noise._stationary import stationary as stationary
+from dal_jax.noise._stationary import stretch_correlation as stretch_correlation
 from dal_jax.noise._stationary import toeplitz as toeplitz

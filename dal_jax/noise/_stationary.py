@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import ndimage
 from scipy.linalg import solve_banded
 
 from dal_jax._errors import InputError
@@ -429,3 +430,48 @@ class _Circulant(_Torus):
         if not levels.min() > ROUNDING * levels.max():
             raise InputError("noise has a spectrum with zeros, expected positive ones to whiten")
         return float(np.sum(np.log(levels)))
+
+
+def stretch_correlation(noise: Covariance, shape: tuple[int, ...], factor: float) -> Covariance:
+    """Return stationary noise whose correlation extends over `factor` times the distance.
+
+    `R'(l) = R(l / factor)`, with R the covariance of the middle pixel with the others. Negative
+    values of the resulting spectrum are clipped, and the variance is kept.
+
+    Args:
+        noise: Covariance of images of this shape.
+        shape: Shape (H, W, C) of the images.
+        factor: Factor of the correlation length, positive.
+
+    Returns:
+        Covariance of images of this shape.
+
+    Example:
+        >>> from dal_jax.noise import iid
+        >>> wide = stretch_correlation(iid(1.0), (4, 4, 1), 2.0)
+        >>> wide.apply(np.ones((4, 4, 1))).shape
+        (4, 4, 1)
+    """
+    height, width, channels = shape
+    rows, columns = (_torus_lags(side) for side in (height, width))
+    middle = (height // 2, width // 2)
+    places = np.meshgrid(middle[0] + rows / factor, middle[1] + columns / factor, indexing="ij")
+    table = np.zeros((len(rows), len(columns), channels, channels))
+    for channel in range(channels):
+        impulse = np.zeros(shape)
+        impulse[(*middle, channel)] = 1.0
+        covariance = noise.apply(impulse)
+        for other in range(channels):
+            table[..., channel, other] = ndimage.map_coordinates(
+                covariance[..., other], places, order=1, mode="constant", cval=0.0
+            )
+    # R[-l] = R[l]' has to be enforced: the middle of an even side is no centre of symmetry.
+    mirrored = np.roll(table[::-1, ::-1], 1, axis=(0, 1)).swapaxes(2, 3)
+    return stationary((table + mirrored) / 2, clip=True)
+
+
+def _torus_lags(side: int) -> np.ndarray:
+    """Return the lags 0, 1, ..., -2, -1 of a torus of twice the side, where opposite edges of an
+    image do not meet.
+    """
+    return np.fft.fftfreq(2 * side, 1 / (2 * side))
