@@ -126,6 +126,9 @@ def test_rows_stay_as_they_were():
     assert [row.discovery for row in later] == [True, False, False, True]
     assert math.isnan(later[1].level) and later[2].level == online_levels([1e-9, 0.3], 0.05)[1]
     np.testing.assert_equal(stream_rows(inspection(*images), [1.0, 2.0]), later)
+    for other, baseline in ((0.1, [1.0, 2.0]), (0.05, [1.0, 2.0, 3.0])):
+        with pytest.raises(InputError, match=r"stream: got another .* when '.\.png' came"):
+            stream_rows(inspection(*images, alpha=other), baseline, later)
 
 
 def test_an_object_bets_once():

@@ -163,7 +163,8 @@ def stream_rows(
         bet on drift: images of one object resemble each other.
 
     Raises:
-        InputError: The package online-fdr is not installed.
+        InputError: The package online-fdr is not installed, or alpha or baseline are not those of
+            the earlier rows.
 
     Example:
         >>> from dal_jax.inspection import ImageResult, InspectOptions, Tally
@@ -192,10 +193,20 @@ def stream_rows(
         if not math.isnan(row.max_score):
             objects.add(row.group)
     drift = drift_martingale([*baseline, *scores], seed, len(baseline))
-    return [
+    rows = [
         row._replace(level=level, discovery=row.p_adjusted <= level, drift=value)
         for row, level, value in zip(rows, levels.tolist(), drift.tolist(), strict=True)
     ]
+    for old, new in zip(earlier, rows, strict=False):
+        # Another machine may round otherwise.
+        if not np.allclose(
+            (old.level, old.drift), (new.level, new.drift), rtol=1e-9, atol=0, equal_nan=True
+        ):
+            raise InputError(
+                f"stream: got another alpha or calibration than when {old.name!r} came, expected "
+                "the same: another --out begins a new stream"
+            )
+    return [*earlier, *rows[len(earlier) :]]
 
 
 def watch_folder(
