@@ -8,7 +8,7 @@ from dal_jax._errors import InputError
 from dal_jax.images import _layout_photos as photos
 from dal_jax.images import _layout_volumes as volumes
 from dal_jax.images._dicom import dicom_files
-from dal_jax.images._folders import say_left_out
+from dal_jax.images._folders import listed, say_left_out
 from dal_jax.images._groups import group_of
 from dal_jax.images._io import is_image
 from dal_jax.images._samples import (
@@ -94,6 +94,8 @@ def open_data(
         files |= {path.with_suffix(".img") for path in files if path.suffix.lower() == ".hdr"}
         if name in ("brats2021", "brats2023"):
             files |= volumes.other_contrasts(found)
+            # Tables of the patients come with such data, and hold no images.
+            files |= {path for path in listed(root) if path.suffix.lower() == ".csv"}
         say_left_out("data", chosen if isdir(chosen) else root, {*files, photos.table(root)})
     if not found:
         raise InputError(f"data {str(root)!r}: no image in layout {name!r}")
