@@ -12,7 +12,7 @@ VENV ?= .venv
 OUT ?= demo_output
 SIZES ?= 16
 TARGETS_OPTIONS ?=
-PYTEST ?= -n 2 --dist loadfile
+PYTEST ?= -n 2 --dist loadfile --no-loadscope-reorder
 # The first interpreter that runs and is recent enough.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)

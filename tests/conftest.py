@@ -17,6 +17,8 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 CACHE = "JAX_COMPILATION_CACHE_DIR"
+# Files of tests that take minutes begin first, so that none of them is left for one worker alone.
+LONG = ("test_sameness.py", "test_notebooks.py", "test_localizers_mdps.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -32,7 +34,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselects studies and slow tests unless `-m` names them."""
+    """Deselects studies and slow tests unless `-m` names them; long files come first."""
+    items.sort(key=lambda item: item.path.name not in LONG)
     if config.getoption("-m"):
         return
     skipped = [i for i in items if i.get_closest_marker("study") or i.get_closest_marker("slow")]

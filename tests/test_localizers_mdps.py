@@ -252,7 +252,7 @@ def test_null_p_values_are_uniform(config):
     check_uniform(localizer(config), 200, precision=0.01)
 
 
-@pytest.mark.slow
+@pytest.mark.study  # a quarter of an hour; those of 8 x 8 above are in every round
 @BOTH
 def test_null_p_values_are_uniform_at_16(config):
     config = replace(config, image_size=16, spacing=200, depths=(1, 2))
