@@ -199,9 +199,9 @@ class Evaluator:
         fixed = cast_floats(self._fixed, dtype)
         devices = _devices_for(self._devices, dtype)
         draws = tree_spec(cast_floats(self._one_draws, dtype)) if self._own else None
-        how = self._functions, tree_spec(fixed), draws, dtype, devices
-        # Both take the same images.
-        program = _reconstruction_for(*how) if reconstruct else _program_for(*how)
+        program = _program_for(
+            self._functions, tree_spec(fixed), draws, dtype, devices, reconstruct
+        )
         self._bound[dtype, reconstruct] = program, program.prepare(fixed)
 
 
@@ -220,26 +220,28 @@ def _pad(values: np.ndarray, count: int) -> np.ndarray:
     )
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=128)
 def _program_for(
-    functions: Functions, fixed: Any, draws: Any, dtype: str, devices: tuple[Any, ...]
+    functions: Functions,
+    fixed: Any,
+    draws: Any,
+    dtype: str,
+    devices: tuple[Any, ...],
+    reconstruct: bool,
 ) -> _Program:
+    how = functions, fixed, draws, dtype, devices
+
+    def compiled(lanes: int) -> _Program:
+        return _compile(*traced_evaluation(*how, lanes, reconstruct), lanes)
+
+    if reconstruct:  # the images that are scored
+        return compiled(_program_for(*how, False).lanes)
     pixels = int(np.prod(functions.image_shape[:2]))
     if devices[0].platform == "cpu":
-        lanes = int(np.clip(CPU_PIXELS // pixels, 1, CPU_LANES))
-        return _compile(functions, fixed, draws, dtype, devices, lanes)
-    trial = _compile(functions, fixed, draws, dtype, devices, TRIAL_LANES)
+        return compiled(int(np.clip(CPU_PIXELS // pixels, 1, CPU_LANES)))
+    trial = compiled(TRIAL_LANES)
     memory = (devices[0].memory_stats() or {}).get("bytes_limit", 2**33)
-    lanes = lanes_within(memory, trial.temporary_bytes / trial.lanes, pixels)
-    return _compile(functions, fixed, draws, dtype, devices, lanes)
-
-
-@lru_cache(maxsize=64)
-def _reconstruction_for(
-    functions: Functions, fixed: Any, draws: Any, dtype: str, devices: tuple[Any, ...]
-) -> _Program:
-    lanes = _program_for(functions, fixed, draws, dtype, devices).lanes
-    return _compile(functions, fixed, draws, dtype, devices, lanes, True)
+    return compiled(lanes_within(memory, trial.temporary_bytes / trial.lanes, pixels))
 
 
 def lanes_within(memory: int, bytes_an_image: float, pixels: int) -> int:
@@ -255,16 +257,7 @@ def lanes_within(memory: int, bytes_an_image: float, pixels: int) -> int:
     return 2 ** int(np.log2(np.clip(min(fitting, wanted), 1, DEVICE_LANES)))
 
 
-def _compile(
-    functions: Functions,
-    fixed: Any,
-    draws: Any,
-    dtype: str,
-    devices: tuple[Any, ...],
-    lanes: int,
-    reconstruct: bool = False,
-) -> _Program:
-    prepare, traced = traced_evaluation(functions, fixed, draws, dtype, devices, lanes, reconstruct)
+def _compile(prepare: Any, traced: Any, lanes: int) -> _Program:
     compiled = traced.lower().compile()
     analysis = compiled.memory_analysis()
     return _Program(prepare, compiled, lanes, getattr(analysis, "temp_size_in_bytes", 0))
