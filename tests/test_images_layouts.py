@@ -812,12 +812,16 @@ def test_a_member_that_is_no_array_is_named(tmp_path: Path) -> None:
         open_data(tmp_path / "a.npz")
 
 
-@pytest.mark.parametrize("stray", ["test.npy", "x.dcm", "x.nii"])
-def test_one_file_among_images_does_not_decide_the_layout(tmp_path: Path, stray: str) -> None:
+@pytest.mark.parametrize(
+    "stray", ["test.npy", "x.dcm", "x.nii", "test/", "normal/", "BraTS2021_00000/"]
+)
+def test_one_entry_among_images_does_not_decide_the_layout(tmp_path: Path, stray: str) -> None:
     for k in range(3):
         picture(tmp_path / f"{k}.png")
     if stray == "test.npy":
         np.save(tmp_path / stray, np.zeros((2, 4, 5)))
+    elif stray.endswith("/"):
+        (tmp_path / stray).mkdir()
     else:
         (tmp_path / stray).write_bytes(b"")
     data = open_data(tmp_path)

@@ -676,6 +676,34 @@ def test_copies_and_other_units_are_told_in_the_row_and_on_the_page(data, model,
     )
 
 
+def test_a_file_that_has_changed_since_its_test_has_a_warning(model, tmp_path):
+    """One of the same size keeps its record; one that could not be read before is tested."""
+    rng = np.random.default_rng(8)
+    folder = tmp_path / "new"
+    folder.mkdir()
+    for name in ("a_0.npy", "b_0.npy"):
+        np.save(folder / name, photograph(rng) / 255)
+    whole = (folder / "b_0.npy").read_bytes()
+    (folder / "b_0.npy").write_bytes(b"?" * len(whole))
+    words = ["test", folder, "--model", model, "--out", tmp_path / "out", "--no-overlays"]
+
+    def tested() -> dict[str, dict[str, str]]:
+        assert main([str(word) for word in words]) == 0
+        return table(tmp_path / "out")
+
+    first = tested()
+    assert first["b_0.npy"]["status"] == "INVALID_INPUT" and first["a_0.npy"]["warning"] == ""
+    (folder / "b_0.npy").write_bytes(whole)
+    np.save(folder / "a_0.npy", photograph(rng) / 255)
+    second = tested()
+    assert second["b_0.npy"]["status"] != "INVALID_INPUT" and second["b_0.npy"]["warning"] == ""
+    told = "the file has changed since its test: test into another directory"
+    assert second["a_0.npy"]["warning"] == told
+    assert second["a_0.npy"]["p_value"] == first["a_0.npy"]["p_value"]
+    (folder / "b_0.npy").write_bytes(b"?" * len(whole))
+    assert tested()["b_0.npy"]["warning"] == "the file cannot be read any more"
+
+
 def test_training_on_copies_is_refused_or_warned_of(tmp_path, capsys):
     rng = np.random.default_rng(9)
     for pictures in (2, 12):

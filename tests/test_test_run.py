@@ -119,6 +119,24 @@ def test_a_run_goes_on_with_more_images_or_fewer(tmp_path):
     _assert_same(_run(tmp_path / "run", items=ITEMS[:8]), first)
 
 
+def test_what_was_refused_is_loaded_again(tmp_path):
+    def broken() -> ImageToTest:
+        raise InputError("cut off")
+
+    items = [
+        QueuedImage(f"image {k}", k, broken if k == 1 else i.load) for k, i in enumerate(ITEMS)
+    ]
+    first = _run(tmp_path / "run", items=items)
+    assert first[1]["message"] == "cut off"
+    before = _lines_of_shards(tmp_path / "run")
+    _assert_same(_run(tmp_path / "run", items=items), first)
+    assert _lines_of_shards(tmp_path / "run") == before  # the same refusal is not stored twice
+    mended = _run(tmp_path / "run")
+    _assert_same(mended, _run(tmp_path / "whole"))
+    assert len(_lines_of_shards(tmp_path / "run") - before) == 1
+    _assert_same(_run(tmp_path / "run", items=items), mended)  # a finished test is kept
+
+
 def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     real, written = os.write, []
 

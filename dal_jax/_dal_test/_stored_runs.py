@@ -11,6 +11,7 @@ from dal_jax._version import __version__
 from dal_jax.inference import Noise
 from dal_jax.localizers import Localizer
 from dal_jax.runs import Host, fingerprint, open_run, share, wait_for_hosts
+from dal_jax.search import Status
 
 
 class QueuedImage(NamedTuple):
@@ -64,7 +65,8 @@ def run_tests(
 
     The number of processes or devices and interruptions change results as little as the other
     images of a batch do (see `dal_test_batch`). A finished test is never repeated: its record stays
-    as it was written. A later call may have more images or fewer.
+    as it was written. An image that was refused, such as a file that could not be read, is loaded
+    again by the next call. A later call may have more images or fewer.
 
     Args:
         directory: Directory of the run; created, or continued if it belongs to the same run.
@@ -114,12 +116,14 @@ def run_tests(
         own_draws,
     )
     keys = [item.key for item in items]
-    run = open_run(directory, fingerprint(*parts), len(items), what, contradiction, keys)
+    own = fingerprint(*parts)
+    run = open_run(directory, own, len(items), what, contradiction, keys, _is_refused)
     records = run.finished()
+    again = {task: one for task, one in records.items() if _is_refused(one)}
     wait_for_hosts("start")  # all have read the finished tests before the first one writes
     if progress is not None:
         progress(len(records), {})
-    mine = share([task for task in range(len(items)) if task not in records], host)
+    mine = share([task for task in range(len(items)) if task not in records.keys() - again], host)
     if mine:
         streamed = stream_tests(
             localizer,
@@ -136,7 +140,8 @@ def run_tests(
                     if keep is not None:
                         keep(items[task], result)
                     records[task] = {"name": items[task].name, **as_record(result)}
-                    shard.append(task, records[task])
+                    if task not in again or contradiction(again[task], records[task]):
+                        shard.append(task, records[task])
                     if progress is not None:
                         progress(len(records), records[task])
         except KeyboardInterrupt:
@@ -148,3 +153,7 @@ def run_tests(
     if host.index == 0:
         run.collect(records=records)
     return [records[task] for task in sorted(records)]
+
+
+def _is_refused(record: dict[str, Any]) -> bool:
+    return record["status"] == Status.INVALID_INPUT.value

@@ -59,14 +59,15 @@ def visa(root: Path, choice: DataSelection) -> list[Sample]:
 def folder(root: Path, choice: DataSelection) -> list[Sample]:
     """List normal/ (for training), test/ and masks/ with the same names; or images, all to test.
 
-    Without normal/ and test/ the masks of images are below masks/, too. A folder of masks holds no
-    images, wherever it is.
+    Without images in normal/ and test/ the masks of the others are below masks/, too. A folder of
+    masks holds no images, wherever it is.
     """
-    normal, test, masks = root / "normal", root / "test", root / "masks"
-    if not (isdir(normal) or isdir(test)):
+    test, masks = root / "test", root / "masks"
+    normal, tested = _images(root / "normal", root), _images(test, root)
+    if not (normal or tested):
         return _tested(_images(root, root), root, masks, root, kinds=False)
-    found = [photo(p, root, "train", NORMAL) for p in _images(normal, root)]
-    return found + _tested(_images(test, root), test, masks, root, kinds=True)
+    found = [photo(path, root, "train", NORMAL) for path in normal]
+    return found + _tested(tested, test, masks, root, kinds=True)
 
 
 def _images(folder: Path, root: Path) -> list[Path]:

@@ -161,13 +161,14 @@ def _recognise(root: Path) -> str:
         if any(isdir(path / sign) for path in (root, *found)):
             return layout
     for layout, case in (("brats2021", volumes.CASE_2021), ("brats2023", volumes.CASE_2023)):
-        if any(case.fullmatch(name) for name in names):
+        if any(case.fullmatch(name) and listed(root / name) for name in names):
             return layout
-    return _recognise_flat(root, found, names)
+    return _recognise_flat(root, found)
 
 
-def _recognise_flat(root: Path, found: list[Path], names: list[str]) -> str:
-    if "normal" in names or "test" in names:
+def _recognise_flat(root: Path, found: list[Path]) -> str:
+    parts = [path for path in found if isdir(path) and path.name in ("normal", "test")]
+    if any(next(walk(path, root), None) is not None for path in parts):
         return "folder"
     files = [path for path in found if isfile(path)]
     shown = [path for path in files if is_volume(path) or is_image(path)]

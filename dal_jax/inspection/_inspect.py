@@ -321,10 +321,11 @@ def _test_views(
     listed = list_views(tests.reader, tests.samples)
     items = queue_views(tests.reader, listed, tests.references, tests.options.level)
     listed = [one._replace(key=item.key) for one, item in zip(listed, items, strict=True)]
+    names = {one.key: one.sample.name for one in listed}
 
     def keep(item: QueuedImage, result: TestResult) -> None:
         if result.status is not Status.INVALID_INPUT:
-            keep_maps(directory / "run", item.key, result)
+            keep_maps(directory / "run", item.key, result, tests.reader.pictures[names[item.key]])
             if work.maps:
                 _write_maps(directory / "maps" / item.name, item, result, tests)
 

@@ -109,6 +109,7 @@ class ImageReader:
         self._kept: dict[str, tuple[np.ndarray, np.ndarray | None, Views]] = {}
         self._num_bytes = 0  # size of the cache
         self._latest = ""
+        self.pictures: dict[str, str] = {}  # digest of each image that was read, by its name
 
     def read(self, sample: Sample) -> tuple[np.ndarray, np.ndarray | None, Views]:
         """Read a sample.
@@ -129,6 +130,7 @@ class ImageReader:
 
     def _read(self, sample: Sample) -> tuple[np.ndarray, np.ndarray | None, Views]:
         image, ones = open_image(sample.path, self.shape), np.ones((1, *self.shape[:2]), bool)
+        self.pictures[sample.name] = picture_of(image)
         sides = np.array([self.shape[:2]])
         return image, None, Views(image[None], np.zeros((1, 2), int), sides, np.ones(1), ones)
 
@@ -183,7 +185,8 @@ class Reader(ImageReader):
 
     def _read(self, sample: Sample) -> tuple[np.ndarray, np.ndarray | None, Views]:
         image, mask = read_sample(self._data, sample)
-        if picture_of(image) in self._seen:
+        self.pictures[sample.name] = picture_of(image)
+        if self.pictures[sample.name] in self._seen:
             raise InputError(
                 f"image {sample.name!r}: a picture that training or calibration has seen"
             )
@@ -333,13 +336,14 @@ class AssembledImage(NamedTuple):
     p_adjusted: Float[np.ndarray, "H W"] | None = None  # p of the pixel's region; NaN outside
 
 
-def keep_maps(directory: Path, key: str, result: TestResult) -> None:
+def keep_maps(directory: Path, key: str, result: TestResult, picture: str) -> None:
     """Write the score and the region of a view, for `assemble_images`.
 
     Args:
         directory: Directory of the run.
         key: Key of the view in the run.
         result: Result of its test.
+        picture: Digest of its image, see `ImageReader.pictures`.
 
     Raises:
         InputError: The file cannot be written.
@@ -348,7 +352,8 @@ def keep_maps(directory: Path, key: str, result: TestResult) -> None:
     for component, part in enumerate(result.components, 1):
         labels[part.region] = component
     with atomic_path(_maps_path(directory, key)) as temporary:
-        np.savez(temporary, score=result.score.astype(np.float32), region=labels)
+        score = result.score.astype(np.float32)
+        np.savez(temporary, score=score, region=labels, picture=picture)
 
 
 def _maps_path(directory: Path, key: str) -> Path:
@@ -357,13 +362,14 @@ def _maps_path(directory: Path, key: str) -> Path:
 
 def _load_maps(
     directory: Path, key: str, shape: tuple[int, ...], status: str
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, str | None]:
+    """Return score, region and picture of a view; None for that of a view that was refused."""
     if status == "INVALID_INPUT":  # no maps were written
-        return np.full(shape[:2], np.nan), np.zeros(shape[:2], np.int32)
+        return np.full(shape[:2], np.nan), np.zeros(shape[:2], np.int32), None
     path, advice = _maps_path(directory, key), "test again in another directory"
     with file_errors(path, "maps", advice=advice):
         held = read_arrays(path, "maps", advice=advice)
-        return held["score"].astype(np.float64), held["region"]
+        return held["score"].astype(np.float64), held["region"], str(held["picture"])
 
 
 def assemble_images(
@@ -393,19 +399,24 @@ def assemble_images(
         try:
             read = reader.read(item.sample)
         except InputError:
-            warning = "; ".join(reader.warnings)
+            was_read = any(record["status"] != "INVALID_INPUT" for _, record in tested[start:end])
+            gone = "the file cannot be read any more" * was_read
+            warning = "; ".join(filter(None, (*reader.warnings, gone)))
             yield AssembledImage(item.sample, [o._replace(warning=warning) for o in of_image])
             continue
-        first = pictures.setdefault(picture_of(read[0]) or name, name)
+        picture = reader.pictures[item.sample.name]
+        first = pictures.setdefault(picture or name, name)
         copy = f"the same picture as {first}" if first != name else ""
         strange = "" if reader.fitted is None else foreign(reader.fitted, read[0])
-        warning = "; ".join(filter(None, (*reader.warnings, strange, copy)))
-        own = [one._replace(warning=warning) for one in of_image]
         maps = [
             _load_maps(directory, view.key, reader.shape, record["status"])
             for view, record in tested[start:end]
         ]
-        together = _together(item.sample, own, *read, maps, reader.fitted)
+        changed = any(tested not in (None, picture) for *_, tested in maps)
+        other = "the file has changed since its test: test into another directory" * changed
+        warning = "; ".join(filter(None, (*reader.warnings, strange, copy, other)))
+        own = [one._replace(warning=warning) for one in of_image]
+        together = _together(item.sample, own, *read, [one[:2] for one in maps], reader.fitted)
         del read  # two large images are never in memory at once
         yield together
         del together

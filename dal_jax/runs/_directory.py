@@ -166,13 +166,14 @@ class RunDirectory(NamedTuple):
     description: dict[str, Any]  # as the process that created the directory gave it
     contradiction: Contradiction = difference  # between two records of one task
     keys: tuple[str, ...] | None = None  # key of each task on disk; None: its number
+    retried: Callable[[dict[str, Any]], bool] | None = None  # see `open_run`
 
     def finished(self) -> dict[int, dict[str, Any]]:
         """Read the records of all shards.
 
         Returns:
             Records by task, ascending; if a task has two, the one in the shard whose name comes
-            first.
+            first, but no record that is retried if there is another.
 
         Raises:
             InputError: A shard is damaged or of another run, or two records of a task contradict
@@ -183,9 +184,17 @@ class RunDirectory(NamedTuple):
         for path in sorted(self.path.glob("shard-*.jsonl")):
             for entry in read_shard(path, self.fingerprint, self.num_tasks, keys):
                 former = found.setdefault(entry.task, entry)
-                if former is not entry:
+                if former is entry:
+                    continue
+                if self.is_retried(former.record):
+                    found[entry.task] = entry
+                elif not self.is_retried(entry.record):
                     self._check_same(former, entry)
         return {task: found[task].record for task in sorted(found)}
+
+    def is_retried(self, record: dict[str, Any]) -> bool:
+        """Return whether a later call repeats the task of a record."""
+        return self.retried is not None and self.retried(record)
 
     def _check_same(self, former: Entry, entry: Entry) -> None:
         key = self.contradiction(former.record, entry.record)
@@ -264,6 +273,7 @@ def open_run(
     description: dict[str, Any],
     contradiction: Contradiction = difference,
     keys: Sequence[str] | None = None,
+    retried: Callable[[dict[str, Any]], bool] | None = None,
 ) -> RunDirectory:
     """Create the directory of a run, or open it if it belongs to the same run.
 
@@ -279,6 +289,8 @@ def open_run(
         keys: Key of each task, under which its record is stored. A later call may then have other
             tasks: it finds the records of those that are the same. None: the tasks are the same in
             every call.
+        retried: Function of a record that returns whether a later call repeats its task, such as
+            that of a file that could not be read; None: none is repeated.
 
     Returns:
         The run.
@@ -330,6 +342,7 @@ def open_run(
         num_tasks=int(num_tasks),
         contradiction=contradiction,
         keys=None if keys is None else tuple(keys),
+        retried=retried,
     )
 
 
