@@ -3,7 +3,6 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -40,7 +39,7 @@ from dal_jax.inspection._learn import rescale_to_foreground
 from dal_jax.inspection._profile import Profile, check_options, load_profile, open_model
 from dal_jax.inspection._results import ViewRef
 from dal_jax.inspection._verdict import ALPHA, decider, unchecked, verdict
-from dal_jax.inspection._views import Reader, list_views, picture_of, queue_views
+from dal_jax.inspection._views import Reader, list_views, queue_views
 from dal_jax.noise import Covariance, FitReport, fit_report, stretch_correlation
 from dal_jax.report import calibration_picture, overlay
 from dal_jax.runs import Host
@@ -214,14 +213,6 @@ class _Part(NamedTuple):
     reader: Reader
     listed: list[ViewRef]
 
-    def pictures(self) -> tuple[str, ...]:
-        """Return the digests of the images that can be read."""
-        found = []
-        for sample in {one.sample.name: one.sample for one in self.listed}.values():
-            with suppress(InputError):  # its test says why
-                found.append(picture_of(self.reader.read(sample)[0]))
-        return tuple(found)
-
 
 def _held_out(data: DataSet, profile: Profile) -> _Part:
     held = set(profile.roles["calibrate"])
@@ -281,6 +272,8 @@ def _calibrated(
     fit = fit_report(profile.noise, shown, objects, kind=profile.noise_kind)
     moved = _moved(found, profile, run, directory, items, options)
     calibration = fit_calibration(records, groups)
+    joined = [k for k in kept if readers[k] is not parts[0].reader]
+    added = filter(None, (readers[k].pictures[listed[k].sample.name] for k in joined))
     most = max(listed[k].num_views for k in kept)
     by = decider(own_rates, calibration, most)
     calibration = replace(
@@ -288,7 +281,7 @@ def _calibrated(
         decide_by=by,
         unchecked=unchecked(own_rates),
         object_scores=_object_scores([listed[k] for k in kept], records),
-        added=tuple(digest for part in parts[1:] for digest in part.pictures()),
+        added=tuple(dict.fromkeys(added)),
     )
     told = verdict(own_rates, control_rates, fit, profile.noise_kind, calibration, most)
     return Calibrated(
