@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import special
 
 from dal_jax import InputError
 from dal_jax.images import cluster_interval, cluster_standard_error, group_of, split_groups
@@ -123,6 +124,21 @@ def test_standard_error_against_simulation() -> None:
     assert np.mean(iid) < 0.75 * truth
     # 4 standard errors of a coverage of 0.95 from 800 repeats are 0.031; skewness costs 0.02.
     assert 0.90 < np.mean(inside) < 0.981
+
+
+def test_few_events_do_not_exclude_what_none_would_allow() -> None:
+    """24 objects of 5 alike views: a rate of 0.10 was excluded by one interval in ten."""
+    groups = [str(k // 5) for k in range(120)]
+    none, one = cluster_interval(np.zeros(120), groups), cluster_interval(np.eye(1, 120)[0], groups)
+    assert one[1] == none[1] > 0.14 and one[0] <= 0
+    flipped = cluster_interval(1 - np.eye(1, 120)[0], groups)
+    assert flipped == pytest.approx((1 - one[1], 1 - one[0]), rel=1e-12)
+    rng, rate, too_low = np.random.default_rng(0), 0.1, 0
+    for _ in range(400):
+        own = np.sqrt(0.9) * rng.normal(size=(24, 1)) + np.sqrt(0.1) * rng.normal(size=(24, 5))
+        values = (own < special.ndtri(rate)).astype(float).ravel()
+        too_low += cluster_interval(values, groups)[1] < rate
+    assert too_low <= 20  # 2.5% are promised; 5% are allowed for chance
 
 
 def test_interval_edges() -> None:

@@ -186,9 +186,10 @@ def cluster_interval(
 ) -> tuple[float, float]:
     """Return a confidence interval of a mean from values independent only between groups.
 
-    `mean -+ t SE` with the quantile of G - 1 degrees of freedom. If all values are 0, or all are 1,
-    that would have no width; the result is then the exact interval of G groups without an event,
-    which ends at `1 - ((1 - level) / 2)^(1/G)`.
+    `mean -+ t SE` with the quantile of G - 1 degrees of freedom. A rate of which all values are 0
+    would have no width; the result is then the exact interval of G groups without an event, which
+    ends at `1 - ((1 - level) / 2)^(1/G)`. The interval of a rate with few events, whose SE is too
+    small, ends no lower; likewise for values that are all 1, or nearly.
 
     Args:
         values: Values (n,), finite; zeros and ones for a rate.
@@ -214,11 +215,12 @@ def cluster_interval(
     mean, tail = float(values.mean()), (1 - level) / 2
     if count < 2:
         return float("nan"), float("nan")
-    if np.all(values == values[0]) and mean in (0.0, 1.0):
-        width = 1 - tail ** (1 / count)
-        return (0.0, width) if mean == 0 else (1 - width, 1.0)
     half = float(special.stdtrit(count - 1, 1 - tail)) * cluster_standard_error(values, groups)
-    return mean - half, mean + half
+    low, high = mean - half, mean + half
+    if np.isin(values, (0, 1)).all():
+        width = 1 - tail ** (1 / count)
+        low, high = min(low, 1 - width), max(high, width)
+    return low, high
 
 
 def _clusters(values: np.ndarray, groups: Sequence[str]) -> tuple[np.ndarray, np.ndarray, int]:
