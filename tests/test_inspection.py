@@ -293,18 +293,24 @@ def test_metrics_know_the_masks(tested):
     assert found["pixel"]["num_regions"] == 4
 
 
-def test_the_same_command_repeats_nothing(data, calibrated, tested, capsys, monkeypatch):
+def test_the_same_command_repeats_what_was_refused_alone(
+    data, calibrated, tested, capsys, monkeypatch
+):
     before = (tested / "results.csv").read_bytes()
     from dal_jax._dal_test import _stored_runs
 
-    def never(*_, **__):
-        raise AssertionError("a finished test was done again")
-        yield
+    real, again = _stored_runs.stream_tests, []
 
-    monkeypatch.setattr(_stored_runs, "stream_tests", never)
+    def stream(localizer, cases, *args, **options):
+        again.extend(cases)
+        return real(localizer, iter(again), *args, **options)
+
+    monkeypatch.setattr(_stored_runs, "stream_tests", stream)
     words = ["test", data, "--model", calibrated, "--out", tested]
     assert main([str(word) for word in words]) == 0
     assert (tested / "results.csv").read_bytes() == before
+    refused = [row for row in table(tested).values() if row["status"] == "INVALID_INPUT"]
+    assert len(again) == len(refused) > 0
 
 
 def test_the_tables_hold_what_the_pipeline_returns(data, calibrated, tested):
