@@ -54,6 +54,7 @@ PRIVATE_IMPORTS = {
     "tests/test_experiments_real_images.py": STEPS,
     "tests/test_inspection.py": STEPS,
     "tests/test_inspection_page.py": STEPS,
+    "tests/test_inspection_plan.py": "simulated tests and the fit, one by one",
     "tests/test_inspection_validity.py": STEPS,
     "tests/test_inspection_views.py": STEPS,
     "tests/test_localizers_glad.py": "stepwise checks of GLAD: _chain, _localizer, _perceptual",

@@ -10,6 +10,7 @@ from dal_jax.cli._experiment import experiment
 from dal_jax.cli._import_weights import import_weights
 from dal_jax.cli._localize import localize
 from dal_jax.cli._options import keep_compilations_by_default
+from dal_jax.cli._plan import plan
 from dal_jax.cli._report import report
 from dal_jax.cli._test import test
 from dal_jax.cli._test_thinned import test_thinned
@@ -44,6 +45,7 @@ def _common(
 app.command("demo")(demo)
 app.command("train")(train)
 app.command("calibrate")(calibrate)
+app.command("plan")(plan)
 app.command("localize")(localize)
 app.command("test")(test)
 app.command("thin")(thin)

@@ -208,13 +208,18 @@ def _value(kind: Any, name: str, value: Any) -> Any:
     if get_origin(declared) is not tuple:
         return value
     parts = [part.strip() for text in value for part in text.split(",") if part.strip()]
-    if get_args(declared)[0] is not int:
+    kind = get_args(declared)[0]
+    if kind is str:
         return tuple(parts)
-    if not all(part.isdecimal() for part in parts):
-        word = name.replace("_", "-")
+    try:
+        if kind is int and not all(part.isdecimal() for part in parts):
+            raise ValueError
+        return tuple(kind(part) for part in parts)
+    except ValueError:
+        word, numbers = name.replace("_", "-"), "whole numbers" if kind is int else "numbers"
         text = ",".join(value)
-        raise InputError(f"--{word}: got {text!r}, expected whole numbers with commas between them")
-    return tuple(int(part) for part in parts)
+        expected = f"expected {numbers} with commas between them"
+        raise InputError(f"--{word}: got {text!r}, {expected}") from None
 
 
 def noise_option(more: str = "") -> Any:

@@ -41,6 +41,7 @@ from dal_jax.images._views import Views as Views
 from dal_jax.images._views import cut as cut
 from dal_jax.images._views import enlarge as enlarge
 from dal_jax.images._views import footprint as footprint
+from dal_jax.images._views import with_change as with_change
 from dal_jax.images._volumes import Volume as Volume
 from dal_jax.images._volumes import axial_slice as axial_slice
 from dal_jax.images._volumes import is_volume as is_volume

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from dal_jax._errors import InputError
+from dal_jax._typing import Float
 
 # Least foreground of a view in pixels: twice the number of coefficients of its background.
 FOREGROUND = 12
@@ -398,6 +399,39 @@ def _foreground(preparation: Preparation, pixels: np.ndarray) -> np.ndarray:
         return np.zeros(grey.shape, bool)
     # Imported late: the import is slow, and only this choice needs it.
     return grey > importlib.import_module("skimage.filters").threshold_otsu(grey)
+
+
+def with_change(
+    fitted: Fitted, view: Float[np.ndarray, "H W C"], change: Float[np.ndarray, "H W C"]
+) -> Float[np.ndarray, "H W C"]:
+    """Return a view as it would be if its pixels had changed before background and scale.
+
+    The background of the change is subtracted, and where each view has its own scale, the changed
+    view keeps the mean and the standard deviation of the given one.
+
+    Args:
+        fitted: Fitted preparation.
+        view: (H, W, C) prepared view.
+        change: (H, W, C) change of its pixels after the intensity, in units of the view.
+
+    Returns:
+        The changed view (H, W, C), 0 outside the foreground.
+
+    Example:
+        >>> how = Preparation(size=2, intensity="raw", background="none")
+        >>> fitted = Fitted(how, 1, (0.0, 0.5, 1.0), (0.0,), 1.0, 20)
+        >>> view, change = np.array([[1.0, -1.0], [1.0, -1.0]]), np.array([[2.0, 0.0], [0.0, 0.0]])
+        >>> with_change(fitted, view[..., None], change[..., None])[..., 0].round(2).tolist()
+        [[1.51, -0.9], [0.3, -0.9]]
+    """
+    shown, preparation = fitted.shown, fitted.preparation
+    if preparation.background == "quadratic":
+        change = _without_quadratic(change, shown)
+    changed = view + np.where(shown[..., None], change, 0.0)
+    if preparation.scale == "view":
+        own, other = (_scaled(fitted, one, shown) for one in (view, changed))
+        changed = np.where(shown[..., None], view[shown].mean(0) + own[1] * other[0], 0.0)
+    return changed
 
 
 def _flat(fitted: Fitted, view: np.ndarray, shown: np.ndarray) -> np.ndarray:

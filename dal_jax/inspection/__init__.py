@@ -18,6 +18,12 @@ from dal_jax.inspection._measures import VolumeMaps as VolumeMaps
 from dal_jax.inspection._page import NUM_PICTURES as NUM_PICTURES
 from dal_jax.inspection._page import Page as Page
 from dal_jax.inspection._page import page as page
+from dal_jax.inspection._plan import Plan as Plan
+from dal_jax.inspection._plan import PlanOptions as PlanOptions
+from dal_jax.inspection._plan import PlanRow as PlanRow
+from dal_jax.inspection._plan import plan_inspection as plan_inspection
+from dal_jax.inspection._planned_tests import PlanSetting as PlanSetting
+from dal_jax.inspection._planned_tests import PowerPoint as PowerPoint
 from dal_jax.inspection._profile import Profile as Profile
 from dal_jax.inspection._profile import Source as Source
 from dal_jax.inspection._profile import load_profile as load_profile

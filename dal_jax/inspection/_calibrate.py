@@ -414,10 +414,25 @@ def _control(
 
 def _drawn(profile: Profile, seed: int, number: int) -> ImageToTest:
     rng = np.random.default_rng((seed, 3, number))
-    mean = profile.references.mean(axis=0)
-    shape = mean.shape
-    noise = profile.tested_noise
-    drawn = [mean + noise.sample(rng, shape) for _ in range(1 + profile.num_references)]
+    return drawn_image(profile, rng, profile.num_references)
+
+
+def drawn_image(
+    profile: Profile, rng: np.random.Generator, num_references: int, factor: float = 1.0
+) -> ImageToTest:
+    """Draw a normal image and its references from a profile's noise model.
+
+    Args:
+        profile: Profile, whose mean reference is the mean of all.
+        rng: Generator; from the same state more references begin with those of fewer.
+        num_references: Number K of references, 1 or more.
+        factor: Factor of the noise's standard deviation.
+
+    Returns:
+        Image (H, W, C) with K references, in the units of a view.
+    """
+    mean, noise = profile.references.mean(axis=0), profile.tested_noise
+    drawn = [mean + factor * noise.sample(rng, mean.shape) for _ in range(1 + num_references)]
     return ImageToTest(drawn[0], np.stack(drawn[1:]), where=profile.where)
 
 

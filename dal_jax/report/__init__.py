@@ -17,3 +17,4 @@ from dal_jax.report._outcome import outcome as outcome
 from dal_jax.report._outcome import table as table
 from dal_jax.report._overlay import outline as outline
 from dal_jax.report._overlay import overlay as overlay
+from dal_jax.report._plan_figure import plan_picture as plan_picture
