@@ -325,8 +325,8 @@ def _sentences(model: PlannedModel, rows: Sequence[PlanRow], needed: int) -> lis
         if few is not many and few.is_found and many.is_found:
             told.append(
                 f"Regions of {few.size} x {few.size} pixels (noise {few.noise_factor:g}, gamma "
-                f"{few.randomization:g}): {few.difference:.3g} with {few.references} references, "
-                f"{many.difference:.3g} with {many.references}."
+                f"{few.randomization:g}): {few.difference:.3g} with K = {few.references}, "
+                f"{many.difference:.3g} with K = {many.references} references."
             )
     held, level = model.calibration, f"{model.level:.3g}"
     reach = "" if held is None else f"; the calibration has {held.num_groups}"
