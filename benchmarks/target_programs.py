@@ -218,34 +218,31 @@ def choosing(case: Case, name: str) -> Traced | str:
 
 
 def exact(case: Case) -> Traced | str:
-    """Trace the rounds of the scan, the exact engine whose windows are visited on the device."""
-    import jax
+    """Trace the walk of the scan over the windows of many lines, with as many lanes as fit."""
     import numpy as np
 
-    from dal_jax.search import LineProblem, operands, select_region
-    from dal_jax.search import _engines as engines
+    from dal_jax._arrays import cast_floats
+    from dal_jax.search import LINES, Membership, select_region
+    from dal_jax.search._evaluator import TRIAL_LANES, lanes_within
+    from dal_jax.search._scan import RECORDS, TURNS
     from dal_jax.search._selection import tree_spec
+    from dal_jax.search._windows import Limits, queue_length, traced_walk
 
     if case.on_tpu:
         return "float64 only, which a TPU does not have"
     localizer = case.localizer()
-    shape = localizer.image_shape
-    base, score = np.zeros(shape), np.zeros(shape[:2])
-    score[0, 0] = 2.0
-    fixed = localizer.params, localizer.draws, 1.0
-    selected = select_region(score, 1.0)
-    problem = LineProblem(localizer.score_fn, *fixed, base, base, selected, 0.0)
-    values = operands(problem, "float64")
-    count, placed = engines.LANES, jax.sharding.SingleDeviceSharding(case.devices[0])
+    base, score = np.zeros(localizer.image_shape), np.zeros(localizer.image_shape[:2])
+    fixed = tree_spec(cast_floats((localizer.params, localizer.draws), "float64"))
+    line = tree_spec(((), base, base, select_region(score, 1.0), np.asarray(1.0)))
 
-    def array(*shape: int, dtype: str = "float64") -> Any:
-        return jax.ShapeDtypeStruct(shape, np.dtype(dtype), sharding=placed)
+    def at(lanes: int) -> Any:
+        lines = LINES * len(case.devices)
+        limits = Limits(lanes, queue_length(lanes), RECORDS, TURNS, lines)
+        return traced_walk(Membership(localizer.score_fn), fixed, line, case.devices, limits)[1]
 
-    lanes = engines.Lanes(array(count), array(count), array(dtype="int64"))
-    program = engines._compile_round(problem.membership, tree_spec(values)).trace(
-        case.arrays(values, placed), lanes, array(count * engines.SEGMENTS_PER_LANE, 2)
-    )
-    return Traced(program, count, "float64", "arithmetic")
+    trial = at(TRIAL_LANES).lower().compile().memory_analysis().temp_size_in_bytes
+    lanes = lanes_within(case.target.chip.memory, trial / TRIAL_LANES, case.size**2)
+    return Traced(at(lanes), lanes, "float64", "arithmetic")
 
 
 def training(case: Case) -> Traced | str:

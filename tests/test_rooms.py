@@ -71,6 +71,7 @@ PRIVATE_IMPORTS = {
     "tests/test_search_cells.py": "cells as search._lanes asks for them, points of _choice",
     "tests/test_search_engines.py": "the nodes of a sweep, of affine._sweep",
     "tests/test_search_rounds.py": "the programs of search._lanes, a state of _choice",
+    "tests/test_search_scan.py": "one turn of a lane, and the whole walk, of search._windows",
     "tests/test_search_schedule.py": "a fake of search._evaluator.Evaluated",
     "tests/test_test_run.py": "the text of records, of runs._records",
 }

@@ -18,7 +18,7 @@ from search_cases import (
     scalar_problem,
 )
 
-from dal_jax.affine import PieceStatus, _sweep
+from dal_jax.affine import _sweep
 from dal_jax.inference import as_intervals, contains, intersect, measure, selective_p
 from dal_jax.noise import ar1
 from dal_jax.search import (
@@ -29,17 +29,10 @@ from dal_jax.search import (
     search_line,
     select_region,
 )
-from dal_jax.search._engines import (
-    LANES,
-    SEGMENTS_PER_LANE,
-    Record,
-    _contradictions,
-    _gaps,
-    _segments,
-)
+from dal_jax.search._engines import _contradictions
 
 RANGE = (-6.0, 6.0)
-SEGMENTS = LANES * SEGMENTS_PER_LANE
+SEGMENTS = 32  # of 8 lanes with 4 each, on a CPU
 LOCALIZERS = {
     "pooled": pooled_localizer(),
     "pooled, 2 channels": pooled_localizer(1, channels=2),
@@ -270,43 +263,6 @@ def test_what_is_narrower_than_the_scan_can_step_is_a_gap(score_fn):
     assert 0 < result.bounds.high - result.bounds.low < 1e-9
 
 
-def test_gaps_of_a_record():
-    ok = PieceStatus.OK.value
-
-    def record(start: list[float], lo: list[float], stop: list[float]) -> Record:
-        shape = (1, len(start))
-        ends = [np.array([v], float) for v in (start, lo, stop)]
-        return Record(*ends, inside=np.ones(shape, bool), status=np.full(shape, ok))  # type: ignore
-
-    # A window that begins where the lane stood, to the left of it, to rounding, beyond, and to the
-    # rounding of larger numbers.
-    los = [1.0, 0.2, 1 + 5e-12, 1.3, 50 + 4e-10]
-    one = record([1.0, 1.0, 1.0, 1.0, 50.0], los, [2.0, 2.0, 2.0, 2.0, 51.0])
-    gap, begin = _gaps(one, one.stop > one.start)
-    np.testing.assert_array_equal(gap, [[1.0, 1.3]])
-    np.testing.assert_array_equal(begin, [[1.0, 1.0, 1.0, 1.3, 50.0]])
-    # A window beyond the end of the segment: all of the segment is a gap, and nothing is found.
-    one = record([1.0], [3.0], [2.0])
-    gap, begin = _gaps(one, one.stop > one.start)
-    np.testing.assert_array_equal(gap, [[1.0, 2.0]])
-    np.testing.assert_array_equal(begin, [[2.0]])
-    # Rows that were not reached.
-    one = record([0.0, 5.0], [0.0, 7.0], [0.0, 5.0])
-    gap, _ = _gaps(one, one.stop > one.start)
-    assert gap.shape == (0, 2)
-
-
-def test_segments_tile_the_parts_and_leave_few_shapes():
-    rng = np.random.default_rng(0)
-    for count in (1, 2, 3, 4, 7, 32, 33):
-        parts = np.sort(rng.normal(size=2 * count) * 5).reshape(-1, 2)
-        rows = _segments([(float(lo), float(hi)) for lo, hi in parts], 32)
-        assert len(rows) == (32 if count <= 32 else 64)
-        np.testing.assert_array_equal(as_intervals(rows), parts)
-    lengths = np.diff(_segments([(0.0, 1.0), (3.0, 5.0)], 32))[:-2]
-    assert lengths.max() < 2 * lengths.min()
-
-
 def broken(params, draws, x):
     z = x[0, 0, 0]
     return jnp.where(z > 3.0, params["bad"] + z, jnp.abs(z))[None, None]
@@ -398,7 +354,7 @@ def test_memory_does_not_grow_with_the_windows_visited(engine, monkeypatch):
     (few, small), (many, large) = visited(2.0), visited(16.0)
     assert many > 6 * few
     assert few > 100
-    # What is held at once is the same; one record of the scan has 30 kB when it is full.
+    # What is held at once is the same; the records of the scan have 30 kB.
     assert large < 1.5 * small + 30_000
 
 

@@ -17,13 +17,13 @@ from dal_jax._dal_test._inputs import (
     test_options,
     validate_image,
 )
-from dal_jax._dal_test._one_test import adaptive_test, exact_test, invalid_result
+from dal_jax._dal_test._one_test import invalid_result, shared_test, sweep_test
 from dal_jax._dal_test._result import TestResult
 from dal_jax._errors import InputError
 from dal_jax._typing import Bool, Float
 from dal_jax.inference import Noise
 from dal_jax.localizers import Localizer
-from dal_jax.search import Evaluator, Functions, Status, Task, run_side_by_side
+from dal_jax.search import LINES, Evaluator, Functions, Status, Task, run_side_by_side
 
 # Memory in bytes for concurrent searches, and approximate bytes that each keeps for a pixel: the
 # margins of 128 points and, while they are judged, of 64 of them again.
@@ -64,7 +64,8 @@ def dal_test(
             engine: "adaptive" serves any score function and only evaluates it: values between the
                 evaluations are interpolated, the error of the interpolation is estimated, and the
                 result is checked at random points. "sweep" is exact, for a score that is piecewise
-                affine in the image. "scan" is the slower check of the sweep (float64 only).
+                affine in the image. "scan" is exact, too, by other code (float64 only): slower on a
+                processor, without the host between windows, and many images at a time.
             dtype: "float32" searches in float32 and settles decisive points in float64; "float64"
                 uses float64 throughout. None is float32 for the adaptive engine and float64 for the
                 exact ones. Region, score and reconstruction are float64 in any case. A score of
@@ -134,14 +135,16 @@ def dal_test(
         localizer, ImageToTest(np.asarray(x), np.asarray(x_ref), where=where, name=name)
     )
     covariance = covariance_of(noise, localizer)
-    if chosen.engine == "adaptive":
-        evaluator = evaluator_of(localizer, False, chosen_devices(1))  # one test fills no more
-        task = adaptive_test(localizer, case, covariance, chosen, progress)
+    if chosen.engine != "sweep":
+        # The evaluations of an adaptive test fill no more than one device.
+        used = chosen_devices(1 if chosen.engine == "adaptive" else None)
+        evaluator = evaluator_of(localizer, False, used)
+        task = shared_test(localizer, case, covariance, chosen, progress)
         parted = chosen.region == "components"
         in_flight = _in_flight(evaluator, localizer, chosen) if parted else 1
         result = next(run_side_by_side([(0, task)], evaluator, in_flight))[1]
     else:
-        result = exact_test(localizer, case, covariance, chosen, progress)
+        result = sweep_test(localizer, case, covariance, chosen, progress)
     if result.status is Status.INVALID_INPUT:
         raise InputError(result.message)
     return result
@@ -164,12 +167,13 @@ def dal_test_batch(
     """Test many images side by side, on all devices, with one compiled program.
 
     With the adaptive engine the evaluations of all concurrent tests share the batches of the
-    devices, and a finished test makes room for the next. The batch size, the order and the other
+    devices, with the scan the segments of all lines share their lanes, and a finished test makes
+    room for the next. The batch size, the order and the other
     images change a result by rounding alone: region (where `num_ties` is 0), status and number of
     intervals stay the same; statistic, p-value and ends of intervals agree to 1e-9 (relative to 1
     or to the number; ends in standard deviations). Bounds on p stay compatible; so do p and the
     ends of intervals after a search that `alpha` ended early, because they are determined only to
-    the width of the bounds. The exact engines take one image after the other.
+    the width of the bounds. The sweep takes one image after the other.
 
     Args:
         localizer: Localizer, as in `dal_test`.
@@ -286,7 +290,7 @@ def stream_tests(
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size: got {batch_size}, expected 1 or more")
     used = chosen_devices(devices)
-    if options.engine != "adaptive":
+    if options.engine == "sweep":
         for key, load in cases:
             yield key, _each(localizer, load, noise, options)
         return
@@ -302,7 +306,7 @@ def stream_tests(
                 raise InputError(f"draws: the image has {there}, expected {expected}")
         except InputError as error:
             return invalid_result(localizer, options, error)
-        return (yield from adaptive_test(localizer, case, noise, options))
+        return (yield from shared_test(localizer, case, noise, options))
 
     tasks = ((key, task(load)) for key, load in cases)
     yield from run_side_by_side(tasks, evaluator, batch_size)
@@ -311,6 +315,8 @@ def stream_tests(
 def _in_flight(evaluator: Evaluator, localizer: Localizer, options: TestOptions) -> int:
     """Return the number of searches that fill the devices, at most as many as memory holds."""
     room = LINES_BYTES // (KEPT * math.prod(localizer.image_shape))
+    if options.engine == "scan":
+        return max(1, min(LINES * len(evaluator.devices), room))
     return max(1, min(2 * evaluator.capacity(options.dtype or "float32"), room))
 
 
@@ -322,7 +328,7 @@ def _each(
     except InputError as error:
         return invalid_result(localizer, options, error)
     own = localizer if case.draws is None else localizer.with_draws(case.draws)
-    return exact_test(own, case, noise, options, None)
+    return sweep_test(own, case, noise, options, None)
 
 
 def evaluator_of(

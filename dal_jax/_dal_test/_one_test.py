@@ -24,7 +24,8 @@ from dal_jax.search import (
     LineProblem,
     LineRequest,
     Membership,
-    ScanEngine,
+    ScanReply,
+    ScanRequest,
     ScoreReply,
     ScoreRequest,
     SearchedLine,
@@ -35,6 +36,7 @@ from dal_jax.search import (
     SweepEngine,
     Task,
     count_ties,
+    exact_search,
     misjudged_length,
     operands,
     parts_of,
@@ -156,10 +158,10 @@ def _window_fn(membership: Membership) -> Any:
     return jax.jit(piece)
 
 
-def exact_test(
+def sweep_test(
     localizer: Localizer, case: ImageToTest, noise: Noise, options: TestOptions, progress: Any
 ) -> TestResult:
-    """Test a checked case by an exact engine."""
+    """Test a checked case by the sweep."""
     started = time.perf_counter()
     try:
         looked = looked_at(case, noise, options)
@@ -180,12 +182,8 @@ def exact_test(
                 break
             problem = _line_problem(localizer, case, selected, line)
             window = _first_window(problem)
-            scan = options.engine == "scan"
-            engine = (
-                ScanEngine(problem) if scan else SweepEngine(problem, options.dtype or "float64")
-            )
             searched = search_line(
-                engine,
+                SweepEngine(problem, options.dtype or "float64"),
                 line.z_obs,
                 perturbation=line.perturbation,
                 progress=progress,
@@ -248,14 +246,25 @@ def _first_window(problem: LineProblem) -> np.ndarray:
     return np.array([float(piece.lo), float(piece.hi)])
 
 
-def adaptive_test(
+def shared_test(
     localizer: Localizer,
     case: ImageToTest,
     noise: Noise,
     options: TestOptions,
     progress: Any = None,
 ) -> Task[TestResult]:
-    """Test a checked case adaptively, as a task of `run_side_by_side` that returns the result."""
+    """Test a checked case beside others, by the adaptive engine or the scan.
+
+    Args:
+        localizer: Localizer, as in `dal_test`.
+        case: Checked case.
+        noise: Covariance of images that do not bring their own.
+        options: Options of the test.
+        progress: Function called after every round of the search.
+
+    Returns:
+        A task of `run_side_by_side` that returns the result.
+    """
     started = time.perf_counter()
     try:
         looked = looked_at(case, noise, options)
@@ -266,17 +275,18 @@ def adaptive_test(
     empty, selected, tests = _hypotheses(
         localizer, case, looked, noise, options, seen.score[0], seen.reconstruction
     )
-    empty = empty._replace(num_evaluations=1)
+    adaptive = options.engine == "adaptive"
+    empty = empty._replace(num_evaluations=int(adaptive))  # exact engines count windows' alone
     if not tests:
         return _timed(empty, started)
-    wanted = options.search(len(tests), case.level)
+    wanted, search = options.search(len(tests), case.level), _adaptive if adaptive else _scan
     found = yield [
-        _search(localizer, case, selected, test, wanted, options, progress) for test in tests
+        search(localizer, case, selected, test, wanted, options, progress) for test in tests
     ]
     result = _whole(empty, found, options)
     if result.status is Status.INVALID_INPUT:
         return _timed(result, started)
-    result = result._replace(num_evaluations=result.num_evaluations + 1)
+    result = result._replace(num_evaluations=result.num_evaluations + int(adaptive))
     if options.permutations:
         p = yield from permutation_test(*case[:3], localizer.threshold, options, case.where)
         count = result.num_evaluations + options.permutations + 1
@@ -284,7 +294,28 @@ def adaptive_test(
     return _timed(result, started)
 
 
-def _search(
+def _scan(
+    localizer: Localizer,
+    case: ImageToTest,
+    selected: SelectedRegion,
+    test: _Test,
+    wanted: SearchOptions,
+    options: TestOptions,
+    progress: Any,
+) -> Task[TestResult]:
+    """Test one region by the scan."""
+    try:
+        line = test.line()
+    except InputError as error:
+        return _refused(test, error)
+    problem = _line_problem(localizer, case, selected, line)
+    how = {"perturbation": line.perturbation, "progress": progress, **vars(wanted)}
+    found: ScanReply = yield ScanRequest(problem, exact_search(line.z_obs, **how))
+    interval = _interval(line, found.searched, options.confidence)
+    return _fill_result(test, line, found.searched, found.window, options, interval)
+
+
+def _adaptive(
     localizer: Localizer,
     case: ImageToTest,
     selected: SelectedRegion,

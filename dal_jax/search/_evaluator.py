@@ -140,12 +140,17 @@ class Evaluator:
         """
         if self._host is not None:
             return self._host.batch_size
-        return self._program(dtype, False)[0].lanes * len(_devices_for(self._devices, dtype))
+        return self._program(dtype, False)[0].lanes * len(devices_for(self._devices, dtype))
 
     @property
     def devices(self) -> tuple[Any, ...]:
         """Devices on which the images are evaluated."""
         return self._devices
+
+    @property
+    def own_draws(self) -> bool:
+        """Whether every image comes with its own draws."""
+        return self._own
 
     @exact_arithmetic()
     def __call__(
@@ -197,7 +202,7 @@ class Evaluator:
     @exact_arithmetic()
     def _bind(self, dtype: str, reconstruct: bool) -> None:
         fixed = cast_floats(self._fixed, dtype)
-        devices = _devices_for(self._devices, dtype)
+        devices = devices_for(self._devices, dtype)
         draws = tree_spec(cast_floats(self._one_draws, dtype)) if self._own else None
         program = _program_for(
             self._functions, tree_spec(fixed), draws, dtype, devices, reconstruct
@@ -205,8 +210,16 @@ class Evaluator:
         self._bound[dtype, reconstruct] = program, program.prepare(fixed)
 
 
-def _devices_for(devices: tuple[Any, ...], dtype: str) -> tuple[Any, ...]:
-    """Return the devices, or the host's processor if they have no float64."""
+def devices_for(devices: tuple[Any, ...], dtype: str) -> tuple[Any, ...]:
+    """Return the devices that compute in a dtype in place of the given ones.
+
+    Args:
+        devices: Devices of one kind.
+        dtype: "float32" or "float64".
+
+    Returns:
+        The devices, or the host's processor if they have no float64.
+    """
     if dtype == "float64" and devices[0].platform == "tpu":
         return tuple(jax.local_devices(backend="cpu")[:1])
     return devices

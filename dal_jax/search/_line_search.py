@@ -1,7 +1,7 @@
 """Exact search of a line, outwards until the p-value is precise enough."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -136,26 +136,17 @@ class SharedSearchOptions(SearchOptions):
     shares: int = 1
 
 
-def search_line(
-    engine: Engine,
-    z_obs: float,
-    *,
-    perturbation: Perturbation = NO_PERTURBATION,
-    progress: Progress | None = None,
-    **options: Any,
-) -> SearchResult:
-    """Search outwards from 0 and from z_obs until the bounds on p are tight.
+# Yields (lo, hi) parts of the line as an `Engine` takes them, and is sent their `EngineResult`.
+ExactSearch = Generator[list[tuple[float, float]], EngineResult, SearchResult]
 
-    The search ends when `high - low <= precision` or, given alpha, when the decision at alpha is
-    certain. Given a level, it does not end before the decisions at that level are certain. It ends
-    in any case when |z| <= z_max is exhausted. The unsearched part widens the bounds.
+
+def search_line(engine: Engine, z_obs: float, **how: Any) -> SearchResult:
+    """Search outwards from 0 and from z_obs until the bounds on p are tight.
 
     Args:
         engine: Engine that finds the observed region's set on given parts of the line.
         z_obs: Statistic that the selection saw, in units of its standard deviation.
-        perturbation: Noise that was added to the statistic for the selection.
-        progress: Function that is called after every round.
-        **options: Fields of `SearchOptions` or `SharedSearchOptions`.
+        **how: Other arguments of `exact_search`.
 
     Returns:
         The sets, the bounds, the counts and the status.
@@ -173,6 +164,50 @@ def search_line(
 
     Source: Early stopping on bounds: Katsuoka et al., arXiv 2402.11789.
     """
+    search = exact_search(z_obs, **how)
+    try:
+        parts = next(search)
+        while True:
+            parts = search.send(engine(parts))
+    except StopIteration as end:
+        return end.value
+
+
+def exact_search(
+    z_obs: float,
+    *,
+    perturbation: Perturbation = NO_PERTURBATION,
+    progress: Progress | None = None,
+    **options: Any,
+) -> ExactSearch:
+    """Search as `search_line` does, with the parts of the line searched by whoever is asked.
+
+    The search ends when `high - low <= precision` or, given alpha, when the decision at alpha is
+    certain. Given a level, it does not end before the decisions at that level are certain. It ends
+    in any case when |z| <= z_max is exhausted. The unsearched part widens the bounds.
+
+    Args:
+        z_obs: Statistic that the selection saw, in units of its standard deviation.
+        perturbation: Noise that was added to the statistic for the selection.
+        progress: Function that is called after every round.
+        **options: Fields of `SearchOptions` or `SharedSearchOptions`.
+
+    Yields:
+        Parts of the line, disjoint and ascending; the generator is sent their `EngineResult`.
+
+    Returns:
+        The sets, the bounds, the counts and the status.
+
+    Raises:
+        InputError: As `search_line`, before the first part.
+
+    Example:
+        >>> [(lo, hi)] = next(exact_search(2.0))
+        >>> lo, hi
+        (-2.5, 2.5)
+
+    Source: As `search_line`.
+    """
     wanted = SharedSearchOptions(**options)
     precision = wanted.precision
     reach_max = reach_limit(z_obs, wanted.z_max)
@@ -183,7 +218,7 @@ def search_line(
     while True:
         target = union(as_intervals([[-reach, reach]]), as_intervals([near]))
         parts = subtract(target, searched)
-        total += engine([(float(lo), float(hi)) for lo, hi in parts])
+        total += yield [(float(lo), float(hi)) for lo, hi in parts]
         searched = target
         known = subtract(searched, total.gaps)
         observed = on_line(z_obs, total.inside, known, perturbation)

@@ -13,6 +13,8 @@ from dal_jax.search._adaptive import LineRequest, LineSearch
 from dal_jax.search._evaluator import Evaluated, Evaluator
 from dal_jax.search._lanes import Lanes
 from dal_jax.search._rounds import Rounds
+from dal_jax.search._scan import Scan, ScanReply, ScanRequest
+from dal_jax.search._selection import Membership
 
 # Calls in progress at a time: the host works on one while the device computes the other.
 CALLS = 2
@@ -46,8 +48,9 @@ class ScoreReply(NamedTuple):
     reconstruction: Float[np.ndarray, "H W C"] | None  # of the last image, if requested
 
 
-# Yields a `ScoreRequest` and is sent its `ScoreReply`, yields a `LineRequest` and is sent the
-# `AdaptiveResult`, or yields a list of tasks and is sent their results.
+# Yields a `ScoreRequest` and is sent its `ScoreReply`, a `LineRequest` and is sent the
+# `AdaptiveResult`, a `ScanRequest` and is sent its `ScanReply`, or yields a list of tasks and is
+# sent their results.
 Task = Generator[Any, Any, Result]
 
 
@@ -96,6 +99,34 @@ class _Line:
 
     def __init__(self, task: _Running, request: LineRequest, lane: int):
         self.task, self.request, self.search = task, request, LineSearch(request, lane)
+
+
+class _Scanning:
+    """Lines that are searched exactly, with their tasks."""
+
+    def __init__(self, scan: Scan):
+        self._scan = scan
+        self.tasks: dict[int, tuple[_Running, ScanRequest]] = {}  # by number of the line
+
+    def open(self, task: _Running, request: ScanRequest) -> None:
+        """Begin the search of a line."""
+        parts = next(request.search)
+        number = self._scan.open(request.problem)
+        self.tasks[number] = task, request
+        self._scan.ask(number, parts, observed=True)
+
+    def advance(self) -> list[tuple[_Running, ScanReply]]:
+        """Walk what waits, and answer the tasks whose searches ended."""
+        answered = []
+        for number, found in self._scan.walk():
+            task, request = self.tasks[number]
+            try:
+                self._scan.ask(number, request.search.send(found))
+            except StopIteration as end:
+                answered.append((task, ScanReply(end.value, self._scan.window(number))))
+                self._scan.close(number)
+                del self.tasks[number]
+        return answered
 
 
 class _Queue:
@@ -149,8 +180,9 @@ def run_side_by_side(
 
     Args:
         tasks: Pairs (key, generator). A generator yields a `ScoreRequest` and receives the
-            `ScoreReply`, yields a `LineRequest` and receives the `AdaptiveResult`, or yields a list
-            of one or more such generators and receives their results, in order.
+            `ScoreReply`, yields a `LineRequest` and receives the `AdaptiveResult`, yields a
+            `ScanRequest` and receives the `ScanReply`, or yields a list of one or more such
+            generators and receives their results, in order.
         evaluator: Evaluator of the images.
         in_flight: Number of tasks at a time, 1 or more.
 
@@ -208,6 +240,7 @@ class _Batches:
 
     def __init__(self, evaluator: Evaluator, in_flight: int):
         self._evaluator, self._in_flight = evaluator, in_flight
+        self._scans: dict[Membership, _Scanning] = {}  # each made for the first line
         self._lanes: Lanes | None = None  # of the lines; made for the first one
         self._rounds: Rounds | None = None
         # Rows by dtype, and by whether they are points of lines or images.
@@ -218,8 +251,11 @@ class _Batches:
         self._evaluated: list[_Line] = []  # whose points wait for a round
         self._calls: deque[_Call] = deque()
 
-    def ask(self, task: _Running, request: ScoreRequest | LineRequest) -> None:
+    def ask(self, task: _Running, request: ScoreRequest | LineRequest | ScanRequest) -> None:
         """Take the request of a task."""
+        if isinstance(request, ScanRequest):
+            self._scan_of(request).open(task, request)
+            return
         if isinstance(request, ScoreRequest):
             assert len(request.wide)  # nothing would wake the task again
             self._enqueue(_Images(task, request), request.wide)
@@ -229,6 +265,14 @@ class _Batches:
             self._rounds = Rounds(self._lanes)
         line = _Line(task, request, self._lanes.open(request.line))
         self._enqueue(line, line.search.wide)
+
+    def _scan_of(self, request: ScanRequest) -> _Scanning:
+        kind = request.problem.membership
+        if kind not in self._scans:
+            evaluator = self._evaluator
+            how = evaluator.devices, self._in_flight, evaluator.own_draws
+            self._scans[kind] = _Scanning(Scan(request.problem, *how))
+        return self._scans[kind]
 
     def _enqueue(self, ticket: "_Images | _Line", wide: np.ndarray) -> None:
         kind = type(ticket)
@@ -255,6 +299,10 @@ class _Batches:
             if not lines:
                 answered = self._collect()
             if answered:
+                return answered
+        # All images are scored that could be: the lanes walk as many lines as there are.
+        while lines := [scan for scan in self._scans.values() if scan.tasks]:
+            if answered := [answer for scan in lines for answer in scan.advance()]:
                 return answered
         return []
 
