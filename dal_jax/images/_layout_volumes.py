@@ -53,21 +53,23 @@ def brats2023(root: Path, choice: DataSelection) -> list[Sample]:
 def nifti(root: Path, choice: DataSelection) -> list[Sample]:
     """List a NIfTI or MGH file, or those of a folder; STEM_mask or STEM_seg marks STEM."""
     base = root if isdir(root) else root.parent
-    found = [root]
-    if isdir(root):
-        files = [p for p in entries(root, root) if is_volume(p) and isfile(p)]
-        found = [p for p in files if not _stem(p).lower().endswith(("_mask", "_seg"))]
-    listed = []
-    for path in found:
-        ends = [f"_{kind}{end}" for kind in ("mask", "seg") for end in VOLUME_ENDS]
-        named = (path.with_name(_stem(path) + end) for end in ends)
-        masks = [inside(p, base) for p in named if isfile(p)]
+    files = [p for p in entries(base, base) if is_volume(p) and isfile(p)]
+    marks: dict[str, list[Path]] = {}  # by the name of the image
+    for path in files:
+        stem, joint, end = _stem(path).rpartition("_")
+        if joint and end.lower() in ("mask", "seg"):
+            marks.setdefault(stem, []).append(path)
+    every = {path for masks in marks.values() for path in masks}
+    found = []
+    for path in [p for p in files if p not in every] if isdir(root) else [root]:
+        masks, name = marks.get(_stem(path), []), name_of(path, base)
         if len(masks) > 1:
             both = f"{masks[0].name!r} and {masks[1].name!r}"
-            raise InputError(f"image {str(path)!r}: masks {both}, expected one")
-        mask = masks[0] if masks else None
-        listed += _slices(path, mask, base, choice, name_of(path, base), "anomalous")
-    return listed
+            told = f"image {str(path)!r}: masks {both}, expected one"
+            found.append(Sample(name, path, "test", UNKNOWN, masks[0], name, None, told))
+            continue
+        found += _slices(path, masks[0] if masks else None, base, choice, name, "anomalous")
+    return found
 
 
 def other_contrasts(samples: list[Sample]) -> set[Path]:
@@ -87,9 +89,8 @@ def dicom(root: Path, choice: DataSelection) -> list[Sample]:
     planes: list[Plane] = []
     damaged: list[Path] = []
     for path in dicom_files(root):
-        inside(path, root)
         try:
-            planes.append(plane(path))
+            planes.append(plane(inside(path, root)))
         except InputError:
             damaged.append(path)  # listed last: reading it reports the damage
     ordered = [p.path for p in in_order(planes, root, not damaged)] if planes else []
@@ -156,16 +157,16 @@ def _brats(
     for folder in folders(root, root):
         match = case.fullmatch(folder.name)
         if match:
-            path = _brats_file(folder, joint + contrast, root)
-            mask = _brats_file(folder, joint + "seg", root)
+            path = _brats_file(folder, joint + contrast)
+            mask = _brats_file(folder, joint + "seg")
             truth = mask if isfile(mask) else None
             found += _slices(path, truth, root, choice, match[1], "tumour")
     return found
 
 
-def _brats_file(folder: Path, end: str, root: Path) -> Path:
+def _brats_file(folder: Path, end: str) -> Path:
     paths = [folder / f"{folder.name}{end}{kind}" for kind in (".nii.gz", ".nii")]
-    return inside(next((path for path in paths if isfile(path)), paths[0]), root)
+    return next((path for path in paths if isfile(path)), paths[0])
 
 
 def _slices(
@@ -175,7 +176,7 @@ def _slices(
     name = name_of(path, root)
     try:
         # The masks are read for the labels, the images only for their number of slices.
-        volume = cached_volume(mask or path)
+        volume = cached_volume(inside(mask or path, root))
     except InputError:
         return [Sample(name, path, "test", UNKNOWN, mask, group)]
     found = []
