@@ -903,7 +903,74 @@ def test_what_stacks_and_cases_do_not_use_is_one_line(
     for name in ("test", "mask"):
         np.save(tmp_path / "stacks" / f"{name}.npy", np.zeros((2, 4, 5)))
     open_data(tmp_path / "stacks")
-    assert capsys.readouterr().err.endswith("not used: files (1): 1 .npy\n")
+    told = "not used: arrays (1): 'mask.npy', expected 'train.npy' or 'test.npy' or 'masks.npy'\n"
+    assert capsys.readouterr().err.endswith(told)
+
+
+def test_stacks_with_misspelt_names_are_no_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for name in ("test", "Train", "mask"):
+        np.save(tmp_path / f"{name}.npy", np.zeros((5, 8, 8)))
+    data = open_data(tmp_path)
+    assert data.layout == "arrays" and [s.split for s in data.samples] == 5 * ["train"] + 5 * [
+        "test"
+    ]
+    assert "not used: arrays (1): 'mask.npy', expected" in capsys.readouterr().err
+    (tmp_path / "Train.npy").rename(tmp_path / "training.npy")
+    told = r"got 'test.npy' among 3 .npy files, expected train.npy, test.npy and masks.npy"
+    with pytest.raises(InputError, match=told):
+        open_data(tmp_path)
+    assert open_data(tmp_path, "folder").layout == "folder"
+    for name in ("train", "TRAIN"):
+        np.save(tmp_path / f"{name}.npy", np.zeros((5, 8, 8)))
+    with pytest.raises(InputError, match=r"got 'TRAIN.npy' and 'train.npy', expected one"):
+        open_data(tmp_path)
+
+
+def test_arrays_of_other_names_are_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    stack, path = np.zeros((2, 4, 5)), tmp_path / "a.npz"
+    np.savez(path, test=stack, train=stack, mask=stack)
+    assert len(open_data(path).samples) == 4
+    assert capsys.readouterr().err == (
+        f"data {str(path)!r}: not used: arrays (1): 'mask', expected 'train' or 'test' or 'masks'\n"
+    )
+    for names, told in (
+        (("a", "b"), "got 'a', 'b',"),
+        (("masks",), "got 'masks',"),
+        ((), "got no"),
+    ):
+        np.savez(path, **dict.fromkeys(names, stack))
+        with pytest.raises(InputError, match=rf"arrays of .*: {told}.* expected 'train' or 'test'"):
+            open_data(path)
+
+
+@pytest.mark.parametrize("names", ["imagesTr/a labelsTr/a", "sub-1/anat/a sub-2/anat/b", "test/a"])
+def test_volumes_in_subfolders_are_refused(tmp_path: Path, names: str) -> None:
+    picture(tmp_path / "shown.png")
+    image = nibabel.Nifti1Image(np.zeros((3, 4, 2), np.int16), np.eye(4))
+    for name in names.split():
+        (tmp_path / name).parent.mkdir(parents=True)
+        nibabel.save(image, tmp_path / f"{name}.nii.gz")
+    told = rf"got volumes in subfolders, such as '{names.split()[0]}.nii.gz', expected one folder"
+    with pytest.raises(InputError, match=told):
+        open_data(tmp_path)
+    flat = nibabel.Nifti1Image(np.zeros((3, 4, 1), np.int16), np.eye(4))
+    for name in names.split():
+        nibabel.save(flat, tmp_path / f"{name}.nii.gz")
+    assert open_data(tmp_path).layout == "folder"
+
+
+@pytest.mark.parametrize("name", ["Train/Good", "train/Good", "tile/TRAIN/ok", "Normal", "TEST"])
+def test_folders_of_a_layout_in_capitals_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir(parents=True)
+    picture(tmp_path / "a.png")
+    assert open_data(tmp_path).layout == "folder"
+    picture(tmp_path / name / "b.png")
+    own = name.removeprefix("tile/")
+    with pytest.raises(InputError, match=f"got a folder '{own}', expected '{own.lower()}'"):
+        open_data(tmp_path)
+    assert len(open_data(tmp_path, "folder").samples) == 2
 
 
 def test_the_line_has_no_codes_of_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -2,12 +2,14 @@
 
 import hashlib
 import re
+import sys
 from os.path import isdir, isfile
 from pathlib import Path
 
 import numpy as np
 
 from dal_jax._errors import InputError
+from dal_jax._files import decoding
 from dal_jax.images._dicom import Plane, dicom_files, in_order, plane
 from dal_jax.images._io import to_mask
 from dal_jax.images._samples import (
@@ -28,6 +30,9 @@ from dal_jax.images._volumes import VOLUME_ENDS, axial_slice, is_volume, num_sli
 TRAIN_SHARE = 0.7
 CASE_2021 = re.compile(r"(BraTS2021_\d{5})")
 CASE_2023 = re.compile(r"(BraTS-[A-Za-z]+-\d{5})-\d{3}")
+# Names of arrays, and how many of other names are named.
+STACKS = ("train", "test", "masks")
+_MOST_NAMES = 3
 _CONTRASTS_2021 = ("flair", "t1", "t1ce", "t2")
 _CONTRASTS_2023 = ("t2f", "t1n", "t1c", "t2w")
 
@@ -103,19 +108,38 @@ def dicom(root: Path, choice: DataSelection) -> list[Sample]:
 def arrays(root: Path, choice: DataSelection) -> list[Sample]:
     """List stacks (N, H, W) or (N, H, W, C): train and test, and masks (N, H, W) of the test.
 
-    They are files train.npy, test.npy and masks.npy of a folder, arrays of one .npz file, or one
-    .npy file, whose rows are all to test.
+    They are files train.npy, test.npy and masks.npy of a folder (upper or lower case), arrays of
+    one .npz file, or one .npy file, whose rows are all to test.
     """
     if isdir(root):
-        files = {s: root / f"{s}.npy" for s in ("train", "test", "masks")}
-        files = {s: inside(p, root) for s, p in files.items() if isfile(p)}
+        files = _stacks(root)
         parts = {s: files[s] for s in ("train", "test") if s in files}
         mask, base = files.get("masks"), root
     else:
         parts, mask, base = {"train": root, "test": root}, root, root.parent
         if root.suffix.lower() == ".npy":
             parts, mask = {"test": root}, None
+        elif not {"train", "test"} & set(names := _members(root)):
+            got = ", ".join(map(repr, names[:_MOST_NAMES])) or "none"
+            raise InputError(f"arrays of {str(root)!r}: got {got}, expected 'train' or 'test'")
     return [s for split, path in parts.items() for s in _rows(path, split, mask, base, choice)]
+
+
+def say_other_arrays(root: Path) -> set[Path]:
+    """Print in one line the arrays whose name has no meaning, and return the files of a folder."""
+    files, names, end = set[Path](), list[str](), ""
+    if isdir(root):
+        of_arrays = [p for p in entries(root, root) if isfile(p) and p.suffix.lower() == ".npy"]
+        files, end = {p for p in of_arrays if p.stem.lower() not in STACKS}, ".npy"
+        names = sorted(path.name for path in files)
+    elif root.suffix.lower() == ".npz":
+        names = [name for name in _members(root) if name not in STACKS]
+    if names:
+        shown = ", ".join(map(repr, names[:_MOST_NAMES])) + ", ..." * (len(names) > _MOST_NAMES)
+        expected = " or ".join(repr(f"{name}{end}") for name in STACKS)
+        told = f"not used: arrays ({len(names)}): {shown}, expected {expected}"
+        print(f"data {str(root)!r}: {told}", file=sys.stderr)
+    return files
 
 
 def by_group(samples: list[Sample], share: float = TRAIN_SHARE) -> list[Sample]:
@@ -187,6 +211,25 @@ def _slices(
             label = kind if marked.any() else NORMAL
         found.append(Sample(f"{name}#{k}", path, "test", label, mask, group, k))
     return found
+
+
+def _stacks(root: Path) -> dict[str, Path]:
+    """Return the files of arrays of a folder by their names in lower case."""
+    found: dict[str, Path] = {}
+    for path in entries(root, root):
+        name = path.stem.lower()
+        if name in STACKS and path.suffix.lower() == ".npy" and isfile(path):
+            if name in found:
+                both = f"{found[name].name!r} and {path.name!r}"
+                raise InputError(f"data {str(root)!r}: got {both}, expected one of them")
+            found[name] = inside(path, root)
+    return found
+
+
+def _members(path: Path) -> list[str]:
+    """Return the names of the arrays of a .npz file."""
+    with decoding(path), open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+        return list(archive.files)
 
 
 def _rows(
