@@ -940,7 +940,8 @@ def test_arrays_of_other_names_are_named(tmp_path: Path, capsys: pytest.CaptureF
         (("masks",), "got 'masks',"),
         ((), "got no"),
     ):
-        np.savez(path, **dict.fromkeys(names, stack))
+        members: dict[str, Any] = dict.fromkeys(names, stack)
+        np.savez(path, **members)
         with pytest.raises(InputError, match=rf"arrays of .*: {told}.* expected 'train' or 'test'"):
             open_data(path)
 
