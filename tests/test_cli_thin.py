@@ -242,6 +242,50 @@ def test_bad_images_are_one_line(capsys: pytest.CaptureFixture[str], folder: Pat
     assert not Path("new").exists()
 
 
+def test_an_image_given_twice_is_one_line(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    common = words(noise="iid:1", randomization=0.5, out="new")
+    for names in (("x.npy", "./x.npy"), ("x.npy", str(folder / "x.npy")), ("x.npy", "[x].npy")):
+        err = refused(capsys, ["thin", *names, *common])
+        assert err.startswith("dal-jax thin: IMAGE: got ")
+        assert err.endswith("x.npy' twice, expected each file once\n")
+
+
+def test_one_bad_image_does_not_stop_the_others(
+    capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    for name in ("bad", "worse"):
+        Path(f"{name}.npy").write_bytes(b"bad")
+    common = words(noise="iid:1", randomization=0.5, out="new")
+    capsys.readouterr()
+    assert main(["thin", "x.npy", "bad.npy", "worse.npy", "y.npy", *common]) == 2
+    out, err = capsys.readouterr()
+    assert out.startswith("2 copies with 0.5 times the noise added")
+    lines = err.splitlines()
+    for line, name in zip(lines, ("bad", "worse"), strict=True):
+        assert line.startswith(f"dal-jax thin: image '{name}.npy': unreadable or damaged")
+    assert {p.name for p in Path("new").glob("*.npy")} == {"x.thinned.npy", "y.thinned.npy"}
+    assert main(["thin", "x.npy", "bad.npy", *common, "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["images"] == ["x.npy"]
+
+
+def test_copies_are_not_thinned_again(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    Path("mask.npy").unlink()
+    np.save("own.thinned.npy", np.load("y.npy"))  # an image whose name only looks like one
+    given = ["thin", "*.npy", *words(noise="iid:1", randomization=0.5, out=".")]
+    made = told(capsys, given)
+    assert made["images"] == ["own.thinned.npy", "x.npy", "y.npy", "z.npy"]
+    assert main(given) == 0
+    assert capsys.readouterr().err == (
+        "IMAGE: not used: copies that thin wrote (4): 'own.thinned.thinned.npy', 'x.thinned.npy', "
+        "'y.thinned.npy', ...\n"
+    )
+    assert len(list(Path().glob("*.npy"))) == 8
+    for name in ("x.thinned.npy", "thin/*.npy"):
+        assert "a copy that thin wrote, expected an image" in refused(
+            capsys, ["thin", name, *given[2:]]
+        )
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -1,6 +1,7 @@
 """Data sets in every layout, written as their authors publish them and read back."""
 
 import os
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -115,6 +116,18 @@ def named(data: DataSet, name: str) -> Sample:
     return next(sample for sample in data.samples if sample.name == name)
 
 
+def refused(data: DataSet, told: str) -> list[str]:
+    """Names of the samples that cannot be read, each in one line that says what is told."""
+    names = []
+    for sample in data.samples:
+        try:
+            read_sample(data, sample)
+        except InputError as error:
+            assert re.search(told, str(error)) and "\n" not in str(error)
+            names.append(sample.name)
+    return names
+
+
 @pytest.mark.parametrize("layout", ["auto", "mvtec", "mpdd"])
 def test_mvtec_category(tmp_path: Path, layout: str) -> None:
     data = open_data(mvtec_tree(tmp_path), layout)
@@ -193,7 +206,7 @@ def test_folder_with_masks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["c.TIF", "c.Png", "c.jpeg", "c.gif", "c.webp", "c_gt.png", "c_mask.bmp", "c_seg.pgm"],
+    ["c.TIF", "c.Png", "c.jpeg", "c.gif", "c.webp", "c_gt.png", "c_MASK.bmp", "c_seg.pgm"],
 )
 @pytest.mark.parametrize("layout", ["folder", "mvtec"])
 def test_masks_have_any_name_of_an_image(tmp_path: Path, name: str, layout: str) -> None:
@@ -207,7 +220,7 @@ def test_masks_have_any_name_of_an_image(tmp_path: Path, name: str, layout: str)
     assert sample.label == ("anomalous" if layout == "folder" else "bent")
 
 
-def test_a_mask_is_of_one_image(tmp_path: Path) -> None:
+def test_a_mask_is_of_one_image(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     for name in ("same.bmp", "same.png", "other.png"):
         picture(tmp_path / "test" / name)
     picture(tmp_path / "masks" / "same.png", spot())
@@ -219,12 +232,19 @@ def test_a_mask_is_of_one_image(tmp_path: Path) -> None:
     }
     picture(tmp_path / "masks" / "other.png", spot())
     picture(tmp_path / "masks" / "other_gt.png", spot())
-    with pytest.raises(InputError, match=r"image '.*other.png': masks 'other.png' and 'other_gt"):
-        open_data(tmp_path)
+    told = r"image '.*other.png': masks 'other.png' and 'other_gt"
+    assert refused(open_data(tmp_path), told) == ["test/other.png"]
+    assert "not used: second masks (1): 'masks/other_gt.png'\n" in capsys.readouterr().err
     (tmp_path / "masks" / "other_gt.png").rename(tmp_path / "masks" / "same_gt.png")
     (tmp_path / "masks" / "same.png").unlink()
-    with pytest.raises(InputError, match=r"same_gt.png': fits 'same.bmp' and 'same.png'"):
-        open_data(tmp_path)
+    data = open_data(tmp_path)
+    told = r"same_gt.png': fits 'same.bmp' and 'same.png'"
+    assert refused(data, told) == ["test/same.bmp", "test/same.png"]
+    assert [s.label for s in data.samples] == ["anomalous", "unknown", "unknown"]
+    tree = mvtec_tree(tmp_path / "mvtec")
+    picture(tree / "ground_truth" / "bent wire" / "000.png", spot())
+    told = "masks '000.png' and '000_mask.png', expected one"
+    assert refused(open_data(tree), told) == ["test/bent wire/000.png"]
 
 
 @pytest.mark.parametrize("name", ["Good", "OK", "NORMAL", "good"])
@@ -337,9 +357,10 @@ def test_labels_of_a_table_are_normal_in_other_words(tmp_path: Path) -> None:
     [
         ("candle,train,anomaly,{image},{mask}", "label 'anomaly' of '{image}', which is for tr"),
         ("candle,train,,{image},", "label '' of '{image}', which is for training"),
-        ("candle,test,normal,,", "image '' in row 6, expected a path"),
+        ("candle,test,normal,,", "1cls.csv', row 6: image '', expected a path"),
         ("candle,test,normal,candle/./Data/Images/Normal/0002.JPG,", "in several rows, expected"),
-        ("candle,test,normal,candle/\0.JPG,", "file .* null byte"),
+        ("candle,val,normal,x.JPG,", "1cls.csv', row 6: split 'val', expected 'train' or 'test'"),
+        (",test,normal,x.JPG,", "1cls.csv', row 6: object '', expected a name"),
     ],
 )
 def test_a_row_of_a_table_that_contradicts_its_split_is_refused(
@@ -353,6 +374,26 @@ def test_a_row_of_a_table_that_contradicts_its_split_is_refused(
     with pytest.raises(InputError, match=told.format(**names)) as caught:
         open_data(root, category="candle")
     assert "\n" not in str(caught.value)
+
+
+def test_rows_of_a_table_that_say_nothing_stop_nothing(tmp_path: Path) -> None:
+    root = visa_tree(tmp_path / "data")
+    picture(tmp_path / "secret.png")
+    table = root / "split_csv" / "1cls.csv"
+    expected = open_data(root, category="candle").samples
+    text = table.read_text().replace(",test,", ",Test,").replace("pcb1,", ",,,,\npcb1,", 1)
+    table.write_text(text + " ,,,,\n")
+    assert open_data(root, category="candle").samples == expected
+    outside = ("../secret.png", str(tmp_path / "secret.png"), "candle/\0.JPG")
+    rows = [f"candle,test,normal,{path},\n" for path in outside]
+    image = "candle/Data/Images/Normal/0003.JPG"
+    rows.append(f"candle,test,anomaly,{picture(root / image).relative_to(root)},../secret.png\n")
+    table.write_text(text + "".join(rows))
+    data = open_data(root, category="candle")
+    names = [*(f"split_csv/1cls.csv#{k}" for k in (7, 8, 9)), image]
+    told = r"1cls.csv', row \d+: file .* (leads outside the folder|null byte)"
+    assert refused(data, told) == names
+    assert data.samples[: len(expected)] == expected
 
 
 def test_spaces_around_the_cells_of_a_table_are_none(tmp_path: Path) -> None:
@@ -656,15 +697,6 @@ def link_folder_outside(root: Path) -> Path:
     return root / "data"
 
 
-def visa_outside(root: Path) -> Path:
-    picture(root / "secret.png")
-    (root / "data" / "split_csv").mkdir(parents=True)
-    row = "candle,test,normal,../secret.png,"
-    table = root / "data" / "split_csv" / "1cls.csv"
-    table.write_text(f"object,split,label,image,mask\n{row}\n")
-    return root / "data"
-
-
 def visa_columns(root: Path) -> Path:
     (root / "split_csv").mkdir(parents=True)
     (root / "split_csv" / "1cls.csv").write_text("object,image\ncandle,a.png\n")
@@ -680,9 +712,6 @@ def empty(root: Path) -> Path:
     [
         (damage_split, "auto", "no folder .*test"),
         (damage_split, "btad", "no folder .*train/ok"),
-        (link_outside, "auto", "leads outside"),
-        (link_folder_outside, "auto", "leads outside"),
-        (visa_outside, "auto", "leads outside"),
         (visa_columns, "auto", r"columns \['object', 'image'\]"),
         (empty, "auto", "no known layout, expected one of .*'mvtec'.*'arrays'"),
         (empty, "folder", "no image in layout 'folder'"),
@@ -695,6 +724,36 @@ def test_refusals(tmp_path: Path, make: Callable[[Path], Path], layout: str, mes
     with pytest.raises(InputError, match=message) as caught:
         open_data(make(tmp_path), layout)
     assert "\n" not in str(caught.value)
+
+
+def test_a_link_to_the_outside_is_one_row(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    told = "leads outside the folder"
+    assert refused(open_data(link_outside(tmp_path / "photos")), told) == ["train/good/002.png"]
+    root, other = link_folder_outside(tmp_path / "plain"), picture(tmp_path / "c.png", spot())
+    (root / "ext.txt").symlink_to(other)
+    (root / "c.png").symlink_to(other)
+    picture(root / "masks" / "b.png", spot())
+    picture(root / "d.png")
+    (root / "masks" / "d.png").symlink_to(other)
+    capsys.readouterr()
+    data = open_data(root)
+    assert [s.name for s in data.samples] == ["b.png", "c.png", "d.png"]
+    assert refused(data, told) == ["c.png", "d.png"]
+    assert capsys.readouterr().err.endswith(
+        "not used: files (1): 1 .txt; linked folders (1): 'linked'\n"
+    )
+    image = nibabel.Nifti1Image(np.zeros((3, 4, 2), np.int16), np.eye(4))
+    (tmp_path / "volumes").mkdir()
+    for name in ("v.nii", "volumes/a.nii", "volumes/b.nii"):
+        nibabel.save(image, tmp_path / name)
+    for name in ("c.nii", "b_mask.nii"):
+        (tmp_path / "volumes" / name).symlink_to(tmp_path / "v.nii")
+    assert refused(open_data(tmp_path / "volumes"), told) == ["b.nii", "c.nii"]
+    for k in range(3):
+        folder = tmp_path / ("series" if k < 2 else "")
+        dicom_file(folder / f"{k}.dcm", np.zeros((3, 4)), 3 * k, number=k)
+    (tmp_path / "series" / "2.dcm").symlink_to(tmp_path / "2.dcm")
+    assert refused(open_data(tmp_path / "series"), told) == ["2.dcm"]
 
 
 def test_missing_root_and_file_as_root(tmp_path: Path) -> None:
@@ -844,7 +903,75 @@ def test_what_stacks_and_cases_do_not_use_is_one_line(
     for name in ("test", "mask"):
         np.save(tmp_path / "stacks" / f"{name}.npy", np.zeros((2, 4, 5)))
     open_data(tmp_path / "stacks")
-    assert capsys.readouterr().err.endswith("not used: files (1): 1 .npy\n")
+    told = "not used: arrays (1): 'mask.npy', expected 'train.npy' or 'test.npy' or 'masks.npy'\n"
+    assert capsys.readouterr().err.endswith(told)
+
+
+def test_stacks_with_misspelt_names_are_no_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for name in ("test", "Train", "mask"):
+        np.save(tmp_path / f"{name}.npy", np.zeros((5, 8, 8)))
+    data = open_data(tmp_path)
+    assert data.layout == "arrays" and [s.split for s in data.samples] == 5 * ["train"] + 5 * [
+        "test"
+    ]
+    assert "not used: arrays (1): 'mask.npy', expected" in capsys.readouterr().err
+    (tmp_path / "Train.npy").rename(tmp_path / "training.npy")
+    told = r"got 'test.npy' among 3 .npy files, expected train.npy, test.npy and masks.npy"
+    with pytest.raises(InputError, match=told):
+        open_data(tmp_path)
+    assert open_data(tmp_path, "folder").layout == "folder"
+    for name in ("train", "TRAIN"):
+        np.save(tmp_path / f"{name}.npy", np.zeros((5, 8, 8)))
+    with pytest.raises(InputError, match=r"got 'TRAIN.npy' and 'train.npy', expected one"):
+        open_data(tmp_path)
+
+
+def test_arrays_of_other_names_are_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    stack, path = np.zeros((2, 4, 5)), tmp_path / "a.npz"
+    np.savez(path, test=stack, train=stack, mask=stack)
+    assert len(open_data(path).samples) == 4
+    assert capsys.readouterr().err == (
+        f"data {str(path)!r}: not used: arrays (1): 'mask', expected 'train' or 'test' or 'masks'\n"
+    )
+    for names, told in (
+        (("a", "b"), "got 'a', 'b',"),
+        (("masks",), "got 'masks',"),
+        ((), "got no"),
+    ):
+        members: dict[str, Any] = dict.fromkeys(names, stack)
+        np.savez(path, **members)
+        with pytest.raises(InputError, match=rf"arrays of .*: {told}.* expected 'train' or 'test'"):
+            open_data(path)
+
+
+@pytest.mark.parametrize("names", ["imagesTr/a labelsTr/a", "sub-1/anat/a sub-2/anat/b", "test/a"])
+def test_volumes_in_subfolders_are_refused(tmp_path: Path, names: str) -> None:
+    picture(tmp_path / "shown.png")
+    image = nibabel.Nifti1Image(np.zeros((3, 4, 2), np.int16), np.eye(4))
+    for name in names.split():
+        (tmp_path / name).parent.mkdir(parents=True)
+        nibabel.save(image, tmp_path / f"{name}.nii.gz")
+    told = rf"got volumes in subfolders, such as '{names.split()[0]}.nii.gz', expected one folder"
+    with pytest.raises(InputError, match=told):
+        open_data(tmp_path)
+    flat = nibabel.Nifti1Image(np.zeros((3, 4, 1), np.int16), np.eye(4))
+    for name in names.split():
+        nibabel.save(flat, tmp_path / f"{name}.nii.gz")
+    assert open_data(tmp_path).layout == "folder"
+
+
+@pytest.mark.parametrize("name", ["Train/Good", "train/Good", "tile/TRAIN/ok", "Normal", "TEST"])
+def test_folders_of_a_layout_in_capitals_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir(parents=True)
+    picture(tmp_path / "a.png")
+    assert open_data(tmp_path).layout == "folder"
+    picture(tmp_path / name / "b.png")
+    own = name.removeprefix("tile/")
+    with pytest.raises(InputError, match=f"got a folder '{own}', expected '{own.lower()}'"):
+        open_data(tmp_path)
+    assert len(open_data(tmp_path, "folder").samples) == 2
 
 
 def test_the_line_has_no_codes_of_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -877,9 +1004,34 @@ def test_masks_of_volumes_are_no_images(tmp_path: Path, capsys: pytest.CaptureFi
         nibabel.save(image, tmp_path / name)
     (tmp_path / "b.nii").mkdir()
     assert {s.path.name for s in open_data(tmp_path).samples} == {"a.nii"}
-    told = "not used: files (1): 1 .nii; folders (1): 'b.nii' with 0 files\n"
+    nibabel.save(image, tmp_path / "other_mask.nii")
+    assert {s.mask for s in open_data(tmp_path).samples} == {tmp_path / "a_MASK.nii"}
+    assert {s.mask for s in open_data(tmp_path / "a.nii").samples} == {tmp_path / "a_MASK.nii"}
+    told = (
+        "not used: folders (1): 'b.nii' with 0 files; "
+        "masks without an image (1): 'other_mask.nii'\n"
+    )
     assert capsys.readouterr().err.endswith(told)
-    for name in ("a_mask.nii", "a_seg.nii.gz"):
+    (tmp_path / "a_MASK.nii").rename(tmp_path / "a_mask.nii")
+    for name in ("a_SEG.nii.gz", "c.nii"):
         nibabel.save(image, tmp_path / name)
-    with pytest.raises(InputError, match=r"masks 'a_mask.nii' and 'a_seg.nii.gz', expected one"):
-        open_data(tmp_path)
+    data = open_data(tmp_path)
+    assert refused(data, "masks 'a_SEG.nii.gz' and 'a_mask.nii', expected one") == ["a.nii"]
+    assert {s.name for s in data.samples} == {"a.nii", "c.nii#0", "c.nii#1"}
+    assert "second masks (1): 'a_mask.nii'" in capsys.readouterr().err
+
+
+def test_masks_beside_their_images_are_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    plain, tree = tmp_path / "plain", mvtec_tree(tmp_path / "mvtec")
+    for name in ("a.png", "a_mask.png", "b.png", "b_GT.tif", "alone_mask.png"):
+        picture(plain / name)
+    data = open_data(plain)
+    assert [s.name for s in data.samples] == ["a.png", "alone_mask.png", "b.png"]
+    told = "not used: masks beside their images (2): 'a_mask.png', 'b_GT.tif'\n"
+    assert capsys.readouterr().err.endswith(told)
+    assert len(image_files(plain)) == 3
+    assert capsys.readouterr().err.endswith(told)
+    for name in ("test/bent wire/000_mask.png", "train/good/001_seg.png"):
+        picture(tree / name)
+    assert len(open_data(tree).samples) == 6
+    assert "masks beside their images (2): 'test/bent wire/000_" in capsys.readouterr().err

@@ -199,6 +199,32 @@ def test_normal_images_of_later_days_join_the_calibration(data, calibrated, tmp_
             calibrate_folder(data, model, add=folders, **add)
 
 
+@pytest.mark.slow
+def test_copies_of_added_images_are_no_new_objects(data, calibrated, tmp_path, capsys):
+    model, rng = tmp_path / "m", np.random.default_rng(8)
+    shutil.copytree(calibrated, model)
+    before, days = load_calibration(model), [tmp_path / f"day{k}" for k in (1, 2)]
+    days[0].mkdir()
+    for number in range(4):
+        Image.fromarray(photograph(rng)).save(days[0] / f"{number}_0.png")
+    (days[0] / "bad_0.png").write_bytes(b"bad")
+    shutil.copytree(days[0], days[1])
+    options = CalibrateOptions(control=0, lengths=False)
+    found = calibrate_folder(data, model, options, add=days)
+    assert load_calibration(model).num_groups == before.num_groups + 4
+    assert len({record["name"] for record in found.records}) == before.num_views + 4
+    told = capsys.readouterr().err
+    assert "4 of 10 added images are copies of others: left out\n" in told
+    assert "day1/bad_0.png: left out" in told and "day2/bad_0.png: left out" in told
+
+
+def test_an_added_folder_has_a_name_of_its_own(data, calibrated, tmp_path):
+    (tmp_path / "train").mkdir()
+    Image.fromarray(photograph(np.random.default_rng(9))).save(tmp_path / "train" / "a_0.png")
+    with pytest.raises(InputError, match=r"add: got '.*train', whose name a folder of '.*' has"):
+        calibrate_folder(data, calibrated, add=[tmp_path / "train"], out=tmp_path / "out")
+
+
 @pytest.fixture(scope="module")
 def tested(data, calibrated, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "o"

@@ -233,6 +233,37 @@ def test_a_folder_that_fills(calibrated, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_an_image_that_goes_before_its_test_does_not_end_a_stream(
+    calibrated, tmp_path, monkeypatch, capsys
+):
+    folder, looks = tmp_path / "line", []
+    folder.mkdir()
+    photograph(100, True).save(folder / "b.png")
+
+    def inspect(*args, **options):
+        looks.append(1)
+        if len(looks) == 1:
+            (folder / "b.png").unlink()
+        if len(looks) == 3:
+            raise InputError("model: damaged")
+        return inspect_folder(*args, **options)
+
+    def wait(_):
+        if not (folder / "b.png").exists():
+            photograph(100, True).save(folder / "b.png")
+
+    monkeypatch.setattr("dal_jax.inspection._stream.time.sleep", wait)
+    monkeypatch.setattr("dal_jax.inspection._stream.inspect_folder", inspect)
+    stream = watch_folder(folder, calibrated, tmp_path / "run", decide_by="selective")
+    _, rows = next(stream)
+    assert [row.name for row in rows] == ["b.png"] and len(looks) == 2
+    assert capsys.readouterr().err.count("waiting for images") == 1
+    photograph(101).save(folder / "c.png")
+    with pytest.raises(InputError, match="model: damaged"):  # nothing is missing: no reason to wait
+        next(stream)
+
+
+@pytest.mark.slow
 def test_the_command_prints_images_as_they_come(calibrated, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "line"
     folder.mkdir()

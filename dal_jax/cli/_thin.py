@@ -1,9 +1,11 @@
 """`dal-jax thin`: noisier copies of images for any detector, each with a record for the test."""
 
+import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import typer
@@ -42,6 +44,7 @@ Out = Annotated[
         "for grey images, otherwise (H, W, C)) and their records NAME.thinned.json.",
     ),
 ]
+_MOST_NAMES = 3
 _ADVICE = "expected a record that thin wrote"
 
 
@@ -76,10 +79,11 @@ def thin(
     The copy is x + omega, with omega drawn from N(0, GAMMA^2 SIGMA) by --seed and the name of the
     file. A region flagged in the copy is tested in x - omega / GAMMA^2, which is independent of it.
     Choose GAMMA and the seed before any result is seen; a copy with other settings is not
-    overwritten.
+    overwritten. An image that cannot be read does not stop the others. Copies that thin wrote are
+    not thinned again.
     """
     check_randomization(randomization, "--randomization", none=False)
-    paths = expand_patterns(image, Path(), "IMAGE")
+    paths = _without_copies(expand_patterns(image, Path(), "IMAGE"), image)
     _check_names(paths, out)
 
     @cache
@@ -87,34 +91,69 @@ def thin(
         covariance = parse_noise(noise, shape)
         return covariance, fingerprint(covariance)
 
-    for path in paths:
+    def made(path: Path) -> _Copy | None:
         x = options.finite_image(path)
         covariance, digest = opened(x.shape)
         halves = thinned(x, covariance, randomization, seed=seed, name=path.name)
         pixels = fingerprint(x)
         record = Record(path.name, pixels, halves.gamma, seed, noise, digest, __version__)
-        copy, beside = thinned_files(out, path)
-        if beside.exists() and read_record(beside).settings != record.settings:
-            raise InputError(
-                f"--out {str(out)!r}: holds a copy of {path.name!r} with "
-                "other settings, expected another folder"
-            )
-        if beside.exists() and copy.exists():
-            check_copy(copy, halves.seen, halves.seen - x)
-            continue
-        # The copy is written first: if the process ends before the record, the copy is not tested.
-        write_array(copy, halves.seen[..., 0] if x.shape[2] == 1 else halves.seen)
-        write_text(beside, dumps(asdict(record)) + "\n")
-    if json:
+        return None if _is_there(path, x, halves.seen, record, out) else _Copy(halves.seen, record)
+
+    refused = _write_each(paths, made, out)
+    paths = tuple(path for path in paths if path not in refused)
+    *others, last = dict.fromkeys(refused.values()) or [""]
+    for told in others:
+        print(f"dal-jax thin: {told}", file=sys.stderr)
+    if paths and json:
         copies, records = zip(*(thinned_files(out, path) for path in paths), strict=True)
-        told = {"images": paths, "copies": copies, "records": records, "gamma": randomization}
-        typer.echo(dumps({**told, "seed": seed, "noise": noise, "version": __version__}))
-        return
-    number = "1 copy" if len(paths) == 1 else f"{len(paths)} copies"
-    typer.echo(
-        f"{number} with {randomization:g} times the noise added, written to {out} as "
-        "NAME.thinned.npy, with NAME.thinned.json for test-thinned"
-    )
+        shown = {"images": paths, "copies": copies, "records": records, "gamma": randomization}
+        typer.echo(dumps({**shown, "seed": seed, "noise": noise, "version": __version__}))
+    elif paths:
+        number = "1 copy" if len(paths) == 1 else f"{len(paths)} copies"
+        typer.echo(
+            f"{number} with {randomization:g} times the noise added, written to {out} as "
+            "NAME.thinned.npy, with NAME.thinned.json for test-thinned"
+        )
+    if last:
+        raise InputError(last)
+
+
+class _Copy(NamedTuple):
+    seen: np.ndarray  # (H, W, C)
+    record: Record
+
+
+def _write_each(
+    paths: tuple[Path, ...], made: Callable[[Path], _Copy | None], out: Path
+) -> dict[Path, str]:
+    """Write the copies that are made of images, and return why there is none of some of them."""
+    refused = {}
+    for path in paths:
+        try:
+            new = made(path)
+        except InputError as error:
+            refused[path] = str(error)
+            continue
+        if new is not None:
+            copy, beside = thinned_files(out, path)
+            # The copy comes first: if the process ends before the record, the copy is not tested.
+            write_array(copy, new.seen[..., 0] if new.seen.shape[2] == 1 else new.seen)
+            write_text(beside, dumps(asdict(new.record)) + "\n")
+    return refused
+
+
+def _is_there(path: Path, x: np.ndarray, seen: np.ndarray, record: Record, out: Path) -> bool:
+    """Return whether the copy of an image is there; refuse another one in its place."""
+    copy, beside = thinned_files(out, path)
+    if beside.exists() and read_record(beside).settings != record.settings:
+        raise InputError(
+            f"--out {str(out)!r}: holds a copy of {path.name!r} with other settings, expected "
+            "another folder"
+        )
+    if not (beside.exists() and copy.exists()):
+        return False
+    check_copy(copy, seen, seen - x)
+    return True
 
 
 def thinned_files(out: Path, image: Path) -> tuple[Path, Path]:
@@ -171,10 +210,33 @@ def check_copy(path: Path, seen: np.ndarray, added: np.ndarray) -> None:
         )
 
 
+def _without_copies(paths: tuple[Path, ...], given: list[str]) -> tuple[Path, ...]:
+    """Leave out the copies among the files of patterns, in one line; refuse one given itself."""
+    copies = [p for p in paths if p.name.endswith(".thinned.npy") and _record_of(p).is_file()]
+    named = [path for path in copies if path in set(map(Path, given))]
+    if named or (copies and len(copies) == len(paths)):
+        name = str((named or copies)[0])
+        raise InputError(f"IMAGE: got {name!r}, a copy that thin wrote, expected an image")
+    if copies:
+        more = ", ..." if len(copies) > _MOST_NAMES else ""
+        shown = ", ".join(repr(str(path)) for path in copies[:_MOST_NAMES])
+        print(
+            f"IMAGE: not used: copies that thin wrote ({len(copies)}): {shown}{more}",
+            file=sys.stderr,
+        )
+    return tuple(path for path in paths if path not in copies)
+
+
+def _record_of(copy: Path) -> Path:
+    return copy.with_suffix(".json")
+
+
 def _check_names(paths: tuple[Path, ...], out: Path) -> None:
     taken: dict[Path, Path] = {}
     for path in paths:
         other = taken.setdefault(thinned_files(out, path)[0], path)
+        if other is not path and other.absolute() == path.absolute():
+            raise InputError(f"IMAGE: got {str(path)!r} twice, expected each file once")
         if other is not path:
             raise InputError(
                 f"IMAGE {str(path)!r}: has the name of {str(other)!r} up to the suffix, expected "

@@ -1,6 +1,7 @@
 """Folders of images: those that are read, what is left out of a folder, and stacks."""
 
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -14,6 +15,9 @@ from dal_jax.images._io import check_channels, is_image, load_npy, read_image, s
 
 # Folders of masks in the layouts of photographs.
 MASKS = ("masks", "ground_truth")
+# What the name of a mask may have behind the name of its image; of a volume, the first and last.
+MASK_ENDS = ("_mask", "_gt", "_seg")
+_OF_VOLUMES = re.compile(r"(.+)_(mask|seg)\.(nii|nii\.gz|hdr|mgz|mgh)", re.IGNORECASE)
 # Files by which models and results of this package are recognised, and the folders beside them.
 _RECORDS = ("run.json", "run/run.json", "result.json", "profile.json")
 _BESIDE = ("run", "maps", "overlays", "volumes")
@@ -77,7 +81,7 @@ def image_files(source: Path, name: str = "images", deep: bool = False) -> list[
     """
     if not isdir(source):
         return [source]
-    found = sorted(_images(source, deep))
+    found = without_masks(sorted(_images(source, deep)))
     say_left_out(name, source, found)
     if not found:
         raise InputError(f"{name} {str(source)!r}: no image in this folder")
@@ -125,6 +129,28 @@ def is_in_masks(path: Path, root: Path) -> bool:
     return any(part.lower() in MASKS for part in path.relative_to(root).parts)
 
 
+def stem_of(path: Path) -> str:
+    """Return the name of an image without its extension, which may be of two parts."""
+    end = ".gz" if path.name.lower().endswith(".gz") else ""
+    return Path(path.name[: len(path.name) - len(end)]).stem
+
+
+def stems_of_owner(mask: Path) -> list[str]:
+    """Return the stems that an image may have whose name the name of a mask goes on from."""
+    stem = stem_of(mask)
+    return [stem[: -len(end)] for end in MASK_ENDS if stem.lower().endswith(end)]
+
+
+def without_masks(paths: Sequence[Path]) -> list[Path]:
+    """Return images without those whose names say that they are masks of others beside them."""
+    stems = {(path.parent, stem_of(path)) for path in paths}
+    return [path for path in paths if not _is_beside(path, stems)]
+
+
+def _is_beside(path: Path, stems: Collection[tuple[Path, str]]) -> bool:
+    return any((path.parent, stem) in stems for stem in stems_of_owner(path))
+
+
 def is_output(folder: Path) -> bool:
     """Return whether a folder below a data set holds a model or results of this package."""
     return _has_record(folder) or (folder.name in _BESIDE and _has_record(folder.parent))
@@ -139,8 +165,15 @@ def say_left_out(what: str, root: Path, used: Collection[Path]) -> None:
         used: Files that are used.
     """
     holding = {folder for path in used for folder in path.parents}
+    stems = {(path.parent, stem_of(path)) for path in used}
+    marked = {(path.parent, stem) for path in used for stem in stems_of_owner(path)}
     found: dict[str, list[Path]] = {}
     for path, kind in _unused(root, root, set(used), holding):
+        if kind == "files" and _OF_VOLUMES.fullmatch(path.name):
+            kind = "masks without an image"
+        if kind in ("files", "masks without an image") and _is_beside(path, stems):
+            second = is_in_masks(path, root) or _is_beside(path, marked)
+            kind = "second masks" if second else "masks beside their images"
         found.setdefault(kind, []).append(path)
     parts = []
     if "files" in found:

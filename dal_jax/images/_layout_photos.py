@@ -5,11 +5,18 @@ Each function lists the samples below a root; a mask is read only where a label 
 
 from os.path import isdir
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from dal_jax._errors import InputError
-from dal_jax.images._folders import is_in_masks, is_readable
+from dal_jax.images._folders import (
+    is_in_masks,
+    is_readable,
+    stem_of,
+    stems_of_owner,
+    without_masks,
+)
 from dal_jax.images._io import read_mask, read_table
 from dal_jax.images._samples import (
     NORMAL,
@@ -18,6 +25,8 @@ from dal_jax.images._samples import (
     Sample,
     folders,
     inside,
+    is_inside,
+    name_of,
     need_folder,
     photo,
     pictures,
@@ -25,8 +34,13 @@ from dal_jax.images._samples import (
 )
 
 _NORMAL_NAMES = ("good", "ok", "normal")
-# What the name of a mask may have behind the name of its image.
-_MASK_ENDS = ("_mask", "_gt", "_seg")
+
+
+class _Truth(NamedTuple):
+    """Masks of images, and of some why their mask is not known."""
+
+    masks: dict[Path, Path]
+    refused: dict[Path, str]
 
 
 def mvtec(root: Path, choice: DataSelection) -> list[Sample]:
@@ -51,9 +65,9 @@ def visa(root: Path, choice: DataSelection) -> list[Sample]:
     Source: Zou et al., SPot-the-Difference, ECCV 2022, github.com/amazon-science/spot-diff.
     """
     rows = _visa_rows(inside(table(root), root))
-    objects = sorted({row["object"] for row in rows})
+    objects = sorted({row["object"] for row in rows.values()})
     chosen = choose(choice.category, objects, root)
-    return [_visa_sample(row, root) for row in rows if row["object"] == chosen]
+    return [_visa_sample(row, root, n) for n, row in rows.items() if row["object"] == chosen]
 
 
 def folder(root: Path, choice: DataSelection) -> list[Sample]:
@@ -73,7 +87,7 @@ def folder(root: Path, choice: DataSelection) -> list[Sample]:
 def _images(folder: Path, root: Path) -> list[Path]:
     """Return the images of a folder, if there is one, and its subfolders, without masks."""
     every = walk(folder, root) if isdir(folder) else ()
-    return [path for path in every if not is_in_masks(path.parent, root)]
+    return without_masks([path for path in every if not is_in_masks(path.parent, root)])
 
 
 def table(root: Path) -> Path:
@@ -101,15 +115,16 @@ def _category(root: Path, choice: DataSelection, sign: str) -> Path:
 
 def _splits(base: Path, root: Path, good: str, layout: str) -> list[Sample]:
     train = need_folder(base / "train" / good, layout)
-    found = [photo(path, root, "train", NORMAL) for path in pictures(train, root)]
+    shown = without_masks(pictures(train, root))
+    found = [photo(path, root, "train", NORMAL) for path in shown]
     for kind in filter(is_readable, folders(need_folder(base / "test", layout), root)):
-        truth, images = base / "ground_truth" / kind.name, pictures(kind, root)
-        masks, label = _masks(images, truth, root), _label(kind.name)
+        truth, images = base / "ground_truth" / kind.name, without_masks(pictures(kind, root))
+        known, label = _masks(images, truth, root), _label(kind.name)
         for path in images:
-            mask = masks.get(path)
+            mask = known.masks.get(path)
             if mask is None and isdir(truth) and label != NORMAL:
                 mask = truth / f"{path.stem}_mask.png"  # if it is missing, reading reports that
-            found.append(photo(path, root, "test", label, mask))
+            found.append(photo(path, root, "test", label, mask, known.refused.get(path, "")))
     return found
 
 
@@ -118,63 +133,75 @@ def _label(kind: str) -> str:
     return NORMAL if kind.lower() in _NORMAL_NAMES else kind or UNKNOWN
 
 
-def _masks(images: list[Path], truth: Path, root: Path) -> dict[Path, Path]:
+def _masks(images: list[Path], truth: Path, root: Path) -> _Truth:
     """Return the masks of images of one folder: files of the same name, or the first that fits.
 
     A mask has the whole name of its image, its name with another extension, or this with an end
-    such as "_mask".
+    such as "_mask". Of an image with two masks, or of two with one, the mask is not known.
     """
     named = {path.name: [path] for path in images}
     stems: dict[str, list[Path]] = {}
     for path in images:
-        stems.setdefault(_stem(path), []).append(path)
-    found: dict[Path, Path] = {}
+        stems.setdefault(stem_of(path), []).append(path)
+    found, refused = dict[Path, Path](), dict[Path, str]()
     for mask in pictures(truth, root) if isdir(truth) else []:
-        stem = _stem(mask)
-        shorter = [stem.removesuffix(end) for end in _MASK_ENDS if stem.endswith(end)]
+        stem = stem_of(mask)
+        shorter = stems_of_owner(mask)
         tried = (named.get(mask.name), named.get(stem), *map(stems.get, (stem, *shorter)))
         owners = next(filter(None, tried), [])
         if len(owners) > 1:
             both = " and ".join(repr(path.name) for path in owners[:2])
-            raise InputError(f"mask {str(mask)!r}: fits {both}, expected the name of one image")
+            told = f"mask {str(mask)!r}: fits {both}, expected the name of one image"
+            refused |= dict.fromkeys(owners, told)
         for path in owners:
             if path in found:
                 both = f"{found[path].name!r} and {mask.name!r}"
-                raise InputError(f"image {str(path)!r}: masks {both}, expected one")
-            found[path] = mask
-    return found
+                refused[path] = f"image {str(path)!r}: masks {both}, expected one"
+            found.setdefault(path, mask)
+    return _Truth(found, refused)
 
 
-def _stem(path: Path) -> str:
-    return Path(path.name.removesuffix(".gz")).stem
-
-
-def _visa_rows(table: Path) -> list[dict[str, str]]:
+def _visa_rows(table: Path) -> dict[int, dict[str, str]]:
+    """Return the rows of the table by number, from 1, without those whose cells are all empty."""
     columns = ["object", "split", "label", "image", "mask"]
-    rows = [
-        {column: row[column].strip() for column in columns}
-        for row in read_table(table, columns, "layout 'visa'")
-    ]
+    rows: dict[int, dict[str, str]] = {}
+    for number, row in enumerate(read_table(table, columns, "layout 'visa'"), 1):
+        cells = {column: row[column].strip() for column in columns}
+        if any(cells.values()):
+            rows[number] = {**cells, "split": cells["split"].lower()}
     seen: set[Path] = set()
-    for number, row in enumerate(rows, 1):
+    for number, row in rows.items():
         found, split, label = (row[column] for column in ("image", "split", "label"))
+        where = f"layout 'visa': {str(table)!r}, row {number}"
+        if not row["object"]:
+            raise InputError(f"{where}: object '', expected a name")
         if split not in ("train", "test"):
-            raise InputError(f"layout 'visa': split {split!r}, expected 'train' or 'test'")
+            raise InputError(f"{where}: split {split!r}, expected 'train' or 'test'")
         if not found:
-            raise InputError(f"layout 'visa': image {found!r} in row {number}, expected a path")
+            raise InputError(f"{where}: image {found!r}, expected a path")
         if split == "train" and _label(label) != NORMAL:
             got = f"label {label!r} of {found!r}, which is for training"
-            raise InputError(f"layout 'visa': {got}, expected 'normal'")
+            raise InputError(f"{where}: {got}, expected 'normal'")
         if Path(found) in seen:
-            raise InputError(f"layout 'visa': image {found!r} in several rows, expected one")
+            raise InputError(f"{where}: image {found!r} in several rows, expected one")
         seen.add(Path(found))
     return rows
 
 
-def _visa_sample(row: dict[str, str], root: Path) -> Sample:
-    path = inside(root / row["image"], root)
-    mask = inside(root / row["mask"], root) if row["mask"] else None
-    return photo(path, root, row["split"], _label(row["label"]), mask)
+def _visa_sample(row: dict[str, str], root: Path, number: int) -> Sample:
+    path, own = root / row["image"], table(root)
+    split, label, mask = row["split"], _label(row["label"]), None
+    try:
+        mask = inside(root / row["mask"], root) if row["mask"] else None
+        inside(path, root)
+    except InputError as error:
+        told = f"layout 'visa': {str(own)!r}, row {number}: {error}"
+        if is_inside(path, root):
+            return photo(path, root, split, label, None, told)
+        # The path may lie anywhere, so that the row has the name of its place in the table.
+        name = f"{name_of(own, root)}#{number}"
+        return Sample(name, own, split, label, None, name, None, told)
+    return photo(path, root, split, label, mask)
 
 
 def _tested(images: list[Path], base: Path, masks: Path, root: Path, kinds: bool) -> list[Sample]:
@@ -182,23 +209,26 @@ def _tested(images: list[Path], base: Path, masks: Path, root: Path, kinds: bool
     places: dict[Path, list[Path]] = {}
     for path in images:
         places.setdefault(path.parent, []).append(path)
-    truth: dict[Path, Path] = {}
+    truth = _Truth({}, {})
     for place, own in places.items():
-        truth |= _masks(own, masks / place.relative_to(base), root)
+        known = _masks(own, masks / place.relative_to(base), root)
+        truth.masks.update(known.masks)
+        truth.refused.update(known.refused)
     found = []
     for path in images:
-        mask, label, below = truth.get(path), UNKNOWN, path.relative_to(base)
+        mask, refused = truth.masks.get(path), truth.refused.get(path, "")
+        label, below = UNKNOWN, path.relative_to(base)
         if kinds and len(below.parts) > 1:
             label = _label(below.parts[0])
-        elif mask is not None:
-            label = "anomalous" if _marks(mask) else NORMAL
-        found.append(photo(path, root, "test", label, mask))
+        elif mask is not None and not refused:
+            label = "anomalous" if _marks(mask, root) else NORMAL
+        found.append(photo(path, root, "test", label, mask, refused))
     return found
 
 
-def _marks(mask: Path) -> bool:
+def _marks(mask: Path, root: Path) -> bool:
     """Return whether a mask marks any pixel; a damaged mask counts, and its sample is refused."""
     try:
-        return bool(np.any(read_mask(mask)))
+        return bool(np.any(read_mask(inside(mask, root))))
     except InputError:
         return True

@@ -2,12 +2,14 @@
 
 import hashlib
 import re
+import sys
 from os.path import isdir, isfile
 from pathlib import Path
 
 import numpy as np
 
 from dal_jax._errors import InputError
+from dal_jax._files import decoding
 from dal_jax.images._dicom import Plane, dicom_files, in_order, plane
 from dal_jax.images._io import to_mask
 from dal_jax.images._samples import (
@@ -28,6 +30,9 @@ from dal_jax.images._volumes import VOLUME_ENDS, axial_slice, is_volume, num_sli
 TRAIN_SHARE = 0.7
 CASE_2021 = re.compile(r"(BraTS2021_\d{5})")
 CASE_2023 = re.compile(r"(BraTS-[A-Za-z]+-\d{5})-\d{3}")
+# Names of arrays, and how many of other names are named.
+STACKS = ("train", "test", "masks")
+_MOST_NAMES = 3
 _CONTRASTS_2021 = ("flair", "t1", "t1ce", "t2")
 _CONTRASTS_2023 = ("t2f", "t1n", "t1c", "t2w")
 
@@ -53,21 +58,23 @@ def brats2023(root: Path, choice: DataSelection) -> list[Sample]:
 def nifti(root: Path, choice: DataSelection) -> list[Sample]:
     """List a NIfTI or MGH file, or those of a folder; STEM_mask or STEM_seg marks STEM."""
     base = root if isdir(root) else root.parent
-    found = [root]
-    if isdir(root):
-        files = [p for p in entries(root, root) if is_volume(p) and isfile(p)]
-        found = [p for p in files if not _stem(p).lower().endswith(("_mask", "_seg"))]
-    listed = []
-    for path in found:
-        ends = [f"_{kind}{end}" for kind in ("mask", "seg") for end in VOLUME_ENDS]
-        named = (path.with_name(_stem(path) + end) for end in ends)
-        masks = [inside(p, base) for p in named if isfile(p)]
+    files = [p for p in entries(base, base) if is_volume(p) and isfile(p)]
+    marks: dict[str, list[Path]] = {}  # by the name of the image
+    for path in files:
+        stem, joint, end = _stem(path).rpartition("_")
+        if joint and end.lower() in ("mask", "seg"):
+            marks.setdefault(stem, []).append(path)
+    every = {path for masks in marks.values() for path in masks}
+    found = []
+    for path in [p for p in files if p not in every] if isdir(root) else [root]:
+        masks, name = marks.get(_stem(path), []), name_of(path, base)
         if len(masks) > 1:
             both = f"{masks[0].name!r} and {masks[1].name!r}"
-            raise InputError(f"image {str(path)!r}: masks {both}, expected one")
-        mask = masks[0] if masks else None
-        listed += _slices(path, mask, base, choice, name_of(path, base), "anomalous")
-    return listed
+            told = f"image {str(path)!r}: masks {both}, expected one"
+            found.append(Sample(name, path, "test", UNKNOWN, masks[0], name, None, told))
+            continue
+        found += _slices(path, masks[0] if masks else None, base, choice, name, "anomalous")
+    return found
 
 
 def other_contrasts(samples: list[Sample]) -> set[Path]:
@@ -87,9 +94,8 @@ def dicom(root: Path, choice: DataSelection) -> list[Sample]:
     planes: list[Plane] = []
     damaged: list[Path] = []
     for path in dicom_files(root):
-        inside(path, root)
         try:
-            planes.append(plane(path))
+            planes.append(plane(inside(path, root)))
         except InputError:
             damaged.append(path)  # listed last: reading it reports the damage
     ordered = [p.path for p in in_order(planes, root, not damaged)] if planes else []
@@ -102,19 +108,38 @@ def dicom(root: Path, choice: DataSelection) -> list[Sample]:
 def arrays(root: Path, choice: DataSelection) -> list[Sample]:
     """List stacks (N, H, W) or (N, H, W, C): train and test, and masks (N, H, W) of the test.
 
-    They are files train.npy, test.npy and masks.npy of a folder, arrays of one .npz file, or one
-    .npy file, whose rows are all to test.
+    They are files train.npy, test.npy and masks.npy of a folder (upper or lower case), arrays of
+    one .npz file, or one .npy file, whose rows are all to test.
     """
     if isdir(root):
-        files = {s: root / f"{s}.npy" for s in ("train", "test", "masks")}
-        files = {s: inside(p, root) for s, p in files.items() if isfile(p)}
+        files = _stacks(root)
         parts = {s: files[s] for s in ("train", "test") if s in files}
         mask, base = files.get("masks"), root
     else:
         parts, mask, base = {"train": root, "test": root}, root, root.parent
         if root.suffix.lower() == ".npy":
             parts, mask = {"test": root}, None
+        elif not {"train", "test"} & set(names := _members(root)):
+            got = ", ".join(map(repr, names[:_MOST_NAMES])) or "none"
+            raise InputError(f"arrays of {str(root)!r}: got {got}, expected 'train' or 'test'")
     return [s for split, path in parts.items() for s in _rows(path, split, mask, base, choice)]
+
+
+def say_other_arrays(root: Path) -> set[Path]:
+    """Print in one line the arrays whose name has no meaning, and return the files of a folder."""
+    files, names, end = set[Path](), list[str](), ""
+    if isdir(root):
+        of_arrays = [p for p in entries(root, root) if isfile(p) and p.suffix.lower() == ".npy"]
+        files, end = {p for p in of_arrays if p.stem.lower() not in STACKS}, ".npy"
+        names = sorted(path.name for path in files)
+    elif root.suffix.lower() == ".npz":
+        names = [name for name in _members(root) if name not in STACKS]
+    if names:
+        shown = ", ".join(map(repr, names[:_MOST_NAMES])) + ", ..." * (len(names) > _MOST_NAMES)
+        expected = " or ".join(repr(f"{name}{end}") for name in STACKS)
+        told = f"not used: arrays ({len(names)}): {shown}, expected {expected}"
+        print(f"data {str(root)!r}: {told}", file=sys.stderr)
+    return files
 
 
 def by_group(samples: list[Sample], share: float = TRAIN_SHARE) -> list[Sample]:
@@ -156,16 +181,16 @@ def _brats(
     for folder in folders(root, root):
         match = case.fullmatch(folder.name)
         if match:
-            path = _brats_file(folder, joint + contrast, root)
-            mask = _brats_file(folder, joint + "seg", root)
+            path = _brats_file(folder, joint + contrast)
+            mask = _brats_file(folder, joint + "seg")
             truth = mask if isfile(mask) else None
             found += _slices(path, truth, root, choice, match[1], "tumour")
     return found
 
 
-def _brats_file(folder: Path, end: str, root: Path) -> Path:
+def _brats_file(folder: Path, end: str) -> Path:
     paths = [folder / f"{folder.name}{end}{kind}" for kind in (".nii.gz", ".nii")]
-    return inside(next((path for path in paths if isfile(path)), paths[0]), root)
+    return next((path for path in paths if isfile(path)), paths[0])
 
 
 def _slices(
@@ -175,7 +200,7 @@ def _slices(
     name = name_of(path, root)
     try:
         # The masks are read for the labels, the images only for their number of slices.
-        volume = cached_volume(mask or path)
+        volume = cached_volume(inside(mask or path, root))
     except InputError:
         return [Sample(name, path, "test", UNKNOWN, mask, group)]
     found = []
@@ -186,6 +211,25 @@ def _slices(
             label = kind if marked.any() else NORMAL
         found.append(Sample(f"{name}#{k}", path, "test", label, mask, group, k))
     return found
+
+
+def _stacks(root: Path) -> dict[str, Path]:
+    """Return the files of arrays of a folder by their names in lower case."""
+    found: dict[str, Path] = {}
+    for path in entries(root, root):
+        name = path.stem.lower()
+        if name in STACKS and path.suffix.lower() == ".npy" and isfile(path):
+            if name in found:
+                both = f"{found[name].name!r} and {path.name!r}"
+                raise InputError(f"data {str(root)!r}: got {both}, expected one of them")
+            found[name] = inside(path, root)
+    return found
+
+
+def _members(path: Path) -> list[str]:
+    """Return the names of the arrays of a .npz file."""
+    with decoding(path), open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+        return list(archive.files)
 
 
 def _rows(

@@ -1,6 +1,6 @@
 """Opening of a data set: the layout of its folder, its samples and their groups."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from os.path import exists, isdir, isfile
 from pathlib import Path
 
@@ -8,15 +8,16 @@ from dal_jax._errors import InputError
 from dal_jax.images import _layout_photos as photos
 from dal_jax.images import _layout_volumes as volumes
 from dal_jax.images._dicom import dicom_files
-from dal_jax.images._folders import listed, say_left_out
+from dal_jax.images._folders import is_readable, listed, say_left_out
 from dal_jax.images._groups import group_of
-from dal_jax.images._io import is_image
+from dal_jax.images._io import is_image, read_pixels
 from dal_jax.images._samples import (
     OF_SLICES,
     DataSelection,
     DataSet,
     Sample,
     entries,
+    folders,
     name_of,
     walk,
 )
@@ -88,9 +89,11 @@ def open_data(
     if not isdir(root) and name not in ("nifti", "arrays"):
         raise InputError(f"data {str(root)!r}: layout {name!r} needs a folder")
     found = _LAYOUTS[name](root, DataSelection(category, contrast, _range(slices)))
+    others = volumes.say_other_arrays(root) if name == "arrays" else set[Path]()
     if isdir(root):
         chosen = root / (category or ".")
         files = {path for s in found for path in (s.path, s.mask) if path is not None}
+        files |= others  # named already
         files |= {path.with_suffix(".img") for path in files if path.suffix.lower() == ".hdr"}
         if name in ("brats2021", "brats2023"):
             files |= volumes.other_contrasts(found)
@@ -163,28 +166,74 @@ def _recognise(root: Path) -> str:
     for layout, case in (("brats2021", volumes.CASE_2021), ("brats2023", volumes.CASE_2023)):
         if any(case.fullmatch(name) and listed(root / name) for name in names):
             return layout
+    for path in filter(isdir, (root, *found)):
+        _refuse_case(path, root, "train", ("good", "ok"))
     return _recognise_flat(root, found)
 
 
 def _recognise_flat(root: Path, found: list[Path]) -> str:
+    _refuse_case(root, root, "normal")
+    _refuse_case(root, root, "test")
     parts = [path for path in found if isdir(path) and path.name in ("normal", "test")]
-    if any(next(walk(path, root), None) is not None for path in parts):
+    images = [path for part in parts for path in walk(part, root)]
+    if images:
+        _refuse_volumes(images, root)
         return "folder"
     files = [path for path in found if isfile(path)]
     shown = [path for path in files if is_volume(path) or is_image(path)]
-    stacks = [path for path in shown if path.name in ("train.npy", "test.npy", "masks.npy")]
+    arrays = [path for path in shown if path.suffix.lower() == ".npy"]
+    stacks = [path for path in arrays if path.stem.lower() in volumes.STACKS]
     # What most of the files are, so that one that strayed into a folder does not decide.
-    if {"train.npy", "test.npy"} & {path.name for path in stacks} and 2 * len(stacks) >= len(shown):
-        return "arrays"
+    if any(path.stem.lower() != "masks" for path in stacks):
+        if 2 * len(stacks) >= len(shown):
+            return "arrays"
+        if len(arrays) == len(shown):  # images, or stacks with misspelt names
+            got = f"{stacks[0].name!r} among {len(shown)} .npy files"
+            raise _say_layout(root, got, "train.npy, test.npy and masks.npy")
     if 2 * sum(map(is_volume, shown)) > len(shown):
         return "nifti"
     slices = dicom_files(root)
     if slices and len(slices) >= len(shown):
         return "dicom"
-    if next(walk(root, root), None) is not None:
+    images = list(walk(root, root))
+    if images:
+        _refuse_volumes(images, root)
         return "folder"
     say_left_out("data", root, ())
     raise _unknown(root)
+
+
+def _refuse_volumes(images: Sequence[Path], root: Path) -> None:
+    """Refuse a folder whose images are for the most part volumes of subfolders."""
+    found = [path for path in images if is_volume(path) and path.parent != root]
+    if 2 * len(found) > len(images) and _is_deep(found[0]):
+        got = f"volumes in subfolders, such as {name_of(found[0], root)!r}"
+        raise InputError(f"data {str(root)!r}: got {got}, expected one folder of volumes: give it")
+
+
+def _is_deep(path: Path) -> bool:
+    """Return whether a volume has several slices; one that cannot be read has none."""
+    try:
+        return any(n > 1 for n in read_pixels(path).shape[2:])
+    except InputError as error:
+        return "a volume of shape" in str(error)
+
+
+def _refuse_case(base: Path, root: Path, first: str, second: Sequence[str] = ()) -> None:
+    """Refuse a folder of images whose name, or names, are those of a layout but for their case."""
+    for path in filter(is_readable, folders(base, root) if is_readable(base) else ()):
+        if path.name.lower() != first:
+            continue
+        own = [one for one in folders(path, root) if one.name.lower() in second]
+        for one in own if second else [path]:
+            name = one.relative_to(base).as_posix()
+            if name != name.lower() and next(walk(one, root), None) is not None:
+                raise _say_layout(root, f"a folder {name!r}", repr(name.lower()))
+
+
+def _say_layout(root: Path, got: str, expected: str) -> InputError:
+    told = f"got {got}, expected {expected} (or --layout folder for plain images)"
+    return InputError(f"data {str(root)!r}: {told}")
 
 
 def _unknown(root: Path) -> InputError:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator
-from os.path import exists, isdir, isfile
+from os.path import exists, isdir, isfile, islink
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,6 +48,7 @@ class Sample(NamedTuple):
     mask: Path | None  # the file that marks the anomaly
     group: str  # the physical object: samples of one group are not independent
     slice: int | None = None  # index of the slice in a volume, or of the row in a stack
+    refused: str = ""  # why it cannot be read, if that showed when the data were opened
 
 
 class DataSet(NamedTuple):
@@ -87,6 +88,15 @@ def inside(path: Path, root: Path) -> Path:
     return path
 
 
+def is_inside(path: Path, root: Path) -> bool:
+    """Return whether `inside` accepts a path."""
+    try:
+        inside(path, root)
+    except InputError:
+        return False
+    return True
+
+
 def name_of(path: Path, root: Path) -> str:
     """Return the path below the root with "/" between its parts; other bytes are escaped."""
     name = path.relative_to(root).as_posix()
@@ -94,11 +104,13 @@ def name_of(path: Path, root: Path) -> str:
 
 
 def entries(folder: Path, root: Path) -> list[Path]:
-    """List a folder in order of name, without hidden files; refuse links to the outside.
+    """List a folder in order of name, without hidden files and linked folders outside the root.
 
-    Broken links are left out, and so is what cannot be reached in a folder without rights.
+    Linked files that lie outside are listed, so that each is refused when it is read. Broken links
+    are left out, and so is what cannot be reached in a folder without rights.
     """
-    return [inside(path, root) for path in listed(folder) if exists(path)]
+    found = [path for path in listed(folder) if exists(path)]
+    return [path for path in found if not (isdir(path) and islink(path)) or is_inside(path, root)]
 
 
 def folders(folder: Path, root: Path) -> list[Path]:
@@ -126,10 +138,12 @@ def need_folder(folder: Path, layout: str) -> Path:
     return folder
 
 
-def photo(path: Path, root: Path, split: str, label: str, mask: Path | None = None) -> Sample:
+def photo(
+    path: Path, root: Path, split: str, label: str, mask: Path | None = None, refused: str = ""
+) -> Sample:
     """Return the sample of one image file, a group of its own."""
     name = name_of(path, root)
-    return Sample(name, path, split, label, mask, name)
+    return Sample(name, path, split, label, mask, name, None, refused)
 
 
 def cached_volume(path: Path) -> Volume:
@@ -201,6 +215,8 @@ def read_sample(dataset: DataSet, sample: Sample) -> tuple[np.ndarray, np.ndarra
         >>> data = open_data("bottle")  # doctest: +SKIP
         >>> image, mask = read_sample(data, data.samples[0])  # doctest: +SKIP
     """
+    if sample.refused:
+        raise InputError(sample.refused)
     for path in (sample.path, sample.mask):
         if path is not None:
             inside(path, dataset.root)

@@ -21,7 +21,7 @@ from dal_jax._dal_test import (
 )
 from dal_jax._errors import InputError
 from dal_jax._files import csv_text
-from dal_jax.images import NORMAL, UNKNOWN, DataSet, write_text
+from dal_jax.images import NORMAL, UNKNOWN, DataSet, Sample, write_text
 from dal_jax.inspection._calibration import (
     Calibration,
     Rate,
@@ -35,7 +35,7 @@ from dal_jax.inspection._calibration import (
     uniformity,
     view_p,
 )
-from dal_jax.inspection._learn import rescale_to_foreground
+from dal_jax.inspection._learn import Images, distinct, rescale_to_foreground
 from dal_jax.inspection._profile import Profile, check_options, load_profile, open_model
 from dal_jax.inspection._results import ViewRef
 from dal_jax.inspection._verdict import ALPHA, decider, unchecked, verdict
@@ -130,7 +130,8 @@ def calibrate_folder(
         out: Directory for calibration.json and the folder calibration; None for that of the model,
             where `inspect_folder` reads them.
         add: Folders of further normal images, such as those of later days, which join the held-out
-            ones. Each object of such a folder counts as one that was not seen before.
+            ones. Each object of such a folder counts as one that was not seen before; of copies of
+            one picture only the first is used.
         select: Function that selects images of the data set; None for all images.
         host: This process among those that share the runs.
         devices: Number of devices to use; None for all.
@@ -141,7 +142,8 @@ def calibrate_folder(
 
     Raises:
         InputError: The data have fewer than two held-out objects, too few views have a region, or
-            an added folder has images with defects or the name of another one.
+            an added folder has images with defects, or the name of another one or of a folder of
+            the data set.
         CheckpointError: The model is missing or damaged.
         RunError: The disk is full, or another process was lost.
 
@@ -174,7 +176,7 @@ def calibrate_folder(
             progress=follow,
         )
 
-    parts = [_held_out(data, profile), *_added(add, profile)]
+    parts = [_held_out(data, profile), *_added(add, data, profile)]
     found = _calibrated(parts, profile, run, out / "calibration", options)
     if host.index == 0:
         _write(out, found)
@@ -222,12 +224,18 @@ def _held_out(data: DataSet, profile: Profile) -> _Part:
     return _Part(data, reader, list_views(reader, samples))
 
 
-def _added(folders: Sequence[Path], profile: Profile) -> list[_Part]:
+def _added(folders: Sequence[Path], known: DataSet, profile: Profile) -> list[_Part]:
     names = [Path(os.path.abspath(folder)).name for folder in folders]
-    parts = []
+    taken = {text.partition("/")[0] for s in known.samples for text in (s.name, s.group)}
+    opened: list[tuple[DataSet, list[Sample]]] = []
     for folder, name in zip(folders, names, strict=True):
         if names.count(name) > 1:
             raise InputError(f"add: got two folders {name!r}, expected different names")
+        if name in taken:
+            raise InputError(
+                f"add: got {str(folder)!r}, whose name a folder of {str(known.root)!r} has, "
+                "expected another name"
+            )
         data = profile.source.open(folder)
         wrong = [s.name for s in data.samples if s.label not in (NORMAL, UNKNOWN)]
         if wrong:
@@ -238,9 +246,26 @@ def _added(folders: Sequence[Path], profile: Profile) -> list[_Part]:
         samples = [
             s._replace(name=f"{name}/{s.name}", group=f"{name}/{s.group}") for s in data.samples
         ]
+        opened.append((data, samples))
+    parts = []
+    for (data, _), samples in zip(opened, _without_copies(opened), strict=True):
         reader = Reader(data, profile.fitted, profile.seen())
         parts.append(_Part(data, reader, list_views(reader, samples)))
     return parts
+
+
+def _without_copies(opened: Sequence[tuple[DataSet, list[Sample]]]) -> list[list[Sample]]:
+    """Return the first sample of each picture; the objects of its copies are one object."""
+    pictures: dict[str, str] = {}
+    for data, samples in opened:
+        pictures |= Images(data, samples).pictures()
+    every = [sample for _, samples in opened for sample in samples]
+    first, objects = distinct(every, pictures)
+    if len(first) < len(every):
+        told = f"{len(every) - len(first)} of {len(every)} added images are copies of others"
+        print(f"{told}: left out", file=sys.stderr)
+    kept = {s.name: s._replace(group=group) for s, group in zip(first, objects, strict=True)}
+    return [[kept[s.name] for s in samples if s.name in kept] for _, samples in opened]
 
 
 def _calibrated(

@@ -139,7 +139,7 @@ def share_out(
     """
     left_out = set(shared_groups(data))
     usable = [s for s in data.samples if s.split == "train" and s.group not in left_out]
-    samples, objects = _distinct(usable, pictures or {})
+    samples, objects = distinct(usable, pictures or {})
     if len(set(objects)) < len(roles):
         copies = len(usable) - len(samples)
         told = f" ({copies} of {len(usable)} images are copies of others)" if copies else ""
@@ -152,7 +152,7 @@ def share_out(
     return dealt, tuple(sorted(left_out))
 
 
-def _distinct(
+def distinct(
     samples: Sequence[Sample], pictures: Mapping[str, str]
 ) -> tuple[list[Sample], list[str]]:
     """Return the first sample of each picture, and its object; groups that share one are joined."""

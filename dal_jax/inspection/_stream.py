@@ -278,7 +278,16 @@ def watch_folder(
                 return data._replace(samples=tuple(own))
 
             with redirect_stderr(once):
-                found = inspect_folder(folder, model, out, *args, select=chosen, **options)
+                try:
+                    found = inspect_folder(folder, model, out, *args, select=chosen, **options)
+                except InputError as error:
+                    if all(_state(s) == now[s.name] for s in samples if s.name in settled):
+                        raise
+                    print(f"waiting for images: {error}", file=sys.stderr)  # one has gone since
+                    found = None
+            if found is None:
+                time.sleep(every)
+                continue
             rows = stream_rows(found, baseline, rows, profile.seed)
             _write_rows(out, rows)
             yield found, rows
