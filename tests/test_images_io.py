@@ -192,3 +192,26 @@ def test_read_images_refusals(tmp_path: Path) -> None:
         read_images([tmp_path / "c.npy"])
     with pytest.raises(InputError, match="no such file"):
         read_images([tmp_path / "absent"])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", r"has columns \[\], expected 'name' and 'tile'"),
+        ("name,tile,tile\na,1,2\n", "has several columns 'tile', expected one"),
+    ],
+)
+def test_a_table_without_or_with_double_columns_is_one_line(
+    tmp_path: Path, text: str, told: str
+) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((4, 4)))
+    (tmp_path / "t.txt").write_text(text)
+    with pytest.raises(InputError, match=told):
+        open_data(tmp_path, groups=f"csv:{tmp_path / 't.txt'}:tile")
+
+
+def test_a_mask_beside_its_image_is_refused(tmp_path: Path) -> None:
+    for name in ("a.npy", "a_Mask.npy"):
+        np.save(tmp_path / name, np.zeros((4, 4)))
+    with pytest.raises(InputError, match=r"a_Mask.npy': named as a mask of 'a.npy' beside it"):
+        open_data(tmp_path)

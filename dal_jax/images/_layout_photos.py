@@ -65,7 +65,10 @@ def folder(root: Path, choice: DataSelection) -> list[Sample]:
     test, masks = root / "test", root / "masks"
     normal, tested = _images(root / "normal", root), _images(test, root)
     if not (normal or tested):
-        return _tested(_images(root, root), root, masks, root, kinds=False)
+        tested = _images(root, root)
+        _refuse_masks(tested)
+        return _tested(tested, root, masks, root, kinds=False)
+    _refuse_masks([*normal, *tested])
     found = [photo(path, root, "train", NORMAL) for path in normal]
     return found + _tested(tested, test, masks, root, kinds=True)
 
@@ -74,6 +77,18 @@ def _images(folder: Path, root: Path) -> list[Path]:
     """Return the images of a folder, if there is one, and its subfolders, without masks."""
     every = walk(folder, root) if isdir(folder) else ()
     return [path for path in every if not is_in_masks(path.parent, root)]
+
+
+def _refuse_masks(images: list[Path]) -> None:
+    """Refuse images that have the name of a mask of another one beside them."""
+    named = {(path.parent, _stem(path).lower()): path for path in images}
+    for path in images:
+        stem = _stem(path).lower()
+        for end in filter(stem.endswith, _MASK_ENDS):
+            image = named.get((path.parent, stem.removesuffix(end)))
+            if image is not None:
+                reason = f"named as a mask of {image.name!r} beside it, expected a folder 'masks'"
+                raise InputError(f"image {str(path)!r}: {reason}")
 
 
 def table(root: Path) -> Path:
