@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dal_jax import InputError
-from dal_jax.images import read_image, read_images
+from dal_jax.images import open_data, read_image, read_images
 
 pillow = pytest.importorskip("PIL.Image")
 tifffile = pytest.importorskip("tifffile")
