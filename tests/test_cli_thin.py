@@ -359,6 +359,28 @@ def test_a_mask_holds_0_and_one_other_value(
         assert f"test-thinned: --mask 'mask.npy': {message}" in refused(capsys, command())
 
 
+@pytest.mark.parametrize("way", ["red on white", "transparency", "palette"])
+def test_a_mask_in_unclear_colours_is_refused(
+    capsys: pytest.CaptureFixture[str], folder: Path, way: str
+) -> None:
+    pillow = pytest.importorskip("PIL.Image")
+    marks = np.load("mask.npy").astype(np.uint8)
+    colours = 255 - marks[..., None] * np.array([0, 255, 255], np.uint8)
+    if way == "transparency":
+        colours = np.concatenate([0 * colours + 255, 255 * marks[..., None]], -1).astype(np.uint8)
+    made = pillow.fromarray(colours)
+    if way == "palette":
+        made = pillow.fromarray(marks, "L")
+        made.putpalette([255, 0, 0, 0, 0, 0])
+    made.save("mask.png")
+    expected = {
+        "red on white": "colours without black",
+        "transparency": "colours and transparency differ",
+        "palette": "a palette of colours, expected black as entry 0",
+    }
+    assert f"--mask 'mask.png': {expected[way]}" in refused(capsys, command(mask="mask.png"))
+
+
 def test_a_reference_is_needed(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     given = command()
     where = given.index("--reference")

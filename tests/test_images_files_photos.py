@@ -177,6 +177,26 @@ def colormap(palette: np.ndarray, factor: int) -> np.ndarray:
     return found
 
 
+def colour_tag(palette: np.ndarray) -> tuple[int, str, int, list[int], bool]:
+    """The tag of a palette of any number of colours, of which tifffile writes some alone."""
+    colours = (palette.T.astype(int) * 257).ravel().tolist()
+    return 320, "H", len(colours), colours, True
+
+
+def xmp_of(number: int) -> bytes:
+    """A description in XMP that gives an orientation."""
+    return f'<x:xmpmeta><rdf:Description tiff:Orientation="{number}"/></x:xmpmeta>'.encode()
+
+
+def in_xmp(number: int) -> Any:
+    """What makes Pillow write such a description into a PNG."""
+    from PIL.PngImagePlugin import PngInfo
+
+    found = PngInfo()
+    found.add_itxt("XML:com.adobe.xmp", xmp_of(number).decode())
+    return found
+
+
 def orientation(number: int) -> dict[str, Any]:
     """What makes tifffile write an orientation."""
     return {"extratags": [(274, "H", 1, number, True)]}
@@ -260,6 +280,21 @@ PNG = [
         partial(deep_png, pixels=DEEP[..., :3], exif=turned_exif(8)),
         in_range(np.rot90(DEEP[..., :3])),
     ),
+    FileCase(
+        "PNG",
+        "an orientation in XMP alone",
+        "read: as it is",
+        "x.png",
+        lambda path: picture(COLOUR, pnginfo=in_xmp(6))(path),
+        in_range(COLOUR),
+    ),
+    FileCase(
+        "PNG",
+        "fewer rows than its header says",
+        "16 bytes of rows, expected 40",
+        "x.png",
+        lambda path: with_rows(path, 2),
+    ),
     FileCase("PNG", "animated", "holds 2 images, expected one", "x.png", several(GREY)),
 ]
 OTHERS = [
@@ -293,6 +328,14 @@ OTHERS = [
         "read: as it is",
         "x.jpg",
         raw(jpeg_of(COLOUR, exif=turned_exif(0))),
+        as_pillow_reads(jpeg_of(COLOUR)),
+    ),
+    FileCase(
+        "JPEG",
+        "an orientation in XMP alone",
+        "read: as it is",
+        "x.jpg",
+        lambda path: path.write_bytes(jpeg_of(COLOUR, xmp=xmp_of(6))),
         as_pillow_reads(jpeg_of(COLOUR)),
     ),
     FileCase(
@@ -550,6 +593,27 @@ TIFFS = [
     ),
     FileCase(
         "TIFF",
+        "palette, 1 bit",
+        "read: the colours that it names",
+        "x.tif",
+        patched(
+            tiff(BITS, photometric="minisblack", extratags=[colour_tag(PALETTE[2:])]),
+            PhotometricInterpretation=3,
+        ),
+        in_range(PALETTE[2:][BITS.astype(int)]),
+    ),
+    FileCase(
+        "TIFF",
+        "an entry that its palette does not have",
+        "entry 3 of a palette of 2 colours",
+        "x.tif",
+        patched(
+            tiff(ENTRIES, photometric="minisblack", extratags=[colour_tag(PALETTE[2:])]),
+            PhotometricInterpretation=3,
+        ),
+    ),
+    FileCase(
+        "TIFF",
         "palette without colours",
         "a palette without a ColorMap, expected its colours",
         "x.tif",
@@ -704,7 +768,7 @@ TIFFS = [
         "GDAL_METADATA with a scale",
         "values to be scaled (GDAL_METADATA), expected them as they are",
         "x.tif",
-        tiff(GREY, extratags=[(42112, "s", 0, '<Item role="scale">0.1</Item>', True)]),
+        tiff(GREY, extratags=[(42112, "s", 0, "<Item role='scale'>0.1</Item>", True)]),
     ),
     FileCase(
         "TIFF",
@@ -782,6 +846,13 @@ ARRAYS = [
         lambda path: np.save(path, np.moveaxis(COLOUR, -1, 0)),
     ),
     FileCase(
+        ".npy",
+        "a second array or other bytes behind the first",
+        "163 bytes behind its array, expected one array alone",
+        "x.npy",
+        lambda path: two_arrays(path),
+    ),
+    FileCase(
         "others",
         ".avif, .heic, raw formats of cameras, .svg, .pdf, .mgz, .hdr and .img, ...",
         "unknown kind of file, expected one of",
@@ -790,6 +861,20 @@ ARRAYS = [
     ),
 ]
 CASES = [*PNG, *OTHERS, *TIFFS, *ARRAYS]
+
+
+def with_rows(path: Path, count: int) -> None:
+    """Write a PNG of grey that has some of its rows, and is whole to its end."""
+    rows = b"".join(b"\0" + row.tobytes() for row in GREY[:count])
+    head = struct.pack(">IIBBBBB", 7, 5, 8, 0, 0, 0, 0)
+    data = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+
+
+def two_arrays(path: Path) -> None:
+    with open(path, "wb") as file:
+        np.save(file, GREY)
+        np.save(file, GREY)
 
 
 def equal_ranks(path: Path) -> None:

@@ -71,6 +71,35 @@ def changed(path: Path, write: Callable[[Path], None], at: int, value: bytes) ->
     path.write_bytes(data)
 
 
+def infinite(path: Path) -> None:
+    """A file whose slope is infinite, which nibabel does not write."""
+    changed(path, scaled, 112, np.float32(np.inf).tobytes())
+
+
+def extended(path: Path, more: bytes) -> None:
+    """A file with bytes behind its voxels."""
+    nifti(path)
+    path.write_bytes(path.read_bytes() + more)
+
+
+def doubled(path: Path) -> None:
+    """Two compressed files in one."""
+    nifti(path)
+    path.write_bytes(2 * path.read_bytes())
+
+
+def cut(path: Path, write: Callable[[Path], Any], kept: int) -> None:
+    """A file that another function writes, without its last bytes."""
+    write(path)
+    path.write_bytes(path.read_bytes()[:kept])
+
+
+def renamed(path: Path) -> None:
+    """A compressed file with the name of one that is not."""
+    nifti(path.with_suffix(".nii.gz"))
+    path.with_suffix(".nii.gz").rename(path)
+
+
 def enhanced(path: Path) -> None:
     """A file of one frame whose numbers are explained in functional groups."""
     rescale, group = pydicom.Dataset(), pydicom.Dataset()
@@ -119,6 +148,54 @@ def without_padding() -> np.ndarray:
     expected[0, :2] = expected.ravel()[2:].min()
     assert expected.min() < -100
     return expected.T[..., None]
+
+
+def with_overlay(path: Path) -> None:
+    """A slice whose 13th bit is an overlay, as early files have it."""
+    overlay = pydicom.Dataset()
+    overlay.add_new(0x60000102, "US", 12)
+    pixels = PIXELS.copy()
+    pixels[1, 2:4] += 4096
+    dicom(path, pixels)
+    data = pydicom.dcmread(path)
+    data.update(overlay)
+    data.save_as(path)
+
+
+def padded_by_more_bits(path: Path) -> None:
+    pixels = PIXELS % 1000 + 100
+    pixels[0, :2] = 63536
+    dicom(path, pixels, PixelPaddingValue=63536)
+
+
+def without_more_bits() -> np.ndarray:
+    expected = PIXELS % 1000 + 100.0
+    expected[0, :2] = 0
+    return expected.T[..., None]
+
+
+def signed(path: Path, extended: bool) -> None:
+    """A slice from -2048 to 2047 in 12 bits of 16, the others as the sign or 0."""
+    pixels = (PIXELS - 2048) & (0xFFFF if extended else 0x0FFF)
+    dicom(path, pixels, PixelRepresentation=1)
+
+
+def mixed(first: dict[str, Any], second: dict[str, Any]) -> Callable[[Path], None]:
+    """Return a function that writes a series of three slices, the last with tags of its own."""
+
+    def write(path: Path) -> None:
+        series(path, [0.0, 2.0], **first)
+        dicom_file(path / "2.dcm", PIXELS, 4.0, 2, **second)
+
+    return write
+
+
+def unscaled(path: Path) -> None:
+    """A series whose last slice has no slope, as if its values meant something else."""
+    series(path, [0.0, 2.0, 4.0])
+    data = pydicom.dcmread(path / "2.dcm")
+    del data.RescaleSlope, data.RescaleIntercept
+    data.save_as(path / "2.dcm")
 
 
 def series(folder: Path, heights: list[float], **tags: Any) -> None:
@@ -248,6 +325,51 @@ VOLUMES = [
         "v.nii.gz",
         flipped,
     ),
+    FileCase(
+        ".nii.gz, .mgz",
+        "cut off",
+        "Compressed file ended before the end-of-stream marker was reached",
+        "v.nii.gz",
+        lambda path: cut(path, nifti, -4),
+    ),
+    FileCase(
+        ".nii",
+        "compressed by gzip",
+        "compressed by gzip, expected a name that ends in gz",
+        "v.nii",
+        renamed,
+    ),
+    FileCase(
+        ".nii, .nii.gz",
+        "a second file or other bytes behind the voxels",
+        "bytes behind its voxels, expected one volume alone",
+        "v.nii.gz",
+        doubled,
+    ),
+    FileCase(
+        ".nii, .nii.gz",
+        "zeros behind the voxels",
+        "read",
+        "v.nii",
+        lambda path: extended(path, bytes(5000)),
+        FLOATS,
+    ),
+    FileCase(
+        ".nii",
+        "an infinite slope or intercept",
+        "slope inf and intercept -3, expected numbers",
+        "v.nii",
+        infinite,
+    ),
+    FileCase(
+        ".nii",
+        "integers of 64 bits that a float64 cannot hold",
+        "integers of 64 bits, expected them below 9007199254740992",
+        "v.nii",
+        lambda path: nibabel.save(
+            nibabel.Nifti1Image(VOXELS + np.int64(2**60), PLACE, dtype=np.int64), path
+        ),
+    ),
 ]
 DICOM = [
     FileCase("DICOM", "MONOCHROME2", "read: one channel", "s.dcm", dicom, SLICE),
@@ -287,10 +409,48 @@ DICOM = [
     ),
     FileCase(
         "DICOM",
-        "MONOCHROME1 of a CT, or with a RescaleType other than US",
+        "MONOCHROME1 of a CT or PET, with Units, or with a RescaleType other than US",
         "MONOCHROME1 with values in a unit, expected MONOCHROME2",
         "s.dcm",
-        lambda path: dicom(path, PhotometricInterpretation="MONOCHROME1", RescaleType="HU"),
+        lambda path: dicom(path, PhotometricInterpretation="MONOCHROME1", Units="BQML"),
+    ),
+    FileCase(
+        "DICOM",
+        "a RescaleSlope of 0, or that is no number",
+        "RescaleSlope 0 and RescaleIntercept 5, expected a line",
+        "s.dcm",
+        lambda path: dicom(path, RescaleSlope=0, RescaleIntercept=5),
+    ),
+    FileCase(
+        "DICOM",
+        "values of more bits than BitsStored",
+        "value 5000, expected 0 to 4095 of 12 bits",
+        "s.dcm",
+        lambda path: dicom(path, np.where(np.median(PIXELS) < PIXELS, 5000, PIXELS)),
+    ),
+    FileCase(
+        "DICOM",
+        "padding of more bits than BitsStored",
+        "read: as other padding",
+        "s.dcm",
+        padded_by_more_bits,
+        without_more_bits(),
+    ),
+    FileCase(
+        "DICOM",
+        "an overlay in bits above those of the pixels",
+        "read: without the overlay",
+        "s.dcm",
+        with_overlay,
+        SLICE,
+    ),
+    FileCase(
+        "DICOM",
+        "negative values, with or without their sign in the bits above",
+        "read",
+        "s.dcm",
+        lambda path: signed(path, extended=True),
+        SLICE - 2048,
     ),
     FileCase(
         "DICOM",
@@ -366,6 +526,20 @@ DICOM = [
     ),
     FileCase(
         "DICOM",
+        "directions that are not of length 1 or not at right angles: `read_volume`",
+        "ImageOrientationPatient 3 off, expected two of length 1 at right angles to 0.001",
+        "s.dcm",
+        lambda path: dicom(path, ImageOrientationPatient=[1, 0, 0, 0, 2, 0]),
+    ),
+    FileCase(
+        "DICOM",
+        "one slice without SliceThickness and SpacingBetweenSlices: `read_volume`",
+        "one slice without SliceThickness or SpacingBetweenSlices",
+        "s.dcm",
+        lambda path: dicom(path, SliceThickness=None),
+    ),
+    FileCase(
+        "DICOM",
         "without PixelSpacing or ImageOrientationPatient: `read_volume` (a test reads the pixels)",
         "a slice of a volume without PixelSpacing",
         "s.dcm",
@@ -387,6 +561,13 @@ DICOM = [
         stored_in("MR_small.dcm"),
     ),
     FileCase(
+        "DICOM",
+        "compressed, cut off",
+        "DICOM that is cut off, none of its tags can be read",
+        "s.dcm",
+        lambda path: cut(path, copied("MR_small_RLE.dcm"), -1000),
+    ),
+    FileCase(
         "DICOM series",
         "a slice that is missing between others",
         "slices 2 to 4 mm apart, one missing after '1.dcm'",
@@ -406,6 +587,52 @@ DICOM = [
         "two slices at one number, '0.dcm' and '1.dcm'",
         "series",
         lambda path: series(path, [0.0, 1.0], ImagePositionPatient=None, InstanceNumber=7),
+    ),
+    FileCase(
+        "DICOM series",
+        "slices without positions: `read_volume` (a test takes them by number)",
+        "a slice of a volume without ImagePositionPatient",
+        "series",
+        lambda path: series(path, [0.0, 1.0], ImagePositionPatient=None),
+    ),
+    FileCase(
+        "DICOM series",
+        "a RescaleSlope in some slices alone",
+        "RescaleSlope 'with one' in '0.dcm' and 'without' in '2.dcm', expected one",
+        "series",
+        unscaled,
+    ),
+    FileCase(
+        "DICOM series",
+        "slices with a RescaleSlope of their own, as in PET",
+        "read: each by its own",
+        "series",
+        mixed({"RescaleSlope": 1, "RescaleIntercept": 0}, {"RescaleSlope": 3}),
+        np.concatenate([SLICE, SLICE, 3 * SLICE - 1024], -1),
+    ),
+    *(
+        FileCase(
+            "DICOM series",
+            f"slices of several {tag}",
+            f"{tag} {one!r} in '0.dcm' and {other!r} in '2.dcm', expected one for all slices",
+            "series",
+            mixed({tag: one}, {tag: other}),
+        )
+        for tag, one, other in (
+            ("Modality", "CT", "MR"),
+            ("PatientID", "A", "B"),
+            ("FrameOfReferenceUID", "1.2", "1.3"),
+            ("PhotometricInterpretation", "MONOCHROME2", "MONOCHROME1"),
+            ("RescaleType", "HU", "US"),
+            ("Units", "BQML", "CNTS"),
+        )
+    ),
+    FileCase(
+        "DICOM series",
+        "slices of several echo times",
+        "EchoTime from 10 to 90, expected one for all slices",
+        "series",
+        mixed({"EchoTime": 10}, {"EchoTime": 90}),
     ),
     FileCase(
         "DICOM series",
@@ -507,6 +734,22 @@ def test_a_damaged_slice_is_one_row_of_its_series(tmp_path: Path) -> None:
     assert list(found) == ["1.dcm"] and "unreadable or damaged" in found["1.dcm"]
     with pytest.raises(InputError, match=r"1\.dcm"):
         read_volume(tmp_path)
+
+
+def test_a_sign_may_be_missing_in_the_bits_above(tmp_path: Path) -> None:
+    signed(tmp_path / "s.dcm", extended=False)
+    np.testing.assert_array_equal(read(tmp_path / "s.dcm"), SLICE - 2048)
+    pixels = (PIXELS - 2048) & 0xFFFF
+    pixels[0, 0] = 5000
+    dicom(tmp_path / "s.dcm", pixels, PixelRepresentation=1)
+    with pytest.raises(InputError, match="value 5000, expected -2048 to 2047 of 12 bits"):
+        read(tmp_path / "s.dcm")
+
+
+def test_bytes_behind_a_file_that_is_not_compressed_are_refused(tmp_path: Path) -> None:
+    extended(tmp_path / "v.nii", bytes(4999) + b"1")
+    with pytest.raises(InputError, match=r"v\.nii': 5000 bytes behind its voxels"):
+        read(tmp_path / "v.nii")
 
 
 def test_a_radiograph_needs_no_place_to_be_tested(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dal_jax import InputError
-from dal_jax.images import read_image, read_images
+from dal_jax.images import open_data, read_image, read_images
 
 pillow = pytest.importorskip("PIL.Image")
 tifffile = pytest.importorskip("tifffile")
@@ -192,3 +192,19 @@ def test_read_images_refusals(tmp_path: Path) -> None:
         read_images([tmp_path / "c.npy"])
     with pytest.raises(InputError, match="no such file"):
         read_images([tmp_path / "absent"])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", r"has columns \[\], expected 'name' and 'tile'"),
+        ("name,tile,tile\na,1,2\n", "has several columns 'tile', expected one"),
+    ],
+)
+def test_a_table_without_or_with_double_columns_is_one_line(
+    tmp_path: Path, text: str, told: str
+) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((4, 4)))
+    (tmp_path / "t.txt").write_text(text)
+    with pytest.raises(InputError, match=told):
+        open_data(tmp_path, groups=f"csv:{tmp_path / 't.txt'}:tile")

@@ -8,7 +8,7 @@ import pytest
 from test_images_layouts import dicom_file
 
 from dal_jax import InputError
-from dal_jax.images import axial_slice, read_volume, write_volume
+from dal_jax.images import axial_slice, open_data, read_sample, read_volume, write_volume
 
 nibabel = pytest.importorskip("nibabel")
 pydicom = pytest.importorskip("pydicom")
@@ -118,8 +118,11 @@ def test_slices_without_positions_go_by_number(tmp_path: Path) -> None:
     for at in (0, 1):
         path = tmp_path / f"{1 - at}.dcm"
         dicom_file(path, slices[at], 0.0, number=at + 1, ImagePositionPatient=None)
-    voxels = read_volume(tmp_path).voxels
-    np.testing.assert_array_equal(voxels, 2.0 * slices.transpose(2, 1, 0) - 1024)
+    data = open_data(tmp_path)
+    read = [read_sample(data, sample)[0][..., 0] for sample in data.samples]
+    np.testing.assert_array_equal(read, 2.0 * slices - 1024)
+    with pytest.raises(InputError, match="a slice of a volume without ImagePositionPatient"):
+        read_volume(tmp_path)
 
 
 def test_reading_refusals(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from dal_jax.cli import _options as options
 from dal_jax.cli._spec import expand_patterns
 from dal_jax.cli._test import References
 from dal_jax.cli._thin import Record, check_copy, read_record, thinned_files
-from dal_jax.images import read_pixels
+from dal_jax.images import read_mask, read_pixels
 from dal_jax.inference import SelectiveP, holm
 from dal_jax.noise import Covariance, parse_noise
 from dal_jax.report import NOT_SIGNIFICANT, SIGNIFICANT
@@ -205,7 +205,10 @@ def _region(path: Path, shape: tuple[int, ...]) -> np.ndarray:
             f"{source}: holds {shown}, expected 0 and one other value above it: cut scores at a "
             "threshold first"
         )
-    return region
+    try:
+        return read_mask(path, labels=True)  # it refuses marks in an unclear colour or transparency
+    except InputError as error:
+        raise InputError(f"--mask {str(error).removeprefix('mask ')}") from error
 
 
 def _reference(path: Path, image: np.ndarray, copy: np.ndarray) -> np.ndarray:

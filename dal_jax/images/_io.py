@@ -79,10 +79,15 @@ def is_image(path: Path) -> bool:
 def load_npy(path: Path, mode: Literal["r"] | None = None) -> np.ndarray:
     """Read or map a .npy file of plain numbers (objects are refused), with a one-line error."""
     with decoding(path):
-        array = np.load(path, allow_pickle=False, mmap_mode=mode)
-        if not isinstance(array, np.ndarray):
-            array.close()
-            raise ValueError("several arrays, expected one")
+        with open(path, "rb") as file:
+            array = np.load(path if mode else file, allow_pickle=False, mmap_mode=mode)
+            if not isinstance(array, np.ndarray):
+                array.close()
+                raise ValueError("several arrays, expected one")
+            stop = array.offset + array.nbytes if isinstance(array, np.memmap) else file.tell()
+            behind = file.seek(0, 2) - stop
+        if behind:
+            raise refusal(path, f"{behind} bytes behind its array, expected one array alone")
         return array
 
 
@@ -91,13 +96,15 @@ def read_table(path: Path, columns: list[str], purpose: str) -> list[dict[str, s
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, restval="")
-            rows = list(reader)
+            rows, found = list(reader), list(reader.fieldnames or ())
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{purpose}: cannot read {str(path)!r} ({error})") from error
-    found = list(reader.fieldnames or ())
     if not set(columns) <= set(found):
         expected = f"{', '.join(map(repr, columns[:-1]))} and {columns[-1]!r}"
         raise InputError(f"{purpose}: {str(path)!r} has columns {found}, expected {expected}")
+    twice = next((name for name in columns if found.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"{purpose}: {str(path)!r} has several columns {twice!r}, expected one")
     return rows
 
 
@@ -228,16 +235,18 @@ def to_mask(values: np.ndarray, path: str | Path, labels: bool = False) -> np.nd
         return values != 0
     full = float(np.iinfo(values.dtype).max) if whole else (1.0 if top <= 1 else 255.0)
     marked = values > full * (127 / 255)
-    if top != 0 and not marked.any():  # NaN is not 0 either
+    if top != 0 and not marked.any():
         expected = f"0 and 1, or up to {full:g}"
         raise InputError(f"mask {str(path)!r}: largest value {top:g}, expected {expected}")
     return marked
 
 
 def _check_marks(values: np.ndarray, path: str | Path) -> None:
-    """Refuse values of a mask that are no numbers of 0 or more, but for NaN."""
+    """Refuse values of a mask that are no numbers of 0 or more."""
     if values.dtype.kind not in "buif":
         raise InputError(f"mask {str(path)!r}: values of type {values.dtype}, expected numbers")
     low = float(values.min(initial=0))
     if low < 0:
         raise InputError(f"mask {str(path)!r}: smallest value {low:g}, expected 0 or more")
+    if np.isnan(values).any():
+        raise InputError(f"mask {str(path)!r}: largest value nan, expected 0 and 1, or up to 255")

@@ -1,6 +1,7 @@
 """NIfTI and MGH files: voxels whose meaning is known, and the one place that a file gives them."""
 
 import gzip
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ _MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 # Largest distance of voxels that are at one place, in voxels. A qform in single precision turns
 # 240 voxels by up to 0.2 of one.
 _APART = 0.5
+# Integers of 64 bits from which on a float64 has not each of them.
+_WHOLE = 2.0**53
 
 
 def load_nifti(path: Path) -> tuple[np.ndarray, Any]:
@@ -34,6 +37,10 @@ def load_nifti(path: Path) -> tuple[np.ndarray, Any]:
     """
     nibabel = optional("nibabel", "medical", path)
     with decoding(path):
+        zipped = path.name.lower().endswith("gz")
+        filled = _filled(path) if zipped else 0  # first: nibabel says little of a damaged file
+        if not zipped and _starts_as_gzip(path):
+            raise refusal(path, "compressed by gzip, expected a name that ends in gz")
         image = nibabel.load(path)
         nifti = nibabel.Nifti1Image, nibabel.Nifti1Pair, nibabel.Nifti2Image, nibabel.Nifti2Pair
         if type(image) not in (*nifti, nibabel.MGHImage):
@@ -47,26 +54,67 @@ def load_nifti(path: Path) -> tuple[np.ndarray, Any]:
         if getattr(header, "is_single", False) and image.dataobj.offset < header.single_vox_offset:
             expected = f"expected {header.single_vox_offset} or more"
             raise refusal(path, f"voxels from byte {image.dataobj.offset}, {expected}")
-        if type(image) is nibabel.MGHImage and not _has_place(path):
-            raise refusal(path, "goodRASFlag is 0, expected an orientation")
+        if type(image) is nibabel.MGHImage:
+            if not _has_place(path):
+                raise refusal(path, "goodRASFlag is 0, expected an orientation")
+        else:
+            _check_scale(image, path)
+            _check_end(image, path, filled)
         voxels = np.asarray(image.get_fdata(dtype=np.float64, caching="unchanged"))
-        if path.name.lower().endswith("gz"):
-            _verify_checksum(path)
+        if stored.kind in "iu" and stored.itemsize > 4 and np.abs(voxels).max(initial=0) >= _WHOLE:
+            raise refusal(path, f"integers of 64 bits, expected them below {_WHOLE:.0f}")
     return voxels, image
+
+
+def _opened(path: Path) -> Any:
+    return gzip.open(path) if path.name.lower().endswith("gz") else open(path, "rb")
+
+
+def _starts_as_gzip(path: Path) -> bool:
+    with open(path, "rb") as stream:
+        return stream.read(2) == b"\x1f\x8b"
+
+
+def _check_scale(image: Any, path: Path) -> None:
+    """Refuse an infinite slope, which nibabel takes for none as it does NaN, which means none."""
+    with _opened(path) as stream:  # the image of nibabel no longer has them
+        header = image.header_class.from_fileobj(stream, check=False)
+    slope, intercept = (float(header[name]) for name in ("scl_slope", "scl_inter"))
+    if np.isinf(slope) or (slope and np.isfinite(slope) and not np.isfinite(intercept)):
+        raise refusal(path, f"slope {slope:g} and intercept {intercept:g}, expected numbers")
+
+
+def _check_end(image: Any, path: Path, filled: int) -> None:
+    """Refuse a second file or other bytes behind the voxels, but for zeros that fill it up."""
+    stop = image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize
+    holder = Path(image.file_map["image"].filename)  # of a pair, the file .img
+    if holder.name.lower().endswith("gz"):
+        filled = filled if holder == path else _filled(holder)
+    else:
+        filled = _filled(holder, stop)
+    if filled > stop:
+        raise refusal(path, f"{filled - stop} bytes behind its voxels, expected one volume alone")
 
 
 def _has_place(path: Path) -> bool:
     """Return whether a file of MGH says where it is: nibabel fills in a place where it does not."""
-    opened = gzip.open if path.name.lower().endswith("gz") else open
-    with opened(path, "rb") as stream:
+    with _opened(path) as stream:
         return any(stream.read(30)[28:])
 
 
-def _verify_checksum(path: Path) -> None:
-    """Read a compressed file to its end, where the checksum is compared."""
-    with gzip.open(path) as stream:
-        while stream.read(2**20):
-            pass
+def _filled(path: Path, start: int = 0) -> int:
+    """Return the place behind the last byte that is not 0, and look at no byte before a start.
+
+    Of a compressed file all is read to its end, where the checksum is compared.
+    """
+    place = filled = start
+    with _opened(path) as stream:
+        stream.seek(start)
+        while data := stream.read(2**20):
+            held = len(data.rstrip(b"\0"))
+            filled = place + held if held else filled
+            place += len(data)
+    return filled
 
 
 def affine_of(image: Any, path: Path) -> np.ndarray:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dal_jax._errors import InputError
+from dal_jax.images._png import size_of_png
 
 # Largest number of pixels of a TIFF file, which Pillow has for other files.
 MOST_PIXELS = 178_956_970
@@ -77,12 +78,25 @@ def read_picture(path: Path, pillow: Any) -> Picture:
             pixels = _read_deep(path, pillow, raw)
         else:
             pixels = np.asarray(_in_colours(picture, path))
-        turn = _turn(picture.getexif().get(_ORIENTATION), path)
+        if picture.format == "PNG":
+            _check_rows(path)
+        turn = _turn(_orientation(picture), path)
     pixels = pixels.astype(np.uint16) if pixels.dtype.kind == "i" else pixels  # mode "I"
     alpha = None
     if pixels.shape[2:] in ((2,), (4,)):
         pixels, alpha = _split(pixels)
     return _upright(Picture(pixels, alpha, entries), turn)
+
+
+def _orientation(picture: Any) -> Any:
+    """Return the orientation of EXIF, without that of XMP, which Pillow takes where EXIF has none.
+
+    A PNG may have either behind its pixels, so that they are read first.
+    """
+    picture.load()
+    for name in ("XML:com.adobe.xmp", "xmp"):
+        picture.info.pop(name, None)
+    return picture.getexif().get(_ORIENTATION)
 
 
 def read_tiff(path: Path, tifffile: Any) -> Picture:
@@ -109,7 +123,7 @@ def read_tiff(path: Path, tifffile: Any) -> Picture:
                 raise refusal(path, "colours multiplied by a transparency, expected opaque ones")
             alpha = None
     if palette is not None:
-        return _upright(Picture(_looked_up(palette, stored), None, stored), turn)
+        return _upright(Picture(_looked_up(palette, stored, path), None, stored), turn)
     return _upright(Picture(_scaled(page, stored, path), alpha), turn)
 
 
@@ -143,6 +157,13 @@ def _check_depth(picture: Any, raw: Any, path: Path) -> None:
             raise refusal(
                 path, f"colours of code {code}, expected 16 (sRGB), 17 (grey) or 18 (YCC)"
             )
+
+
+def _check_rows(path: Path) -> None:
+    """Refuse a PNG with less data than its rows have, which Pillow fills with zeros."""
+    found, expected = size_of_png(path.read_bytes())
+    if found < expected:
+        raise refusal(path, f"{found} bytes of rows, expected {expected}")
 
 
 def _check_pnm(picture: Any, raw: Any, path: Path) -> None:
@@ -303,7 +324,7 @@ def _check_meaning(file: Any, page: Any, path: Path) -> None:
     if not isinstance(page.bitspersample, int):
         raise refusal(path, f"{page.bitspersample} bits a sample, expected one number")
     scaled = str(page.tags.valueof(_GDAL_METADATA) or "")
-    if 'role="scale"' in scaled or 'role="offset"' in scaled:
+    if re.search(r"""role\s*=\s*["'](scale|offset)["']""", scaled):
         raise refusal(path, "values to be scaled (GDAL_METADATA), expected them as they are")
     words = (file.imagej_metadata or {}) if file.is_imagej else {}
     if "c1" in words or words.get("cf") not in (None, 0):
@@ -361,14 +382,15 @@ def _full(page: Any, values: np.ndarray) -> Any:
     return values.dtype.type(1)
 
 
-def _looked_up(colormap: np.ndarray, entries: np.ndarray) -> np.ndarray:
+def _looked_up(colormap: np.ndarray, entries: np.ndarray, path: Path) -> np.ndarray:
     """Return the colours (H, W, 3) of the entries of a palette (3, N)."""
     palette = colormap.T
     if palette.max(initial=0) < 256:
         palette = palette.astype(np.uint8)  # stored without the shift to 16 bits
     elif not (palette % 256).any() or (palette % 257 == 0).all():
         palette = (palette >> 8).astype(np.uint8)  # 8 bits in one of the two usual ways
-    return palette[entries]
+    _check_entries(entries, len(palette), path)
+    return palette[entries.astype(np.intp)]  # entries of 1 bit are booleans
 
 
 def _split(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
