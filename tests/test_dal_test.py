@@ -362,7 +362,8 @@ def test_a_batch_equals_its_images_one_by_one():
     batch = dal_test_batch(LOCALIZER, xs, several, "ar1:0.5:1", draws=draws, engine="scan")
     for k, result in enumerate(batch):
         own = LOCALIZER.with_draws(draws[k])
-        same(result, dal_test(own, xs[k], several[k], "ar1:0.5:1", engine="scan"))
+        alone = dal_test(own, xs[k], several[k], "ar1:0.5:1", engine="scan")
+        same(result, alone, 1e-9)  # the draws are constants there: another program, other rounding
     assert dal_test_batch(LOCALIZER, xs[:0], refs[:0], "iid:1") == []
 
 

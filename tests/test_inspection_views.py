@@ -38,11 +38,11 @@ from dal_jax.inspection import (
     tally,
     view_results,
 )
-from dal_jax.inspection._calibrate import by_distance, smallest
+from dal_jax.inspection._calibrate import smallest
 from dal_jax.inspection._calibration import fit_calibration, view_p
 from dal_jax.inspection._learn import Images, Normal, fit_noise, rescale_to_foreground
 from dal_jax.inspection._results import picture_name
-from dal_jax.inspection._verdict import out_of_reach
+from dal_jax.inspection._verdict import by_distance, out_of_reach
 from dal_jax.inspection._views import _together, list_views, queue_views
 
 NAN = float("nan")

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,14 +30,13 @@ from dal_jax.inspection._calibration import (
     rates,
     save_calibration,
     smallest_p,
-    tested_parts,
     uniformity,
     view_p,
 )
 from dal_jax.inspection._learn import Images, distinct, rescale_to_foreground
 from dal_jax.inspection._profile import Profile, check_options, load_profile, open_model
 from dal_jax.inspection._results import ViewRef
-from dal_jax.inspection._verdict import ALPHA, decider, unchecked, verdict
+from dal_jax.inspection._verdict import ALPHA, by_distance, decider, unchecked, verdict
 from dal_jax.inspection._views import Reader, list_views, queue_views
 from dal_jax.noise import Covariance, FitReport, fit_report, stretch_correlation
 from dal_jax.report import calibration_picture, overlay
@@ -360,31 +358,6 @@ def smallest(records: Sequence[dict[str, Any]]) -> list[int]:
     """
     p = [view_p(record).p for record in records]
     return sorted(np.flatnonzero(~np.isnan(p)).tolist(), key=lambda k: p[k])[:_SHOWN]
-
-
-def by_distance(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Count raw selective rejections by |z|, where tails heavier than the model's show.
-
-    Args:
-        records: Records of normal views.
-
-    Returns:
-        Numbers of views (or components) and of rejections at 0.05, for |z| below 1, from 1 to 2,
-        from 2 to 3, and above 3.
-    """
-    parts = [part for record in records for part in tested_parts(record)]
-    tested = [part for part in parts if part["status"] == "OK"]
-    z = np.array([abs(record["statistic"] / record["sd"]) for record in tested])
-    p = np.array([record["p_value"] for record in tested])
-    return [
-        {
-            "from": low,
-            "to": high,
-            "views": int(((z >= low) & (z < high)).sum()),
-            "rejected": int(((z >= low) & (z < high) & (p <= ALPHA)).sum()),
-        }
-        for low, high in pairwise((0.0, 1.0, 2.0, 3.0, np.inf))
-    ]
 
 
 def _object_scores(

@@ -1,8 +1,12 @@
 """Verdict of a calibration in sentences, and the choice of the deciding p-value."""
 
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
-from dal_jax.inspection._calibration import Calibration, Rate
+import numpy as np
+
+from dal_jax.inspection._calibration import Calibration, Rate, tested_parts
 from dal_jax.noise import FitReport
 
 ALPHA = 0.05
@@ -127,6 +131,31 @@ def out_of_reach(calibration: Calibration, alpha: float, num_views: int) -> str:
         f"{told} {alpha:g} / {num_views} = {alpha / num_views:.2g}, the level of each view of an "
         f"image of {num_views} views: by it nothing in such an image can be significant."
     )
+
+
+def by_distance(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Count raw selective rejections by |z|, where tails heavier than the model's show.
+
+    Args:
+        records: Records of normal views.
+
+    Returns:
+        Numbers of views (or components) and of rejections at 0.05, for |z| below 1, from 1 to 2,
+        from 2 to 3, and above 3.
+    """
+    parts = [part for record in records for part in tested_parts(record)]
+    tested = [part for part in parts if part["status"] == "OK"]
+    z = np.array([abs(record["statistic"] / record["sd"]) for record in tested])
+    p = np.array([record["p_value"] for record in tested])
+    return [
+        {
+            "from": low,
+            "to": high,
+            "views": int(((z >= low) & (z < high)).sum()),
+            "rejected": int(((z >= low) & (z < high) & (p <= ALPHA)).sum()),
+        }
+        for low, high in pairwise((0.0, 1.0, 2.0, 3.0, np.inf))
+    ]
 
 
 def _first(raw: Rate) -> str:
