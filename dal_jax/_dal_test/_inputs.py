@@ -101,8 +101,8 @@ class TestOptions(SearchOptions):
     engine: str = option(
         "adaptive",
         "Search of the line: adaptive, by evaluations and interpolation with checks at random "
-        "points; sweep, exactly, through every piece of a piecewise-linear network; scan, a slower "
-        "independent check of the sweep.",
+        "points; sweep, exactly, through every piece of a piecewise-linear network; scan, exactly, "
+        "too, window by window, for many images at a time.",
         choices=ENGINES,
     )
     # None stands for the dtype of the engine.

@@ -242,14 +242,14 @@ def exact_record(
     repeat_first: bool = True,
     precision: float = TestOptions.precision,
 ) -> dict[str, Any]:
-    """Time tests by an exact engine, one after the other.
+    """Time tests by an exact engine: the sweep one after the other, the scan side by side.
 
     Args:
         localizer: Localizer to be measured.
         inputs: Images, references and threshold.
         engine: Engine, "sweep" or "scan".
         dtype: Dtype of the search; "float64" with "scan".
-        repeat_first: True to test the first image, whose test compiles, once more.
+        repeat_first: True to test the first image, whose test compiles, before the others.
         precision: Precision of the tests.
 
     Returns:
@@ -266,37 +266,38 @@ def exact_record(
         ('sweep', {'OK': 1}, True)
     """
     localizer = localizer.with_threshold(inputs.threshold)
-    order = [0, *range(len(inputs.images))] if repeat_first else [*range(len(inputs.images))]
-    rows = [
-        dal_test(
-            localizer,
-            inputs.images[number],
-            inputs.references[number],
-            NOISE,
-            engine=engine,
-            dtype=dtype,
-            precision=precision,
-            randomization=0.0,
-        )
-        for number in order
-    ]
-    kept = rows[1:] if repeat_first else rows
+    how = {"engine": engine, "dtype": dtype, "precision": precision, "randomization": 0.0}
+
+    def one(number: int) -> TestResult:
+        images = inputs.images[number], inputs.references[number]
+        return dal_test(localizer, *images, NOISE, **how)
+
+    first = one(0).seconds if repeat_first else None
+    again = one(0).seconds if repeat_first and engine == "scan" else None
+    cpu, started = time.process_time(), time.perf_counter()
+    if engine == "scan":
+        kept = dal_test_batch(localizer, inputs.images, inputs.references, NOISE, **how)
+        total = time.perf_counter() - started
+    else:
+        kept = [one(number) for number in range(len(inputs.images))]
+        again, total = kept[0].seconds, sum(row.seconds for row in kept)
+    cpu = time.process_time() - cpu
     windows = [row.num_windows for row in kept]
-    seconds = [row.seconds for row in kept]
     return {
         "engine": engine,
         "dtype": dtype,
         "tests": len(kept),
-        "devices": 1,
+        "devices": jax.local_device_count() if engine == "scan" else 1,
         "status": dict(Counter(row.status.value for row in kept)),
-        "seconds_per_test": statistics.fmean(seconds),
-        "tests_per_second": len(kept) / sum(seconds),
+        "seconds_per_test": total / len(kept),
+        "cpu_seconds_per_test": cpu / len(kept),
+        "tests_per_second": len(kept) / total,
         "evaluations_per_test": spread([row.num_evaluations for row in kept]),
         "windows_per_test": spread(windows),
         "windows": windows,
-        "windows_per_second": sum(windows) / sum(seconds),
+        "windows_per_second": sum(windows) / total,
         "overhead_over_forward": None,
-        "compile_seconds": rows[0].seconds - rows[1].seconds if repeat_first else None,
+        "compile_seconds": None if first is None or again is None else first - again,
         "precision": precision,
         **memory(),
     }
