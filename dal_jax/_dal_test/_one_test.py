@@ -279,9 +279,9 @@ def shared_test(
     empty = empty._replace(num_evaluations=int(adaptive))  # exact engines count windows' alone
     if not tests:
         return _timed(empty, started)
-    wanted, search = options.search(len(tests), case.level), _adaptive if adaptive else _scan
+    wanted = options.search(len(tests), case.level)
     found = yield [
-        search(localizer, case, selected, test, wanted, options, progress) for test in tests
+        _search(localizer, case, selected, test, wanted, options, progress) for test in tests
     ]
     result = _whole(empty, found, options)
     if result.status is Status.INVALID_INPUT:
@@ -294,7 +294,7 @@ def shared_test(
     return _timed(result, started)
 
 
-def _scan(
+def _search(
     localizer: Localizer,
     case: ImageToTest,
     selected: SelectedRegion,
@@ -303,32 +303,17 @@ def _scan(
     options: TestOptions,
     progress: Any,
 ) -> Task[TestResult]:
-    """Test one region by the scan."""
+    """Test one region; its line keeps a lane of the devices, or a place of the scan, to its end."""
     try:
         line = test.line()
     except InputError as error:
         return _refused(test, error)
     problem = _line_problem(localizer, case, selected, line)
-    how = {"perturbation": line.perturbation, "progress": progress, **vars(wanted)}
-    found: ScanReply = yield ScanRequest(problem, exact_search(line.z_obs, **how))
-    interval = _interval(line, found.searched, options.confidence)
-    return _fill_result(test, line, found.searched, found.window, options, interval)
-
-
-def _adaptive(
-    localizer: Localizer,
-    case: ImageToTest,
-    selected: SelectedRegion,
-    test: _Test,
-    wanted: SearchOptions,
-    options: TestOptions,
-    progress: Any,
-) -> Task[TestResult]:
-    """Test one region; its line keeps a lane of the devices until its end."""
-    try:
-        line = test.line()
-    except InputError as error:
-        return _refused(test, error)
+    if options.engine == "scan":
+        how = {"perturbation": line.perturbation, "progress": progress, **vars(wanted)}
+        scanned: ScanReply = yield ScanRequest(problem, exact_search(line.z_obs, **how))
+        interval = _interval(line, scanned.searched, options.confidence)
+        return _fill_result(test, line, scanned.searched, scanned.window, options, interval)
     score, draws = test.empty.score, () if case.draws is None else case.draws
     searched = SearchedLine(line.base, line.direction, selected, score, localizer.threshold, draws)
     found: AdaptiveResult = yield LineRequest(
@@ -344,7 +329,7 @@ def _adaptive(
     )
     window = np.full(2, np.nan)
     if options.first_window:
-        window = _first_window(_line_problem(localizer, case, selected, line))
+        window = _first_window(problem)
     return _fill_result(test, line, found.searched, window, options, found.effect)._replace(
         spacing=found.spacing * line.unit,
         num_checks=found.num_checks,

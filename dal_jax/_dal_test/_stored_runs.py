@@ -119,11 +119,12 @@ def run_tests(
     own = fingerprint(*parts)
     run = open_run(directory, own, len(items), what, contradiction, keys, _is_refused)
     records = run.finished()
-    again = {task: one for task, one in records.items() if _is_refused(one)}
+    again = {task: one for task, one in records.items() if run.is_retried(one)}
     wait_for_hosts("start")  # all have read the finished tests before the first one writes
     if progress is not None:
         progress(len(records), {})
-    mine = share([task for task in range(len(items)) if task not in records.keys() - again], host)
+    left = [task for task in range(len(items)) if task not in records or task in again]
+    mine = share(left, host)
     if mine:
         streamed = stream_tests(
             localizer,

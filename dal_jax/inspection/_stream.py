@@ -284,10 +284,8 @@ def watch_folder(
                     if all(_state(s) == now[s.name] for s in samples if s.name in settled):
                         raise
                     print(f"waiting for images: {error}", file=sys.stderr)  # one has gone since
-                    found = None
-            if found is None:
-                time.sleep(every)
-                continue
+                    time.sleep(every)
+                    continue
             rows = stream_rows(found, baseline, rows, profile.seed)
             _write_rows(out, rows)
             yield found, rows
