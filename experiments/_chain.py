@@ -41,6 +41,7 @@ def run_chain(
     wanted: CalibrateOptions,
     options: TestOptions,
     select: Callable[[DataSet, Profile], DataSet] | None = None,
+    detector: str | None = None,
 ) -> Chain:
     """Calibrates a model and tests the images of its data set.
 
@@ -54,6 +55,7 @@ def run_chain(
         wanted: what is tested besides the held-out images.
         options: of the tests; region and randomization are the profile's.
         select: chooses some of the images; None: all.
+        detector: name of the model's detector, if that is code.
 
     Returns:
         The results.
@@ -64,6 +66,7 @@ def run_chain(
     """
     shared: dict[str, Any] = {
         "select": select,
+        "localizer": detector,
         "host": context.host,
         "devices": context.devices,
         "progress": stage_progress(bar, f"{name}, "),
@@ -82,4 +85,4 @@ def run_chain(
         **shared,
     )
     profile = load_profile(home)
-    return Chain(profile, open_model(home, profile), calibrated, inspection)
+    return Chain(profile, open_model(home, profile, detector), calibrated, inspection)

@@ -2,8 +2,9 @@
 
 dal-jax experiment localizers --out DIR
 
-All are trained on the same views with the same number of updates of the same batches; those that
-share network and objective share the training. The default is a photograph with defects put in;
+All are trained on the same views with the same number of updates of the same batches, unless a
+preset has its own; those that share network and objective share the training. "rx" is a detector
+without a network, called as one of a user is. The default is a photograph with defects put in;
 `experiments/specs/tiles.toml` is for photographs of magnetic tiles.
 """
 
@@ -29,11 +30,12 @@ from dal_jax.inspection import (
     learn,
     train_with_bar,
 )
-from dal_jax.localizers import localizer_preset
+from dal_jax.localizers import Preset, localizer_preset
 from dal_jax.runs import fingerprint, wait_for_hosts
 from experiments._chain import ALPHA, Chain, run_chain
 from experiments._experiment import Context, Experiment
 from experiments._output import Row, Tables, finish, panels, pivot
+from experiments._rx import DETECTOR
 from experiments._textures import GROUPS, PATCH, TexturePlan, write_textures
 
 MAIN = ("dal:small", "mdps:pl", "mdps:faithful", "glad:pl", "glad:faithful", "autoencoder:small")
@@ -44,6 +46,7 @@ PARTS = (
     "glad:pl,stop_distance=inf",
     "glad:pl,fusion_centre=1e6",
 )
+RX = "rx"
 METHODS = ("selective", "naive")
 _METRICS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro")
 
@@ -56,7 +59,7 @@ class Settings:
         InputError: A value does not fit.
     """
 
-    localizers: tuple[str, ...] = (*MAIN, *PARTS)  # as `localizer_preset` takes them
+    localizers: tuple[str, ...] = (*MAIN, RX, *PARTS)  # as `localizer_preset` takes them
     data: str = ""  # folder of images; "": a photograph of gravel with defects put in
     layout: str = "auto"
     groups: str | None = None  # images of one object, as --groups takes them
@@ -80,7 +83,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for text in self.localizers:
-            localizer_preset(text)
+            _preset(text)
         for name in ("per_label", "held_out"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: got {getattr(self, name)}, expected 1 or more")
@@ -101,6 +104,10 @@ class Settings:
         if self.data:
             return Source(self.layout, groups=self.groups)
         return Source("mvtec", groups=GROUPS)
+
+
+def _preset(name: str) -> Preset:
+    return Preset(DETECTOR, {}) if name == RX else localizer_preset(name)
 
 
 class LocalizerResult(NamedTuple):
@@ -149,7 +156,8 @@ def _test(name: str, root: Path, settings: Settings, context: Context, bar: Any)
     wanted = CalibrateOptions(control=0, lengths=False, seed=settings.seed)
     select = partial(select_images, settings=settings)
     options = TestOptions(precision=settings.precision, alpha=ALPHA if settings.decide else None)
-    chain = run_chain(root, home, directory, context, bar, name, wanted, options, select)
+    code = DETECTOR.source if name == RX else None
+    chain = run_chain(root, home, directory, context, bar, name, wanted, options, select, code)
     return LocalizerResult(name, chain, *_cost(chain, options))
 
 
@@ -168,7 +176,9 @@ def _cost(chain: Chain, options: TestOptions) -> tuple[float, float]:
 
 def _learn(name: str, root: Path, settings: Settings, models: Path) -> Path:
     """Train a localizer, or take the network of another one with the same training."""
-    training = TrainConfig(steps=settings.steps, batch_size=settings.batch_size, seed=settings.seed)
+    config, own = _preset(name)
+    same = {"steps": settings.steps, "batch_size": settings.batch_size, "seed": settings.seed}
+    training = TrainConfig(**{**same, **own})
     options = LearnOptions(
         noise=settings.noise,
         flag_share=settings.flag_share,
@@ -176,7 +186,6 @@ def _learn(name: str, root: Path, settings: Settings, models: Path) -> Path:
         randomization=settings.randomization,
         seed=settings.seed,
     )
-    config = localizer_preset(name).config
     asked = (settings.source, settings.preparation, config, training, options, str(root.resolve()))
     home = models / f"localizer-{config.kind}-{fingerprint(*asked)[:8]}"
     if not (home / "profile.json").is_file():  # written last

@@ -1,5 +1,6 @@
 """Localizers and their counterparts compared on the same images, with hardly trained networks."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,8 @@ SMALL = {
 NAMES = (
     f"dal{TINY},reverse.steps=2",
     f"mdps:pl{TINY},first_start=0,weight=0",
-    "autoencoder,network.channels=[2]",
+    "autoencoder,network.channels=[2],training.steps=2",
+    "rx",
 )
 SETTINGS = localizers.Settings(localizers=NAMES, held_out=5, **SMALL)
 NEAR_AND_FAR = (f"dal{TINY},reverse.steps=2", f"dal{TINY},reverse.steps=1,reverse.start=0")
@@ -53,12 +55,20 @@ def test_tables_and_figure_have_every_localizer(done: Context):
 def test_equal_objectives_share_their_training(done: Context):
     assert len(list(done.models.glob("network-*"))) == 2
     dal, mdps = (
-        load_localizer(home).params for home in sorted(done.models.glob("localizer-[dm]*"))
+        load_localizer(next(done.models.glob(f"localizer-{kind}-*"))).params
+        for kind in ("dal", "mdps")
     )
     mdps = mdps["network"]
     for name in ("params", "down1", "conv", "kernel"):
         dal, mdps = dal[name], mdps[name]
     np.testing.assert_array_equal(dal, mdps)
+
+
+def test_a_preset_s_own_training_goes_before_that_of_the_settings(done: Context):
+    steps = [
+        json.loads(path.read_text())["step"] for path in done.models.glob("network-*/training.json")
+    ]
+    assert sorted(steps) == [2, SMALL["steps"]]
 
 
 def test_a_second_run_gives_the_same_table(done: Context):

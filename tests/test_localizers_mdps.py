@@ -21,7 +21,13 @@ from perceptual_cases import (
 
 from dal_jax import InputError, NotPiecewiseAffineError, Status, from_score
 from dal_jax.diffusion import ReverseConfig, reverse_process
-from dal_jax.localizers import DalConfig, MdpsConfig, MdpsScore, mdps_localizer
+from dal_jax.localizers import (
+    DalConfig,
+    MdpsConfig,
+    MdpsScore,
+    gaussian_filter,
+    mdps_localizer,
+)
 from dal_jax.localizers._chain import reverse_steps
 from dal_jax.localizers._mdps import guidance, mdps_samples, posterior_sample
 from dal_jax.localizers._perceptual import difference_from
@@ -198,6 +204,21 @@ def test_the_first_pass_may_start_elsewhere():
 
 
 @pytest.mark.slow
+def test_the_map_of_the_mask_has_a_blur_of_its_own():
+    x = normal_draws(8, 8, 1)
+
+    def of(blur, first_blur):
+        return samples(localizer(replace(CONFIG, blur=blur, first_blur=first_blur)), x)
+
+    sharp, wide, own = of(0.0, 0.0), of(1.0, 3.0), of(0.0, 3.0)
+    np.testing.assert_allclose(wide.first, gaussian_filter(sharp.first, 3.0), atol=ROUNDING)
+    np.testing.assert_array_equal(wide.mask, own.mask)
+    assert (wide.mask != sharp.mask).any()
+    np.testing.assert_allclose(wide.difference, gaussian_filter(own.difference, 1.0), atol=ROUNDING)
+    np.testing.assert_array_equal(of(1.0, None).difference, of(1.0, 1.0).difference)
+
+
+@pytest.mark.slow
 def test_float32_follows_the_image():
     found, x = localizer(), np.asarray(normal_draws(8, 8, 1))
     narrow = found.score(x.astype(np.float32))
@@ -306,6 +327,7 @@ def test_configuration_as_plain_values():
         ("start", 0, "expected a whole number of 1 or above"),
         ("spacing", -3, "expected a whole number of 1 or above"),
         ("blur", np.inf, "expected a number of 0 or above"),
+        ("first_blur", -1.0, "expected a number of 0 or above"),
         ("pixel_weight", None, "expected a number of 0 or above"),
         ("image_range", (1.0, 1.0), "expected (low, high), low < high"),
         ("image_range", (0.0, np.inf), "expected (low, high), low < high"),

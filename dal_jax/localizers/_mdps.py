@@ -56,6 +56,8 @@ class MdpsConfig(PerceptualConfig):
     first_weight: float = 0.04  # of the guidance while there is no mask
     weight: float = 0.08  # of the guidance in the masked pass
     mask_fraction: float = 0.12  # share of the range of the first map above which the mask is 1
+    # Standard deviation of the blur of the map that gives the mask, pixels; None: `blur`.
+    first_blur: float | None = None
     samples: int = 1  # counterparts whose maps are averaged
 
     def __post_init__(self) -> None:
@@ -66,6 +68,8 @@ class MdpsConfig(PerceptualConfig):
         self.check_number("samples", 1, whole=True)
         if self.first_start is not None:
             self.check_number("first_start", 0, whole=True)
+        if self.first_blur is not None:
+            self.check_number("first_blur", 0)
         super().__post_init__()
         self.first_reverse.coefficients(self.schedule)
 
@@ -217,21 +221,22 @@ def mdps_samples(
         predict = (pulling if weight else denoise).given
         return posterior_sample(predict, x, own, steps, weight, mask, linear)
 
-    def compare(normal: Array) -> Array:
-        return gaussian_filter(x.dtype.type(0.5) * difference(normal), config.blur)
+    def compare(normal: Array, blur: float) -> Array:
+        return gaussian_filter(x.dtype.type(0.5) * difference(normal), blur)
 
     if config.passes == 1:
         normal = draw(0, config.reverse, config.weight, None)
         mask = jnp.ones((config.samples, *config.sides), x.dtype)
-        return MdpsSamples(None, mask, normal, compare(normal))
-    first = compare(draw(0, config.first_reverse, config.first_weight, None))
+        return MdpsSamples(None, mask, normal, compare(normal, config.blur))
+    blur = config.blur if config.first_blur is None else config.first_blur
+    first = compare(draw(0, config.first_reverse, config.first_weight, None), blur)
     low, high = (f(first, axis=(1, 2), keepdims=True) for f in (jnp.min, jnp.max))
     mask = (first > low + x.dtype.type(config.mask_fraction) * (high - low)).astype(x.dtype)
     normal = draw(1, config.reverse, config.weight, mask[..., None])
     # A first pass that diverged would leave an empty mask, and a plausible second pass.
     finite = jnp.all(jnp.isfinite(first), axis=(1, 2))[:, None, None, None]
     normal = jnp.where(finite, normal, x.dtype.type(jnp.nan))
-    return MdpsSamples(first, mask, normal, compare(normal))
+    return MdpsSamples(first, mask, normal, compare(normal, config.blur))
 
 
 @dataclass(frozen=True)
