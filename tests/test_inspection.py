@@ -91,7 +91,7 @@ def model(data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def calibrated(data, model):
-    words = ["calibrate", "--model", model, "--data", data, "--control", "12"]
+    words = ["calibrate", "--model", model, "--data", data, "--control", "12", "--lengths"]
     assert main([str(word) for word in words]) == 0
     return model
 
@@ -168,7 +168,7 @@ def test_normal_images_of_later_days_join_the_calibration(data, calibrated, tmp_
     def follow(what, done, total):
         tested.add((what, total))
 
-    add = {"options": CalibrateOptions(control=0, lengths=False), "progress": follow}
+    add = {"options": CalibrateOptions(control=0), "progress": follow}
     found = calibrate_folder(data, model, add=[day], **add)
     after = load_calibration(model)
     assert after == found.calibration
@@ -209,7 +209,7 @@ def test_copies_of_added_images_are_no_new_objects(data, calibrated, tmp_path, c
         Image.fromarray(photograph(rng)).save(days[0] / f"{number}_0.png")
     (days[0] / "bad_0.png").write_bytes(b"bad")
     shutil.copytree(days[0], days[1])
-    options = CalibrateOptions(control=0, lengths=False)
+    options = CalibrateOptions(control=0)
     found = calibrate_folder(data, model, options, add=days)
     assert load_calibration(model).num_groups == before.num_groups + 4
     assert len({record["name"] for record in found.records}) == before.num_views + 4
@@ -242,7 +242,7 @@ def test_components_have_rows_pictures_and_places_on_the_page(data, tmp_path, ca
     model, out = tmp_path / "model", tmp_path / "out"
     steps = (
         ["train", "--data", data, "--out", model, *TRAIN, "--region", "components"],
-        ["calibrate", "--model", model, "--data", data, "--control", "0", "--no-lengths"],
+        ["calibrate", "--model", model, "--data", data, "--control", "0"],
         ["test", data, "--model", model, "--out", out],
         ["report", out, "--model", model],
     )

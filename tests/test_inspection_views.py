@@ -374,7 +374,7 @@ def test_the_number_of_views_reaches_what_is_said_of_conformal_p_values(tiles, t
     assert "expected 'selective' for a model without a calibration" in capsys.readouterr().err
     assert not (tmp_path / "early").exists()  # nothing was tested in vain
     words = ["--model", str(tmp_path / "m"), "--data", str(tiles / "data"), "--control", "0"]
-    assert main(["calibrate", *words, "--no-lengths"]) == 0
+    assert main(["calibrate", *words]) == 0
     told = "the level of each view of an image of 6 views"
     assert told in capsys.readouterr().out
     words = ["test", str(tiles / "data"), "--model", str(tmp_path / "m"), "--no-overlays"]

@@ -299,10 +299,41 @@ def test_engines_that_trace_the_score_are_refused_in_one_line(how, tmp_path):
         localizer.score_fn((), (), x[0])
 
 
-def null_p_values(side: int, count: int, gamma: float) -> tuple[np.ndarray, np.ndarray]:
+def autoencoder(side: int) -> Any:
+    """A convolutional autoencoder of PyTorch, trained for a little while on noise, in float32."""
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    nn = torch.nn
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 8, 3, stride=2, padding=1), nn.ReLU()),
+        *(nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU()),
+        *(nn.ConvTranspose2d(16, 8, 4, stride=2, padding=1), nn.ReLU()),
+        nn.ConvTranspose2d(8, 1, 4, stride=2, padding=1),
+    )
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    for _ in range(300):
+        x = torch.randn(32, 1, side, side)
+        loss = ((model(x) - x) ** 2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+
+    def score(images: np.ndarray) -> np.ndarray:
+        x = torch.from_numpy(images).permute(0, 3, 1, 2)
+        with torch.no_grad():
+            error = nn.functional.avg_pool2d((model(x) - x).abs(), 3, 1, padding=1)
+        return error.numpy()[:, 0]
+
+    return score
+
+
+def null_p_values(
+    detector: Any, side: int, count: int, gamma: float, dtype: str = "float64"
+) -> tuple[np.ndarray, np.ndarray]:
     """p-values of null images with a region, and those of thinning with the same detector."""
-    detector, shape = Neighbours(side), (side, side, 1)
-    localizer = from_callable(detector, shape, 1.0, name="nearest neighbour")
+    shape = (side, side, 1)
+    localizer = from_callable(detector, shape, 1.0, dtype=dtype, name="detector")
     rng = np.random.default_rng(11)
     tuning = rng.normal(size=(64, *shape)) * math.sqrt(1 + gamma**2)
     localizer = localizer.with_threshold(threshold_of(localizer, tuning, 0.05))
@@ -335,13 +366,23 @@ def assert_uniform(p: np.ndarray, what: str) -> None:
 
 @pytest.mark.slow
 def test_null_p_values_of_nearest_neighbours_are_uniform():
-    for p, what in zip(null_p_values(8, 200, 0.5), ("selective", "thinned"), strict=True):
+    for p, what in zip(
+        null_p_values(Neighbours(8), 8, 200, 0.5), ("selective", "thinned"), strict=True
+    ):
         assert_uniform(p, what)
 
 
 @pytest.mark.study
 @pytest.mark.parametrize("gamma", [0.0, 0.5])
 def test_null_p_values_of_nearest_neighbours_are_uniform_for_many_images(gamma):
-    found = null_p_values(16, 2_000, gamma)
+    found = null_p_values(Neighbours(16), 16, 2_000, gamma)
     for p, what in zip(found, ("selective", "thinned"), strict=True):
         assert_uniform(p, f"{what}, gamma {gamma:g}")
+
+
+@pytest.mark.study
+@pytest.mark.parametrize("gamma", [0.0, 0.5])
+def test_null_p_values_of_a_torch_autoencoder_are_uniform(gamma):
+    found = null_p_values(autoencoder(16), 16, 2_000, gamma, "float32")
+    for p, what in zip(found, ("selective", "thinned"), strict=True):
+        assert_uniform(p, f"autoencoder, {what}, gamma {gamma:g}")

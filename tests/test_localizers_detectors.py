@@ -175,7 +175,7 @@ def test_a_folder_is_tested_with_a_detector(capsys, module, kind, request):
     if kind == "code":
         code, _, error = run(capsys, "test", data, "--model", "model")
         assert code == 2 and "which runs only if --localizer names it, got None" in error
-    calibrate = ["calibrate", "--model", "model", "--data", data, "--control", 4, "--no-lengths"]
+    calibrate = ["calibrate", "--model", "model", "--data", data, "--control", 4]
     assert run(capsys, *calibrate, *again)[0] == 0
     test = ["test", data, "--model", "model", "--out", "run", *again, "--decide-by", "selective"]
     assert run(capsys, *test)[0] == 0

@@ -42,7 +42,8 @@ Lengths = Annotated[
     bool,
     typer.Option(
         "--lengths/--no-lengths",
-        help="Repeat the tests with other correlation lengths of the noise.",
+        help="Repeat the tests with two other correlation lengths of the noise: two more tests of "
+        "each view.",
     ),
 ]
 
@@ -52,7 +53,7 @@ def calibrate(
     data: Data,
     add: Add = [],  # noqa: B006 (typer copies it)
     control: Control = 200,
-    lengths: Lengths = True,
+    lengths: Lengths = False,
     localizer: options.Detector = None,
     devices: options.Devices = None,
     cache: options.Cache = None,

@@ -44,6 +44,8 @@ from dal_jax.runs import Host
 
 # Wider laws give the far tails more weight, and conformal p-values are ranks: both need precise p.
 PRECISION = 1e-6
+# Of images drawn from the noise model only rates are taken.
+_CONTROL_PRECISION = 1e-3
 # Factors of the noise's standard deviation, which need no new search, and of its correlation
 # length, which do.
 SIGMA_FACTORS = (0.8, 0.9, 1.0, 1.1, 1.25)
@@ -57,13 +59,13 @@ class CalibrateOptions:
     """Options of a calibration: additional tests, and the seed.
 
     Example:
-        >>> options = CalibrateOptions(control=50, lengths=False)  # quicker
-        >>> options.control, options.seed
-        (50, 0)
+        >>> options = CalibrateOptions(control=0)  # quicker
+        >>> options.control, options.lengths, options.seed
+        (0, False, 0)
     """
 
     control: int = 200  # number of images drawn from the fitted noise model; 0 for none
-    lengths: bool = True  # whether views are also tested under other correlation lengths
+    lengths: bool = False  # whether views are also tested under other correlation lengths
     seed: int = 0  # seed of the folds and of the drawn images
 
 
@@ -96,8 +98,8 @@ class Calibrated(NamedTuple):
     smallest: list[tuple[dict[str, Any], np.ndarray]]  # records and views (H, W, C), see `smallest`
 
 
-# Function (directory, items, noise) -> records.
-Runner = Callable[[Path, Sequence[QueuedImage], Covariance], list[dict[str, Any]]]
+# Function (directory, items, noise, finest precision) -> records.
+Runner = Callable[[Path, Sequence[QueuedImage], Covariance, float], list[dict[str, Any]]]
 
 
 def calibrate_folder(
@@ -157,7 +159,9 @@ def calibrate_folder(
     data = data if select is None else select(data, profile)
     out = model if out is None else out
 
-    def run(directory: Path, items: Sequence[QueuedImage], noise: Covariance) -> list[Any]:
+    def run(
+        directory: Path, items: Sequence[QueuedImage], noise: Covariance, finest: float
+    ) -> list[Any]:
         def follow(done: int, record: dict[str, Any]) -> None:
             if progress is not None:
                 progress(directory.name, done, len(items))
@@ -167,7 +171,7 @@ def calibrate_folder(
             opened,
             items,
             noise,
-            how,
+            replace(how, precision=max(how.precision, finest)),
             host=host,
             shared=profile.references,
             devices=devices,
@@ -277,7 +281,7 @@ def _calibrated(
     readers = [part.reader for part in parts for _ in part.listed]
     own = profile.references_of([one.sample.group for one in listed], calibrating=True)
     items = [item for part in parts for item in queue_views(part.reader, part.listed, own)]
-    found = run(directory / "views", items, profile.tested_noise)
+    found = run(directory / "views", items, profile.tested_noise, 0.0)
     kept = _usable(found)
     records = [found[k] for k in kept]
     groups = [listed[k].sample.group for k in kept]
@@ -407,7 +411,8 @@ def _control(
         QueuedImage(f"{number:06d}", None, partial(_drawn, profile, options.seed, number))
         for number in range(options.control)
     ]
-    return run(directory / f"control-{options.seed}-{options.control}", items, profile.tested_noise)
+    name = f"drawn-{options.seed}-{options.control}"
+    return run(directory / name, items, profile.tested_noise, _CONTROL_PRECISION)
 
 
 def _drawn(profile: Profile, seed: int, number: int) -> ImageToTest:
@@ -458,7 +463,7 @@ def _moved(
         noise = profile._replace(
             noise=stretch_correlation(profile.noise, shape, factor)
         ).tested_noise
-        for record in run(directory / f"length-{factor:g}", items, noise):
+        for record in run(directory / f"length-{factor:g}", items, noise, 0.0):
             rows.append(_row(record["name"], "correlation length", factor, view_p(record).high))
     return rows
 
