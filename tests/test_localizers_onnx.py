@@ -24,7 +24,7 @@ def onnx() -> Any:
 def write(onnx: Any, path: Path, **changes: Any) -> Path:
     """Writes a network: the absolute value of a convolution, averaged over the channels."""
     how = {"batch": "N", "channels": 1, "sides": (SIDE, SIDE), "last": False, "type": "FLOAT"}
-    how |= {"form": (0, 1, 2, 3), "more": ()} | changes
+    how |= {"form": (0, 1, 2, 3), "more": (), "rated": False} | changes
     helper, kind = onnx.helper, getattr(onnx.TensorProto, how["type"])
     channels = how["channels"]
     kernel = np.repeat(KERNEL[None, None], channels, axis=1) / channels
@@ -41,11 +41,15 @@ def write(onnx: Any, path: Path, **changes: Any) -> Path:
     ]
     maps = ["anomaly_map", *how["more"]]
     nodes += [helper.make_node("Neg", ["score"], [name]) for name in how["more"]]
+    ends = [helper.make_tensor_value_info(name, kind, [None] * 4) for name in maps]
+    if how["rated"]:
+        nodes.append(helper.make_node("ReduceMax", ["score"], ["rate"], axes=[1, 2, 3], keepdims=0))
+        ends.insert(0, helper.make_tensor_value_info("rate", kind, ["N"]))
     graph = helper.make_graph(
         nodes,
         "detector",
         [helper.make_tensor_value_info("image", kind, shape)],
-        [helper.make_tensor_value_info(name, kind, [None] * 4) for name in maps],
+        ends,
         [onnx.numpy_helper.from_array(kernel, "kernel")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -84,6 +88,7 @@ CASES: dict[str, dict[str, Any]] = {
     "three channels": {"channels": 3},
     "map with channels last": {"form": (0, 2, 3, 1)},
     "several outputs": {"more": ("score_2", "mask")},
+    "a score for each image, as of anomalib": {"rated": True},
 }
 
 
@@ -125,9 +130,12 @@ def test_wrong_files_and_images_are_refused_in_one_line(onnx, tmp_path):
     two = write(onnx, tmp_path / "two.onnx", channels=2)
     (tmp_path / "bad.onnx").write_bytes(b"not a network")
     half = write(onnx, tmp_path / "half.onnx", type="FLOAT16")
+    beside = {"save_as_external_data": True, "location": "weights", "size_threshold": 0}
+    onnx.save(onnx.load(good), tmp_path / "apart.onnx", **beside)
     for file, shape, changes, message in (
         (tmp_path / "none.onnx", SHAPE, {}, "none.onnx': no such file"),
         (tmp_path / "bad.onnx", SHAPE, {}, r"bad.onnx': cannot be run \("),
+        (tmp_path / "apart.onnx", SHAPE, {}, r"\(weights in another file, expected inside: onnx"),
         (
             good,
             (4, 4, 1),

@@ -116,6 +116,8 @@ def _session(data: bytes, path: Path) -> Any:
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # of many kinds: damaged, unknown operators, weights elsewhere
         told = " ".join(str(error).split())[:200]
+        if "External data" in told:
+            told = "weights in another file, expected inside: onnx.save(onnx.load(FILE), FILE)"
         raise InputError(f"onnx {str(path)!r}: cannot be run ({told})") from error
 
 
@@ -163,10 +165,11 @@ def _output(session: Any, path: Path, image_shape: tuple[int, ...], wanted: str 
 
 
 def _is_map(shape: list[Any], image_shape: tuple[int, ...]) -> bool:
-    sides = image_shape[:2]
-    forms = {3: [shape[1:]], 4: [shape[2:], shape[1:3]]}.get(len(shape), [])
-    single = len(shape) == 3 or any(_fits(shape[axis], 1) for axis in (1, -1))
-    return single and any(all(map(_fits, form, sides)) for form in forms)
+    forms = [shape[1:]] if len(shape) == 3 else []
+    if len(shape) == 4:
+        channels = ((shape[1], shape[2:]), (shape[3], shape[1:3]))
+        forms = [form for number, form in channels if _fits(number, 1)]
+    return any(all(map(_fits, form, image_shape[:2])) for form in forms)
 
 
 def _fits(own: Any, wanted: int) -> bool:
