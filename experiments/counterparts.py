@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from dal_jax import InputError
 from dal_jax.images import NORMAL, image_auroc, mask_views
 from dal_jax.inspection import Reader, load_profile, open_model, to_test
 from experiments import localizers
@@ -37,6 +38,11 @@ class Settings(localizers.Settings):
     """Settings as of `localizers`; those of tests are not used."""
 
     localizers: tuple[str, ...] = ARMS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if localizers.RX in self.localizers:
+            raise InputError(f"localizers: got {localizers.RX!r}, expected some with counterparts")
 
 
 class ViewScores(NamedTuple):

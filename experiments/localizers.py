@@ -59,7 +59,7 @@ class Settings:
         InputError: A value does not fit.
     """
 
-    localizers: tuple[str, ...] = (*MAIN, RX, *PARTS)  # as `localizer_preset` takes them
+    localizers: tuple[str, ...] = (*MAIN, RX, *PARTS)  # as `localizer_preset` takes them, or RX
     data: str = ""  # folder of images; "": a photograph of gravel with defects put in
     layout: str = "auto"
     groups: str | None = None  # images of one object, as --groups takes them
