@@ -141,12 +141,20 @@ def test_what_does_not_fit_is_refused():
         evaluator(flat).capacity("float32")
 
 
-def test_a_large_image_leaves_room_for_one():
-    localizer = from_score(lambda params, draws, x: x.sum(-1), (80, 80, 1), 0.5)
+@pytest.mark.parametrize(
+    ("side", "capacity", "block"), [(5, 32, 32), (18, 30, 6), (80, 32, 1), (300, 5, 1), (800, 1, 1)]
+)
+def test_a_processor_computes_blocks_that_stay_in_its_caches(side, capacity, block):
+    localizer = from_score(lambda params, draws, x: x.sum(-1) + params, (side, side, 1), 0.5, 1.0)
     evaluate = evaluator(localizer)
-    assert evaluate.capacity("float32") == 1
-    image = pictures(localizer, 1)
-    np.testing.assert_array_equal(scores(evaluate, image), image[..., 0])
+    assert evaluate.capacity("float32") == capacity
+    for count in {1, block, min(block + 1, capacity), capacity}:
+        images = pictures(localizer, count)
+        found = np.asarray(evaluate(images, (), "float32").score)
+        np.testing.assert_array_equal(found[:count], images[..., 0].astype(np.float32) + 1)
+        computed = -(-count // block) * block
+        assert (found[count:computed] == 1).all()  # padding of the last block
+        assert not found[computed:].any()  # blocks of padding alone are not computed
 
 
 DEVICES = """

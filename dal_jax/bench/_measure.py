@@ -97,18 +97,19 @@ def bare_seconds(evaluator: Evaluator, dtype: str, images: np.ndarray) -> float:
     """
     program, prepared = evaluator._program(dtype, False)
     count = evaluator.capacity(dtype)
+    used = np.full(count // program.lanes, program.lanes, np.int32)
     batch = np.resize(images, (count, *images.shape[1:])).astype(dtype)
     with exact_arithmetic():
-        batch = jax.device_put(batch, program.apply.input_shardings[0][-1])
-        jax.block_until_ready(program.apply(prepared, (), batch))
+        batch = jax.device_put(batch, program.apply.input_shardings[0][-2])
+        jax.block_until_ready(program.apply(prepared, (), batch, used))
         started = time.perf_counter()
-        jax.block_until_ready(program.apply(prepared, (), batch))
+        jax.block_until_ready(program.apply(prepared, (), batch, used))
         once = time.perf_counter() - started
         calls = int(np.clip(FLOOR_SECONDS / once, 2, FLOOR_CALLS))
         under_way: deque[Any] = deque()
         started = time.perf_counter()
         for _ in range(calls):
-            under_way.append(program.apply(prepared, (), batch))
+            under_way.append(program.apply(prepared, (), batch, used))
             if len(under_way) >= CALLS:
                 jax.block_until_ready(under_way.popleft())
         jax.block_until_ready(list(under_way))
@@ -136,11 +137,11 @@ def counted_calls() -> Iterator[Counter[str]]:
     original = Evaluator.__call__
 
     def counting(
-        self: Evaluator, images: Any, draws: Any, dtype: str, count: int | None = None, **how: Any
+        self: Evaluator, images: Any, draws: Any, dtype: str, used: Any = None, **how: Any
     ) -> Any:
         counts[f"calls {dtype}"] += 1
-        counts[f"images {dtype}"] += len(images) if count is None else count
-        return original(self, images, draws, dtype, count, **how)
+        counts[f"images {dtype}"] += len(images) if used is None else int(sum(used))
+        return original(self, images, draws, dtype, used, **how)
 
     Evaluator.__call__ = counting  # type: ignore[method-assign]
     try:

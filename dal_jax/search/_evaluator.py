@@ -1,11 +1,13 @@
 """Scores of many images at a time, by one compiled program per precision on all given devices."""
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -15,9 +17,10 @@ from dal_jax._errors import InputError
 from dal_jax._typing import Array, Float, PyTree
 from dal_jax.search._selection import tree_from_spec, tree_spec
 
-# Pixels per device and call on a CPU (more leave the cache, fewer waste time between calls), and
-# the largest number of images.
-CPU_PIXELS, CPU_LANES = 2048, 32
+# On a CPU: pixels that a device computes at a time (more leave its caches), pixels of a call (fewer
+# leave the host more to do between calls, more let it wait), and the largest number of images of a
+# call.
+CPU_PIXELS, CPU_CALL_PIXELS, CPU_LANES = 2**11, 2**19, 32
 # On other devices: pixels that keep a device busy, the largest number of images per call (more
 # would be padding), the share of the memory that a call may take, and the number of images of the
 # program whose memory is looked at.
@@ -76,8 +79,8 @@ class Evaluated(NamedTuple):
 
 class _Program(NamedTuple):
     prepare: Any  # parameters and shared draws -> values that need no image
-    apply: Any  # (prepared, draws of each image or (), images) -> outputs
-    lanes: int  # images a device takes at a time
+    apply: Any  # (prepared, draws of each image or (), images, used) -> outputs
+    lanes: int  # images a device takes in one call
     temporary_bytes: int  # temporary memory of one device
 
 
@@ -158,7 +161,7 @@ class Evaluator:
         images: Float[np.ndarray, "k H W C"] | Float[Array, "k H W C"],
         draws: PyTree,
         dtype: str,
-        count: int | None = None,
+        used: np.ndarray | None = None,
         reconstruct: bool = False,
     ) -> Evaluated:
         """Start the evaluation of up to `capacity` images.
@@ -167,23 +170,25 @@ class Evaluator:
             images: (k, H, W, C), k <= capacity; on the devices already with k = capacity.
             draws: Draws with a leading axis k if every image has its own, else unused.
             dtype: "float32" or "float64".
-            count: Number of images that are not padding; None for all. Nothing depends on it but
-                the work of a `HostScore`.
+            used: Numbers (devices,) of images of each device that are not padding, the first ones;
+                None for all. Outputs of the others mean nothing.
             reconstruct: Whether to return the reconstructions, too; NaN of a `HostScore`.
 
         Returns:
-            The outputs, of which the first k rows are valid.
+            The outputs: of the first k rows, and of `used` on each device, they are valid.
         """
         if self._host is not None:
-            return self._on_host(self._host, images, count)
+            return self._on_host(self._host, images, None if used is None else int(used[0]))
         own = cast_floats(draws, dtype) if self._own else ()
+        capacity, lanes = self.capacity(dtype), self._program(dtype, False)[0].lanes
+        if used is None:
+            used = np.clip(len(images) - np.arange(0, capacity, lanes), 0, lanes)
         if isinstance(images, np.ndarray):
-            capacity = self.capacity(dtype)
             own, images = jax.tree.map(lambda v: _pad(v, capacity), (own, images.astype(dtype)))
         found = []
         for kind in (False, True)[: 1 + reconstruct]:
             program, prepared = self._program(dtype, kind)
-            found.append(program.apply(prepared, own, images))
+            found.append(program.apply(prepared, own, images, used.astype(np.int32)))
         return Evaluated(found[0], found[1] if reconstruct else None)
 
     def _on_host(self, host: HostScore, images: Any, count: int | None) -> Evaluated:
@@ -244,14 +249,17 @@ def _program_for(
 ) -> _Program:
     how = functions, fixed, draws, dtype, devices
 
-    def compiled(lanes: int) -> _Program:
-        return _compile(*traced_evaluation(*how, lanes, reconstruct), lanes)
+    def compiled(lanes: int, block: int | None = None) -> _Program:
+        return _compile(*traced_evaluation(*how, lanes, reconstruct, block), lanes)
 
-    if reconstruct:  # the images that are scored
-        return compiled(_program_for(*how, False).lanes)
     pixels = int(np.prod(functions.image_shape[:2]))
     if devices[0].platform == "cpu":
-        return compiled(int(np.clip(CPU_PIXELS // pixels, 1, CPU_LANES)))
+        block, lanes = (
+            int(np.clip(most // pixels, 1, CPU_LANES)) for most in (CPU_PIXELS, CPU_CALL_PIXELS)
+        )
+        return compiled(lanes - lanes % block, block)
+    if reconstruct:  # the images that are scored
+        return compiled(_program_for(*how, False).lanes)
     trial = compiled(TRIAL_LANES)
     memory = (devices[0].memory_stats() or {}).get("bytes_limit", 2**33)
     return compiled(lanes_within(memory, trial.temporary_bytes / trial.lanes, pixels))
@@ -284,8 +292,9 @@ def traced_evaluation(
     devices: tuple[Any, ...],
     lanes: int,
     reconstruct: bool = False,
+    block: int | None = None,
 ) -> tuple[Any, Any]:
-    """Trace the scores, or the reconstructions, of `lanes` images on each device.
+    """Trace the scores, or the reconstructions, of up to `lanes` images on each device.
 
     Args:
         functions: Functions of the localizer.
@@ -295,6 +304,8 @@ def traced_evaluation(
         devices: Devices, which need not be there.
         lanes: Number of images of a device.
         reconstruct: Whether to trace the reconstructions.
+        block: Number of images that a device computes at a time, a divisor of `lanes`: it takes one
+            block after the other, and those of padding alone not at all. None: all at once.
 
     Returns:
         The function that prepares the parameters, and the traced program, not yet compiled.
@@ -318,17 +329,39 @@ def traced_evaluation(
         shape: Any = jax.eval_shape(evaluate, tree_from_spec(fixed), moving(1)).shape[1:]
         if not reconstruct and shape != functions.image_shape[:2]:
             raise InputError(f"localizer has scores {shape}, expected {functions.image_shape[:2]}")
-        prepare, apply = split_known(evaluate, tree_from_spec(fixed), moving(lanes))
+        prepare, apply = split_known(evaluate, tree_from_spec(fixed), moving(block or lanes))
     mesh = Mesh(np.array(devices), ("lanes",))
     everywhere, apart = NamedSharding(mesh, P()), NamedSharding(mesh, P("lanes"))
     prepare = jax.jit(prepare, out_shardings=everywhere)
     mapped = jax.shard_map(
-        lambda known, own, images: apply(known, (own, images)),
+        partial(_in_blocks, apply, block),
         mesh=mesh,
-        in_specs=(P(), P("lanes"), P("lanes")),
+        in_specs=(P(), P("lanes"), P("lanes"), P("lanes")),
         out_specs=P("lanes"),
         check_vma=False,
     )
     shapes = jax.eval_shape(prepare, tree_from_spec(fixed))
-    program = jax.jit(mapped, in_shardings=(everywhere, apart, apart), out_shardings=apart)
-    return prepare, program.trace(shapes, *moving(lanes * len(devices)))
+    program = jax.jit(mapped, in_shardings=(everywhere, apart, apart, apart), out_shardings=apart)
+    used = jax.ShapeDtypeStruct((len(devices),), np.int32)
+    return prepare, program.trace(shapes, *moving(lanes * len(devices)), used)
+
+
+def _in_blocks(
+    apply: Any, block: int | None, known: Any, own: PyTree, images: Array, used: Array
+) -> Array:
+    """Apply the program of a block to the first `used[0]` images, one block after the other."""
+    if block is None or block == len(images):
+        return apply(known, (own, images))
+
+    def part(turn: Any) -> Any:
+        return jax.tree.map(
+            lambda v: lax.dynamic_slice_in_dim(v, turn * block, block), (own, images)
+        )
+
+    def put(turn: Any, found: Array) -> Array:
+        outputs = apply(known, part(turn))
+        return lax.dynamic_update_slice_in_dim(found, outputs, turn * block, 0)
+
+    one = jax.eval_shape(apply, known, part(0))
+    empty = jnp.zeros((len(images), *one.shape[1:]), one.dtype)
+    return lax.fori_loop(0, -(-used[0] // block), put, empty)

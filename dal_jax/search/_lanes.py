@@ -189,8 +189,12 @@ class Lanes:
 
         It is the same for almost all rounds. In turn, empty rows cost nothing.
         """
-        used = np.bincount([self.device_of(lane) for lane in lanes], minlength=self._devices)
+        used = self.count(lanes)
         return max(ROWS, power_of_2(max(used))), used
+
+    def count(self, lanes: Any) -> np.ndarray:
+        """Return how many of some lanes each device holds."""
+        return np.bincount(np.asarray(lanes) // self._each, minlength=self._devices)
 
     def deal(
         self, lanes: Any, rows: int, *columns: np.ndarray

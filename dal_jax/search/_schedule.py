@@ -283,7 +283,9 @@ class _Batches:
     def advance(self) -> list[tuple[_Running, Any]]:
         """Start what can be started, and wait for some answers; there are none if none are left."""
         while self._evaluated or self._calls or any(q.length for q in self._waiting.values()):
-            lines, self._evaluated = self._evaluated, []
+            lines: list[_Line] = []
+            if not self._is_full():  # else more lines share a round
+                lines, self._evaluated = self._evaluated, []
             going = [line for line in lines if line.search.settle()]
             finish = None
             if going:
@@ -301,10 +303,14 @@ class _Batches:
             if answered:
                 return answered
         # All images are scored that could be: the lanes walk as many lines as there are.
-        while lines := [scan for scan in self._scans.values() if scan.tasks]:
-            if answered := [answer for scan in lines for answer in scan.advance()]:
+        while scans := [scan for scan in self._scans.values() if scan.tasks]:
+            if answered := [answer for scan in scans for answer in scan.advance()]:
                 return answered
         return []
+
+    def _is_full(self) -> bool:
+        """Return whether enough waits for a full batch."""
+        return any(q.length >= self._capacity_of(kind[0]) for kind, q in self._waiting.items())
 
     def _close(self, line: _Line) -> tuple[_Running, Any]:
         assert self._lanes is not None
@@ -356,7 +362,7 @@ class _Batches:
         if on_host:
             return _Call(groups, *lanes.store(self._on_host(groups, dtype, z), places, slots))
         images, draws = lanes.images(places, z, each, dtype)
-        score = self._evaluator(images, draws, dtype, len(z)).score
+        score = self._evaluator(images, draws, dtype, lanes.count(places)).score
         return _Call(groups, *lanes.store(score, places, slots))
 
     def _on_host(self, groups: list[tuple[_Line, np.ndarray]], dtype: str, z: Any) -> np.ndarray:
