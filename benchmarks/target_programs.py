@@ -119,7 +119,7 @@ def line_shapes(case: Case) -> LineShapes:
         return jax.ShapeDtypeStruct((count * rows, *shape), np.dtype(dtype), sharding=apart)
 
     image = array(case.size, case.size, 1)
-    state = _lanes._State(image, image, array(pixels, dtype="int8"), array(), ())
+    state = _lanes._State(image, image, array(pixels, dtype="int8"), array(), array(pixels), ())
     programs = _lanes._programs_for(apart.mesh, dtype)
     allowed = "arguments" if case.on_tpu else "arithmetic"
     margin = array(_lanes.SLOTS, pixels)
@@ -133,10 +133,9 @@ def opening(case: Case) -> Traced:
 
     lines, (everywhere, apart) = line_shapes(case), case.placements()
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), lines.state)
-    score = jax.ShapeDtypeStruct((case.size, case.size), lines.margin.dtype)
     place = jax.ShapeDtypeStruct((len(case.devices),), np.dtype("int64"), sharding=apart)
-    values, score = case.arrays((one, score), everywhere)
-    program = lines.programs.open.trace(lines.state, lines.margin, place, values, score)
+    values = case.arrays(one, everywhere)
+    program = lines.programs.open.trace(lines.state, lines.margin, place, values)
     return Traced(program, 1, lines.margin.dtype.name, lines.allowed)
 
 

@@ -39,7 +39,7 @@ def round_programs() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     judged = jax.eval_shape(rounds.judge, used, nodes, cells, states)
     bounds = shape(LINES, 3)
     image = shape(LINES, SIDE, SIDE, 1)
-    lines = _lanes._State(image, image, stored[1], shape(LINES), ())
+    lines = _lanes._State(image, image, stored[1], shape(LINES), shape(LINES, SIDE**2), ())
     scores = shape(LINES, SIDE, SIDE)
     return {
         "images": (lanes.images["float32"], (lines, place, shape(LINES))),
@@ -127,3 +127,12 @@ def test_lines_side_by_side_are_searched_as_one_after_the_other(
 def _on_rows(each_row: Any, one: Any, serial: bool, *columns: Any) -> Any:
     assert serial  # the platform of the tests
     return each_row(one, False, *columns)
+
+
+@pytest.mark.parametrize("name", ["store", "cells"])
+def test_the_margins_of_all_lanes_are_never_copied(name: str) -> None:
+    with exact_arithmetic():
+        program, arguments = round_programs()[name]
+        analysis = program.lower(*arguments).compile().memory_analysis()
+    margins = LINES * SLOTS * SIDE**2 * 8
+    assert analysis.temp_size_in_bytes < margins / 2

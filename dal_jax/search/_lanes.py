@@ -55,6 +55,9 @@ class _State(NamedTuple):
     direction: Any  # (lanes, H, W, C)
     role: Any  # (lanes, pixels)
     threshold: Any  # (lanes,)
+    # (lanes, pixels), margins at the observed point. A program that read them from the lanes' other
+    # margins, which it changes, would copy those.
+    observed: Any
     draws: PyTree  # leaves (lanes, ...)
 
 
@@ -98,12 +101,21 @@ class Lanes:
         return jnp.zeros(shape, example.dtype, device=self._apart)
 
     def _values(self, line: SearchedLine) -> _State:
+        """Return the values of a lane, with scores less their threshold in place of margins."""
         role = np.zeros(line.score.shape, np.int8)
         for number, pixels in zip((REGION, RIM, REST), line.selected, strict=True):
             role[pixels] = number
-        floats = line.base, line.direction, np.asarray(line.threshold, np.float64), line.draws
-        base, direction, threshold, draws = cast_floats(floats, self.dtype)
-        return _State(base, direction, role.reshape(-1), threshold, draws)
+        # Rounded after the threshold is subtracted, the margins keep their roots.
+        above = (line.score - line.threshold).reshape(-1)
+        floats = (
+            line.base,
+            line.direction,
+            np.asarray(line.threshold, np.float64),
+            above,
+            line.draws,
+        )
+        base, direction, *others = cast_floats(floats, self.dtype)
+        return _State(base, direction, role.reshape(-1), *others)
 
     def device_of(self, lane: int) -> int:
         """Return the number of the device that holds a lane."""
@@ -114,10 +126,8 @@ class Lanes:
         """Give a line a free lane, with the observed point in slot 0, and return its number."""
         lane = max(self._free, key=len).pop()
         _, (place,) = self.deal([lane], 1)
-        # Rounded after the threshold is subtracted, the margins keep their roots.
-        above = (line.score - line.threshold).astype(self.dtype)
         self._state, self._margin = self._programs.open(
-            self._state, self._margin, place, self._values(line), above
+            self._state, self._margin, place, self._values(line)
         )
         return lane
 
@@ -246,7 +256,7 @@ def _programs_for(mesh: Mesh, dtype: str) -> _Programs:
 
     serial = mesh.devices.flat[0].platform == "cpu"
     return _Programs(
-        mapped(_open, apart, apart, apart, everywhere, everywhere, donated=(0, 1)),
+        mapped(_open, apart, apart, apart, everywhere, donated=(0, 1)),
         {kind: mapped(partial(_images, kind), *[apart] * 3) for kind in ("float32", "float64")},
         mapped(_store, *[apart] * 5, everywhere, donated=(0,)),
         lambda slots, margin: mapped(partial(_grow, slots), apart)(margin),
@@ -254,16 +264,15 @@ def _programs_for(mesh: Mesh, dtype: str) -> _Programs:
     )
 
 
-def _open(
-    state: _State, margin: Array, place: Array, values: _State, above: Array
-) -> tuple[_State, Array]:
+def _open(state: _State, margin: Array, place: Array, values: _State) -> tuple[_State, Array]:
     none = jnp.zeros((), margin.dtype)
-    observed, _ = _margins(above.reshape(-1), values.role, none, margin.dtype)
+    observed, _ = _margins(values.observed, values.role, none, margin.dtype)
 
     def put(lanes: Array, one: Any) -> Array:
         return lanes.at[place[0]].set(one, mode="drop")
 
-    return jax.tree.map(put, state, values), margin.at[place[0], 0].set(observed, mode="drop")
+    state = jax.tree.map(put, state, values._replace(observed=observed))
+    return state, margin.at[place[0], 0].set(observed, mode="drop")
 
 
 def _images(dtype: str, state: _State, place: Array, z: Array) -> tuple[Array, PyTree]:
@@ -297,7 +306,7 @@ def _store(
     role, threshold = state.role[place], share * state.threshold[place]
     flat = score.reshape(len(score), -1)
     new, (inside, lowest) = jax.vmap(partial(_margins, dtype=margin.dtype))(flat, role, threshold)
-    distance = jnp.where(role > 0, jnp.abs(new - margin[place, 0]), 0)
+    distance = jnp.where(role > 0, jnp.abs(new - state.observed[place]), 0)
     facts = jnp.stack([inside.astype(lowest.dtype), lowest, distance.max(axis=1)], axis=1)
     return margin.at[place, slot].set(new, mode="drop"), facts
 
