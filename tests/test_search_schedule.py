@@ -133,6 +133,21 @@ def test_batches_are_full_while_there_is_work():
     assert images / (8 * len(evaluate.calls)) > 0.9
 
 
+def test_no_program_is_asked_for_in_a_dtype_that_no_image_needs():
+    class Counting(Doubling):
+        asked = set()
+
+        def capacity(self, dtype):  # an `Evaluator` compiles the program of the dtype
+            self.asked.add(dtype)
+            return super().capacity(dtype)
+
+    def wide_only():
+        yield ScoreRequest(image(1)[None], np.array([True]), None)
+
+    assert len(list(run([(k, wide_only()) for k in range(3)], Counting(), 3))) == 3
+    assert Counting.asked == {"float64"}
+
+
 def test_the_error_of_a_task_reaches_the_caller():
     def failing():
         yield ScoreRequest(image(1)[None], np.array([True]), None)

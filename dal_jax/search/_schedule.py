@@ -310,7 +310,11 @@ class _Batches:
 
     def _is_full(self) -> bool:
         """Return whether enough waits for a full batch."""
-        return any(q.length >= self._capacity_of(kind[0]) for kind, q in self._waiting.items())
+        # Asking for the capacity of a dtype compiles its program, which an empty queue may never need.
+        return any(
+            queue.length and queue.length >= self._capacity_of(dtype)
+            for (dtype, _), queue in self._waiting.items()
+        )
 
     def _close(self, line: _Line) -> tuple[_Running, Any]:
         assert self._lanes is not None
