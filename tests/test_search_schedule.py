@@ -134,18 +134,18 @@ def test_batches_are_full_while_there_is_work():
 
 
 def test_no_program_is_asked_for_in_a_dtype_that_no_image_needs():
-    class Counting(Doubling):
-        asked = set()
+    asked = set()
 
+    class Counting(Doubling):
         def capacity(self, dtype):  # an `Evaluator` compiles the program of the dtype
-            self.asked.add(dtype)
+            asked.add(dtype)
             return super().capacity(dtype)
 
     def wide_only():
         yield ScoreRequest(image(1)[None], np.array([True]), None)
 
     assert len(list(run([(k, wide_only()) for k in range(3)], Counting(), 3))) == 3
-    assert Counting.asked == {"float64"}
+    assert asked == {"float64"}
 
 
 def test_the_error_of_a_task_reaches_the_caller():

@@ -310,7 +310,7 @@ class _Batches:
 
     def _is_full(self) -> bool:
         """Return whether enough waits for a full batch."""
-        # Asking for the capacity of a dtype compiles its program, which an empty queue may never need.
+        # Asking for its capacity compiles the program of a dtype; an empty queue may never need it.
         return any(
             queue.length and queue.length >= self._capacity_of(dtype)
             for (dtype, _), queue in self._waiting.items()
