@@ -2,7 +2,10 @@
 
 It bounds how many tests a second one process can feed to its devices, however fast they are:
 
-    python benchmarks/host_share.py --sizes 64,256 --tests 32
+    python benchmarks/host_share.py --sizes 64 --tests 128
+    python benchmarks/host_share.py --sizes 256 --tests 96 --score cheap
+
+The host does the same whatever the score costs; with the cheap one, large sizes take seconds.
 
 The time is that of the thread that drives the search. What that thread spends inside calls of
 compiled programs (their dispatch and, on a CPU, perhaps their execution) is reported apart.
@@ -13,7 +16,9 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from dal_jax import dal_test_batch
+import jax.numpy as jnp
+
+from dal_jax import Localizer, dal_test_batch, from_score
 from dal_jax.bench import Subject, choose_inputs, open_subject
 from dal_jax.search import Evaluator, _lanes, _rounds
 
@@ -70,22 +75,27 @@ class _TimedPrograms:
         return self._clock.around(self._programs[key])
 
 
-def measure(size: int, tests: int, clock: Clock, randomization: float) -> Share:
+def cheap_score(params: Any, draws: Any, x: Any) -> Any:
+    """Return a smooth mix of each pixel and two neighbours."""
+    x = x[..., 0]
+    beside = jnp.roll(x, 1, 0) + jnp.roll(x, 1, 1)
+    return jnp.abs(x + 0.3 * beside + 0.1 * jnp.tanh(x))
+
+
+def measure(subject: Subject, localizer: Localizer, clock: Clock, randomization: float) -> Share:
     """Measure the tests of one image size, with all programs compiled.
 
     Args:
-        size: Side of the images, pixels.
-        tests: Number of tests.
+        subject: Size and number of the images.
+        localizer: Localizer of images of this size; its threshold is chosen here.
         clock: Clock of the compiled programs.
         randomization: Gamma, as in `dal_test`.
 
     Returns:
         The share of the host.
     """
-    subject = Subject(size, tests=tests)
-    localizer, _ = open_subject(subject)
     inputs = choose_inputs(subject, localizer)
-    localizer = localizer._replace(threshold=inputs.threshold)
+    localizer, tests = localizer._replace(threshold=inputs.threshold), subject.tests
 
     def run(count: int) -> Any:
         parts = inputs.images[:count], inputs.references[:count]
@@ -107,6 +117,10 @@ def main() -> None:
     parser.add_argument("--sizes", default="64,256", help="sides of the images, pixels")
     parser.add_argument("--tests", type=int, default=32, help="number of tests of each size")
     parser.add_argument("--randomization", type=float, default=0.5, help="gamma of the tests")
+    scores = "dal", "cheap"
+    parser.add_argument(
+        "--score", choices=scores, default="dal", help="an untrained network or not"
+    )
     chosen = parser.parse_args()
     clock = Clock()
     Evaluator.__call__ = clock.around(Evaluator.__call__)  # type: ignore[method-assign]
@@ -114,7 +128,12 @@ def main() -> None:
         module._programs_for = clock.programs(module._programs_for)  # type: ignore[assignment]
     print("size  host ms  dispatch ms  wall ms  evaluations, all for one test")
     for size in map(int, chosen.sizes.split(",")):
-        share = measure(size, chosen.tests, clock, chosen.randomization)
+        subject = Subject(size, tests=chosen.tests)
+        if chosen.score == "cheap":
+            localizer = from_score(cheap_score, (size, size, 1), threshold=1.0)
+        else:
+            localizer, _ = open_subject(subject)
+        share = measure(subject, localizer, clock, chosen.randomization)
         print(
             f"{size:4d} {share.host:8.2f} {share.dispatch:12.2f} {share.wall:8.1f} "
             f"{share.evaluations:12.1f}",

@@ -361,7 +361,8 @@ def _hypotheses(
     empty = empty._replace(randomization=float(options.randomization), seed=int(options.seed))
     if not np.isfinite(score).all():
         return empty._replace(status=Status.NON_FINITE), selected, []
-    scale = float(np.nan_to_num(np.abs([looked.image, reconstruction])).max())
+    # A localizer may have no reconstruction: NaN.
+    scale = max(float(np.fmax.reduce(np.abs(v), axis=None)) for v in (looked.image, reconstruction))
     if isinstance(localizer.score_fn, HostScore) and _precision(localizer, options) == "float32":
         scale = COARSER * max(scale, localizer.threshold, float(np.abs(score).max()))
     ties = count_ties(score, localizer.threshold, selected, scale)

@@ -132,18 +132,23 @@ def region_line(
     mask = np.asarray(region, dtype=bool)
     if mask.shape != image.shape[:2]:
         raise InputError(f"region has shape {mask.shape}, expected {image.shape[:2]} as x")
-    if not mask.any():
+    pixels = np.flatnonzero(mask)
+    if not pixels.size:
         raise InputError("region is empty, expected at least one flagged pixel")
     noise.check(image.shape)
 
-    nu = np.broadcast_to(mask[:, :, None] / (mask.sum() * image.shape[2]), image.shape)
-    covariance = noise.apply(nu)
+    def mean(of: np.ndarray) -> float:
+        return float(of.reshape(-1, mask.size, image.shape[2])[:, pixels].mean())
+
+    nu = np.zeros((mask.size, image.shape[2]))
+    nu[pixels] = 1 / (pixels.size * image.shape[2])
+    covariance = noise.apply(nu.reshape(image.shape))
     share = 1 + 1 / len(references)  # 1 / c
-    variance = float(np.sum(nu * covariance)) * share
+    variance = mean(covariance) * share
     if not 0 < variance < np.inf:
         raise InputError(f"noise gives the statistic the variance {variance}, expected positive")
     sd = float(np.sqrt(variance))
-    statistic = float(np.sum(nu * (image - references.mean(axis=0))))
+    statistic = mean(image) - mean(references)
     if not abs(statistic / sd) <= FARTHEST:
         raise InputError(
             f"x differs from x_ref by {statistic / sd:.3g} standard deviations of the noise, "
@@ -161,7 +166,7 @@ def region_line(
     added = np.asarray(omega, np.float64)
     if added.shape != image.shape:
         raise InputError(f"omega has shape {added.shape}, expected {image.shape} as x")
-    shift = float(np.sum(nu * added)) * share / sd
+    shift = mean(added) * share / sd
     perturbation = Perturbation(gamma * float(np.sqrt(share)), shift)
     direction = covariance * (perturbation.scale / sd)
     z_obs = (statistic / sd + shift) / perturbation.scale

@@ -91,14 +91,13 @@ class Lanes:
         self._free = lanes[:, ::-1].tolist()  # of each device
         mesh = Mesh(np.array(devices), ("lanes",))
         self._programs = _programs_for(mesh, self.dtype)
-        self._apart = NamedSharding(mesh, P("lanes"))
         with exact_arithmetic():
             self._state = jax.tree.map(self._zeros, self._values(line))
             self._margin = self._zeros(np.zeros((SLOTS, line.score.size), self.dtype))
 
     def _zeros(self, example: np.ndarray) -> Array:
         shape = (self._each * self._devices, *np.shape(example))
-        return jnp.zeros(shape, example.dtype, device=self._apart)
+        return self._programs.zeros(shape, str(example.dtype))
 
     def _values(self, line: SearchedLine) -> _State:
         """Return the values of a lane, with scores less their threshold in place of margins."""
@@ -239,6 +238,7 @@ def _margin_dtype(device: Any) -> str:
 
 
 class _Programs(NamedTuple):
+    zeros: Any
     open: Any
     images: dict[str, Any]  # by dtype
     store: Any
@@ -255,7 +255,9 @@ def _programs_for(mesh: Mesh, dtype: str) -> _Programs:
         return jax.jit(over, donate_argnums=donated)
 
     serial = mesh.devices.flat[0].platform == "cpu"
+    zeros = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=NamedSharding(mesh, apart))
     return _Programs(
+        zeros,
         mapped(_open, apart, apart, apart, everywhere, donated=(0, 1)),
         {kind: mapped(partial(_images, kind), *[apart] * 3) for kind in ("float32", "float64")},
         mapped(_store, *[apart] * 5, everywhere, donated=(0,)),

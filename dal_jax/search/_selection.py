@@ -172,16 +172,19 @@ def margins(
     """
     region, rim, rest = (mask.reshape(-1) for mask in selected)
     over = score.reshape(len(score), -1) - threshold
-    inside, outside = over[:, region], over[:, rim]
-    parts = [inside, -outside]
-    same = np.logical_and((inside > 0).all(axis=1), (outside <= 0).all(axis=1))
+    margin = -over
+    np.copyto(margin, over, where=region)
+    as_observed = (margin > 0) | ((margin == 0) & rim[None]) | ~(region | rim)[None]
+    same = as_observed.all(axis=1)
     if rest.any():
+        inside = over[:, region]
         below = inside.max(axis=1, keepdims=True) - over[:, rest]
-        parts.append(below)
+        margin[:, rest] = below
         first = np.flatnonzero(region)[inside.argmax(axis=1), None]
         below = (below > 0) | ((below == 0) & (np.flatnonzero(rest) > first))
         same = np.logical_and(same, below.all(axis=1))
-    return Margins(np.concatenate(parts, axis=1), same)
+    counts = region | rim | rest
+    return Margins(margin if counts.all() else margin[:, counts], same)
 
 
 def count_ties(
