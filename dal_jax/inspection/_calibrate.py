@@ -22,6 +22,7 @@ from dal_jax._errors import InputError
 from dal_jax._files import csv_text
 from dal_jax.images import NORMAL, UNKNOWN, DataSet, Sample, write_text
 from dal_jax.inspection._calibration import (
+    LEVELS,
     Calibration,
     Rate,
     cross_fitted_p,
@@ -44,8 +45,8 @@ from dal_jax.runs import Host
 
 # Wider laws give the far tails more weight, and conformal p-values are ranks: both need precise p.
 PRECISION = 1e-6
-# Of images drawn from the noise model only rates are taken.
-_CONTROL_PRECISION = 1e-3
+# Of images drawn from the noise model only the rates at these levels are taken.
+_CONTROL_LEVELS, _CONTROL_PRECISION = (ALPHA, LEVELS[-1]), 1e-3
 # Factors of the noise's standard deviation, which need no new search, and of its correlation
 # length, which do.
 SIGMA_FACTORS = (0.8, 0.9, 1.0, 1.1, 1.25)
@@ -98,8 +99,8 @@ class Calibrated(NamedTuple):
     smallest: list[tuple[dict[str, Any], np.ndarray]]  # records and views (H, W, C), see `smallest`
 
 
-# Function (directory, items, noise, finest precision) -> records.
-Runner = Callable[[Path, Sequence[QueuedImage], Covariance, float], list[dict[str, Any]]]
+# Function (directory, items, noise, whether they are drawn from it) -> records.
+Runner = Callable[[Path, Sequence[QueuedImage], Covariance, bool], list[dict[str, Any]]]
 
 
 def calibrate_folder(
@@ -160,7 +161,7 @@ def calibrate_folder(
     out = model if out is None else out
 
     def run(
-        directory: Path, items: Sequence[QueuedImage], noise: Covariance, finest: float
+        directory: Path, items: Sequence[QueuedImage], noise: Covariance, drawn: bool
     ) -> list[Any]:
         def follow(done: int, record: dict[str, Any]) -> None:
             if progress is not None:
@@ -171,7 +172,7 @@ def calibrate_folder(
             opened,
             items,
             noise,
-            replace(how, precision=max(how.precision, finest)),
+            _for_rates(how) if drawn else how,
             host=host,
             shared=profile.references,
             devices=devices,
@@ -281,7 +282,7 @@ def _calibrated(
     readers = [part.reader for part in parts for _ in part.listed]
     own = profile.references_of([one.sample.group for one in listed], calibrating=True)
     items = [item for part in parts for item in queue_views(part.reader, part.listed, own)]
-    found = run(directory / "views", items, profile.tested_noise, 0.0)
+    found = run(directory / "views", items, profile.tested_noise, False)
     kept = _usable(found)
     records = [found[k] for k in kept]
     groups = [listed[k].sample.group for k in kept]
@@ -292,6 +293,7 @@ def _calibrated(
     control_rates = rates(
         {"selective": np.array([view_p(record).p for record in control])},
         [str(k) for k in range(len(control))],
+        _CONTROL_LEVELS,
     )
     pixels, where = _read([(readers[k], listed[k]) for k in kept])
     some = where.any(axis=(1, 2))  # a tile without foreground shows no noise
@@ -411,8 +413,15 @@ def _control(
         QueuedImage(f"{number:06d}", None, partial(_drawn, profile, options.seed, number))
         for number in range(options.control)
     ]
-    name = f"drawn-{options.seed}-{options.control}"
-    return run(directory / name, items, profile.tested_noise, _CONTROL_PRECISION)
+    name = f"control-{options.seed}-{options.control}"
+    return run(directory / name, items, profile.tested_noise, True)
+
+
+def _for_rates(options: TestOptions) -> TestOptions:
+    """Return options of a search that ends as soon as the decisions at two levels are certain."""
+    level, highest = _CONTROL_LEVELS
+    precision = max(options.precision, _CONTROL_PRECISION)
+    return replace(options, precision=precision, alpha=highest, level=level)
 
 
 def _drawn(profile: Profile, seed: int, number: int) -> ImageToTest:
@@ -463,7 +472,7 @@ def _moved(
         noise = profile._replace(
             noise=stretch_correlation(profile.noise, shape, factor)
         ).tested_noise
-        for record in run(directory / f"length-{factor:g}", items, noise, 0.0):
+        for record in run(directory / f"length-{factor:g}", items, noise, False):
             rows.append(_row(record["name"], "correlation length", factor, view_p(record).high))
     return rows
 

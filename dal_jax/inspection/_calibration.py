@@ -316,21 +316,26 @@ def cross_fitted_p(
     return {method: np.array([one[method].high for one in found]) for method in METHODS}
 
 
-def rates(p_values: dict[str, Float[np.ndarray, " m"]], groups: Sequence[str]) -> list[Rate]:
+def rates(
+    p_values: dict[str, Float[np.ndarray, " m"]],
+    groups: Sequence[str],
+    levels: Sequence[float] = LEVELS,
+) -> list[Rate]:
     """Return the rates of false calls on normal views, with errors clustered by physical object.
 
     Args:
         p_values: P-values (m,) by method; NaN where nothing was tested.
         groups: Physical object of each of the m views.
+        levels: Levels in (0, 1).
 
     Returns:
-        A rate for each method and level in `LEVELS`, among the views that have a p-value.
+        A rate for each method and level, among the views that have a p-value.
     """
     out = []
     for method, p in p_values.items():
         known = ~np.isnan(p)
         own = [group for group, use in zip(groups, known, strict=True) if use]
-        for alpha in LEVELS:
+        for alpha in levels:
             if not own:
                 continue
             called = (p[known] <= alpha).astype(float)

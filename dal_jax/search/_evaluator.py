@@ -5,9 +5,7 @@ from functools import lru_cache, partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -15,6 +13,7 @@ from dal_jax._arrays import cast_floats, chosen_devices
 from dal_jax._compat import exact_arithmetic, split_known
 from dal_jax._errors import InputError
 from dal_jax._typing import Array, Float, PyTree
+from dal_jax.search._lanes import each_row
 from dal_jax.search._selection import tree_from_spec, tree_spec
 
 # On a CPU: pixels that a device computes at a time (more leave its caches), pixels of a call (fewer
@@ -353,15 +352,9 @@ def _in_blocks(
     if block is None or block == len(images):
         return apply(known, (own, images))
 
-    def part(turn: Any) -> Any:
-        return jax.tree.map(
-            lambda v: lax.dynamic_slice_in_dim(v, turn * block, block), (own, images)
-        )
+    def blocks(values: Array) -> Array:
+        return values.reshape(-1, block, *values.shape[1:])
 
-    def put(turn: Any, found: Array) -> Array:
-        outputs = apply(known, part(turn))
-        return lax.dynamic_update_slice_in_dim(found, outputs, turn * block, 0)
-
-    one = jax.eval_shape(apply, known, part(0))
-    empty = jnp.zeros((len(images), *one.shape[1:]), one.dtype)
-    return lax.fori_loop(0, -(-used[0] // block), put, empty)
+    rows = jax.tree.map(blocks, (own, images))
+    found = each_row(lambda *row: apply(known, row), True, -(-used // block), *rows)
+    return found.reshape(len(images), *found.shape[2:])

@@ -350,11 +350,17 @@ def each_row(one: Callable[..., Any], serial: bool, used: Array, *columns: Any) 
     if not serial:
         return jax.vmap(one)(*columns)
 
-    def put(row: Array, found: Any) -> Any:
-        own = jax.tree.map(lambda column: column[row], columns)
-        return jax.tree.map(lambda rows, new: rows.at[row].set(new), found, one(*own))
+    def own(row: Any) -> Any:
+        return jax.tree.map(lambda column: column[row], columns)
 
-    empty = jax.tree.map(
-        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(jax.vmap(one), *columns)
-    )
+    def put(row: Array, found: Any) -> Any:
+        return jax.tree.map(
+            lambda rows, new: lax.dynamic_update_index_in_dim(rows, new, row, 0),
+            found,
+            one(*own(row)),
+        )
+
+    count = len(jax.tree.leaves(columns)[0])
+    shapes = jax.eval_shape(lambda: one(*own(0)))
+    empty = jax.tree.map(lambda leaf: jnp.zeros((count, *leaf.shape), leaf.dtype), shapes)
     return lax.fori_loop(0, used[0], put, empty)
