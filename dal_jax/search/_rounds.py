@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from dal_jax._arrays import power_of_2
+from dal_jax._compat import quick_cpu_compilation
 from dal_jax._typing import Array
 from dal_jax.inference import Pieces, mean_effect, p_bounds
 from dal_jax.search._adaptive import LineSearch
@@ -224,7 +225,7 @@ def _programs_for(mesh: Mesh) -> _Programs:
             out_specs=apart,
             check_vma=False,
         )
-        return jax.jit(over)
+        return jax.jit(over, compiler_options=quick_cpu_compilation() if serial else None)
 
     return _Programs(
         mapped(_arrange, 2),
