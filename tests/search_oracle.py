@@ -274,15 +274,24 @@ class _Search:
         return self._points(z, np.zeros(len(z), bool))
 
     def _next(self) -> QueryPoints:
-        """Return points in the undecided cells that matter, or further out if there are none."""
+        """Return points in the undecided cells that matter, or further out if there are none, or if
+        less of the probability lies in them than further out.
+        """
         if self.options.alpha is not None and self._bounds()[1] is Status.OK and self._decided():
             return self._points(np.zeros(0), np.zeros(0, bool))
         while True:
-            points = self._divide()
-            points = points if len(points.z) else self._further()
+            points, further = self._divide(), self._further()
+            if not len(points.z) or (len(further.z) and not self._holds_more()):
+                points = further
             if len(points.z) or self.precision <= DEEPEST or self._decided():
                 return points
             self.precision *= DEEPER
+
+    def _holds_more(self) -> bool:
+        """Return whether the undecided cells hold more of the probability than lies further out."""
+        outside = np.array([[-self.limit, self.nodes.z[0]], [self.nodes.z[-1], self.limit]])
+        outside = as_intervals(outside[outside[:, 0] < outside[:, 1]])
+        return log_total_mass(self.undecided) > log_total_mass(outside)
 
     def _decided(self) -> bool:
         if self.options.level is None:

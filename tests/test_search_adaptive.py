@@ -317,6 +317,22 @@ def test_checks_that_never_agree_are_not_passed_over():
         pytest.fail("no check hit the excursion")
 
 
+def test_the_search_goes_further_out_though_a_few_cells_stay_open():
+    def chaos(z):
+        inside = np.where(np.sin(1e7 * z) > 0, 1.0, -1.0)[:, None]
+        return np.where(((z > 1.5) & (z < 1.501))[:, None], inside, interval(-2, 1)(z))
+
+    # A point of the grid lies in the chaos, which holds less than the tails beyond the first grid.
+    how = AdaptiveOptions(max_evaluations=300)
+    found = search(chaos, 0.5005, how=how, precision=1e-4).searched
+    assert found.num_evaluations > 300  # none is left
+    assert found.bounds.high - found.bounds.low < 1e-4 < 2 * stats.norm.sf(3.5)
+    first, last = 1.5e7 / (2 * np.pi), 1.501e7 / (2 * np.pi)
+    inside = 2 * np.pi * (np.arange(math.ceil(first), int(last))[:, None] + [0, 0.5]) / 1e7
+    exact = selective_p(0.5005, [[-2, 1], *inside], [-FAR, FAR]).p
+    assert found.bounds.p == pytest.approx(exact, abs=1e-4)  # most of the chaos is never seen
+
+
 def test_margins_of_exactly_zero_at_evaluated_points():
     # Ends at points of the grid, which goes through 0.25 in steps of 1/2.
     for lo, hi in ((-1.75, 2.25), (-0.25, 0.75), (0.25 - 0.1, 0.25 + 0.1)):

@@ -188,6 +188,10 @@ def choose(
 ) -> Chosen:
     """Choose the next points: in the undecided cells that matter, or further out.
 
+    Cells come first while they hold more of the probability than what lies further out: what is
+    found in them says how far out the search must go. A score with many jumps may keep its cells
+    undecided until the evaluations are exhausted, and its bounds would be those of the first reach.
+
     Args:
         nodes: Evaluated points.
         judged: The cells between them.
@@ -221,11 +225,15 @@ def choose(
     number = jnp.arange(room, dtype=counts.dtype)
     z, wide = _within(number, nodes, judged, cells, doubtful, counts, state)
     out = _outside(number, nodes, outwards, state)
-    total = jnp.where(within > 0, within, outwards[0] + outwards[2])
+    further = outwards[0] + outwards[2]
+    inwards = (within > 0) & (
+        (further == 0) | (cells.log_mass(judged) > _log_outside(nodes, state))
+    )
+    total = jnp.where(inwards, within, further)
     enough = ~jnp.isnan(state.alpha) & decided & _is_enough(bounds, state)
     return Chosen(
-        jnp.where(within > 0, z, out),
-        jnp.where(within > 0, wide, False),
+        jnp.where(inwards, z, out),
+        jnp.where(inwards, wide, False),
         jnp.where(enough, 0, total),
         precision,
     )
@@ -263,8 +271,19 @@ def _log_set(judged: Judged, mean: Array) -> Array:
     """Return the log probability of all that was found, for a mean of z."""
     pieces = judged.pieces
     own = jnp.arange(len(pieces.low), dtype=pieces.count.dtype) < pieces.count
-    logs = log_piece_mass(pieces.low - mean, pieces.high - mean)
-    logs = jnp.where(own & (pieces.member == FOUND), logs, -jnp.inf)
+    return _log_total(pieces.low - mean, pieces.high - mean, own & (pieces.member == FOUND))
+
+
+def _log_outside(nodes: Nodes, state: LineState) -> Array:
+    """Return the log probability of what lies further out than all nodes, up to the limit."""
+    ends = nodes.z[0], nodes.z[nodes.count - 1]
+    low, high = jnp.stack([-state.limit, ends[1]]), jnp.stack([ends[0], state.limit])
+    return _log_total(low, high, low < high)
+
+
+def _log_total(low: Array, high: Array, own: Array) -> Array:
+    """Return the log probability of those intervals that count together."""
+    logs = jnp.where(own, log_piece_mass(low, high), -jnp.inf)
     top = jnp.maximum(logs.max(), -1e300)
     return top + jnp.log(jnp.exp(logs - top).sum())
 
@@ -316,6 +335,11 @@ class _Cells(NamedTuple):
         sections = state.sections.astype(int)
         parts = jnp.where(changes, sections, jnp.maximum(sections - 1, 2)) - 1
         return cls(jnp.where(own, length, 0), width, changes, around, jnp.where(around, 2, parts))
+
+    def log_mass(self, judged: Judged) -> Array:
+        """Return the log probability of all undecided parts."""
+        some = self.length > 0
+        return _log_total(judged.start, jnp.where(some, judged.stop, judged.start), some)
 
     def needed(
         self,
