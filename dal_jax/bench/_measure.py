@@ -20,7 +20,7 @@ from dal_jax._errors import InputError
 from dal_jax._version import __version__
 from dal_jax.bench._subject import Inputs
 from dal_jax.localizers import Localizer
-from dal_jax.search import CALLS, Evaluator
+from dal_jax.search import CALLS, AdaptiveOptions, Evaluator
 
 
 def memory() -> dict[str, Any]:
@@ -210,7 +210,7 @@ def adaptive_records(
         "compile_seconds": sum(compiled.values()),
     }
 
-    def run(count: int, batch_size: int | None) -> list[TestResult]:
+    def run(count: int, batch_size: int | None, **more: Any) -> list[TestResult]:
         return dal_test_batch(
             localizer,
             inputs.images[:count],
@@ -221,9 +221,12 @@ def adaptive_records(
             dtype=dtype,
             precision=precision,
             randomization=0.0,  # the inputs were chosen by their own flagged pixels
+            **more,
         )
 
+    # Compiles the programs, and those for more points than most searches need.
     run(1, None)
+    run(1, None, adaptive=AdaptiveOptions(spacing=0.1))
     records = []
     for batch_size in batch_sizes:
         rows = [
