@@ -226,9 +226,7 @@ def choose(
     z, wide = _within(number, nodes, judged, cells, doubtful, counts, state)
     out = _outside(number, nodes, outwards, state)
     further = outwards[0] + outwards[2]
-    inwards = (within > 0) & (
-        (further == 0) | (cells.log_mass(judged) > _log_outside(nodes, state))
-    )
+    inwards = (within > 0) & ((further == 0) | _cells_hold_more(nodes, judged, state))
     total = jnp.where(inwards, within, further)
     enough = ~jnp.isnan(state.alpha) & decided & _is_enough(bounds, state)
     return Chosen(
@@ -271,21 +269,22 @@ def _log_set(judged: Judged, mean: Array) -> Array:
     """Return the log probability of all that was found, for a mean of z."""
     pieces = judged.pieces
     own = jnp.arange(len(pieces.low), dtype=pieces.count.dtype) < pieces.count
-    return _log_total(pieces.low - mean, pieces.high - mean, own & (pieces.member == FOUND))
-
-
-def _log_outside(nodes: Nodes, state: LineState) -> Array:
-    """Return the log probability of what lies further out than all nodes, up to the limit."""
-    ends = nodes.z[0], nodes.z[nodes.count - 1]
-    low, high = jnp.stack([-state.limit, ends[1]]), jnp.stack([ends[0], state.limit])
-    return _log_total(low, high, low < high)
-
-
-def _log_total(low: Array, high: Array, own: Array) -> Array:
-    """Return the log probability of those intervals that count together."""
-    logs = jnp.where(own, log_piece_mass(low, high), -jnp.inf)
+    logs = log_piece_mass(pieces.low - mean, pieces.high - mean)
+    logs = jnp.where(own & (pieces.member == FOUND), logs, -jnp.inf)
     top = jnp.maximum(logs.max(), -1e300)
     return top + jnp.log(jnp.exp(logs - top).sum())
+
+
+def _cells_hold_more(nodes: Nodes, judged: Judged, state: LineState) -> Array:
+    """Return whether the undecided parts of cells hold more of the probability than all that lies
+    further out, up to the limit.
+    """
+    outside_low = jnp.stack([-state.limit, nodes.z[nodes.count - 1]])
+    outside_high = jnp.stack([nodes.z[0], state.limit])
+    low = jnp.concatenate([outside_low, judged.start])
+    logs = log_piece_mass(low, jnp.concatenate([outside_high, judged.stop]))
+    masses = jnp.exp(logs - jnp.maximum(logs.max(), -1e300))
+    return masses[2:].sum() > masses[:2].sum()
 
 
 class _Limits(NamedTuple):
@@ -335,11 +334,6 @@ class _Cells(NamedTuple):
         sections = state.sections.astype(int)
         parts = jnp.where(changes, sections, jnp.maximum(sections - 1, 2)) - 1
         return cls(jnp.where(own, length, 0), width, changes, around, jnp.where(around, 2, parts))
-
-    def log_mass(self, judged: Judged) -> Array:
-        """Return the log probability of all undecided parts."""
-        some = self.length > 0
-        return _log_total(judged.start, jnp.where(some, judged.stop, judged.start), some)
 
     def needed(
         self,
