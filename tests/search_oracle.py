@@ -53,6 +53,7 @@ from dal_jax.search._choice import (
     GROWTH,
     INTERVAL_REACH,
     INTERVAL_SHARE,
+    LONG,
     NARROWEST,
     STRIDE,
     TAILS_SHARE,
@@ -275,13 +276,14 @@ class _Search:
 
     def _next(self) -> QueryPoints:
         """Return points in the undecided cells that matter, or further out if there are none, or if
-        less of the probability lies in them than further out.
+        a long line has less of the probability in them than further out.
         """
         if self.options.alpha is not None and self._bounds()[1] is Status.OK and self._decided():
             return self._points(np.zeros(0), np.zeros(0, bool))
         while True:
             points, further = self._divide(), self._further()
-            if not len(points.z) or (len(further.z) and not self._holds_more()):
+            cells_first = len(self.nodes.z) <= LONG or self._holds_more()
+            if not len(points.z) or (len(further.z) and not cells_first):
                 points = further
             if len(points.z) or self.precision <= DEEPEST or self._decided():
                 return points

@@ -26,6 +26,8 @@ WIDE_BELOW = 3e-4
 NARROWEST = 1e-9
 # Distance of new points from the nodes of a cell, as a share of its width.
 BORDER = 1e-3
+# A line of more points than this does not finish its cells before it goes further out.
+LONG = 64
 # Steps outwards: this many standard deviations, or this share of the searched length.
 STRIDE, GROWTH = 1.0, 0.2
 # While a decision is uncertain the search continues with this share of the precision, repeatedly,
@@ -188,9 +190,10 @@ def choose(
 ) -> Chosen:
     """Choose the next points: in the undecided cells that matter, or further out.
 
-    Cells come first while they hold more of the probability than what lies further out: what is
-    found in them says how far out the search must go. A score with many jumps may keep its cells
-    undecided until the evaluations are exhausted, and its bounds would be those of the first reach.
+    Cells come first: what is found in them says how far out the search must go. A score with many
+    jumps may keep its cells undecided until the evaluations are exhausted, and its bounds would be
+    those of the first reach. Cells of a long line therefore come first only while they hold more of
+    the probability than what lies further out.
 
     Args:
         nodes: Evaluated points.
@@ -226,7 +229,8 @@ def choose(
     z, wide = _within(number, nodes, judged, cells, doubtful, counts, state)
     out = _outside(number, nodes, outwards, state)
     further = outwards[0] + outwards[2]
-    inwards = (within > 0) & ((further == 0) | _cells_hold_more(nodes, judged, state))
+    cells_first = (nodes.count <= LONG) | _cells_hold_more(nodes, judged, state)
+    inwards = (within > 0) & ((further == 0) | cells_first)
     total = jnp.where(inwards, within, further)
     enough = ~jnp.isnan(state.alpha) & decided & _is_enough(bounds, state)
     return Chosen(
