@@ -74,3 +74,13 @@ def chosen_devices(devices: Sequence[Any] | int | None) -> tuple[Any, ...]:
             f"devices: got {devices}, expected 1 to {len(there)}, the devices available"
         )
     return there[:devices]
+
+
+def memory_of(device: Any) -> int:
+    """Return the memory of a device in bytes; 8 GiB where the device does not say.
+
+    Example:
+        >>> memory_of(chosen_devices(1)[0]) > 2**20
+        True
+    """
+    return int((device.memory_stats() or {}).get("bytes_limit", 2**33))

@@ -39,6 +39,7 @@ from dal_jax.search import (
     SearchOptions,
     select_region,
 )
+from dal_jax.search import margins as margins_of
 from dal_jax.search._adaptive import LineSearch
 from dal_jax.search._lanes import Lanes
 from dal_jax.search._rounds import Rounds
@@ -92,9 +93,8 @@ def search(
     observed = scores(np.array([z_obs]), np.array([True]))
     region = np.isfinite(observed[0])
     none = np.zeros((1, PIXELS, 1))
-    line = SearchedLine(
-        none, none, select_region(region.astype(float), 0.5, where=region), observed[0], 0.0, ()
-    )
+    selected = select_region(region.astype(float), 0.5, where=region)
+    line = SearchedLine(none, none, selected, margins_of(observed, 0.0, selected), 0.0, ())
     request = LineRequest(
         line,
         z_obs,

@@ -31,14 +31,9 @@ def decide_cells(nodes, safety):
     score = np.full((points, side), np.nan)
     score[:, :pixels] = nodes.margin
     region = np.arange(side)[None] < pixels
-    line = SearchedLine(
-        np.zeros((1, side, 1)),
-        np.zeros((1, side, 1)),
-        select_region(region.astype(float), 0.5, where=region),
-        score[:1],
-        0.0,
-        (),
-    )
+    selected = select_region(region.astype(float), 0.5, where=region)
+    observed = margins_of(score[:1, None], 0.0, selected)
+    line = SearchedLine(*np.zeros((2, 1, side, 1)), selected, observed, 0.0, ())
     with exact_arithmetic():
         lanes = Lanes(line, jax.local_devices()[:1], 1)
         lane = lanes.open(line)
@@ -247,14 +242,15 @@ def test_of_two_nodes_at_one_place_the_exact_one_stays():
 
 
 def line_of(rng, kind="all", side=4):
-    """A line whose score at every point is drawn, and its observed score."""
+    """A line whose score at every point is drawn, with its observed score."""
     while True:
         score = rng.normal(size=(side, side))
         selected = select_region(score, 0.4, kind, rng.random((side, side)) < 0.8)
         if selected.region.any():
             break
     base, direction = rng.normal(size=(2, side, side, 2))
-    return SearchedLine(base, direction, selected, score, 0.4, ())
+    observed = margins_of(score[None], 0.4, selected)
+    return SearchedLine(base, direction, selected, observed, 0.4, ()), score
 
 
 @pytest.mark.parametrize("kind", ["all", "peak"])
@@ -262,11 +258,11 @@ def line_of(rng, kind="all", side=4):
 def test_lanes_judge_like_the_oracle(kind, count):
     """Several lines at a time; 200 points exceed what a lane holds at first."""
     rng = np.random.default_rng(count)
-    lines = [line_of(rng, kind) for _ in range(3)]
+    lines, observed = zip(*(line_of(rng, kind) for _ in range(3)), strict=True)
     lanes = Lanes(lines[0], jax.local_devices()[:1], 3)
     at = [lanes.open(line) for line in lines]
     z = [rng.permutation(np.linspace(-3, 3, count)) for _ in lines]
-    score = [rng.normal(size=(count, 4, 4)) + line.score for line in lines]
+    score = [rng.normal(size=(count, 4, 4)) + one for one in observed]
     facts = {}
     for first in range(0, count, 8):  # in batches of rows of several lines
         chosen = [(k, row) for k in range(3) for row in range(first, min(first + 8, count))]
@@ -282,7 +278,7 @@ def test_lanes_judge_like_the_oracle(kind, count):
         facts |= zip(chosen, np.asarray(found)[rows], strict=True)
     queries, expected = [], []
     for k, line in enumerate(lines):
-        every = margins_of(np.concatenate([line.score[None], score[k]]), 0.4, line.selected)
+        every = margins_of(np.concatenate([observed[k][None], score[k]]), 0.4, line.selected)
         for row in range(count):
             inside, lowest, moved = facts[k, row]
             assert inside == every.inside[1 + row]
@@ -304,7 +300,7 @@ def test_lanes_judge_like_the_oracle(kind, count):
 
 def test_scores_that_are_not_finite_are_noticed_where_they_count():
     rng = np.random.default_rng(0)
-    line = line_of(rng)
+    line = line_of(rng)[0]
     lanes = Lanes(line, jax.local_devices()[:1], 1)
     lane = lanes.open(line)
     counts = line.selected.region | line.selected.must_not_flag
@@ -318,7 +314,7 @@ def test_scores_that_are_not_finite_are_noticed_where_they_count():
 
 def test_images_are_those_of_the_lines():
     rng = np.random.default_rng(1)
-    lines = [line_of(rng)._replace(draws=rng.normal(size=3)) for _ in range(2)]
+    lines = [line_of(rng)[0]._replace(draws=rng.normal(size=3)) for _ in range(2)]
     lanes = Lanes(lines[0], jax.local_devices()[:1], 2)
     at = [lanes.open(line) for line in lines]
     places, z = [at[1], at[0], at[1]], [0.5, -2.0, 3.25]
@@ -331,7 +327,7 @@ def test_images_are_those_of_the_lines():
             np.testing.assert_allclose(images[row], expected, rtol=0, atol=10 * tolerance)
             np.testing.assert_allclose(draws[row], lines[number].draws, rtol=0, atol=tolerance)
     lanes.close(at[0])
-    other = line_of(rng)._replace(draws=np.zeros(3))
+    other = line_of(rng)[0]._replace(draws=np.zeros(3))
     assert lanes.open(other) == at[0]
     with exact_arithmetic():
         images, _ = lanes.images([at[0]], [0.0], 4, "float64")
@@ -339,7 +335,7 @@ def test_images_are_those_of_the_lines():
 
 
 def test_a_closed_lane_is_given_again():
-    line = line_of(np.random.default_rng(2))
+    line = line_of(np.random.default_rng(2))[0]
     lanes = Lanes(line, jax.local_devices()[:1], 3)
     assert len({lanes.open(line) for _ in range(3)}) == 3
     lanes.close(1)

@@ -142,7 +142,8 @@ def test_what_does_not_fit_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("side", "capacity", "block"), [(5, 32, 32), (18, 30, 6), (80, 32, 1), (300, 5, 1), (800, 1, 1)]
+    ("side", "capacity", "block"),
+    [(5, 32, 32), (18, 30, 6), (80, 32, 1), (300, 11, 1), (800, 1, 1)],
 )
 def test_a_processor_computes_blocks_that_stay_in_its_caches(side, capacity, block):
     localizer = from_score(lambda params, draws, x: x.sum(-1) + params, (side, side, 1), 0.5, 1.0)

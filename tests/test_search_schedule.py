@@ -1,3 +1,4 @@
+from types import SimpleNamespace
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,6 +10,8 @@ from helpers import published_test as dal_test
 from search_cases import dense_localizer, jumping_localizer, pooled_localizer
 
 from dal_jax import Status, as_record, from_score
+from dal_jax._dal_test import TestOptions
+from dal_jax._dal_test._many_tests import _in_flight
 from dal_jax.search import ScoreReply, ScoreRequest, run_side_by_side
 from dal_jax.search._evaluator import Evaluated
 
@@ -131,6 +134,21 @@ def test_batches_are_full_while_there_is_work():
     images = sum(count for _, count in evaluate.calls)
     assert images == 40 * (1 + 2 + 3 + 4 + 5 + 6)
     assert images / (8 * len(evaluate.calls)) > 0.9
+
+
+def test_every_device_holds_as_many_searches_as_its_memory():
+    def count(side, platform, devices, memory=80 * 2**30):
+        stats = {"bytes_limit": memory}
+        device = SimpleNamespace(platform=platform, memory_stats=lambda: stats)
+        fixed: Any = SimpleNamespace(devices=(device,) * devices, capacity=lambda dtype: 16)
+        localizer = from_score(lambda params, draws, x: x.sum(-1), (side, side, 3), 0.5)
+        return _in_flight(fixed, localizer, TestOptions())
+
+    # At 256 x 256 one keeps 96 MiB. A processor has room for 16, however many devices it counts as.
+    assert count(256, "cpu", 1) == count(256, "cpu", 8) == 16
+    assert count(32, "cpu", 1) == count(256, "gpu", 1) == 2 * 16  # all that a full batch needs
+    assert count(256, "gpu", 1, memory=2**30) == 2
+    assert count(256, "gpu", 8, memory=2**30) == 21
 
 
 def test_no_program_is_asked_for_in_a_dtype_that_no_image_needs():

@@ -231,19 +231,22 @@ def test_masks_of_a_batch():
 
 @pytest.mark.parametrize("kind", ["all", "peak"])
 def test_pixels_that_rounding_decides_are_counted(kind):
+    def ties(score, threshold, scale):
+        observed = margins(score[None], threshold, select_region(score, threshold, kind))
+        return count_ties(observed.margin[0], scale)
+
     score = np.array([[3.0, 1.0, 0.0, 2.5], [0.0, 0.0, 0.0, 0.0]])
-    clear = select_region(score, 1.5, kind)
-    assert count_ties(score, 1.5, clear, scale=5.0) == 0
+    assert ties(score, 1.5, scale=5.0) == 0
     near = score.copy()
     near[0, 1], near[1, 0] = 1.5 + 1e-13, 1.5 - 1e-13  # both beside the peak
-    assert count_ties(near, 1.5, select_region(near, 1.5, kind), scale=5.0) == 2
+    assert ties(near, 1.5, scale=5.0) == 2
     # The values that a score is computed from may be far larger than it.
     far = score + 1e-9 * (score == 1.0)
-    assert count_ties(far, 1.0, select_region(far, 1.0, kind), scale=1.0) == 0
-    assert count_ties(far, 1.0, select_region(far, 1.0, kind), scale=1e5) == 1
+    assert ties(far, 1.0, scale=3.0) == 0
+    assert ties(far, 1.0, scale=1e5) == 1
     # Two peaks of equal height: which one is tested hangs on rounding.
     equal = np.array([[3.0, 0.0, 3.0 - 1e-14]])
-    assert count_ties(equal, 1.0, select_region(equal, 1.0, kind), scale=3.0) == (kind == "peak")
+    assert ties(equal, 1.0, scale=3.0) == (kind == "peak")
 
 
 def test_a_result_says_how_many_pixels_rounding_decides():

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dal_jax._arrays import chosen_devices
+from dal_jax._arrays import chosen_devices, memory_of
 from dal_jax._dal_test._inputs import (
     ImageToTest,
     TestOptions,
@@ -25,9 +25,10 @@ from dal_jax.inference import Noise
 from dal_jax.localizers import Localizer
 from dal_jax.search import LINES, Evaluator, Functions, Status, Task, run_side_by_side
 
-# Memory in bytes for concurrent searches, and approximate bytes that each keeps for a pixel: the
-# margins of 128 points and, while they are judged, of 64 of them again.
-LINES_BYTES, KEPT = 2**31, (128 + 64) * 8
+# Memory for concurrent searches, of a processor in bytes and of other devices as a share, and
+# approximate bytes that each search keeps for a pixel: the margins of 128 points and, while they
+# are judged, of 64 of them again.
+LINES_BYTES, LINES_SHARE, KEPT = 3 * 2**29, 0.25, (128 + 64) * 8
 
 
 def dal_test(
@@ -314,9 +315,12 @@ def stream_tests(
 
 def _in_flight(evaluator: Evaluator, localizer: Localizer, options: TestOptions) -> int:
     """Return the number of searches that fill the devices, at most as many as memory holds."""
-    room = LINES_BYTES // (KEPT * math.prod(localizer.image_shape))
+    devices, room = evaluator.devices, float(LINES_BYTES)
+    if devices[0].platform != "cpu":
+        room = LINES_SHARE * memory_of(devices[0]) * len(devices)
+    room = int(room / (KEPT * math.prod(localizer.image_shape[:2])))
     if options.engine == "scan":
-        return max(1, min(LINES * len(evaluator.devices), room))
+        return max(1, min(LINES * len(devices), room))
     return max(1, min(2 * evaluator.capacity(options.dtype or "float32"), room))
 
 

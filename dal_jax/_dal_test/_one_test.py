@@ -23,6 +23,7 @@ from dal_jax.search import (
     HostScore,
     LineProblem,
     LineRequest,
+    Margins,
     Membership,
     ScanReply,
     ScanRequest,
@@ -37,6 +38,7 @@ from dal_jax.search import (
     Task,
     count_ties,
     exact_search,
+    margins,
     misjudged_length,
     operands,
     parts_of,
@@ -134,6 +136,7 @@ class _Test(NamedTuple):
     """A region of an image and the line along which its mean difference varies."""
 
     empty: TestResult
+    observed: Margins  # of the selection
     line: Callable[[], Line]  # builds it, two images, when its turn comes; or raises an InputError
 
 
@@ -314,8 +317,10 @@ def _search(
         scanned: ScanReply = yield ScanRequest(problem, exact_search(line.z_obs, **how))
         interval = _interval(line, scanned.searched, options.confidence)
         return _fill_result(test, line, scanned.searched, scanned.window, options, interval)
-    score, draws = test.empty.score, () if case.draws is None else case.draws
-    searched = SearchedLine(line.base, line.direction, selected, score, localizer.threshold, draws)
+    draws = () if case.draws is None else case.draws
+    searched = SearchedLine(
+        line.base, line.direction, selected, test.observed, localizer.threshold, draws
+    )
     found: AdaptiveResult = yield LineRequest(
         searched,
         line.z_obs,
@@ -363,17 +368,18 @@ def _hypotheses(
         return empty._replace(status=Status.NON_FINITE), selected, []
     # A localizer may have no reconstruction: NaN.
     scale = max(float(np.fmax.reduce(np.abs(v), axis=None)) for v in (looked.image, reconstruction))
+    scale = max(scale, abs(localizer.threshold), float(np.abs(score).max()))
     if isinstance(localizer.score_fn, HostScore) and _precision(localizer, options) == "float32":
-        scale = COARSER * max(scale, localizer.threshold, float(np.abs(score).max()))
-    ties = count_ties(score, localizer.threshold, selected, scale)
-    empty = empty._replace(num_ties=ties)
+        scale *= COARSER
+    observed = margins(score[None], localizer.threshold, selected)
+    empty = empty._replace(num_ties=count_ties(observed.margin[0], scale))
     if not selected.region.any():
         return empty, selected, []
     covariance = noise if case.noise is None else case.noise
     tests = []
     for region in parts_of(selected, options.region):
         parts = case.image, case.references, region, covariance, looked.omega, options.randomization
-        tests.append(_Test(empty._replace(region=region), partial(region_line, *parts)))
+        tests.append(_Test(empty._replace(region=region), observed, partial(region_line, *parts)))
     return empty, selected, tests
 
 

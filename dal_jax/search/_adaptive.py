@@ -42,7 +42,6 @@ from dal_jax.search._line_search import (
     reach_limit,
     search_status,
 )
-from dal_jax.search._selection import margins
 
 # First grid: reach on both sides of 0 and around the observed value, in standard deviations.
 CORE, AROUND, NEAR = 3.5, 1.0, 0.2
@@ -113,9 +112,11 @@ class LineRequest(NamedTuple):
     """Request to search a line for the set on which the region is the observed one.
 
     Example:
-        >>> from dal_jax.search import select_region
+        >>> from dal_jax.search import margins, select_region
         >>> score, images = np.array([[2.0, 0.0]]), np.ones((2, 1, 2, 1))
-        >>> line = SearchedLine(*images, select_region(score, 1.0), score, 1.0, ())
+        >>> selected = select_region(score, 1.0)
+        >>> observed = margins(score[None], 1.0, selected)
+        >>> line = SearchedLine(*images, selected, observed, 1.0, ())
         >>> LineRequest(line, 2.0, SearchOptions(), AdaptiveOptions()).confidence
         0.95
     """
@@ -145,7 +146,7 @@ class LineSearch:
     def __init__(self, request: LineRequest, lane: int = 0):
         self.request, self.lane = request, lane
         line, options, how = request.line, request.options, request.how
-        observed = margins(line.score[None], line.threshold, line.selected)
+        observed = line.observed
         scale = float(np.abs(observed.margin).max())
         self._wide_noise = ROUNDINGS * float(np.finfo(np.float64).eps) * scale
         self.limit = reach_limit(request.z_obs, options.z_max)

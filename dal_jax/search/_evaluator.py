@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dal_jax._arrays import cast_floats, chosen_devices
+from dal_jax._arrays import cast_floats, chosen_devices, memory_of
 from dal_jax._compat import exact_arithmetic, split_known
 from dal_jax._errors import InputError
 from dal_jax._typing import Array, Float, PyTree
@@ -19,7 +19,7 @@ from dal_jax.search._selection import tree_from_spec, tree_spec
 # On a CPU: pixels that a device computes at a time (more leave its caches), pixels of a call (fewer
 # leave the host more to do between calls, more let it wait), and the largest number of images of a
 # call.
-CPU_PIXELS, CPU_CALL_PIXELS, CPU_LANES = 2**11, 2**19, 32
+CPU_PIXELS, CPU_CALL_PIXELS, CPU_LANES = 2**11, 2**20, 32
 # On other devices: pixels that keep a device busy, the largest number of images per call (more
 # would be padding), the share of the memory that a call may take, and the number of images of the
 # program whose memory is looked at.
@@ -260,7 +260,7 @@ def _program_for(
     if reconstruct:  # the images that are scored
         return compiled(_program_for(*how, False).lanes)
     trial = compiled(TRIAL_LANES)
-    memory = (devices[0].memory_stats() or {}).get("bytes_limit", 2**33)
+    memory = memory_of(devices[0])
     return compiled(lanes_within(memory, trial.temporary_bytes / trial.lanes, pixels))
 
 

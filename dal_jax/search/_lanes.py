@@ -19,7 +19,7 @@ from dal_jax._arrays import cast_floats, power_of_2
 from dal_jax._compat import exact_arithmetic
 from dal_jax._typing import Array, Float, PyTree
 from dal_jax.search._cells import CellShares, EvaluatedPoints, decide_cells
-from dal_jax.search._selection import SelectedRegion
+from dal_jax.search._selection import Margins, SelectedRegion
 
 # Roles of pixels; the others do not count.
 REGION, RIM, REST = 1, 2, 3
@@ -32,12 +32,14 @@ ROWS = 64
 
 
 class SearchedLine(NamedTuple):
-    """A line to be searched, and the score that selected its region.
+    """A line to be searched, and the margins by which its region was selected.
 
     Example:
         >>> score, images = np.array([[2.0, 0.0]]), np.ones((2, 1, 2, 1))
-        >>> from dal_jax.search import select_region
-        >>> line = SearchedLine(*images, select_region(score, 1.0), score, 1.0, ())
+        >>> from dal_jax.search import margins, select_region
+        >>> selected = select_region(score, 1.0)
+        >>> observed = margins(score[None], 1.0, selected)
+        >>> line = SearchedLine(*images, selected, observed, 1.0, ())
         >>> line.base.shape
         (1, 2, 1)
     """
@@ -45,7 +47,7 @@ class SearchedLine(NamedTuple):
     base: Float[np.ndarray, "H W C"]  # independent of the statistic
     direction: Float[np.ndarray, "H W C"]  # per standard deviation of the statistic
     selected: SelectedRegion  # at the observed point
-    score: Float[np.ndarray, "H W"]  # at the observed point, in float64
+    observed: Margins  # the row of the observed point, in units of the score, in float64
     threshold: float  # of the score
     draws: PyTree  # of this line, where every task has its own
 
@@ -85,7 +87,7 @@ class Lanes:
         self.devices, self._devices = tuple(devices), len(devices)
         self.dtype = _margin_dtype(devices[0])
         # Powers of 2, so that runs of about the same size share their programs.
-        least = -(-PIXELS // line.score.size)
+        least = -(-PIXELS // line.selected.region.size)
         self._each = power_of_2(max(least, -(-count // self._devices)))
         lanes = np.arange(self._each * self._devices).reshape(self._devices, self._each)
         self._free = lanes[:, ::-1].tolist()  # of each device
@@ -93,28 +95,30 @@ class Lanes:
         self._programs = _programs_for(mesh, self.dtype)
         with exact_arithmetic():
             self._state = jax.tree.map(self._zeros, self._values(line))
-            self._margin = self._zeros(np.zeros((SLOTS, line.score.size), self.dtype))
+            self._margin = self._zeros(np.zeros((SLOTS, line.selected.region.size), self.dtype))
 
     def _zeros(self, example: np.ndarray) -> Array:
         shape = (self._each * self._devices, *np.shape(example))
         return self._programs.zeros(shape, str(example.dtype))
 
     def _values(self, line: SearchedLine) -> _State:
-        """Return the values of a lane, with scores less their threshold in place of margins."""
-        role = np.zeros(line.score.shape, np.int8)
-        for number, pixels in zip((REGION, RIM, REST), line.selected, strict=True):
-            role[pixels] = number
-        # Rounded after the threshold is subtracted, the margins keep their roots.
-        above = (line.score - line.threshold).reshape(-1)
+        """Return the values of a lane."""
+        region, rim, rest = (mask.view(np.int8) for mask in line.selected)
+        role = REGION * region + RIM * rim + REST * rest
+        role, observed = role.reshape(-1), line.observed.margin[0]
+        if len(observed) < len(role):
+            every = np.zeros(len(role))
+            every[role > 0] = observed
+            observed = every
         floats = (
             line.base,
             line.direction,
             np.asarray(line.threshold, np.float64),
-            above,
+            observed,
             line.draws,
         )
         base, direction, *others = cast_floats(floats, self.dtype)
-        return _State(base, direction, role.reshape(-1), *others)
+        return _State(base, direction, role, *others)
 
     def device_of(self, lane: int) -> int:
         """Return the number of the device that holds a lane."""
@@ -267,14 +271,11 @@ def _programs_for(mesh: Mesh, dtype: str) -> _Programs:
 
 
 def _open(state: _State, margin: Array, place: Array, values: _State) -> tuple[_State, Array]:
-    none = jnp.zeros((), margin.dtype)
-    observed, _ = _margins(values.observed, values.role, none, margin.dtype)
-
     def put(lanes: Array, one: Any) -> Array:
         return lanes.at[place[0]].set(one, mode="drop")
 
-    state = jax.tree.map(put, state, values._replace(observed=observed))
-    return state, margin.at[place[0], 0].set(observed, mode="drop")
+    state = jax.tree.map(put, state, values)
+    return state, margin.at[place[0], 0].set(values.observed, mode="drop")
 
 
 def _images(dtype: str, state: _State, place: Array, z: Array) -> tuple[Array, PyTree]:

@@ -47,6 +47,11 @@ class SelectedRegion(NamedTuple):
     must_not_flag: Bool[np.ndarray, "H W"]  # none of it may be flagged
     must_stay_lower: Bool[np.ndarray, "H W"]  # none of it may score above all of the region
 
+    @property
+    def counts(self) -> Bool[np.ndarray, "H W"]:
+        """Pixels that decide whether the region is selected."""
+        return self.region | self.must_not_flag | self.must_stay_lower
+
 
 def check_region(kind: Any) -> str:
     """Check that a kind of region is known.
@@ -105,8 +110,17 @@ def select_region(
     labels = label_components(flagged)
     highest = np.where(flagged, score, -np.inf).argmax()
     region = labels == labels.reshape(-1)[highest]
-    rim = ndimage.binary_dilation(region, _NEIGHBOURS) & ~region & allowed
+    rim = _grown(region) & ~region & allowed
     return SelectedRegion(region, rim, allowed & ~region & ~rim)
+
+
+def _grown(region: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
+    """Return a region, not empty, with the neighbours of its pixels."""
+    used = (np.flatnonzero(region.any(axis)) for axis in (1, 0))
+    box = tuple(slice(max(0, at[0] - 1), at[-1] + 2) for at in used)
+    grown = np.zeros_like(region)
+    grown[box] = ndimage.binary_dilation(region[box], _NEIGHBOURS)
+    return grown
 
 
 def label_components(region: Bool[np.ndarray, "H W"]) -> Int[np.ndarray, "H W"]:
@@ -177,39 +191,34 @@ def margins(
     as_observed = (margin > 0) | ((margin == 0) & rim[None]) | ~(region | rim)[None]
     same = as_observed.all(axis=1)
     if rest.any():
-        inside = over[:, region]
-        below = inside.max(axis=1, keepdims=True) - over[:, rest]
-        margin[:, rest] = below
-        first = np.flatnonzero(region)[inside.argmax(axis=1), None]
-        below = (below > 0) | ((below == 0) & (np.flatnonzero(rest) > first))
-        same = np.logical_and(same, below.all(axis=1))
-    counts = region | rim | rest
+        pixels = np.flatnonzero(region)
+        inside = over[:, pixels]
+        np.subtract(inside.max(axis=1, keepdims=True), over, out=margin, where=rest)
+        later = np.arange(len(rest)) > pixels[inside.argmax(axis=1), None]
+        lower = (margin > 0) | ((margin == 0) & later) | ~rest
+        same = np.logical_and(same, lower.all(axis=1))
+    counts = selected.counts.reshape(-1)
     return Margins(margin if counts.all() else margin[:, counts], same)
 
 
-def count_ties(
-    score: Float[np.ndarray, "H W"], threshold: float, selected: SelectedRegion, scale: float
-) -> int:
+def count_ties(margin: Float[np.ndarray, " n"], scale: float) -> int:
     """Count the pixels of a score map whose selection is decided by rounding.
 
     Args:
-        score: (H, W) score map, finite, in float64.
-        threshold: Threshold of the score; flagged pixels have a higher score.
-        selected: Region that was selected in this map.
-        scale: Size of the values that the score is computed from, in units of the score.
+        margin: Margins (n,) of the score map in which the region was selected, in float64.
+        scale: Size of the scores, the threshold and the values that the scores are computed from,
+            in units of the score.
 
     Returns:
-        Number of `margins` below 1e-12 times the largest of scale, threshold and scores. If it is
-        not 0, another processor or another batch may select another region.
+        Number of margins of at most 1e-12 times the scale. If it is not 0, another processor or
+        another batch may select another region.
 
     Example:
         >>> score = np.array([[2.0, 1.0 + 1e-15, 0.0]])
-        >>> count_ties(score, 1.0, select_region(score, 1.0), scale=3.0)
+        >>> count_ties(margins(score[None], 1.0, select_region(score, 1.0)).margin[0], scale=3.0)
         1
     """
-    largest = max(scale, abs(threshold), float(np.abs(score).max()))
-    margin = margins(score[None], threshold, selected).margin
-    return int(np.count_nonzero(np.abs(margin) <= TIE * largest))
+    return int(np.count_nonzero(np.abs(margin) <= TIE * scale))
 
 
 class LineProblem(NamedTuple):

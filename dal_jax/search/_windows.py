@@ -15,6 +15,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from dal_jax._arrays import memory_of
 from dal_jax._compat import split_known
 from dal_jax._typing import Array, Bool, Float, Int, PyTree
 from dal_jax.affine import PieceStatus, affine_piece
@@ -287,6 +288,6 @@ def program_for(
     pixels = int(np.prod(tree_from_spec(line)[1].shape[:2]))
     if devices[0].platform == "cpu":
         return compiled(int(np.clip(CPU_PIXELS // pixels, 1, CPU_LANES)))[0]
-    memory = (devices[0].memory_stats() or {}).get("bytes_limit", 2**33)
+    memory = memory_of(devices[0])
     needed = compiled(TRIAL_LANES)[1] / TRIAL_LANES
     return compiled(lanes_within(memory, needed, pixels))[0]
