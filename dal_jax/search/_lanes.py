@@ -108,7 +108,7 @@ class Lanes:
         role, observed = role.reshape(-1), line.observed.margin[0]
         if len(observed) < len(role):
             every = np.zeros(len(role))
-            every[role > 0] = observed
+            every[line.selected.counts.reshape(-1)] = observed
             observed = every
         floats = (
             line.base,
